@@ -1,0 +1,1 @@
+"""Rows of a dataset and the conversations that they become."""

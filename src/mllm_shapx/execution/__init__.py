@@ -1,0 +1,1 @@
+"""Who does what, when: the only place that imports ray."""

@@ -1,0 +1,1 @@
+"""One row explained by the runs of one unit."""

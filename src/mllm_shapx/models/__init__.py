@@ -1,0 +1,1 @@
+"""Loaded models that answer prompts, and the engine that batches them."""

@@ -1,0 +1,125 @@
+"""The seam between explaining and models: what a loaded model is asked and what it answers.
+
+A `Model` is synchronous and owned by one thread; `models.engine` makes it answer many awaiting prompts at
+once. Connectors (`hf_text`, `liquid_audio`) implement `Model`; nothing else knows torch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+from mllm_shap import ConversationSnapshot, GenerationRecord
+from mllm_shap.value.generation_records import generation_record_from_text
+from numpy.typing import NDArray
+
+EmbeddingMode = Literal["CONTEXTUAL", "STATIC"]
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """How answers are decoded. Equal for all prompts of one batch."""
+
+    max_new_tokens: int
+    text_temperature: float = 0.0
+    """0 decodes greedily."""
+    text_top_k: int | None = None
+    audio_temperature: float | None = None
+    audio_top_k: int | None = None
+    output_modality: Literal["text", "audio"] = "text"
+    assistant_prefill: str | None = None
+    """Beginning of the answer that is given rather than generated; not part of `Answer.text`."""
+    logprobs: bool = False
+    """Whether answers carry the log-probability of each generated token."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelIdentity:
+    """What exactly was loaded, as recorded with every result."""
+
+    connector: str
+    model_id: str
+    revision: str | None
+    """Hub commit, or a digest of the directory's files."""
+    dtype: str
+    """Dtype of the weights in memory, such as `float32`."""
+    device: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the model said to one prompt."""
+
+    text: str
+    token_ids: tuple[int, ...] = ()
+    """Generated text tokens, the end token included when it was generated."""
+    logprobs: tuple[float, ...] | None = None
+    """Natural-log probability of each of `token_ids` before temperature and top-k; None when not asked for."""
+    audio_frames: tuple[tuple[int, ...], ...] = ()
+    """Generated audio frames, one code per codebook."""
+
+    def to_record(self) -> GenerationRecord:
+        """Return the record that mllm_shap's value functions score.
+
+        Text rows are the hashed whitespace words of the text, as in mllm_shap's own backends; audio rows
+        are the frames.
+        """
+        record = generation_record_from_text(self.text)
+        return GenerationRecord(
+            text=record.text,
+            text_token_rows=record.text_token_rows,
+            audio_token_rows=self.audio_frames,
+            logprobs=self.logprobs,
+            embedding=record.embedding,
+            contextual_embedding=record.contextual_embedding,
+        )
+
+
+class Prompt(Protocol):
+    """A conversation encoded for one model."""
+
+    @property
+    def length(self) -> int:
+        """Return the positions that the prompt takes in the model's context."""
+
+
+class Model(Protocol):
+    """A loaded model. Its methods are called from one thread at a time."""
+
+    @property
+    def identity(self) -> ModelIdentity:
+        """Return what was loaded."""
+
+    @property
+    def max_batch_size(self) -> int | None:
+        """Return the configured prompts per forward pass, None for `auto`."""
+
+    def encode(self, snapshot: ConversationSnapshot, decoding: Decoding) -> Prompt:
+        """Encode one conversation. Needs no device and may run beside `answer` in another thread."""
+
+    def answer(self, prompts: Sequence[Prompt], decoding: Decoding, seeds: Sequence[int]) -> list[Answer]:
+        """Answer one batch in one go, in the order of `prompts`.
+
+        `seeds[i]` alone decides the random draws for prompt i, so that a sampled answer does not hang on
+        what else is in the batch; greedy decoding ignores it.
+
+        Raises:
+            OutOfMemory: When the device cannot hold the batch; nothing is kept and a smaller batch may be tried.
+        """
+
+    def embed(
+        self, answers: Sequence[Answer], mode: EmbeddingMode, reducer: str
+    ) -> list[NDArray[np.float64]]:
+        """Return one vector per answer from the model's own states.
+
+        STATIC takes the input embeddings of `Answer.token_ids`, CONTEXTUAL the last hidden states of the
+        model run over them alone; `reducer` pools the (tokens, hidden) matrix over tokens. An answer
+        without tokens gives an empty vector.
+        """
+
+    def close(self) -> None:
+        """Release the weights."""
+
+
+class OutOfMemory(Exception):  # noqa: N818 -- it is a condition that the engine handles
+    """The device's memory could not hold a batch."""

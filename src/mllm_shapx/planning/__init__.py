@@ -1,0 +1,1 @@
+"""Pure planning: which runs, which units, in which order. No I/O, no ray, no torch."""

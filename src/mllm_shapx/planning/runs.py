@@ -1,0 +1,205 @@
+"""A run: one concrete row of the sweep, with everything that decides its results."""
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+from mllm_shapx.config.models import (
+    AudioSegmentation,
+    ChatConfig,
+    ConnectorKwargs,
+    DatasetConfig,
+    EmbeddingConfig,
+    ExplainerType,
+    FlatExplainerType,
+    GenerationBlock,
+    ModalityConfig,
+    ShapConfig,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """How many coalitions a game may evaluate, the empty and the grand one included."""
+
+    kind: Literal["all", "num_samples", "fraction", "linear"]
+    value: float = 1.0
+    """Coalitions (-1: the estimator's floor), share of 2^n, or factor f of f n^2; unused for `all`."""
+
+    def evaluations(self, num_players: int) -> int | None:
+        """Return the absolute coalition count for `num_players`, None for a share of the table.
+
+        An estimator's floor and the ceiling 2^n are applied by the estimator.
+        """
+        if self.kind == "num_samples":
+            return max(1, int(self.value))
+        if self.kind == "linear":
+            count = int(self.value * num_players**2)
+            return max(1, count + count % 2)
+        return None
+
+    @property
+    def fraction(self) -> float:
+        """Return the share of the 2^n coalitions; 1.0 for `all`."""
+        return self.value if self.kind == "fraction" else 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class HierarchicalSpec:
+    """Settings of one hierarchical run (formats.md, `hierarchical`)."""
+
+    k: int
+    """Most neighbouring players in a group, at least 2."""
+    inner_type: FlatExplainerType
+    inner_budget: Budget
+    first_layer_type: FlatExplainerType
+    first_layer_budget: Budget
+    use_importance_sampling: bool
+    importance_min_fraction: float
+    """Lower games keep at least this share of their budget."""
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """One concrete run. Frozen; two runs of equal `result_settings` give equal values."""
+
+    name: str
+    explainer_type: ExplainerType
+    budget: Budget
+    hierarchical: HierarchicalSpec | None
+    connector: str
+    model_id: str
+    model_revision: str | None
+    connector_kwargs: ConnectorKwargs
+    device: str | None
+    dataset: DatasetConfig
+    modality: ModalityConfig
+    generation: GenerationBlock
+    chat: ChatConfig
+    audio_segmentation: AudioSegmentation
+    shap: ShapConfig
+    embedding: EmbeddingConfig | None
+
+    @cached_property
+    def generation_settings(self) -> dict[str, Any]:
+        """Everything that decides the answer to one coalition of one row.
+
+        Runs that agree on it share answers. Estimator, budget, similarity, normalizer, reducer
+        and seed are not in it (design.md, The unit of work and the coalition store).
+        """
+        settings: dict[str, Any] = {
+            "connector": self.connector,
+            "model_id": self.model_id,
+            "model_revision": self.model_revision,
+            "dtype": self.connector_kwargs.dtype,
+            "generation": self.generation.model_dump(mode="json", exclude={"reuse_sampled_answers"}),
+            "chat": self.chat.model_dump(mode="json"),
+            "modality": self.modality.model_dump(mode="json"),
+            "token_filter": self.shap.token_filter,
+            "absence_policy": "delete",
+        }
+        if self.modality.has_audio_input:
+            settings["audio_segmentation"] = self.audio_segmentation.model_dump(
+                mode="json", exclude={"aligner_device"}
+            )
+        if not self.shares_answers:
+            settings["run"] = self.name
+        return settings
+
+    @cached_property
+    def generation_key(self) -> str:
+        """Hash of `generation_settings`, 16 hex digits; the model's commit is added where it is known."""
+        text = json.dumps(self.generation_settings, sort_keys=True, ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def shares_answers(self) -> bool:
+        """Whether other runs may use this run's answers: greedy decoding, or asked for."""
+        return self.generation.is_greedy or self.generation.reuse_sampled_answers
+
+    @cached_property
+    def result_settings(self) -> dict[str, Any]:
+        """Everything that decides the values of a row, as JSON data; recorded in `spec.json`."""
+        return {
+            "explainer_type": self.explainer_type,
+            "budget": {"kind": self.budget.kind, "value": self.budget.value},
+            "hierarchical": None
+            if self.hierarchical is None
+            else {
+                "k": self.hierarchical.k,
+                "inner_type": self.hierarchical.inner_type,
+                "inner_budget": {
+                    "kind": self.hierarchical.inner_budget.kind,
+                    "value": self.hierarchical.inner_budget.value,
+                },
+                "first_layer_type": self.hierarchical.first_layer_type,
+                "first_layer_budget": {
+                    "kind": self.hierarchical.first_layer_budget.kind,
+                    "value": self.hierarchical.first_layer_budget.value,
+                },
+                "use_importance_sampling": self.hierarchical.use_importance_sampling,
+                "importance_min_fraction": self.hierarchical.importance_min_fraction,
+            },
+            "connector": self.connector,
+            "connector_kwargs": {
+                "model_id": self.model_id,
+                "revision": self.model_revision,
+                "dtype": self.connector_kwargs.dtype,
+            },
+            "dataset": self.dataset.model_dump(mode="json", exclude={"trust_remote_code"}),
+            "modality": self.modality.model_dump(mode="json"),
+            "generation": self.generation.model_dump(mode="json"),
+            "chat": self.chat.model_dump(mode="json"),
+            "audio_segmentation": self.audio_segmentation.model_dump(mode="json", exclude={"aligner_device"}),
+            "shap": self.shap.model_dump(mode="json"),
+            "embedding": None
+            if self.embedding is None
+            else self.embedding.model_dump(mode="json", exclude={"batch_size", "local_files_only", "device"}),
+        }
+
+    def seed_for(self, row_index: int) -> int:
+        """Return the sampling seed of one row, in [0, 2^31): it hangs on the run and the row alone."""
+        digest = hashlib.sha256(f"{self.name}\0{row_index}".encode()).digest()
+        return int.from_bytes(digest[:4], "big") >> 1
+
+    def coalitions(self, num_players: int) -> int:
+        """Return how many coalitions the run evaluates on `num_players`; an upper bound when hierarchical."""
+        if self.hierarchical is not None:
+            return _hierarchical_coalitions(self.hierarchical, num_players)
+        return flat_coalitions(self.explainer_type, self.budget, num_players)
+
+
+def flat_coalitions(explainer_type: str, budget: Budget, num_players: int) -> int:
+    """Return the coalitions that a flat game evaluates: the budget between the estimator's floor and 2^n.
+
+    The rules are mllm_shap's: the floor is 2 for `standard_mc`, n + 2 for `limited_mc`, 2n + 2 for the
+    complementary family, which also rounds down to whole pairs.
+    """
+    table = 1 << num_players
+    if explainer_type == "exact" or budget.kind == "all":
+        return table
+    asked = budget.evaluations(num_players)
+    target = int(table * budget.fraction) if asked is None else min(asked, table)
+    if explainer_type == "standard_mc":
+        floor = 2
+    elif explainer_type == "limited_mc":
+        floor = num_players + 2
+    else:
+        floor, target = 2 * num_players + 2, target - target % 2
+    return min(max(floor, target), table)
+
+
+def _hierarchical_coalitions(spec: HierarchicalSpec, num_players: int) -> int:
+    """Return the coalitions of a full hierarchy over one message: every group opened at full budget."""
+    if num_players <= spec.k:
+        return flat_coalitions(spec.first_layer_type, spec.first_layer_budget, num_players)
+    total, size = 0, num_players
+    while size > spec.k:
+        groups = math.ceil(size / spec.k)
+        per_group = flat_coalitions(spec.inner_type, spec.inner_budget, math.ceil(size / groups))
+        total += groups * per_group
+        size = groups
+    return total + flat_coalitions(spec.first_layer_type, spec.first_layer_budget, size)

@@ -1,0 +1,216 @@
+"""One row explained by one run, as it stands in `samples/sample_*_result.json` (formats.md)."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+SCHEMA_VERSION = 2
+
+TEXT, AUDIO = 0, 1
+USER, ASSISTANT, SYSTEM = 0, 1, 2
+
+
+@dataclass(frozen=True, slots=True)
+class ConversationEntry:
+    """One entry of a turn: pieces of one content type."""
+
+    content_type: int
+    """0 text, 1 audio."""
+    roles: tuple[int, ...]
+    """0 user, 1 assistant, 2 system; one per piece."""
+    content: tuple[str | int, ...]
+    """Pieces: text, or for audio the number of bytes of the piece. Text pieces joined give the text."""
+    shap_values: tuple[float | None, ...] | None
+    """One per piece, None for a piece that is no player; None altogether for a turn without players."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the entry as JSON data; values that JSON cannot hold become null."""
+        content = [
+            piece if isinstance(piece, str) else {"_binary": True, "num_bytes": piece}
+            for piece in self.content
+        ]
+        values = None if self.shap_values is None else [_finite(value) for value in self.shap_values]
+        return {
+            "content_type": self.content_type,
+            "roles": list(self.roles),
+            "content": content,
+            "shap_values": values,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class AttributionSummary:
+    """How much of the attribution lies on text and on audio (formats.md, `attr_summary`)."""
+
+    abs_sum_text: float
+    abs_sum_audio: float
+    frac_text: float
+    """Share of the absolute values that lies on text players, in [0, 1]; 0 when all values are 0."""
+    frac_audio: float
+    count_text_tokens: int
+    count_audio_segments: int
+
+
+@dataclass(frozen=True, slots=True)
+class SampleResult:
+    """A sample: one dataset row explained by one run."""
+
+    run_name: str
+    row_index: int
+    language: str
+    original_language: str
+    runtime_sec: float
+    """Seconds from the first coalition asked to the values, time shared with other runs included."""
+    n_calls: int
+    """Coalitions that the run evaluated."""
+    model_calls: int
+    """Answers generated for this run because no other run or earlier try had them."""
+    prompt_texts: tuple[str, ...]
+    input_modality: str
+    output_modality: str
+    attr_summary: AttributionSummary
+    conversation: tuple[tuple[ConversationEntry, ...], ...]
+    base_value: float
+    """v(empty coalition)."""
+    grand_value: float
+    """v(all players)."""
+    response: str
+    """The model's answer to the whole prompt."""
+    seed: int
+    num_players: int
+    values_sum: float
+    """Sum of the values before normalizing; equals grand - base when the estimator is efficient."""
+    audio_artifacts: dict[str, Any] | None = None
+    num_levels: int | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Fields read from a file that this version does not know; kept."""
+
+    @property
+    def efficiency_residual(self) -> float:
+        """|sum of values - (v(N) - v(empty))|, before normalizing."""
+        return abs(self.values_sum - (self.grand_value - self.base_value))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the file's JSON data, without NaN or infinities."""
+        summary = self.attr_summary
+        data: dict[str, Any] = {
+            "schema_version": SCHEMA_VERSION,
+            "row_index": self.row_index,
+            "language": self.language,
+            "original_language": self.original_language,
+            "runtime_sec": self.runtime_sec,
+            "n_calls": self.n_calls,
+            "model_calls": self.model_calls,
+            "prompt_texts": list(self.prompt_texts),
+            "input_modality": self.input_modality,
+            "output_modality": self.output_modality,
+            "attr_summary": {
+                "abs_sum_text": _finite(summary.abs_sum_text),
+                "abs_sum_audio": _finite(summary.abs_sum_audio),
+                "frac_text": _finite(summary.frac_text),
+                "frac_audio": _finite(summary.frac_audio),
+                "count_text_tokens": summary.count_text_tokens,
+                "count_audio_segments": summary.count_audio_segments,
+            },
+            "conversation": [[entry.to_json() for entry in turn] for turn in self.conversation],
+            "base_value": _finite(self.base_value),
+            "grand_value": _finite(self.grand_value),
+            "values_sum": _finite(self.values_sum),
+            "response": self.response,
+            "seed": self.seed,
+            "num_players": self.num_players,
+        }
+        if self.audio_artifacts is not None:
+            data["audio_artifacts"] = self.audio_artifacts
+        if self.num_levels is not None:
+            data["num_levels"] = self.num_levels
+        return {**self.extra, **data}
+
+    @classmethod
+    def from_json(cls, run_name: str, data: Any) -> Self:
+        """Read the file's JSON data back.
+
+        Raises:
+            ValueError: When a field is missing or of the wrong type; the message names it.
+        """
+        if not isinstance(data, dict):
+            msg = f"a sample must be a JSON object, not {type(data).__name__}"
+            raise ValueError(msg)  # noqa: TRY004 -- one error type for damaged content
+        try:
+            known = cls(
+                run_name=run_name,
+                row_index=_integer(data, "row_index"),
+                language=str(data["language"]),
+                original_language=str(data["original_language"]),
+                runtime_sec=_number(data, "runtime_sec"),
+                n_calls=_integer(data, "n_calls"),
+                model_calls=int(data.get("model_calls", data["n_calls"])),
+                prompt_texts=tuple(data["prompt_texts"]),
+                input_modality=str(data["input_modality"]),
+                output_modality=str(data["output_modality"]),
+                attr_summary=AttributionSummary(
+                    **{key: data["attr_summary"][key] for key in AttributionSummary.__dataclass_fields__}
+                ),
+                conversation=tuple(
+                    tuple(_entry_from_json(entry) for entry in turn) for turn in data["conversation"]
+                ),
+                base_value=_number(data, "base_value"),
+                grand_value=_number(data, "grand_value"),
+                values_sum=_number(data, "values_sum"),
+                response=str(data["response"]),
+                seed=_integer(data, "seed"),
+                num_players=_integer(data, "num_players"),
+                audio_artifacts=data.get("audio_artifacts"),
+                num_levels=data.get("num_levels"),
+            )
+        except KeyError as error:
+            msg = f"a sample lacks the field {error}"
+            raise ValueError(msg) from error
+        except (TypeError, AttributeError) as error:
+            msg = f"a sample has a field of the wrong shape: {error}"
+            raise ValueError(msg) from error
+        unknown = {key: value for key, value in data.items() if key not in known.to_json()}
+        return cls(**{**{name: getattr(known, name) for name in cls.__dataclass_fields__}, "extra": unknown})
+
+    def player_values(self) -> list[float | None]:
+        """Return the values in player order."""
+        return [
+            value
+            for turn in self.conversation
+            for entry in turn
+            if entry.shap_values is not None
+            for role, value in zip(entry.roles, entry.shap_values, strict=True)
+            if role == USER and value is not None
+        ]
+
+
+def _entry_from_json(data: dict[str, Any]) -> ConversationEntry:
+    values = data["shap_values"]
+    return ConversationEntry(
+        content_type=data["content_type"],
+        roles=tuple(data["roles"]),
+        content=tuple(piece if isinstance(piece, str) else piece["num_bytes"] for piece in data["content"]),
+        shap_values=None if values is None else tuple(values),
+    )
+
+
+def _number(data: dict[str, Any], key: str) -> float:
+    value = data[key]
+    if value is None:
+        return math.nan
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        msg = f"{key} is {type(value).__name__}, not a number"
+        raise TypeError(msg)
+    return float(value)
+
+
+def _integer(data: dict[str, Any], key: str) -> int:
+    value = data[key]
+    if isinstance(value, bool) or not isinstance(value, int):
+        msg = f"{key} is {type(value).__name__}, not an integer"
+        raise TypeError(msg)
+    return value
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None

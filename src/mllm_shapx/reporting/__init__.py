@@ -1,0 +1,1 @@
+"""Progress, tables and reports for people."""

@@ -1,0 +1,1 @@
+"""Experiment trackers, whose failure never stops a run."""
