@@ -347,7 +347,7 @@ class HierarchicalConfig(Block):
             return data
         renamed: dict[str, Any] = {}
         for key, value in data.items():
-            target = cls._ALIASES.get(key, key)
+            target = str(cls._ALIASES.get(key, key))
             if target in renamed or (target != key and target in data):
                 msg = f"{key!r} and {target!r} are the same setting; keep one"
                 raise ValueError(msg)

@@ -144,7 +144,7 @@ class SampleResult:
                 original_language=str(data["original_language"]),
                 runtime_sec=_number(data, "runtime_sec"),
                 n_calls=_integer(data, "n_calls"),
-                model_calls=int(data.get("model_calls", data["n_calls"])),
+                model_calls=_integer(data, "model_calls" if "model_calls" in data else "n_calls"),
                 prompt_texts=tuple(data["prompt_texts"]),
                 input_modality=str(data["input_modality"]),
                 output_modality=str(data["output_modality"]),
