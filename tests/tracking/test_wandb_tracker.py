@@ -1,0 +1,361 @@
+"""Weights & Biases with the real package, offline, and with what breaks it."""
+
+import json
+import os
+import socket
+import struct
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mllm_shapx.config.models import WandbConfig
+from mllm_shapx.records.results import AttributionSummary, ConversationEntry, SampleResult
+from mllm_shapx.tracking.wandb import (
+    WandbTracker,
+    effective_mode,
+    run_id,
+    sample_metrics,
+    without_secrets,
+)
+
+OFFLINE = WandbConfig(mode="offline", tags=("a-tag",))
+
+
+def make_sample(run_name: str, row_index: int, *, grand: float = 1.0) -> SampleResult:
+    entry = ConversationEntry(0, (0, 0), ("red", " car"), (0.75, -0.25))
+    return SampleResult(
+        run_name=run_name,
+        row_index=row_index,
+        language="en",
+        original_language="unknown",
+        runtime_sec=0.5,
+        n_calls=4,
+        model_calls=3,
+        prompt_texts=("red car",),
+        input_modality="text",
+        output_modality="text",
+        attr_summary=AttributionSummary(1.0, 0.0, 1.0, 0.0, 2, 0),
+        conversation=((entry,),),
+        base_value=0.25,
+        grand_value=grand,
+        response="stop",
+        seed=1,
+        num_players=2,
+        values_sum=0.5,
+    )
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Neither a key nor a W&B setting of this machine reaches the tests."""
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "wandb-config"))
+
+
+def read_payloads(data: bytes) -> Iterator[bytes]:
+    """Yield the records of a W&B file: LevelDB's log format after a header of 7 bytes."""
+    position, parts = 7, b""
+    while position + 7 <= len(data):
+        left_in_block = 32768 - position % 32768
+        if left_in_block < 7:
+            position += left_in_block
+            continue
+        _, length, kind = struct.unpack_from("<IHB", data, position)
+        parts += data[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in {1, 4}:  # a whole record, or the last part of one
+            yield parts
+            parts = b""
+
+
+def read_records(folder: Path) -> list[Any]:
+    """Return the protobuf records of an offline run's file."""
+    from wandb.proto import wandb_internal_pb2
+
+    (path,) = folder.glob("run-*.wandb")
+    records = []
+    for payload in read_payloads(path.read_bytes()):
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(payload)
+        records.append(record)
+    return records
+
+
+def history_of(records: list[Any]) -> list[dict[str, Any]]:
+    rows = []
+    for record in records:
+        if record.HasField("history"):
+            items = record.history.item
+            rows.append({(item.key or item.nested_key[0]): json.loads(item.value_json) for item in items})
+    return rows
+
+
+@pytest.mark.slow
+def test_offline_runs_side_by_side(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Runs open at once in one process each leave a folder with config, samples, summary and artifact."""
+    warnings: list[str] = []
+    tracker = WandbTracker(OFFLINE, "study", directory=tmp_path, warn=warnings.append)
+    names = ["exact", "limited_mc_ns50", "limited_cc_frac0_1"]
+    for name in names:
+        tracker.start(name, {"name": name, "hf_token": "hf_verysecret", "budget": {"value": 1.0}})
+    for row in (7, 3):
+        for name in names:
+            tracker.log_sample(make_sample(name, row))
+    for name in names:
+        tracker.finish(name, {"n_samples": 2, "runtime_sec_total": 1.0})
+    tracker.close()
+
+    assert warnings == []
+    assert capfd.readouterr() == ("", "")
+    for name in names:
+        (folder,) = (tmp_path / "wandb").glob(f"offline-run-*-{run_id('study', name)}")
+        records = read_records(folder)
+        run = next(record.run for record in records if record.HasField("run"))
+        assert (run.run_group, run.display_name, list(run.tags)) == ("study", name, ["a-tag"])
+        config = {item.key: json.loads(item.value_json) for item in run.config.update}
+        assert config["budget"] == {"value": 1.0}
+        assert b"verysecret" not in next(folder.glob("run-*.wandb")).read_bytes()
+        history = history_of(records)
+        assert [row["sample"] for row in history] == [1, 2]
+        assert [row["row_index"] for row in history] == [7, 3]
+        assert history[0]["residual"] == pytest.approx(0.25)
+        assert {"runtime_sec", "n_calls", "model_calls", "frac_text", "frac_audio", "values_max"} <= set(
+            history[0]
+        )
+        summary = {
+            item.key: json.loads(item.value_json)
+            for record in records
+            if record.HasField("summary")
+            for item in record.summary.update
+        }
+        assert summary["n_samples"] == 2
+        artifact = next(record.artifact for record in records if record.HasField("artifact"))
+        (content,) = artifact.manifest.contents
+        assert content.path == "aggregate_metrics.json"
+        assert json.loads(Path(content.local_path).read_text())["n_samples"] == 2
+        assert folder in Path(content.local_path).parents
+        assert [record.exit.exit_code for record in records if record.HasField("exit")] == [0]
+
+
+@pytest.mark.slow
+def test_resumed_run_keeps_its_id_and_counts_on(tmp_path: Path) -> None:
+    """A second start of a run has the first one's id, and its counter goes on where the first stopped."""
+    for done, row in ((0, 5), (1, 6)):
+        tracker = WandbTracker(OFFLINE, "study", directory=tmp_path)
+        tracker.start("exact", {}, samples_done=done)
+        tracker.log_sample(make_sample("exact", row))
+        tracker.close()
+        time.sleep(1.1)  # the folder's name has a resolution of a second
+    folders = sorted((tmp_path / "wandb").glob(f"offline-run-*-{run_id('study', 'exact')}"))
+    assert len(folders) == 2
+    counters = [row["sample"] for folder in folders for row in history_of(read_records(folder))]
+    assert counters == [1, 2]
+
+
+def test_files_of_the_artifact_are_copied(tmp_path: Path) -> None:
+    """The artifact keeps the file as it was at the end of the run, whatever happens to the original later."""
+    metrics = tmp_path / "out" / "aggregate_metrics.json"
+    metrics.parent.mkdir()
+    metrics.write_text('{"n_samples": 1}\n')
+    tracker = WandbTracker(OFFLINE, "study", directory=tmp_path)
+    tracker.start("exact", {})
+    tracker.finish("exact", {"n_samples": 1}, [metrics])
+    tracker.close()
+    metrics.write_text("changed")
+    (copy,) = tmp_path.glob("wandb/offline-run-*/artifact/aggregate_metrics.json")
+    assert copy.read_text() == '{"n_samples": 1}\n'
+
+
+def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, **environment},
+    )
+
+
+TRACK_TWO_RUNS = """
+    import sys
+    from mllm_shapx.config.models import WandbConfig
+    from mllm_shapx.tracking.wandb import WandbTracker
+    tracker = WandbTracker(WandbConfig(**{config}), "study", warn=lambda text: print("WARNED", text))
+    for name in ("a", "b"):
+        tracker.start(name, {{}})
+    for name in ("a", "b"):
+        tracker.finish(name, {{}})
+    tracker.close()
+    print("IMPORTED", "wandb" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize("config", [{"enabled": False}, {"mode": "disabled"}])
+def test_switched_off_does_not_import_wandb(config: dict[str, Any]) -> None:
+    """With tracking off in the config, wandb is never imported."""
+    done = run_python(TRACK_TWO_RUNS.format(config=config))
+    assert (done.stdout.split(), done.stderr) == (["IMPORTED", "False"], "")
+
+
+def test_missing_package_costs_one_warning(tmp_path: Path) -> None:
+    """Where wandb cannot be imported, two runs cost one warning that says what to install."""
+    (tmp_path / "wandb.py").write_text("raise ModuleNotFoundError(\"No module named 'wandb'\")\n")
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    done = run_python(TRACK_TWO_RUNS.format(config={"mode": "offline"}), PYTHONPATH=path)
+    assert done.returncode == 0
+    assert done.stdout.count("WARNED") == 1
+    assert "install the extra `wandb`" in done.stdout
+    assert done.stderr == ""
+
+
+def test_no_key_costs_one_warning(tmp_path: Path) -> None:
+    """Online without a key: one warning, no prompt, nothing printed by wandb."""
+    done = run_python(TRACK_TWO_RUNS.format(config={}), HOME=str(tmp_path))
+    assert done.returncode == 0
+    assert done.stdout.count("WARNED") == 1
+    assert "API key" in done.stdout
+    assert done.stderr == ""
+
+
+@pytest.fixture
+def silent_server() -> Iterator[int]:
+    """A server on loopback that takes connections and never answers; its port."""
+    held: list[socket.socket] = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def accept() -> None:
+            while True:
+                try:
+                    held.append(server.accept()[0])
+                except OSError:
+                    return
+
+        thread = threading.Thread(target=accept, daemon=True)
+        thread.start()
+        yield server.getsockname()[1]
+        server.shutdown(socket.SHUT_RDWR)
+    thread.join(5)
+    for connection in held:
+        connection.close()
+
+
+@pytest.mark.slow
+def test_unreachable_server_never_blocks(silent_server: int, tmp_path: Path) -> None:
+    """While W&B does not answer, logging returns at once; after its timeout it is one warning."""
+    code = """
+        import time
+        from mllm_shapx.config.models import WandbConfig
+        from mllm_shapx.tracking.wandb import WandbTracker
+        def warn(text):
+            print("WARNED", text)
+        tracker = WandbTracker(WandbConfig(), "study", warn=warn, init_timeout_s=2, close_timeout_s=20)
+        began = time.monotonic()
+        for number in range(20):
+            tracker.start(f"run{number}", {})
+        print("STARTED", time.monotonic() - began < 0.5)
+        tracker.close()
+        print("CLOSED", time.monotonic() - began < 20)
+    """
+    began = time.monotonic()
+    done = run_python(
+        code,
+        WANDB_BASE_URL=f"http://127.0.0.1:{silent_server}",
+        WANDB_API_KEY="0123456789" * 4,
+        WANDB_DIR=str(tmp_path),
+    )
+    assert done.stderr == ""
+    assert "STARTED True" in done.stdout
+    assert "CLOSED True" in done.stdout
+    assert done.stdout.count("WARNED") == 1
+    assert time.monotonic() - began < 30
+
+
+def test_raising_wandb_drops_one_run_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run whose logging raises is dropped with one warning; the other run is finished."""
+    from wandb.sdk.wandb_run import Run
+
+    real_log = Run.log
+
+    def log(self: Any, data: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+        if self.name == "bad":
+            msg = "disk gone"
+            raise OSError(msg)
+        real_log(self, data, *args, **kwargs)
+
+    monkeypatch.setattr(Run, "log", log)
+    warnings: list[str] = []
+    tracker = WandbTracker(OFFLINE, "study", directory=tmp_path, warn=warnings.append)
+    for name in ("bad", "good"):
+        tracker.start(name, {})
+    for row in range(3):
+        for name in ("bad", "good"):
+            tracker.log_sample(make_sample(name, row))
+    tracker.finish("good", {"n_samples": 3})
+    tracker.close()
+    assert len(warnings) == 1
+    assert "run bad is no longer tracked: OSError: disk gone" in warnings[0]
+    (folder,) = (tmp_path / "wandb").glob(f"offline-run-*-{run_id('study', 'good')}")
+    assert len(history_of(read_records(folder))) == 3
+
+
+def test_run_ids_are_stable_short_and_distinct() -> None:
+    """An id hangs on set, run and salt alone, holds no forbidden sign and is at most 64 characters."""
+    ids = {run_id("study", "a"), run_id("study", "b"), run_id("study", "a", "2"), run_id("s" * 200, "a.b")}
+    assert len(ids) == 4
+    assert run_id("study", "a") in ids
+    for identity in ids:
+        assert len(identity) <= 64
+        assert not set(identity) & set("/\\#?%:. ")
+
+
+def test_secrets_are_left_out_and_settings_kept() -> None:
+    """Keys that name secrets and logins in URIs go; settings whose names merely contain `token` stay."""
+    spec = {
+        "max_new_tokens": 8,
+        "token_filter": "none",
+        "connector_kwargs": {"api_key": "x", "hf_token": "y", "dtype": "auto"},
+        "list": [{"password": "z", "min_prompt_tokens": 2}],
+        "output_root": "s3://user:pass@bucket/path",
+    }
+    assert without_secrets(spec) == {
+        "max_new_tokens": 8,
+        "token_filter": "none",
+        "connector_kwargs": {"dtype": "auto"},
+        "list": [{"min_prompt_tokens": 2}],
+        "output_root": "s3://bucket/path",
+    }
+
+
+def test_metrics_leave_out_what_is_not_finite() -> None:
+    """A sample without a defined residual is logged without it."""
+    metrics = sample_metrics(make_sample("exact", 4, grand=float("nan")))
+    assert "residual" not in metrics
+    assert (metrics["row_index"], metrics["values_max"]) == (4, 0.75)
+
+
+@pytest.mark.parametrize(
+    ("config", "environment", "expected"),
+    [
+        (WandbConfig(), "", "online"),
+        (WandbConfig(), "offline", "offline"),
+        (WandbConfig(mode="offline"), "disabled", "disabled"),
+        (WandbConfig(enabled=False), "online", "disabled"),
+        (WandbConfig(mode="disabled"), "online", "disabled"),
+    ],
+)
+def test_environment_wins_over_the_mode_but_switches_nothing_on(
+    config: WandbConfig, environment: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`WANDB_MODE` replaces the config's mode, and a config that says off stays off."""
+    monkeypatch.setenv("WANDB_MODE", environment)
+    assert effective_mode(config) == expected
