@@ -4,10 +4,14 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+from mllm_shapx.records.sample_file import AttributionFile, EntryFile, SampleFile, check_sample, nan_for_null
+
 SCHEMA_VERSION = 2
 
 TEXT, AUDIO = 0, 1
 USER, ASSISTANT, SYSTEM = 0, 1, 2
+
+_KNOWN_FIELDS = frozenset(SampleFile.__annotations__) | {"schema_version"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,44 +137,33 @@ class SampleResult:
         Raises:
             ValueError: When a field is missing or of the wrong type; the message names it.
         """
-        if not isinstance(data, dict):
-            msg = f"a sample must be a JSON object, not {type(data).__name__}"
-            raise ValueError(msg)  # noqa: TRY004 -- one error type for damaged content
-        try:
-            known = cls(
-                run_name=run_name,
-                row_index=_integer(data, "row_index"),
-                language=str(data["language"]),
-                original_language=str(data["original_language"]),
-                runtime_sec=_number(data, "runtime_sec"),
-                n_calls=_integer(data, "n_calls"),
-                model_calls=_integer(data, "model_calls" if "model_calls" in data else "n_calls"),
-                prompt_texts=tuple(data["prompt_texts"]),
-                input_modality=str(data["input_modality"]),
-                output_modality=str(data["output_modality"]),
-                attr_summary=AttributionSummary(
-                    **{key: data["attr_summary"][key] for key in AttributionSummary.__dataclass_fields__}
-                ),
-                conversation=tuple(
-                    tuple(_entry_from_json(entry) for entry in turn) for turn in data["conversation"]
-                ),
-                base_value=_number(data, "base_value"),
-                grand_value=_number(data, "grand_value"),
-                values_sum=_number(data, "values_sum"),
-                response=str(data["response"]),
-                seed=_integer(data, "seed"),
-                num_players=_integer(data, "num_players"),
-                audio_artifacts=data.get("audio_artifacts"),
-                num_levels=data.get("num_levels"),
-            )
-        except KeyError as error:
-            msg = f"a sample lacks the field {error}"
-            raise ValueError(msg) from error
-        except (TypeError, AttributeError) as error:
-            msg = f"a sample has a field of the wrong shape: {error}"
-            raise ValueError(msg) from error
-        unknown = {key: value for key, value in data.items() if key not in known.to_json()}
-        return cls(**{**{name: getattr(known, name) for name in cls.__dataclass_fields__}, "extra": unknown})
+        file = check_sample(data)
+        number = nan_for_null
+        return cls(
+            run_name=run_name,
+            row_index=file["row_index"],
+            language=file["language"],
+            original_language=file["original_language"],
+            runtime_sec=file["runtime_sec"],
+            n_calls=file["n_calls"],
+            model_calls=file.get("model_calls", file["n_calls"]),
+            prompt_texts=tuple(file["prompt_texts"]),
+            input_modality=file["input_modality"],
+            output_modality=file["output_modality"],
+            attr_summary=_attribution_from_file(file["attr_summary"]),
+            conversation=tuple(
+                tuple(_entry_from_file(entry) for entry in turn) for turn in file["conversation"]
+            ),
+            base_value=number(file["base_value"]),
+            grand_value=number(file["grand_value"]),
+            values_sum=number(file["values_sum"]),
+            response=file["response"],
+            seed=file["seed"],
+            num_players=file["num_players"],
+            audio_artifacts=file.get("audio_artifacts"),
+            num_levels=file.get("num_levels"),
+            extra={key: value for key, value in data.items() if key not in _KNOWN_FIELDS},
+        )
 
     def player_values(self) -> list[float | None]:
         """Return the values in player order."""
@@ -184,32 +177,25 @@ class SampleResult:
         ]
 
 
-def _entry_from_json(data: dict[str, Any]) -> ConversationEntry:
-    values = data["shap_values"]
+def _entry_from_file(entry: EntryFile) -> ConversationEntry:
+    values = entry["shap_values"]
     return ConversationEntry(
-        content_type=data["content_type"],
-        roles=tuple(data["roles"]),
-        content=tuple(piece if isinstance(piece, str) else piece["num_bytes"] for piece in data["content"]),
+        content_type=entry["content_type"],
+        roles=tuple(entry["roles"]),
+        content=tuple(piece if isinstance(piece, str) else piece["num_bytes"] for piece in entry["content"]),
         shap_values=None if values is None else tuple(values),
     )
 
 
-def _number(data: dict[str, Any], key: str) -> float:
-    value = data[key]
-    if value is None:
-        return math.nan
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        msg = f"{key} is {type(value).__name__}, not a number"
-        raise TypeError(msg)
-    return float(value)
-
-
-def _integer(data: dict[str, Any], key: str) -> int:
-    value = data[key]
-    if isinstance(value, bool) or not isinstance(value, int):
-        msg = f"{key} is {type(value).__name__}, not an integer"
-        raise TypeError(msg)
-    return value
+def _attribution_from_file(summary: AttributionFile) -> AttributionSummary:
+    return AttributionSummary(
+        abs_sum_text=nan_for_null(summary["abs_sum_text"]),
+        abs_sum_audio=nan_for_null(summary["abs_sum_audio"]),
+        frac_text=nan_for_null(summary["frac_text"]),
+        frac_audio=nan_for_null(summary["frac_audio"]),
+        count_text_tokens=summary["count_text_tokens"],
+        count_audio_segments=summary["count_audio_segments"],
+    )
 
 
 def _finite(value: float | None) -> float | None:

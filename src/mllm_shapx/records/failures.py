@@ -1,0 +1,53 @@
+"""A row that could not be explained, as it stands in `failures/sample_*.json`."""
+
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+
+@dataclass(frozen=True, slots=True)
+class FailureRecord:
+    """What is known about a row's failed attempts in one run."""
+
+    row_index: int
+    run_name: str
+    reason: str
+    """A short stable word for listing and filtering, such as `no_players` or `worker_died`."""
+    message: str
+    """What failed, in words."""
+    attempts: int
+    """Tries that were charged to this row."""
+    quarantined: bool
+    """Whether the row is given up until `retry`; else only its attempts are on record."""
+    node: str | None = None
+    worker: str | None = None
+    traceback: str | None = None
+    log_tail: tuple[str, ...] = ()
+    """The worker's last log lines, the oldest first."""
+    at: float = 0.0
+    """When it failed last, seconds since 1970."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the file's JSON data."""
+        return {**asdict(self), "log_tail": list(self.log_tail)}
+
+    @staticmethod
+    def from_json(data: Any) -> "FailureRecord":
+        """Read the file's JSON data back; unknown fields are left out.
+
+        Raises:
+            ValueError: When a field is missing or of the wrong type; the message names it.
+        """
+        try:
+            return _adapter().validate_python(data)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise ValueError(f"{where or 'a failure'}: {first['msg']}") from error
+
+
+@lru_cache(maxsize=1)
+def _adapter() -> TypeAdapter[FailureRecord]:
+    return TypeAdapter(FailureRecord)

@@ -1,0 +1,134 @@
+"""Every path of an experiment set's directory (formats.md, The output), relative to it."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+GENERATIONS = "generations"
+LOCK = ".lock"
+
+_SAMPLE = re.compile(r"sample_(\d{5,})_result\.json")
+_FAILURE = re.compile(r"sample_(\d{5,})\.json")
+_GENERATION = re.compile(r"(\d{5,})-([0-9A-Za-z_]+)(\.parquet|\.embeddings\.parquet|\.parts)")
+
+
+def sample_name(row_index: int) -> str:
+    """Return the file name of a row's sample."""
+    return f"sample_{row_index:05d}_result.json"
+
+
+def failure_name(row_index: int) -> str:
+    """Return the file name of a row's failure."""
+    return f"sample_{row_index:05d}.json"
+
+
+def row_of_sample(name: str) -> int | None:
+    """Return the row of a sample's file name, None for any other name."""
+    return _row(_SAMPLE, name, sample_name)
+
+
+def row_of_failure(name: str) -> int | None:
+    """Return the row of a failure's file name, None for any other name."""
+    return _row(_FAILURE, name, failure_name)
+
+
+def _row(pattern: re.Pattern[str], name: str, canonical: Callable[[int], str]) -> int | None:
+    match = pattern.fullmatch(name)
+    if match is None:
+        return None
+    row = int(match[1])
+    # sample_000001 would be a second name of row 1.
+    return row if canonical(row) == name else None
+
+
+@dataclass(frozen=True, slots=True)
+class RunLayout:
+    """The paths of one run."""
+
+    run_name: str
+
+    @property
+    def spec(self) -> str:
+        """Return the path of the resolved config."""
+        return f"{self.run_name}/spec.json"
+
+    @property
+    def checkpoint(self) -> str:
+        """Return the path of the checkpoint."""
+        return f"{self.run_name}/checkpoint.json"
+
+    @property
+    def summary(self) -> str:
+        """Return the path of the aggregate metrics."""
+        return f"{self.run_name}/summary/aggregate_metrics.json"
+
+    @property
+    def summary_folder(self) -> str:
+        """Return the folder of summaries."""
+        return f"{self.run_name}/summary"
+
+    @property
+    def samples(self) -> str:
+        """Return the folder of samples."""
+        return f"{self.run_name}/samples"
+
+    @property
+    def failures(self) -> str:
+        """Return the folder of failures."""
+        return f"{self.run_name}/failures"
+
+    @property
+    def audio(self) -> str:
+        """Return the folder of all rows' recordings."""
+        return f"{self.run_name}/audio"
+
+    @property
+    def damaged(self) -> str:
+        """Return the folder of files that could not be read and were moved aside."""
+        return f"{self.run_name}/damaged"
+
+    def sample(self, row_index: int) -> str:
+        """Return the path of a row's sample."""
+        return f"{self.run_name}/samples/{sample_name(row_index)}"
+
+    def failure(self, row_index: int) -> str:
+        """Return the path of a row's failure."""
+        return f"{self.run_name}/failures/{failure_name(row_index)}"
+
+    def audio_folder(self, row_index: int) -> str:
+        """Return the folder of a row's recordings and spoken answers."""
+        return f"{self.run_name}/audio/sample_{row_index:05d}"
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationLayout:
+    """The paths of the coalition store for one row and generation key."""
+
+    row_index: int
+    key: str
+
+    @property
+    def stem(self) -> str:
+        """Return what all the files' names begin with."""
+        return f"{self.row_index:05d}-{self.key}"
+
+    @property
+    def answers(self) -> str:
+        """Return the path of the answers."""
+        return f"{GENERATIONS}/{self.stem}.parquet"
+
+    @property
+    def embeddings(self) -> str:
+        """Return the path of the answers' vectors."""
+        return f"{GENERATIONS}/{self.stem}.embeddings.parquet"
+
+    @property
+    def parts(self) -> str:
+        """Return the folder of what was flushed while the row was under way."""
+        return f"{GENERATIONS}/{self.stem}.parts"
+
+    @classmethod
+    def of_name(cls, name: str) -> "GenerationLayout | None":
+        """Return the row and key of a name in the store's folder, None for any other name."""
+        match = _GENERATION.fullmatch(name)
+        return None if match is None else cls(int(match[1]), match[2])

@@ -1,0 +1,123 @@
+"""The shape of a sample's file, checked in full as fast as it can be parsed."""
+
+import math
+from functools import lru_cache
+from typing import Any, Literal, NotRequired, TypedDict
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+# Strict: "3" is no number. NaN is no JSON. Unknown fields are welcome: later versions add some.
+_CONFIG = ConfigDict(strict=True, allow_inf_nan=False, extra="ignore")
+
+
+class AudioPieceFile(TypedDict):
+    """A piece of audio: its length only."""
+
+    __pydantic_config__ = _CONFIG  # type: ignore[misc]
+
+    num_bytes: int
+
+
+class EntryFile(TypedDict):
+    """One entry of a turn."""
+
+    __pydantic_config__ = _CONFIG  # type: ignore[misc]
+
+    content_type: Literal[0, 1]
+    roles: list[Literal[0, 1, 2]]
+    content: list[str | AudioPieceFile]
+    shap_values: list[float | None] | None
+
+
+class AttributionFile(TypedDict):
+    """The share of each modality."""
+
+    __pydantic_config__ = _CONFIG  # type: ignore[misc]
+
+    abs_sum_text: float | None
+    abs_sum_audio: float | None
+    frac_text: float | None
+    frac_audio: float | None
+    count_text_tokens: int
+    count_audio_segments: int
+
+
+class SampleFile(TypedDict):
+    """`samples/sample_*_result.json` (formats.md)."""
+
+    __pydantic_config__ = _CONFIG  # type: ignore[misc]
+
+    row_index: int
+    language: str
+    original_language: str
+    runtime_sec: float
+    n_calls: int
+    model_calls: NotRequired[int]
+    prompt_texts: list[str]
+    input_modality: str
+    output_modality: str
+    attr_summary: AttributionFile
+    conversation: list[list[EntryFile]]
+    base_value: float | None
+    grand_value: float | None
+    values_sum: float | None
+    response: str
+    seed: int
+    num_players: int
+    audio_artifacts: NotRequired[dict[str, Any] | None]
+    num_levels: NotRequired[int | None]
+
+
+def parse_sample(data: bytes) -> SampleFile:
+    """Return the content of a sample's file.
+
+    Raises:
+        ValueError: When it is not JSON, or a field is missing or of the wrong type; the message names it.
+    """
+    if not data.strip(b" \t\r\n\0"):
+        raise ValueError("it is empty")
+    try:
+        return _consistent(_adapter().validate_json(data))
+    except ValidationError as error:
+        raise ValueError(_in_words(error)) from error
+
+
+def check_sample(data: Any) -> SampleFile:
+    """Return a sample's JSON data once it is known to fit.
+
+    Raises:
+        ValueError: When a field is missing or of the wrong type; the message names it.
+    """
+    try:
+        return _consistent(_adapter().validate_python(data))
+    except ValidationError as error:
+        raise ValueError(_in_words(error)) from error
+
+
+def nan_for_null(value: float | None) -> float:
+    """Return the number that null stands for in a file: NaN, which JSON does not know."""
+    return math.nan if value is None else value
+
+
+@lru_cache(maxsize=1)
+def _adapter() -> TypeAdapter[SampleFile]:
+    return TypeAdapter(SampleFile)
+
+
+def _consistent(sample: SampleFile) -> SampleFile:
+    for turn in sample["conversation"]:
+        for entry in turn:
+            pieces, values = len(entry["content"]), entry["shap_values"]
+            if len(entry["roles"]) != pieces or (values is not None and len(values) != pieces):
+                raise ValueError("conversation: an entry's roles, content and shap_values differ in length")
+    return sample
+
+
+def _in_words(error: ValidationError) -> str:
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "json_invalid":
+        return f"it is not JSON ({first['msg'].removeprefix('Invalid JSON: ')})"
+    if first["type"] == "missing":
+        return f"it lacks the field {where}"
+    return f"{where or 'it'}: {first['msg']}"

@@ -1,0 +1,83 @@
+"""`spec.json`: what of it must not change between the runs of one directory, and which rows it plans."""
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+RESULT_SETTINGS = "result_settings"
+"""Key of the settings that decide the values (`RunSpec.result_settings`)."""
+
+SELECTED_ROWS = "selected_rows"
+"""Key of the plan's rows, as `selected_rows` returns them."""
+
+
+def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
+    """Return the dotted keys whose values differ, sorted; a missing key equals null.
+
+    Lists are compared as a whole. Feed it the result settings of the stored and of the present spec.
+    """
+    if isinstance(old, dict) and isinstance(new, dict):
+        found = []
+        for key in sorted(old.keys() | new.keys()):
+            path = f"{prefix}.{key}" if prefix else str(key)
+            found += differences(old.get(key), new.get(key), path)
+        return found
+    # A block that appeared or went away is named by its keys.
+    if isinstance(old, dict) and new is None:
+        return differences(old, {}, prefix)
+    if isinstance(new, dict) and old is None:
+        return differences({}, new, prefix)
+    return [] if _canonical(old) == _canonical(new) else [prefix]
+
+
+def _canonical(value: Any) -> str:
+    """Return a text that is equal for equal settings: 1 and 1.0 are one number, true is none."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, list | tuple):
+        return f"[{','.join(_canonical(item) for item in value)}]"
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{key}:{_canonical(value[key])}' for key in sorted(value))}}}"
+    return json.dumps(value)
+
+
+def selected_rows(rows: Iterable[int]) -> dict[str, Any]:
+    """Return the record of the plan's rows: `count` and `ranges`, such as `0-4,7`."""
+    ordered = sorted(rows)
+    return {"count": len(ordered), "ranges": _ranges(ordered)}
+
+
+def planned_rows(spec: dict[str, Any]) -> frozenset[int] | None:
+    """Return the rows that a spec plans, None when it does not say.
+
+    Raises:
+        ValueError: When what it says cannot be read.
+    """
+    record = spec.get(SELECTED_ROWS)
+    if record is None:
+        return None
+    try:
+        rows = frozenset(
+            row
+            for part in record["ranges"].split(",")
+            if part
+            for row in range(int(part.partition("-")[0]), int(part.rpartition("-")[2]) + 1)
+        )
+        count = record["count"]
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
+        raise ValueError(f"{SELECTED_ROWS} cannot be read: {error}") from error
+    if len(rows) != count:
+        raise ValueError(f"{SELECTED_ROWS} says {count} rows and lists {len(rows)}")
+    return rows
+
+
+def _ranges(ordered: list[int]) -> str:
+    parts: list[str] = []
+    start = 0
+    for position in range(1, len(ordered) + 1):
+        if position < len(ordered) and ordered[position] == ordered[position - 1] + 1:
+            continue
+        first, last = ordered[start], ordered[position - 1]
+        parts.append(str(first) if first == last else f"{first}-{last}")
+        start = position
+    return ",".join(parts)
