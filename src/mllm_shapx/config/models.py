@@ -1,9 +1,13 @@
-"""The config file's shape: one `ExperimentSet` and its blocks, as frozen pydantic models."""
+"""The config file's shape: one `ExperimentSet` and its blocks, as frozen pydantic models.
+
+The models hold the shape of each key; what several keys must agree on stands in `config.checks`.
+"""
 
 import re
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 ConnectorName = Literal["liquid_audio", "hf_text"]
 ExplainerType = Literal[
@@ -44,6 +48,7 @@ OutputModality = Literal["text", "audio"]
 FilterOp = Literal["in", "not_in", "==", "!=", "<", "<=", ">", ">=", "between"]
 
 EXPLAINER_ALIASES = {
+    "precise": "exact",
     "mc": "limited_mc",
     "cc": "limited_cc",
     "complementary": "limited_cc",
@@ -72,17 +77,34 @@ KNOWN_SUBSETS = frozenset(
 """Subsets of the default dataset; other names are allowed with a warning."""
 
 _SEGMENT = re.compile(r"[A-Za-z0-9._-]+")
+_LONGEST_SEGMENT = 150
+_DEVICE = re.compile(r"cuda(:\d+)?|cpu|mps")
+
+
+def wrong_key(key: str, message: str) -> PydanticCustomError:
+    """Return an error of a whole block that points at one of its keys."""
+    return PydanticCustomError("wrong_key", "{message}", {"key": key, "message": message})
 
 
 def _path_segment(value: str) -> str:
     if not _SEGMENT.fullmatch(value) or value in {".", ".."}:
-        msg = "must be one path segment: letters, digits and . _ - only"
+        msg = f'"{value}" must be one path segment: letters, digits and . _ - only'
+        raise ValueError(msg)
+    if len(value) > _LONGEST_SEGMENT:
+        msg = f"is a directory's name and takes at most {_LONGEST_SEGMENT} characters, not {len(value)}"
         raise ValueError(msg)
     return value
 
 
-def _canonical_type(value: Any) -> Any:
-    return EXPLAINER_ALIASES.get(value, value) if isinstance(value, str) else value
+def canonical_type(value: Any) -> Any:
+    """Return the explainer type that a name or alias means, in any case; anything unknown as it is."""
+    if not isinstance(value, str):
+        return value
+    return EXPLAINER_ALIASES.get(value.lower(), value.lower())
+
+
+def _upper(value: Any) -> Any:
+    return value.upper() if isinstance(value, str) else value
 
 
 def _as_list(value: Any) -> Any:
@@ -90,26 +112,102 @@ def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
-PathSegment = Annotated[str, AfterValidator(_path_segment)]
-Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
-LinearFactor = Annotated[float, Field(gt=0.0, le=10.0)]
-Explainer = Annotated[ExplainerType, BeforeValidator(_canonical_type)]
-
-
-def _check_num_samples(value: int) -> int:
+def _num_samples(value: int) -> int:
     if value != -1 and value < 1:
-        msg = "must be at least 1, or -1 for the estimator's floor"
+        msg = f"{value} must be at least 1, or -1 for the estimator's floor"
         raise ValueError(msg)
     return value
 
 
-NumSamples = Annotated[int, AfterValidator(_check_num_samples)]
+def _flat_type_as_written(value: str) -> str:
+    allowed = get_args(FlatExplainerType)
+    if canonical_type(value) not in allowed:
+        expected = ", ".join(f"'{name}'" for name in allowed)
+        raise PydanticCustomError("unknown_name", "must be one of {expected}", {"expected": expected})
+    return value
+
+
+def _device(value: Any) -> Any:
+    return None if value == "auto" else value
+
+
+def _known_device(value: str | None) -> str | None:
+    if value is not None and not _DEVICE.fullmatch(value):
+        expected = "'cuda', 'cpu', 'mps', 'auto'"
+        raise PydanticCustomError("unknown_name", "must be one of {expected}", {"expected": expected})
+    return value
+
+
+PathSegment = Annotated[str, AfterValidator(_path_segment)]
+Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
+MinFraction = Annotated[float, Field(ge=0.0, le=1.0)]
+LinearFactor = Annotated[float, Field(gt=0.0, le=10.0)]
+NumSamples = Annotated[int, AfterValidator(_num_samples)]
+GroupSize = Annotated[int, Field(ge=2)]
+Count = Annotated[int, Field(ge=1)]
+Temperature = Annotated[float, Field(ge=0.0)]
+_TypeAsWritten = ExplainerType | Literal["precise", "mc", "cc", "complementary", "neyman"]
+Explainer = Annotated[ExplainerType, BeforeValidator(canonical_type, json_schema_input_type=_TypeAsWritten)]
+FlatExplainer = Annotated[
+    FlatExplainerType, BeforeValidator(canonical_type, json_schema_input_type=_TypeAsWritten)
+]
+EmbeddingModeName = Annotated[EmbeddingMode, BeforeValidator(_upper, json_schema_input_type=EmbeddingMode)]
+Device = Annotated[
+    str | None,
+    BeforeValidator(_device, json_schema_input_type=str | None),
+    AfterValidator(_known_device),
+]
+
+# A list in JSON, a tuple here: frozen and hashable. A single number may stand for a list of one.
+NumSamplesList = Annotated[
+    tuple[NumSamples, ...],
+    Field(strict=False),
+    BeforeValidator(_as_list, json_schema_input_type=tuple[NumSamples, ...] | NumSamples | None),
+]
+FractionList = Annotated[
+    tuple[Fraction, ...],
+    Field(strict=False),
+    BeforeValidator(_as_list, json_schema_input_type=tuple[Fraction, ...] | Fraction | None),
+]
+LinearList = Annotated[
+    tuple[LinearFactor, ...],
+    Field(strict=False),
+    BeforeValidator(_as_list, json_schema_input_type=tuple[LinearFactor, ...] | LinearFactor | None),
+]
+GroupSizeList = Annotated[
+    tuple[GroupSize, ...],
+    Field(strict=False, min_length=1),
+    BeforeValidator(_as_list, json_schema_input_type=tuple[GroupSize, ...] | GroupSize | None),
+]
+MinFractionList = Annotated[
+    tuple[MinFraction, ...],
+    Field(strict=False, min_length=1),
+    BeforeValidator(_as_list, json_schema_input_type=tuple[MinFraction, ...] | MinFraction | None),
+]
 
 
 class Block(BaseModel):
-    """Base of all config blocks: frozen, no unknown keys."""
+    """Base of all config blocks: frozen, no unknown keys, no silent conversions.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    Null for a block or a list that cannot be null means that it is left out.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    also_accepted: ClassVar[tuple[str, ...]] = ()
+    """Keys that the block takes besides its fields, for old configs."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_left_out(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        return {key: value for key, value in data.items() if value is not None or not cls._defaults(key)}
+
+    @classmethod
+    def _defaults(cls, key: str) -> bool:
+        field = cls.model_fields.get(key)
+        return field is not None and isinstance(field.default, Block | tuple)
 
 
 class ConnectorKwargs(Block):
@@ -120,7 +218,7 @@ class ConnectorKwargs(Block):
     revision: str | None = None
     """Hub commit; ignored for a local directory."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    batch_size: Count | Literal["auto"] = "auto"
     """Prompts answered in one forward pass."""
     attn_implementation: str | None = None
 
@@ -151,6 +249,8 @@ class DatasetConfig(Block):
     """Accepted for old configs; today's `datasets` runs no remote code."""
     column_mapping: ColumnMapping = ColumnMapping()
 
+    also_accepted: ClassVar[tuple[str, ...]] = ("use_parquet",)
+
     @model_validator(mode="before")
     @classmethod
     def _legacy_use_parquet(cls, data: Any) -> Any:
@@ -159,8 +259,7 @@ class DatasetConfig(Block):
         rest = {key: value for key, value in data.items() if key != "use_parquet"}
         use_parquet = data["use_parquet"]
         if not isinstance(use_parquet, bool):
-            msg = "use_parquet must be true or false"
-            raise ValueError(msg)  # noqa: TRY004 -- pydantic reports ValueError only
+            raise wrong_key("use_parquet", "must be true or false")
         rest.setdefault("source", "hf_parquet" if use_parquet else "hf_datasets")
         return rest
 
@@ -177,42 +276,21 @@ class RowFilter(Block):
     op: FilterOp
     value: Any
 
-    @model_validator(mode="after")
-    def _value_fits_op(self) -> Self:
-        if self.op in {"in", "not_in"} and not isinstance(self.value, list):
-            msg = f"op {self.op!r} needs a list as value"
-            raise ValueError(msg)
-        if self.op == "between" and not (isinstance(self.value, list) and len(self.value) == 2):  # noqa: PLR2004
-            msg = "op 'between' needs [low, high] as value, both ends included"
-            raise ValueError(msg)
-        return self
-
 
 class SelectionConfig(Block):
     """Which rows are explained, and in which order."""
 
     start_index: Annotated[int, Field(ge=0)] = 0
-    max_samples: Annotated[int, Field(ge=1)] | None = None
+    max_samples: Count | None = None
     shuffle_seed: Annotated[int, Field(ge=0, lt=2**32)] | None = 0
     """Seed of the row order; null keeps file order."""
-    min_prompt_tokens: Annotated[int, Field(ge=1)] | None = None
-    max_prompt_tokens: Annotated[int, Field(ge=1)] | None = None
+    min_prompt_tokens: Count | None = None
+    max_prompt_tokens: Count | None = None
     """Bounds on the players of a row; text input only."""
-    filters: tuple[RowFilter, ...] = ()
-    balanced_token_counts: tuple[Annotated[int, Field(ge=1)], ...] | None = None
-    samples_per_token_count: Annotated[int, Field(ge=1)] | None = None
+    filters: Annotated[tuple[RowFilter, ...], Field(strict=False)] = ()
+    balanced_token_counts: Annotated[tuple[Count, ...], Field(strict=False, min_length=1)] | None = None
+    samples_per_token_count: Count | None = None
     allow_partial_token_count_buckets: bool = False
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        low, high = self.min_prompt_tokens, self.max_prompt_tokens
-        if low is not None and high is not None and low > high:
-            msg = f"min_prompt_tokens {low} is larger than max_prompt_tokens {high}"
-            raise ValueError(msg)
-        if (self.balanced_token_counts is None) != (self.samples_per_token_count is None):
-            msg = "balanced_token_counts and samples_per_token_count go together"
-            raise ValueError(msg)
-        return self
 
 
 class ModalityConfig(Block):
@@ -230,12 +308,12 @@ class ModalityConfig(Block):
 class GenerationBlock(Block):
     """How answers are decoded."""
 
-    max_new_tokens: Annotated[int, Field(ge=1)] = 32
-    text_temperature: Annotated[float, Field(ge=0.0)] = 0.2
+    max_new_tokens: Count = 32
+    text_temperature: Temperature = 0.2
     """0 decodes greedily."""
-    text_top_k: Annotated[int, Field(ge=1)] | None = None
-    audio_temperature: Annotated[float, Field(ge=0.0)] | None = None
-    audio_top_k: Annotated[int, Field(ge=1)] | None = None
+    text_top_k: Count | None = None
+    audio_temperature: Temperature | None = None
+    audio_top_k: Count | None = None
     reuse_sampled_answers: bool = False
     """With a temperature above 0, let runs share answers; this correlates their errors."""
 
@@ -268,7 +346,7 @@ class AudioSegmentation(Block):
 class ShapConfig(Block):
     """How answers become numbers."""
 
-    mode: EmbeddingMode = "CONTEXTUAL"
+    mode: EmbeddingModeName = "CONTEXTUAL"
     similarity: SimilarityName = "TfIdfCosineSimilarity"
     reducer: ReducerName = "MeanReducer"
     normalizer: NormalizerName = "AbsSumNormalizer"
@@ -281,16 +359,29 @@ class ShapConfig(Block):
         return self.similarity != "TfIdfCosineSimilarity"
 
 
-class EmbeddingConfig(Block):
-    """External encoder for the embedding similarities; the explained model's own states when absent."""
+class EmbeddingSettings(Block):
+    """How an external encoder is run."""
+
+    revision: str | None = None
+    max_length: Count = 64
+    """Tokens of an answer that the encoder reads."""
+    batch_size: Count = 64
+    l2_normalize: bool = True
+    local_files_only: bool = False
+    device: Device = None
+
+
+class EmbeddingBlock(EmbeddingSettings):
+    """External encoder for the embedding similarities, as written."""
+
+    model_id: str | None = None
+    """Hub id or local directory; the explained model's own states when null."""
+
+
+class EmbeddingConfig(EmbeddingSettings):
+    """External encoder of one run, with the variant's overrides."""
 
     model_id: str
-    revision: str | None = None
-    max_length: Annotated[int, Field(ge=1)] = 64
-    batch_size: Annotated[int, Field(ge=1)] = 64
-    l2_normalize: bool = False
-    local_files_only: bool = False
-    device: str | None = None
 
 
 class WandbConfig(Block):
@@ -301,7 +392,7 @@ class WandbConfig(Block):
     entity: str | None = None
     group: str | None = None
     mode: Literal["online", "offline", "disabled"] = "online"
-    tags: tuple[str, ...] = ()
+    tags: Annotated[tuple[str, ...], Field(strict=False)] = ()
 
 
 class RuntimeConfig(Block):
@@ -316,58 +407,50 @@ class RuntimeConfig(Block):
 class HierarchicalConfig(Block):
     """A variant's hierarchical grid."""
 
-    ks: Annotated[tuple[Annotated[int, Field(ge=2)], ...], BeforeValidator(_as_list), Field(min_length=1)] = (
-        10,
-    )
+    ks: GroupSizeList = (10,)
     """Largest number of neighbouring players in a group."""
-    shap_type: Annotated[FlatExplainerType, BeforeValidator(_canonical_type)] = "limited_mc"
+    shap_type: FlatExplainer = "limited_mc"
     """Explainer of the lower games."""
-    shap_num_samples: Annotated[tuple[NumSamples, ...], BeforeValidator(_as_list)] = ()
-    shap_fractions: Annotated[tuple[Fraction, ...], BeforeValidator(_as_list)] = ()
-    first_layer_type: str | None = None
+    shap_num_samples: NumSamplesList = ()
+    shap_fractions: FractionList = ()
+    first_layer_type: Annotated[str, AfterValidator(_flat_type_as_written)] | None = None
     """Explainer of the top game; as `shap_type` when null. Kept as written: it is part of the run's name."""
-    first_layer_num_samples: Annotated[tuple[NumSamples, ...], BeforeValidator(_as_list)] = ()
-    first_layer_fractions: Annotated[tuple[Fraction, ...], BeforeValidator(_as_list)] = ()
+    first_layer_num_samples: NumSamplesList = ()
+    first_layer_fractions: FractionList = ()
     use_importance_sampling: bool = True
     """Whether the budgets of lower games shrink with their group's share."""
-    importance_min_fractions: Annotated[
-        tuple[Annotated[float, Field(ge=0.0, le=1.0)], ...], BeforeValidator(_as_list), Field(min_length=1)
-    ] = (0.1,)
-    mode: Literal["MULTI_MODAL_MULTI_USER"] = "MULTI_MODAL_MULTI_USER"
+    importance_min_fractions: MinFractionList = (0.1,)
+    mode: Annotated[
+        Literal["MULTI_MODAL_MULTI_USER"],
+        BeforeValidator(_upper, json_schema_input_type=Literal["MULTI_MODAL_MULTI_USER"]),
+    ] = "MULTI_MODAL_MULTI_USER"
 
-    _ALIASES: ClassVar[dict[str, str]] = {
+    aliases: ClassVar[dict[str, str]] = {
         "shap_fraction": "shap_fractions",
         "first_layer_fraction": "first_layer_fractions",
     }
+    also_accepted: ClassVar[tuple[str, ...]] = tuple(aliases)
 
     @model_validator(mode="before")
     @classmethod
-    def _aliases(cls, data: Any) -> Any:
+    def _rename_aliases(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
-        renamed: dict[str, Any] = {}
+        for alias, name in cls.aliases.items():
+            if data.get(alias) is not None and data.get(name) is not None:
+                raise wrong_key(alias, f'is the same setting as "{name}"; keep one')
+        renamed: dict[Any, Any] = {}
         for key, value in data.items():
-            target = str(cls._ALIASES.get(key, key))
-            if target in renamed or (target != key and target in data):
-                msg = f"{key!r} and {target!r} are the same setting; keep one"
-                raise ValueError(msg)
-            renamed[target] = value
-        return {key: value for key, value in renamed.items() if value is not None}
-
-    @model_validator(mode="after")
-    def _known_first_layer(self) -> Self:
-        known = set(FlatExplainerType.__args__)  # type: ignore[attr-defined]
-        if self.first_layer_type is not None and _canonical_type(self.first_layer_type) not in known:
-            names = ", ".join(sorted(known | set(EXPLAINER_ALIASES)))
-            msg = f"first_layer_type {self.first_layer_type!r} is unknown; use one of {names}"
-            raise ValueError(msg)
-        return self
+            target = cls.aliases.get(key, key)
+            if value is not None or target not in cls.aliases.values():
+                renamed[target] = value
+        return renamed
 
 
 class ShapOverride(Block):
     """A variant's changes to the `shap` block; absent keys keep the config's."""
 
-    mode: EmbeddingMode | None = None
+    mode: EmbeddingModeName | None = None
     similarity: SimilarityName | None = None
     reducer: ReducerName | None = None
     normalizer: NormalizerName | None = None
@@ -378,11 +461,11 @@ class ShapOverride(Block):
 class GenerationOverride(Block):
     """A variant's changes to the `generation` block; absent keys keep the config's."""
 
-    max_new_tokens: Annotated[int, Field(ge=1)] | None = None
-    text_temperature: Annotated[float, Field(ge=0.0)] | None = None
-    text_top_k: Annotated[int, Field(ge=1)] | None = None
-    audio_temperature: Annotated[float, Field(ge=0.0)] | None = None
-    audio_top_k: Annotated[int, Field(ge=1)] | None = None
+    max_new_tokens: Count | None = None
+    text_temperature: Temperature | None = None
+    text_top_k: Count | None = None
+    audio_temperature: Temperature | None = None
+    audio_top_k: Count | None = None
     reuse_sampled_answers: bool | None = None
 
 
@@ -391,11 +474,11 @@ class EmbeddingOverride(Block):
 
     model_id: str | None = None
     revision: str | None = None
-    max_length: Annotated[int, Field(ge=1)] | None = None
-    batch_size: Annotated[int, Field(ge=1)] | None = None
+    max_length: Count | None = None
+    batch_size: Count | None = None
     l2_normalize: bool | None = None
     local_files_only: bool | None = None
-    device: str | None = None
+    device: Device = None
 
 
 class Variant(Block):
@@ -403,45 +486,16 @@ class Variant(Block):
 
     explainer_type: Explainer = "limited_mc"
     name: PathSegment | None = None
-    num_samples: Annotated[tuple[NumSamples, ...], BeforeValidator(_as_list)] = ()
+    num_samples: NumSamplesList = ()
     """Coalitions evaluated, the empty and the grand one included."""
-    fractions: Annotated[tuple[Fraction, ...], BeforeValidator(_as_list)] = ()
+    fractions: FractionList = ()
     """Shares of the 2^n coalitions."""
-    linear: Annotated[tuple[LinearFactor, ...], BeforeValidator(_as_list)] = ()
+    linear: LinearList = ()
     """Factors f of a budget of int(f n^2) coalitions, rounded up to even."""
     hierarchical: HierarchicalConfig | None = None
     shap_override: ShapOverride | None = None
     generation_override: GenerationOverride | None = None
     embedding_override: EmbeddingOverride | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _null_lists(cls, data: Any) -> Any:
-        if not isinstance(data, dict):
-            return data
-        lists = ("num_samples", "fractions", "linear")
-        return {key: value for key, value in data.items() if not (key in lists and value is None)}
-
-    @model_validator(mode="after")
-    def _budgets_fit_type(self) -> Self:
-        budgets = [key for key in ("num_samples", "fractions", "linear") if getattr(self, key)]
-        if self.explainer_type == "exact" and budgets:
-            msg = f"explainer 'exact' evaluates every coalition; remove {', '.join(budgets)}"
-            raise ValueError(msg)
-        if self.explainer_type == "hierarchical":
-            if self.hierarchical is None:
-                msg = "explainer 'hierarchical' needs a 'hierarchical' block"
-                raise ValueError(msg)
-            if budgets:
-                msg = f"a hierarchical variant's budgets stand in its 'hierarchical' block; remove {', '.join(budgets)}"
-                raise ValueError(msg)
-        elif self.hierarchical is not None:
-            msg = f"'hierarchical' belongs to explainer_type 'hierarchical', not {self.explainer_type!r}"
-            raise ValueError(msg)
-        elif self.explainer_type != "exact" and not budgets:
-            msg = f"explainer {self.explainer_type!r} needs a budget: num_samples, fractions or linear"
-            raise ValueError(msg)
-        return self
 
 
 class ExperimentSet(Block):
@@ -452,7 +506,8 @@ class ExperimentSet(Block):
     """Directory or any fsspec URI; a relative directory starts where the command is run."""
     connector: ConnectorName = "liquid_audio"
     connector_kwargs: ConnectorKwargs = ConnectorKwargs()
-    device: Annotated[str, Field(pattern=r"^(cuda(:\d+)?|cpu|mps)$")] | None = None
+    device: Device = None
+    """The best one that the machine has when null."""
     dataset: DatasetConfig = DatasetConfig()
     selection: SelectionConfig = SelectionConfig()
     modality: ModalityConfig = ModalityConfig()
@@ -460,10 +515,12 @@ class ExperimentSet(Block):
     chat: ChatConfig = ChatConfig()
     audio_segmentation: AudioSegmentation = AudioSegmentation()
     shap: ShapConfig = ShapConfig()
-    embedding: EmbeddingConfig | None = None
+    embedding: EmbeddingBlock | None = None
     wandb: WandbConfig = WandbConfig()
     runtime: RuntimeConfig = RuntimeConfig()
-    experiments: Annotated[tuple[Variant, ...], Field(min_length=1)]
+    experiments: Annotated[tuple[Variant, ...], Field(strict=False, min_length=1)]
+
+    also_accepted: ClassVar[tuple[str, ...]] = ("base", "$schema")
 
     @property
     def model_id(self) -> str:

@@ -1,0 +1,196 @@
+"""What several keys of a config must agree on, and what its author should know."""
+
+import os
+import re
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+
+from mllm_shapx.config.diagnosis import Place, dotted
+from mllm_shapx.config.models import (
+    KNOWN_SUBSETS,
+    DatasetConfig,
+    ExperimentSet,
+    HierarchicalConfig,
+    RowFilter,
+    Variant,
+    canonical_type,
+)
+from mllm_shapx.errors import Problem
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_UNPINNED = "ALLOW_UNPINNED_HF_DOWNLOAD"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A problem or a warning about keys that are well-formed by themselves."""
+
+    path: Place
+    problem: Problem
+    reads: tuple[Place, ...]
+    """The keys that it follows from."""
+    warning: bool = False
+
+    def depends_on(self, places: Collection[Place]) -> bool:
+        """Whether it follows from a key at, above or below any of `places`."""
+        return any(
+            place[: len(read)] == read or read[: len(place)] == place
+            for place in places
+            for read in self.reads
+        )
+
+
+def findings(experiment_set: ExperimentSet) -> Iterator[Finding]:
+    """Yield everything that is wrong or worth a warning across keys; well-formed keys are assumed."""
+    yield from _modality(experiment_set)
+    yield from _dataset(experiment_set.dataset)
+    yield from _selection(experiment_set)
+    yield from _scoring(experiment_set)
+    for index, variant in enumerate(experiment_set.experiments):
+        yield from _variant(("experiments", index), variant)
+
+
+def _problem(path: Place, message: str, fix: str = "", reads: tuple[Place, ...] = ()) -> Finding:
+    return Finding(path, Problem(dotted(path), message, fix), (path, *reads))
+
+
+def _warning(path: Place, message: str, fix: str = "") -> Finding:
+    return Finding(path, Problem(dotted(path), message, fix), (path,), warning=True)
+
+
+def _modality(experiment_set: ExperimentSet) -> Iterator[Finding]:
+    modality = experiment_set.modality
+    if experiment_set.connector == "hf_text":
+        for key in ("input_modality", "output_modality"):
+            value = getattr(modality, key)
+            if value != "text":
+                message = f'connector "hf_text" takes text only, not "{value}"'
+                fix = 'write "text", or use connector "liquid_audio"'
+                yield _problem(("modality", key), message, fix, reads=(("connector",),))
+    if experiment_set.audio_segmentation.method == "sgpa" and not modality.has_audio_input:
+        message = '"sgpa" cuts recordings into players, and the input is text'
+        fix = 'remove it, or set modality.input_modality to "audio__..."'
+        reads: tuple[Place, ...] = (("modality", "input_modality"),)
+        yield _problem(("audio_segmentation", "method"), message, fix, reads)
+
+
+def _dataset(dataset: DatasetConfig) -> Iterator[Finding]:
+    source: Place = ("dataset", "source")
+    if dataset.is_local and not dataset.path:
+        message = f'source "{dataset.source}" needs a path: a file, a directory or a glob'
+        yield _problem(("dataset", "path"), message, reads=(source,))
+    if dataset.is_local:
+        return
+    if dataset.path:
+        yield _warning(("dataset", "path"), f'is not read by source "{dataset.source}"', "remove it")
+    revision = dataset.revision
+    if revision is not None and not _COMMIT.fullmatch(revision) and os.environ.get(_UNPINNED) != "1":
+        message = f'"{revision}" is no commit (40 hex digits), so the rows may change under the study'
+        fix = f"pin the commit, or set {_UNPINNED}=1; the commit that was used is recorded"
+        yield _problem(("dataset", "revision"), message, fix, reads=(source,))
+    is_default = dataset.repo_id == DatasetConfig.model_fields["repo_id"].default
+    if is_default and dataset.subset not in KNOWN_SUBSETS:
+        message = f'"{dataset.subset}" is none of the subsets known here'
+        yield _warning(("dataset", "subset"), message, "known: " + ", ".join(sorted(KNOWN_SUBSETS)))
+    if dataset.trust_remote_code:
+        message = "has no effect: the datasets library runs no remote code any more"
+        yield _warning(("dataset", "trust_remote_code"), message)
+
+
+def _selection(experiment_set: ExperimentSet) -> Iterator[Finding]:
+    selection = experiment_set.selection
+    low, high = selection.min_prompt_tokens, selection.max_prompt_tokens
+    for key, value in (("min_prompt_tokens", low), ("max_prompt_tokens", high)):
+        if value is not None and experiment_set.modality.has_audio_input:
+            message = "counts the words of a prompt, and the input is spoken"
+            fix = "remove it, or filter by a column with selection.filters"
+            yield _problem(("selection", key), message, fix, reads=(("modality", "input_modality"),))
+    if low is not None and high is not None and low > high:
+        message = f"{low} is larger than max_prompt_tokens {high}"
+        yield _problem(
+            ("selection", "min_prompt_tokens"), message, reads=(("selection", "max_prompt_tokens"),)
+        )
+    pair = ("balanced_token_counts", "samples_per_token_count")
+    for key, other in (pair, pair[::-1]):
+        if getattr(selection, key) is not None and getattr(selection, other) is None:
+            yield _problem(("selection", key), f"needs {other} beside it", reads=(("selection", other),))
+    for index, row_filter in enumerate(selection.filters):
+        yield from _filter(("selection", "filters", index, "value"), row_filter)
+
+
+def _filter(path: Place, row_filter: RowFilter) -> Iterator[Finding]:
+    op, value = row_filter.op, row_filter.value
+    reads: tuple[Place, ...] = ((*path[:-1], "op"),)
+    if op in {"in", "not_in"} and not isinstance(value, list):
+        yield _problem(path, f'op "{op}" needs a list', reads=reads)
+    elif op == "between" and not (isinstance(value, list) and len(value) == 2):  # noqa: PLR2004
+        yield _problem(path, 'op "between" needs [low, high], both ends included', reads=reads)
+    elif op not in {"in", "not_in", "between"} and isinstance(value, list | dict):
+        yield _problem(path, f'op "{op}" compares with one value', 'use op "in" for a list', reads=reads)
+
+
+def _scoring(experiment_set: ExperimentSet) -> Iterator[Finding]:
+    shap, variants = experiment_set.shap, experiment_set.experiments
+    overrides = [variant.shap_override for variant in variants if variant.shap_override is not None]
+    similarities = {shap.similarity, *(override.similarity for override in overrides if override.similarity)}
+    needs_embeddings = similarities != {"TfIdfCosineSimilarity"}
+    embedding = experiment_set.embedding
+    if embedding is not None and embedding.model_id is not None and not needs_embeddings:
+        message = "is not read: no run compares embeddings"
+        fix = "set shap.similarity to CosineSimilarity or EuclideanSimilarity, or remove it"
+        yield _warning(("embedding",), message, fix)
+    if shap.allow_mask_duplicates or any(override.allow_mask_duplicates for override in overrides):
+        message = "has no effect: mllm_shap 0.8 never evaluates a coalition twice"
+        yield _warning(("shap", "allow_mask_duplicates"), message)
+    for index, variant in enumerate(variants):
+        override = variant.embedding_override
+        base_model = embedding.model_id if embedding is not None else None
+        if override is not None and override.model_id is None and base_model is None:
+            place: Place = ("experiments", index, "embedding_override")
+            message = "changes an encoder that no key names"
+            yield _problem(place, message, "add model_id here or in embedding", reads=(("embedding",),))
+
+
+def _variant(path: Place, variant: Variant) -> Iterator[Finding]:
+    kind = variant.explainer_type
+    budgets = [key for key in ("num_samples", "fractions", "linear") if getattr(variant, key)]
+    type_path: Place = (*path, "explainer_type")
+    if kind == "exact":
+        for key in budgets:
+            yield _problem((*path, key), '"exact" evaluates every coalition', "remove it", reads=(type_path,))
+    elif kind == "hierarchical":
+        for key in budgets:
+            message = 'a hierarchical variant\'s budgets stand in its "hierarchical" block'
+            yield _problem((*path, key), message, f"move it there as shap_{key}", reads=(type_path,))
+    elif not budgets:
+        problem = Problem(
+            dotted(path),
+            f'explainer "{kind}" needs a budget',
+            "add num_samples, fractions or linear, each a list",
+        )
+        keys = ("explainer_type", "num_samples", "fractions", "linear")
+        yield Finding(path, problem, tuple((*path, key) for key in keys))
+    place: Place = (*path, "hierarchical")
+    if kind == "hierarchical" and variant.hierarchical is None:
+        yield _problem(
+            place, 'is required by explainer "hierarchical"', 'write at least {"ks": [10]}', (type_path,)
+        )
+    elif kind != "hierarchical" and variant.hierarchical is not None:
+        message = f'belongs to explainer "hierarchical", not "{kind}"'
+        yield _problem(place, message, "remove it, or change explainer_type", reads=(type_path,))
+    elif variant.hierarchical is not None:
+        yield from _hierarchical(place, variant.hierarchical)
+
+
+def _hierarchical(path: Place, block: HierarchicalConfig) -> Iterator[Finding]:
+    first_layer = canonical_type(block.first_layer_type or block.shap_type)
+    types: tuple[Place, ...] = ((*path, "shap_type"), (*path, "first_layer_type"))
+    for prefix, kind in (("shap", block.shap_type), ("first_layer", first_layer)):
+        keys = [key for key in (f"{prefix}_num_samples", f"{prefix}_fractions") if getattr(block, key)]
+        if kind == "exact":
+            for key in keys:
+                message = '"exact" evaluates every coalition of a game'
+                yield _problem((*path, key), message, "remove it, or name a sampling explainer", reads=types)
+        elif len(keys) > 1:
+            message = f"{keys[0]} decides the budget; {keys[1]} only appears in the runs' names"
+            yield _warning((*path, keys[1]), message, "keep one of the two")

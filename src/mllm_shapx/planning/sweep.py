@@ -1,0 +1,214 @@
+"""The sweep: an experiment set's variants expanded into concrete, named runs."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+from mllm_shapx.config.models import (
+    Block,
+    EmbeddingConfig,
+    ExperimentSet,
+    FlatExplainerType,
+    HierarchicalConfig,
+    Variant,
+    canonical_type,
+)
+from mllm_shapx.errors import ConfigError, Problem
+from mllm_shapx.planning.runs import Budget, HierarchicalSpec, RunSpec
+
+STORE_FOLDER = "generations"
+"""Folder beside the runs' folders that no run may be named after (formats.md, The output)."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The runs of an experiment set."""
+
+    runs: tuple[RunSpec, ...]
+    """In the order of the config, each name once."""
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """What a variant's grid adds to a run: the end of its name, and its budgets."""
+
+    name: str
+    budget: Budget
+    hierarchical: HierarchicalSpec | None = None
+
+
+def expand(experiment_set: ExperimentSet) -> Sweep:
+    """Return the runs of `experiment_set`, named as formats.md says ("Run names").
+
+    `num_samples` -1 (the estimator's floor) is written `ns-1`. A run that occurs again with the same
+    settings is kept once, with a warning.
+
+    A hierarchical variant is the grid of ks, importance_min_fractions and the budgets of the lower games
+    and of the first layer. Where both num_samples and fractions are listed, num_samples decides and the
+    name shows both. A budget that is not given is every coalition for an `exact` game and the estimator's
+    floor for others; the first layer takes the lower games' budget before that, where one is given.
+
+    Raises:
+        ConfigError: When two runs of one name have different settings, a run is named like the store's
+            folder, or a variant lacks what its explainer needs.
+    """
+    runs: dict[str, RunSpec] = {}
+    origins: dict[str, str] = {}
+    problems: list[Problem] = []
+    warnings: list[str] = []
+    for index, variant in enumerate(experiment_set.experiments):
+        path = f"experiments[{index}]"
+        for run in _runs(experiment_set, variant, path):
+            first = runs.setdefault(run.name, run)
+            origin = origins.setdefault(run.name, path)
+            if run.name == STORE_FOLDER:
+                problems.append(Problem(f"{path}.name", f'"{run.name}" is the name of the store\'s folder'))
+            elif first is not run and first.result_settings == run.result_settings:
+                warnings.append(f'{path}: run "{run.name}" is already in {origin}; it is run once')
+            elif first is not run:
+                problems.append(_clash(path, origin, first, run))
+    if problems:
+        raise ConfigError(experiment_set.experiment_set_id, problems)
+    return Sweep(tuple(runs.values()), tuple(warnings))
+
+
+def _clash(path: str, origin: str, first: RunSpec, second: RunSpec) -> Problem:
+    old, new = _flat(first.result_settings), _flat(second.result_settings)
+    keys = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+    shown = ", ".join(f"{key} ({old.get(key)} and {new.get(key)})" for key in keys)
+    message = f'run "{first.name}" is also made by {origin}, with other settings: {shown}'
+    return Problem(path, message, 'give one of the two variants a "name"')
+
+
+def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(data, dict):
+        return {prefix: data}
+    return {
+        key: value
+        for name, inner in data.items()
+        for key, value in _flat(inner, f"{prefix}.{name}" if prefix else name).items()
+    }
+
+
+def _runs(experiment_set: ExperimentSet, variant: Variant, path: str) -> Iterator[RunSpec]:
+    entries = list(_entries(variant))
+    if not entries:
+        lacking = "a hierarchical block" if variant.explainer_type == "hierarchical" else "a budget"
+        problem = Problem(path, f'explainer "{variant.explainer_type}" needs {lacking}')
+        raise ConfigError(experiment_set.experiment_set_id, [problem])
+    shap = _overridden(experiment_set.shap, variant.shap_override)
+    for entry in entries:
+        yield RunSpec(
+            name=entry.name,
+            explainer_type=variant.explainer_type,
+            budget=entry.budget,
+            hierarchical=entry.hierarchical,
+            connector=experiment_set.connector,
+            model_id=experiment_set.model_id,
+            model_revision=experiment_set.model_revision,
+            connector_kwargs=experiment_set.connector_kwargs,
+            device=experiment_set.device,
+            dataset=experiment_set.dataset,
+            modality=experiment_set.modality,
+            generation=_overridden(experiment_set.generation, variant.generation_override),
+            chat=experiment_set.chat,
+            audio_segmentation=experiment_set.audio_segmentation,
+            shap=shap,
+            embedding=_encoder(experiment_set, variant) if shap.needs_embeddings else None,
+        )
+
+
+def _overridden[AnyBlock: Block](block: AnyBlock, override: Block | None) -> AnyBlock:
+    """Return `block` with what the override sets; null resets a key that may be null, else keeps it."""
+    return block if override is None else block.model_copy(update=_changes(block, override))
+
+
+def _changes(block: Block, override: Block) -> dict[str, Any]:
+    fields = type(block).model_fields
+    values = {key: getattr(override, key) for key in override.model_fields_set}
+    return {key: value for key, value in values.items() if value is not None or fields[key].default is None}
+
+
+def _encoder(experiment_set: ExperimentSet, variant: Variant) -> EmbeddingConfig | None:
+    """Return the external encoder of a variant's runs, None for the explained model's own states."""
+    block, override = experiment_set.embedding, variant.embedding_override
+    settings = {} if block is None else {key: getattr(block, key) for key in type(block).model_fields}
+    if override is not None:
+        known = EmbeddingConfig.model_fields
+        given = {key: getattr(override, key) for key in override.model_fields_set}
+        settings |= {k: v for k, v in given.items() if v is not None or known[k].default is None}
+    return EmbeddingConfig(**settings) if settings.get("model_id") is not None else None
+
+
+def _entries(variant: Variant) -> Iterator[_Entry]:
+    prefix = f"{variant.name}_" if variant.name else ""
+    kind = variant.explainer_type
+    if kind == "exact":
+        yield _Entry(variant.name or "exact", Budget("all"))
+    elif kind != "hierarchical":
+        for count in variant.num_samples:
+            yield _Entry(f"{prefix}{kind}_ns{count}", Budget("num_samples", count))
+        for fraction in variant.fractions:
+            yield _Entry(f"{prefix}{kind}_frac{_decimal(fraction)}", Budget("fraction", fraction))
+        for factor in variant.linear:
+            yield _Entry(f"{prefix}{kind}_lin{_decimal(factor)}", Budget("linear", factor))
+    elif variant.hierarchical is not None:
+        yield from _hierarchical_entries(prefix, variant.hierarchical)
+
+
+def _hierarchical_entries(prefix: str, block: HierarchicalConfig) -> Iterator[_Entry]:
+    inner = block.shap_type
+    first_layer: FlatExplainerType = canonical_type(block.first_layer_type or inner)
+    first_label = f"_fl{block.first_layer_type}" if block.first_layer_type else ""
+    grid = product(
+        block.ks,
+        block.importance_min_fractions,
+        block.shap_num_samples or (None,),
+        block.shap_fractions or (None,),
+        block.first_layer_num_samples or (None,),
+        block.first_layer_fractions or (None,),
+    )
+    for k, least, count, fraction, first_count, first_fraction in grid:
+        budget = _given_budget(inner, count, fraction)
+        first_budget = _given_budget(first_layer, first_count, first_fraction)
+        spec = HierarchicalSpec(
+            k=k,
+            inner_type=inner,
+            inner_budget=budget or _default_budget(inner),
+            first_layer_type=first_layer,
+            first_layer_budget=first_budget
+            or (budget if first_layer != "exact" else None)
+            or _default_budget(first_layer),
+            use_importance_sampling=block.use_importance_sampling,
+            importance_min_fraction=least,
+        )
+        name = (
+            f"{prefix}hier_{inner}_k{k}_imp{_decimal(least)}{first_label}"
+            f"{_label('ns', count)}{_label('frac', fraction)}"
+            f"{_label('flns', first_count)}{_label('flfrac', first_fraction)}"
+        )
+        yield _Entry(name, spec.first_layer_budget, spec)
+
+
+def _given_budget(kind: str, count: int | None, fraction: float | None) -> Budget | None:
+    if kind == "exact":
+        return None
+    if count is not None:
+        return Budget("num_samples", count)
+    return None if fraction is None else Budget("fraction", fraction)
+
+
+def _default_budget(kind: str) -> Budget:
+    return Budget("all") if kind == "exact" else Budget("num_samples", -1)
+
+
+def _label(word: str, value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"_{word}{value if isinstance(value, int) else _decimal(value)}"
+
+
+def _decimal(value: float) -> str:
+    return str(float(value)).replace(".", "_")
