@@ -3,6 +3,7 @@
 import errno
 import os
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -293,3 +294,24 @@ def test_a_file_uri_gets_the_guarantees_of_a_local_directory(tmp_path: Path) -> 
     storage = open_storage(f"file://{tmp_path}/set")
     assert isinstance(storage, LocalStorage)
     assert storage.uri == f"{tmp_path}/set"
+
+
+def test_files_that_are_waited_for_are_read_side_by_side_and_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slow open stands in for a network file system."""
+    storage = LocalStorage(tmp_path)
+    paths = [f"{number:04d}" for number in range(1500)]
+    for path in paths:
+        (tmp_path / path).write_text(path)
+    slow_open, delay = os.open, 0.0005
+
+    def wait_and_open(path: str, flags: int) -> int:
+        time.sleep(delay)
+        return slow_open(path, flags)
+
+    monkeypatch.setattr(os, "open", wait_and_open)
+    start = time.perf_counter()
+    found = list(storage.read_many(paths))
+    assert time.perf_counter() - start < 0.8 * len(paths) * delay
+    assert found == [(path, path.encode()) for path in paths]

@@ -5,7 +5,9 @@ import errno
 import json
 import os
 import secrets
+import time
 import uuid
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +20,8 @@ TEMP_PREFIX = ".tmp-"
 
 _READ_THREADS = 8
 _READ_CHUNK = 256
+_SLOW_READ_S = 0.0002
+"""From here on a file is waited for, and reading in threads is faster; below, threads only get in the way."""
 # File systems that cannot flush a folder say so with these; the rename itself is still atomic there.
 _NO_FOLDER_FSYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EOPNOTSUPP})
 _NO_HARD_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK})
@@ -190,17 +194,28 @@ class LocalStorage:
             return _read(target)
 
     def read_many(self, paths: Sequence[str]) -> Iterator[tuple[str, bytes | OSError]]:
-        """Read ahead in threads: on a network file system the waiting overlaps."""
+        """Read one after the other; ahead in threads where files are waited for, as on a network."""
         chunks = [paths[start : start + _READ_CHUNK] for start in range(0, len(paths), _READ_CHUNK)]
+        waits = False
+        for index, chunk in enumerate(chunks):
+            if waits:
+                yield from self._read_ahead(chunks[index:])
+                return
+            start = time.perf_counter()
+            contents = self._read_chunk(chunk)
+            waits = time.perf_counter() - start > _SLOW_READ_S * len(chunk)
+            yield from zip(chunk, contents, strict=True)
+
+    def _read_ahead(self, chunks: Sequence[Sequence[str]]) -> Iterator[tuple[str, bytes | OSError]]:
         with ThreadPoolExecutor(_READ_THREADS, thread_name_prefix="read") as pool:
             # A few chunks ahead of the reader, so that memory does not grow with the number of files.
-            pending = [pool.submit(self._read_chunk, chunk) for chunk in chunks[:_READ_THREADS]]
-            for index in range(len(chunks)):
-                contents = pending.pop(0).result()
+            pending = deque(pool.submit(self._read_chunk, chunk) for chunk in chunks[:_READ_THREADS])
+            for index, chunk in enumerate(chunks):
+                contents = pending.popleft().result()
                 ahead = index + _READ_THREADS
                 if ahead < len(chunks):
                     pending.append(pool.submit(self._read_chunk, chunks[ahead]))
-                yield from zip(chunks[index], contents, strict=True)
+                yield from zip(chunk, contents, strict=True)
 
     def _read_chunk(self, paths: Sequence[str]) -> list[bytes | OSError]:
         contents: list[bytes | OSError] = []

@@ -1,0 +1,260 @@
+"""One driver at a time on an output directory."""
+
+import contextlib
+import json
+import os
+import secrets
+import socket
+import threading
+import time
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from mllm_shapx.errors import OutputError, ShapxError, StorageError
+from mllm_shapx.records.layout import LOCK
+from mllm_shapx.records.storage import Storage, encode_json
+
+STALE_AFTER_S = 60.0
+"""A lock of another host counts as abandoned when its heartbeat is older."""
+
+_HEARTBEAT_S = 15.0
+_ATTEMPTS = 5
+# Start times are computed from the clock and the time since boot, and move a little with the clock.
+_START_TOLERANCE_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class LockHolder:
+    """Who holds an output directory, as it stands in `.lock`."""
+
+    token: str
+    """Different for every lock ever taken."""
+    host: str
+    boot_id: str
+    """The kernel's id of this boot, empty where it has none: a process id means nothing in another boot."""
+    pid: int
+    process_started_at: float
+    """When the operating system started the process, seconds since 1970."""
+    started_at: float
+    """When the lock was taken, seconds since 1970."""
+    heartbeat: float
+    """When the holder was last known to be alive, seconds since 1970."""
+
+    def __str__(self) -> str:
+        started = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.started_at))
+        return f"process {self.pid} on {self.host}, started {started}"
+
+    @classmethod
+    def of_this_process(cls) -> Self:
+        """Return a new lock's content for this process."""
+        now = time.time()
+        return cls(
+            token=secrets.token_hex(16),
+            host=socket.gethostname(),
+            boot_id=_boot_id(),
+            pid=os.getpid(),
+            process_started_at=_process_start(os.getpid()) or now,
+            started_at=now,
+            heartbeat=now,
+        )
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Self | None:
+        """Return the lock file's content, None when it is damaged."""
+        try:
+            content = json.loads(data)
+            return cls(**{field.name: field.type(content[field.name]) for field in fields(cls)})  # type: ignore[operator]
+        except (ValueError, TypeError, KeyError):
+            return None
+
+    def is_alive(self, now: float) -> bool:
+        """Return whether the holder may still be at work.
+
+        On this host the process table says so; on another one a heartbeat younger than STALE_AFTER_S does.
+        """
+        if self.host == socket.gethostname() and self.boot_id == _boot_id():
+            return _is_running(self.pid, self.process_started_at)
+        return now - self.heartbeat < STALE_AFTER_S
+
+
+class OutputLock:
+    """Keeps a second driver away from an experiment set's directory.
+
+    `acquire` takes the lock or refuses; from then on a thread renews the heartbeat, so that a driver that is
+    busy for minutes still counts as alive on other hosts. Works on network file systems; on object stores
+    without an exclusive create two drivers that start within the same moment are not told apart.
+    """
+
+    def __init__(self, storage: Storage, *, heartbeat_s: float = _HEARTBEAT_S) -> None:
+        self._storage = storage
+        self._heartbeat_s = heartbeat_s
+        self._holder: LockHolder | None = None
+        self._lost_to: str | None = None
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> Self:
+        self.acquire()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+    def acquire(self) -> tuple[str, ...]:
+        """Take the lock; return notes for the user, such as that a dead process's lock was taken over.
+
+        Raises:
+            OutputError: When another driver is at work here; the message names its host, pid and start.
+            StorageError: When the lock cannot be written.
+        """
+        notes: list[str] = []
+        mine = LockHolder.of_this_process()
+        for _ in range(_ATTEMPTS):
+            if self._storage.create_exclusive(LOCK, encode_json(asdict(mine))):
+                self._holder = mine
+                self._start_heartbeat()
+                return tuple(notes)
+            notes += self._displace_dead_holder()
+        raise OutputError(
+            f"{self._storage.uri}: other drivers keep taking the lock; wait until they are done and run again"
+        )
+
+    def refresh(self, now: float | None = None) -> None:
+        """Renew the heartbeat; a thread does so by itself while the lock is held."""
+        holder = self._holder
+        if holder is None:
+            return
+        current = self._read()
+        if current is not None and current.token != holder.token:
+            self._lost_to = str(current)
+            return
+        fresh = {**asdict(holder), "heartbeat": time.time() if now is None else now}
+        self._storage.write_bytes(LOCK, encode_json(fresh))
+
+    def check(self) -> None:
+        """Make sure that the lock is still ours.
+
+        Raises:
+            OutputError: When another driver took it, which happens when this one could not renew it.
+        """
+        if self._lost_to is not None:
+            raise OutputError(
+                f"{self._storage.uri} was taken over by {self._lost_to}; this driver stops writing to it"
+            )
+
+    def release(self) -> None:
+        """Give the lock up, if it is held and still ours."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        holder, self._holder = self._holder, None
+        if holder is None:
+            return
+        current = self._read()
+        if current is not None and current.token == holder.token:
+            self._storage.remove(LOCK)
+
+    def _displace_dead_holder(self) -> list[str]:
+        """Move a dead holder's lock out of the way and return a note; refuse when it is alive."""
+        try:
+            data = self._storage.read_bytes(LOCK)
+        except FileNotFoundError:
+            return []
+        holder = LockHolder.from_bytes(data)
+        if holder is not None and holder.is_alive(time.time()):
+            raise OutputError(self._refusal(holder))
+        if not self._move_away(data):
+            return []
+        if holder is None:
+            return [f"{self._storage.uri}: the lock file was damaged and was replaced"]
+        return [f"{self._storage.uri}: took over the lock of {holder}, which is no longer running"]
+
+    def _move_away(self, seen: bytes) -> bool:
+        """Remove the lock that was judged; return False when another driver was faster.
+
+        Moving it first makes sure that of two drivers which judged the same lock only one goes on, and that a
+        lock which the faster one has taken by now is put back.
+        """
+        aside = f"{LOCK}.{secrets.token_hex(8)}"
+        try:
+            self._storage.move(LOCK, aside)
+            moved = self._storage.read_bytes(aside)
+        except FileNotFoundError:
+            return False
+        if moved != seen:
+            self._storage.create_exclusive(LOCK, moved)
+        self._storage.remove(aside)
+        return moved == seen
+
+    def _refusal(self, holder: LockHolder) -> str:
+        place = self._storage.locate(LOCK)
+        if holder.host == socket.gethostname() and holder.boot_id == _boot_id():
+            return (
+                f"{self._storage.uri} is in use by {holder}; wait until it is done or stop it "
+                f"(kill {holder.pid}), then run again with --resume"
+            )
+        age = max(0.0, time.time() - holder.heartbeat)
+        return (
+            f"{self._storage.uri} is in use by {holder}, heard of {age:.0f} s ago; wait until it is done. "
+            f"If that process is dead, run again in {STALE_AFTER_S:.0f} s, or remove {place}"
+        )
+
+    def _read(self) -> LockHolder | None:
+        with contextlib.suppress(FileNotFoundError):
+            return LockHolder.from_bytes(self._storage.read_bytes(LOCK))
+        return None
+
+    def _start_heartbeat(self) -> None:
+        self._stop.clear()
+        self._thread = threading.Thread(target=self._beat, name="output-lock", daemon=True)
+        self._thread.start()
+
+    def _beat(self) -> None:
+        while not self._stop.wait(self._heartbeat_s):
+            # A full disk is reported by the writes that matter; the next beat tries again.
+            with contextlib.suppress(StorageError):
+                self.refresh()
+
+
+def lock_holder(storage: Storage) -> LockHolder | None:
+    """Return who holds a directory now, None when nobody does; for `status`."""
+    try:
+        holder = LockHolder.from_bytes(storage.read_bytes(LOCK))
+    except (FileNotFoundError, ShapxError):
+        return None
+    return holder if holder is not None and holder.is_alive(time.time()) else None
+
+
+def _is_running(pid: int, started_at: float) -> bool:
+    """Return whether the process of that id is the one that started then."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # it runs, for another user
+    start = _process_start(pid)
+    return start is None or abs(start - started_at) < _START_TOLERANCE_S
+
+
+def _process_start(pid: int) -> float | None:
+    """Return when a process started, None when that cannot be seen; 0.0 for a zombie, which does no work."""
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        return 0.0 if process.status() == psutil.STATUS_ZOMBIE else float(process.create_time())
+    except psutil.Error:
+        return None
+
+
+def _boot_id() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
