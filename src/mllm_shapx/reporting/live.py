@@ -1,0 +1,140 @@
+"""The live display of a terminal: a bar, a short line per run and the workers, redrawn in place by rich."""
+
+import contextlib
+import logging
+import sys
+from collections.abc import Iterator
+from typing import Any, TextIO
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from mllm_shapx.reporting.study_progress import (
+    RunProgress,
+    StudyProgress,
+    choose_runs,
+    pace,
+    percent,
+    summarize_rest,
+)
+from mllm_shapx.reporting.timing import format_duration
+
+REDRAWS_PER_SECOND = 4
+_MOST_RUNS = 8
+_LEAST_RUNS = 2
+_FRAME_LINES = 6
+"""Lines that are no run's: bar, counts, rest, workers, and the shell's own."""
+
+
+class LiveView:
+    """Draws on a terminal. What others write to the standard streams meanwhile appears above it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._console = Console(file=stream, force_terminal=True, highlight=False)
+        self._live = Live(
+            console=self._console,
+            refresh_per_second=REDRAWS_PER_SECOND,
+            # A pipe stays a pipe: only what would land on the terminal is moved.
+            redirect_stdout=_is_terminal(sys.stdout),
+            redirect_stderr=_is_terminal(sys.stderr),
+        )
+        self._open = contextlib.ExitStack()
+
+    def show(self, progress: StudyProgress, rate: float | None) -> None:
+        """Replace the picture; it is drawn at the next of the regular redraws."""
+        self._live.update(render(progress, rate, self._console.height))
+        if not self._live.is_started:
+            before = (sys.stdout, sys.stderr)
+            self._open.callback(self._live.stop)
+            self._live.start(refresh=True)
+            self._open.enter_context(_handlers_moved(before))
+
+    def message(self, text: str) -> None:
+        """Write above the picture."""
+        self._console.print(Text(text), soft_wrap=True)
+
+    def close(self) -> None:
+        """Draw once more and leave the picture where it is."""
+        self._open.close()
+
+
+def render(progress: StudyProgress, rate: float | None, height: int) -> RenderableType:
+    """Return the picture, with as many runs as a terminal of `height` lines has room for."""
+    lines: list[RenderableType] = [_bar(progress), _counts(progress, rate)]
+    if len(progress.runs) > 1:
+        most = max(_LEAST_RUNS, min(_MOST_RUNS, height - _FRAME_LINES))
+        shown, rest = choose_runs(progress.runs, most)
+        lines.append(_run_lines(shown))
+        if rest:
+            lines.append(Text(f"  … {summarize_rest(rest)}", style="dim", no_wrap=True, overflow="ellipsis"))
+    lines.append(_workers(progress))
+    return Group(*lines)
+
+
+def _bar(progress: StudyProgress) -> RenderableType:
+    done, total = progress.coalitions_done, progress.coalitions_total
+    if not total:
+        done, total = progress.samples_done + progress.samples_failed, progress.samples_total
+    grid = Table.grid(padding=(0, 1), expand=True)
+    grid.add_column(ratio=1)
+    grid.add_column(justify="right", no_wrap=True)
+    bar = ProgressBar(total=max(1, total), completed=done if total else 1)
+    grid.add_row(bar, Text(percent(done, total), style="bold"))
+    return grid
+
+
+def _counts(progress: StudyProgress, rate: float | None) -> Text:
+    parts = [
+        f"{progress.samples_done:,}/{progress.samples_total:,} samples",
+        *pace(progress, rate)[::-1],
+        f"{progress.coalitions_done:,}/{progress.coalitions_total:,} coalitions",
+    ]
+    text = Text(" · ".join(parts), no_wrap=True, overflow="ellipsis")
+    if progress.samples_failed:
+        text.append(f" · {progress.samples_failed:,} failed", style="red")
+    return text
+
+
+def _run_lines(runs: tuple[RunProgress, ...]) -> RenderableType:
+    grid = Table.grid(padding=(0, 1))
+    grid.add_column(no_wrap=True, overflow="ellipsis")
+    grid.add_column(justify="right", no_wrap=True)
+    grid.add_column(no_wrap=True)
+    for run in runs:
+        note = Text(f"{run.failed} failed", style="red") if run.failed else Text("")
+        style = "green" if run.is_finished else "" if run.done + run.failed else "dim"
+        grid.add_row(Text(f"  {run.name}", style=style), Text(f"{run.done}/{run.total}", style=style), note)
+    return grid
+
+
+def _workers(progress: StudyProgress) -> Text:
+    parts = (
+        f"{progress.busy_workers}/{progress.workers} workers busy",
+        f"{progress.model_calls:,} model calls",
+        f"{format_duration(progress.elapsed_s)} so far",
+    )
+    return Text(" · ".join(parts), style="dim", no_wrap=True, overflow="ellipsis")
+
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    return stream is not None and not stream.closed and stream.isatty()
+
+
+@contextlib.contextmanager
+def _handlers_moved(before: tuple[TextIO, TextIO]) -> Iterator[None]:
+    """Let the log handlers that hold the standard streams of `before` use today's, which know the display."""
+    moved: list[tuple[logging.StreamHandler[Any], Any]] = []
+    loggers = [logging.root, *logging.root.manager.loggerDict.values()]
+    for handler in {item for log in loggers if isinstance(log, logging.Logger) for item in log.handlers}:
+        if isinstance(handler, logging.StreamHandler) and handler.stream in before:
+            after = sys.stdout if handler.stream is before[0] else sys.stderr
+            if after is not handler.stream:
+                moved.append((handler, handler.setStream(after)))
+    try:
+        yield
+    finally:
+        for handler, stream in moved:
+            handler.setStream(stream)
