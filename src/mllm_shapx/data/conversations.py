@@ -1,0 +1,229 @@
+"""A dataset row as the conversation that is explained."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mllm_shapx.config.models import ChatConfig, DatasetConfig, ModalityConfig
+from mllm_shapx.data.columns import resolve_columns
+from mllm_shapx.data.table import Table
+from mllm_shapx.errors import RowError
+
+if TYPE_CHECKING:
+    from mllm_shap import ConversationSnapshot, Message
+
+UNKNOWN = "unknown"
+"""Language of a row that tells none."""
+
+_CONTEXT_ROLES = {
+    "SYSTEM": frozenset({"system"}),
+    "ASSISTANT": frozenset({"assistant"}),
+    "SYSTEM_ASSISTANT": frozenset({"system", "assistant"}),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What the user says in one row: one piece, written or spoken, per message."""
+
+    row_index: int
+    texts: tuple[str, ...]
+    """Text of each piece; a spoken piece's transcript, empty when unknown."""
+    recordings: tuple[bytes | None, ...]
+    """Encoded audio of each spoken piece; None for a written one."""
+    sample_rates: tuple[int | None, ...]
+    """Hertz of each recording."""
+    language: str
+    original_language: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """A sentence and its recording before the modality has chosen between them."""
+
+    text: str
+    recording: Any
+
+
+def context_roles(chat: ChatConfig) -> frozenset[str]:
+    """Return the roles whose messages are fixed context: present in every coalition, never players."""
+    return _CONTEXT_ROLES[chat.system_roles_setup]
+
+
+def sentences(value: Any) -> list[str]:
+    """Return the texts of a text column's value, one per user message; blank ones are left out."""
+    return [text for text in _texts(value) if text.strip()]
+
+
+def load_row(table: Table, row_index: int, dataset: DatasetConfig, modality: ModalityConfig) -> Row:
+    """Read one row and check its recordings.
+
+    Raises:
+        RowError: `no_text`, `bad_text`, `no_audio`, `bad_audio`, `empty_audio`, `silent_audio`,
+            `audio_text_mismatch` or `unreadable_row`: what is wrong with this row alone.
+        DatasetError: When a column is missing.
+    """
+    columns = resolve_columns(table, dataset, modality)
+    values = table.row(row_index, columns.names)
+    try:
+        text = None if columns.text is None else values[columns.text]
+        recorded = None if columns.audio is None else values[columns.audio]
+        pieces = _pieces(text, recorded, modality) if columns.audio else _written(text)
+        texts, recordings, rates = zip(*_said(pieces, modality, table), strict=True)
+    except RowError as error:
+        raise RowError(error.reason, f"row {row_index}: {error}") from error
+    return Row(
+        row_index=row_index,
+        texts=texts,
+        recordings=recordings,
+        sample_rates=rates,
+        language=_language(values, columns.language),
+        original_language=_language(values, columns.original_language),
+    )
+
+
+def to_snapshot(
+    row: Row,
+    chat: ChatConfig,
+    modality: ModalityConfig,  # noqa: ARG001 -- what is written and what is spoken is settled in the row
+    *,
+    with_transcripts: bool = False,
+) -> "ConversationSnapshot":
+    """Return the system prompt, unless empty, and one turn per piece.
+
+    Each piece is a message of its own: masking edits the first recording of a message only.
+    `with_transcripts` puts the text of a spoken piece beside its recording, for a partition that aligns them.
+    """
+    from mllm_shap import ConversationSnapshot, Message, Role, Turn
+
+    messages = [Message(role=Role.SYSTEM, text=chat.system_prompt)] if chat.system_prompt.strip() else []
+    messages += [_message(row, number, with_transcripts) for number in range(len(row.texts))]
+    return ConversationSnapshot.from_turns(tuple(Turn(messages=(message,)) for message in messages))
+
+
+def _message(row: Row, number: int, with_transcripts: bool) -> "Message":
+    from mllm_shap import AudioPart, Message, Role, TextPart
+
+    text, recording, rate = row.texts[number], row.recordings[number], row.sample_rates[number]
+    if recording is None or rate is None:
+        return Message(role=Role.USER, text=text)
+    audio = AudioPart(recording, rate)
+    if with_transcripts and text.strip():
+        return Message(role=Role.USER, content=(TextPart(text), audio))
+    return Message(role=Role.USER, content=(audio,))
+
+
+def _texts(value: Any) -> list[str]:
+    if value is None:
+        return []
+    items = value if isinstance(value, list) else [value]
+    if any(isinstance(item, dict | list | bytes) for item in items):
+        raise RowError("bad_text", "the text column holds neither text nor a list of texts")
+    return ["" if item is None else str(item) for item in items]
+
+
+def _written(text: Any) -> list[_Piece]:
+    pieces = [_Piece(sentence, None) for sentence in sentences(text)]
+    if not pieces:
+        raise RowError("no_text", "there is no text")
+    return pieces
+
+
+def _pieces(text: Any, recordings: Any, modality: ModalityConfig) -> list[_Piece]:
+    """Pair sentences and recordings; a blank sentence goes with its recording."""
+    spoken = recordings if isinstance(recordings, list) else [recordings]
+    written = _texts(text)
+    if not any(sentence.strip() for sentence in written):
+        if modality.input_modality.startswith("audio__"):
+            found = [_Piece("", recording) for recording in spoken if recording is not None]
+            if not found:
+                raise RowError("no_audio", "there is no recording")
+            return found
+        raise RowError("no_text", "there is no text")
+    if len(written) != len(spoken):
+        raise RowError(
+            "audio_text_mismatch", f"there are {len(written)} sentence(s) but {len(spoken)} recording(s)"
+        )
+    return [
+        _Piece(sentence, recording)
+        for sentence, recording in zip(written, spoken, strict=True)
+        if sentence.strip()
+    ]
+
+
+def _said(
+    pieces: Sequence[_Piece], modality: ModalityConfig, table: Table
+) -> list[tuple[str, bytes | None, int | None]]:
+    """Return text, recording and sample rate of each piece as the modality has it written or spoken."""
+    from mllm_shapx.data.audio import check_recording
+
+    said: list[tuple[str, bytes | None, int | None]] = []
+    for number, piece in enumerate(pieces):
+        if not _is_spoken(number, modality):
+            said.append((piece.text, None, None))
+            continue
+        try:
+            data = _bytes(piece.recording, table.folder)
+            said.append((piece.text, data, check_recording(data)))
+        except RowError as error:
+            of = f"recording {number + 1} of {len(pieces)}: " if len(pieces) > 1 else ""
+            raise RowError(error.reason, f"{of}{error}") from error
+    return said
+
+
+def _is_spoken(number: int, modality: ModalityConfig) -> bool:
+    """Return whether piece `number`, from 0, is a recording (formats.md, `input_modality`)."""
+    written = modality.input_modality
+    if written.startswith("interleaved__text_first"):
+        return number % 2 == 1
+    if written.startswith("interleaved__audio_first"):
+        return number % 2 == 0
+    return modality.has_audio_input
+
+
+def _bytes(recording: Any, folder: Path | None) -> bytes:
+    """Return the encoded bytes of a recording stored as bytes, as a path or as a `datasets` Audio feature."""
+    if isinstance(recording, bytes):
+        return recording
+    if isinstance(recording, str):
+        return _read_file(recording, folder)
+    if isinstance(recording, dict):
+        if recording.get("bytes") is not None:
+            return bytes(recording["bytes"])
+        if recording.get("path"):
+            return _read_file(str(recording["path"]), folder)
+        if recording.get("array") is not None and recording.get("sampling_rate"):
+            return _from_samples(recording)
+    if recording is None or isinstance(recording, dict):
+        raise RowError("no_audio", "the recording is missing")
+    raise RowError(
+        "bad_audio", f"the audio column holds {type(recording).__name__}, not a recording or a path"
+    )
+
+
+def _read_file(written: str, folder: Path | None) -> bytes:
+    path = Path(written).expanduser()
+    path = path if folder is None else folder / path
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise RowError("no_audio", f"there is no file {path}") from error
+    except OSError as error:
+        raise RowError("no_audio", f"{path} cannot be read ({error.strerror})") from error
+
+
+def _from_samples(recording: Mapping[str, Any]) -> bytes:
+    import numpy as np
+
+    from mllm_shapx.data.audio import encode_wav
+
+    samples = np.asarray(recording["array"], dtype=np.float32)
+    if samples.ndim != 1 or not np.isfinite(samples).all():
+        raise RowError("bad_audio", "the recording's samples are not one row of numbers")
+    return encode_wav(samples, int(recording["sampling_rate"]))
+
+
+def _language(values: Mapping[str, Any], column: str | None) -> str:
+    value = None if column is None else values[column]
+    return UNKNOWN if value is None or not str(value).strip() else str(value)

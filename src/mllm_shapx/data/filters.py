@@ -1,0 +1,123 @@
+"""Row filters: which values of a column satisfy `op value`."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from mllm_shapx.config.models import RowFilter
+from mllm_shapx.errors import DatasetError
+
+_COMPARE: dict[str, Callable[[pa.Array, pa.Scalar], pa.Array]] = {
+    "<": pc.less,
+    "<=": pc.less_equal,
+    ">": pc.greater,
+    ">=": pc.greater_equal,
+}
+
+
+def describe(row_filter: RowFilter) -> str:
+    """Return the filter as a user would say it."""
+    return f"{row_filter.column} {row_filter.op} {row_filter.value!r}"
+
+
+def passes(column: pa.Array, row_filter: RowFilter, number: int, where: str) -> NDArray[np.bool_]:
+    """Return which values of `column` pass, as a mask of its length.
+
+    A missing value (null or NaN) equals only null: it passes `!=` and `not_in`, and no order comparison.
+
+    Raises:
+        DatasetError: When the value cannot be compared with the column; it names `where` and the filter.
+    """
+    values = plain_values(column)
+    fits = _Fits(values.type, f"{where}: selection.filters[{number}] ({describe(row_filter)})")
+    op, value = row_filter.op, row_filter.value
+    if op in {"==", "!=", "in", "not_in"}:
+        items = value if isinstance(value, list) and op in {"in", "not_in"} else [value]
+        equal = _any_equal(values, items, fits)
+        return ~equal if op in {"!=", "not_in"} else equal
+    if pa.types.is_null(values.type):
+        return np.zeros(len(values), dtype=np.bool_)
+    if op == "between":
+        low, high = (fits.ordered(end) for end in value)
+        passed = pc.and_(pc.greater_equal(values, low), pc.less_equal(values, high))
+        return _mask(pc.fill_null(passed, fill_value=False))
+    return _mask(pc.fill_null(_COMPARE[op](values, fits.ordered(value)), fill_value=False))
+
+
+def _any_equal(values: pa.Array, items: Sequence[Any], fits: "_Fits") -> NDArray[np.bool_]:
+    """Return which values equal one of `items`; a null item stands for missing values."""
+    equal = np.zeros(len(values), dtype=np.bool_)
+    for item in items:
+        if item is not None and pa.types.is_null(values.type):
+            continue
+        found = (
+            pc.is_null(values, nan_is_null=True)
+            if item is None
+            else pc.fill_null(pc.equal(values, fits.scalar(item)), fill_value=False)
+        )
+        equal |= _mask(found)
+    return equal
+
+
+def _mask(array: pa.Array) -> NDArray[np.bool_]:
+    mask: NDArray[np.bool_] = np.asarray(array.to_numpy(zero_copy_only=False), dtype=np.bool_)
+    return mask
+
+
+def plain_values(column: pa.Array) -> pa.Array:
+    """Return a dictionary-encoded column as its values."""
+    return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+
+
+@dataclass(frozen=True, slots=True)
+class _Fits:
+    """Turns a filter's JSON value into a scalar that can be compared with a column."""
+
+    kind: pa.DataType
+    where: str
+
+    def ordered(self, value: Any) -> pa.Scalar:
+        """Return the scalar of an order comparison."""
+        if value is None or isinstance(value, bool):
+            raise self._misfit(value)
+        return self.scalar(value)
+
+    def scalar(self, value: Any) -> pa.Scalar:
+        """Return the scalar of `value`.
+
+        Raises:
+            DatasetError: When text is compared with numbers, or a list or recording with anything.
+        """
+        if pa.types.is_boolean(self.kind):
+            fits = isinstance(value, bool)
+        elif (
+            pa.types.is_integer(self.kind)
+            or pa.types.is_floating(self.kind)
+            or pa.types.is_decimal(self.kind)
+        ):
+            fits = isinstance(value, int | float) and not isinstance(value, bool)
+        else:
+            fits = isinstance(value, str) and (self._is_text or pa.types.is_temporal(self.kind))
+        if not fits:
+            raise self._misfit(value)
+        try:
+            scalar = pa.scalar(value)
+            return scalar.cast(self.kind) if pa.types.is_temporal(self.kind) else scalar
+        except (pa.ArrowException, OverflowError) as error:
+            raise self._misfit(value) from error
+
+    @property
+    def _is_text(self) -> bool:
+        return bool(pa.types.is_string(self.kind) or pa.types.is_large_string(self.kind))
+
+    def _misfit(self, value: Any) -> DatasetError:
+        held = "text" if self._is_text else str(self.kind)
+        return DatasetError(
+            f"{self.where}: the column holds {held}, which cannot be compared with {value!r} "
+            f"({type(value).__name__}); correct the filter's value or column"
+        )

@@ -1,0 +1,138 @@
+"""A dataset in parquet files, read by row group through a memory map."""
+
+import bisect
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, Self
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mllm_shapx.data.table import BATCH_ROWS, column_values
+from mllm_shapx.errors import DatasetError, RowError
+
+_SEEK_ROWS = 16
+"""Rows decoded at once on the way to a single row: recordings are large."""
+
+
+@dataclass(frozen=True)
+class ParquetTable:
+    """Parquet files of one schema, one after the other."""
+
+    name: str
+    files: tuple[Path, ...]
+    columns: tuple[str, ...]
+    commit: str | None
+    folder: Path | None
+    _metadata: tuple[pq.FileMetaData, ...]
+    _starts: tuple[int, ...]
+    """Number of the first row of each file."""
+
+    @classmethod
+    def open(
+        cls, files: Sequence[Path], *, name: str, commit: str | None = None, folder: Path | None = None
+    ) -> Self:
+        """Read the footers of `files`; no row is read.
+
+        Raises:
+            DatasetError: When a file is missing, unreadable, no parquet, or has other columns than the first.
+        """
+        footers = [_footer(path) for path in files]
+        columns = tuple(footers[0].schema.to_arrow_schema().names)
+        for path, footer in zip(files, footers, strict=True):
+            _check_same_columns(files[0], columns, path, footer)
+        counts = [footer.num_rows for footer in footers]
+        return cls(
+            name=name,
+            files=tuple(files),
+            columns=columns,
+            commit=commit,
+            folder=folder if folder is not None else files[0].parent,
+            _metadata=tuple(footers),
+            _starts=tuple(accumulate(counts[:-1], initial=0)),
+        )
+
+    @property
+    def num_rows(self) -> int:
+        """Return the rows of all files."""
+        return sum(footer.num_rows for footer in self._metadata)
+
+    def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """Yield `columns` of all rows in order."""
+        for number, path in enumerate(self.files):
+            try:
+                yield from self._reader(number).iter_batches(
+                    batch_size=BATCH_ROWS, columns=list(columns), use_threads=False
+                )
+            except (pa.ArrowException, OSError) as error:
+                raise DatasetError(f"{path}: cannot be read ({error}); restore the file") from error
+
+    def column(self, name: str) -> list[Any]:
+        """Return one whole column as Python values."""
+        return column_values(self, name)
+
+    def row(self, index: int, columns: Sequence[str]) -> dict[str, Any]:
+        """Return the values of `columns` in row `index`, decoding its row group up to it and no further."""
+        if not 0 <= index < self.num_rows:
+            raise DatasetError(f"{self.name}: there is no row {index}; it has {self.num_rows} rows")
+        number = bisect.bisect_right(self._starts, index) - 1
+        group, offset = _row_group(self._metadata[number], index - self._starts[number])
+        try:
+            for batch in self._reader(number).iter_batches(
+                batch_size=_SEEK_ROWS, row_groups=[group], columns=list(columns), use_threads=False
+            ):
+                if offset < batch.num_rows:
+                    values: dict[str, Any] = batch.slice(offset, 1).to_pylist()[0]
+                    return values
+                offset -= batch.num_rows
+        except (pa.ArrowException, OSError) as error:
+            raise _row_failure(self.files[number], index, error) from error
+        raise RowError("unreadable_row", f"{self.files[number]}: row group {group} ends before row {index}")
+
+    def _reader(self, number: int) -> pq.ParquetFile:
+        # Opened for each use: a reader is not thread-safe, and with the footer at hand opening is cheap.
+        return pq.ParquetFile(
+            self.files[number], metadata=self._metadata[number], memory_map=True, pre_buffer=False
+        )
+
+
+def _footer(path: Path) -> pq.FileMetaData:
+    try:
+        return pq.read_metadata(path, memory_map=True)
+    except FileNotFoundError as error:
+        raise DatasetError(f"{path}: no such file; correct dataset.path") from error
+    except pa.ArrowException as error:
+        raise DatasetError(
+            f"{path}: is not a parquet file, or is cut short ({error}); write or download it again"
+        ) from error
+    except OSError as error:
+        raise DatasetError(f"{path}: cannot be read ({error}); check its permissions") from error
+
+
+def _check_same_columns(first: Path, columns: tuple[str, ...], path: Path, footer: pq.FileMetaData) -> None:
+    names = set(footer.schema.to_arrow_schema().names)
+    differing = sorted(names.symmetric_difference(columns))
+    if differing:
+        raise DatasetError(
+            f"{path}: its columns differ from those of {first}: {', '.join(differing)}; "
+            "name files of one schema in dataset.path"
+        )
+
+
+def _row_group(footer: pq.FileMetaData, row: int) -> tuple[int, int]:
+    """Return the row group that holds `row` and the row's place in it."""
+    for group in range(footer.num_row_groups):
+        rows = footer.row_group(group).num_rows
+        if row < rows:
+            return group, row
+        row -= rows
+    raise IndexError(row)
+
+
+def _row_failure(path: Path, index: int, error: Exception) -> Exception:
+    """Tell a damaged part of the file, which no retry mends, from a file system that fails."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return DatasetError(f"{path}: cannot be read ({error}); restore the file")
+    return RowError("unreadable_row", f"{path}: row {index} cannot be read ({error})")

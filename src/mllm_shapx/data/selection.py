@@ -1,0 +1,237 @@
+"""Chooses the rows to explain: filters, player counts, balance, order and slice."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from mllm_shapx.config.models import DatasetConfig, ModalityConfig, SelectionConfig
+from mllm_shapx.data.columns import listed, optional_column, require_column, resolve_columns
+from mllm_shapx.data.conversations import sentences
+from mllm_shapx.data.filters import describe, passes, plain_values
+from mllm_shapx.data.table import Table
+from mllm_shapx.data.tokens import count_players
+from mllm_shapx.errors import DatasetError
+
+_UNKNOWN = -1
+"""Token count of a row that has none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step of the selection and what it left."""
+
+    name: str
+    kept: int
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The rows to explain."""
+
+    rows: tuple[int, ...]
+    """Row indices of the source, in the order in which they are counted."""
+    players: dict[int, int] | None
+    """Players of each selected row; None when the input holds audio, whose players are not known before."""
+    warnings: tuple[str, ...] = ()
+    steps: tuple[Step, ...] = ()
+    """What each step left, the source's row count first."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Scan:
+    """What one pass over the needed columns found."""
+
+    kept_by_filter: tuple[int, ...]
+    """Rows left after each filter."""
+    mask: NDArray[np.bool_]
+    """Rows that pass all filters."""
+    players: NDArray[np.int64] | None
+    """Players per row where counted; only rows of `mask` hold a count."""
+    token_counts: NDArray[np.int64] | None
+
+
+def select_rows(
+    table: Table,
+    dataset: DatasetConfig,
+    selection: SelectionConfig,
+    modality: ModalityConfig,
+    token_filter: str,
+) -> Selection:
+    """Select rows of `table`.
+
+    All rows are put in order first (`RandomState(shuffle_seed).permutation`, or file order), so that a
+    filter takes rows away without reordering the others. Then come filters, player bounds and balance;
+    `start_index` and `max_samples` count what is left.
+
+    Raises:
+        DatasetError: When a column is missing, a filter does not fit its column, a balanced bucket is short,
+            or no row is left; the message says what each step removed.
+    """
+    columns = resolve_columns(table, dataset, modality)
+    text = None if modality.has_audio_input else columns.text
+    scan = _scan(table, dataset, selection, text, token_filter)
+    steps = [Step("source", table.num_rows)]
+    steps += [
+        Step(f"filters[{number}] ({describe(row_filter)})", kept)
+        for number, (row_filter, kept) in enumerate(zip(selection.filters, scan.kept_by_filter, strict=True))
+    ]
+    mask, warnings = scan.mask, []
+    bounds = _bounds(selection)
+    if bounds and scan.players is None:
+        warnings.append(f"selection.{bounds[0]}: bounds on players hold for text input only; not applied")
+    elif bounds and scan.players is not None:
+        mask = mask & _within(scan.players, selection)
+        steps.append(Step(" and ".join(bounds), int(mask.sum())))
+    order = _order(table.num_rows, selection.shuffle_seed)
+    rows = order[mask[order]]
+    if selection.balanced_token_counts is not None:
+        counts = scan.players if scan.token_counts is None else scan.token_counts
+        rows, short = _balance(rows, _required(counts), selection, table.name)
+        warnings += short
+        steps.append(Step("balanced_token_counts", len(rows)))
+    rows = rows[selection.start_index :]
+    if selection.start_index:
+        steps.append(Step("start_index", len(rows)))
+    if selection.max_samples is not None:
+        rows = rows[: selection.max_samples]
+        steps.append(Step("max_samples", len(rows)))
+    if len(rows) == 0:
+        raise DatasetError(_nothing_left(table.name, steps))
+    chosen = tuple(int(row) for row in rows)
+    players = scan.players
+    return Selection(
+        rows=chosen,
+        players=None if players is None else {row: int(players[row]) for row in chosen},
+        warnings=tuple(warnings),
+        steps=tuple(steps),
+    )
+
+
+def _scan(
+    table: Table, dataset: DatasetConfig, selection: SelectionConfig, text: str | None, token_filter: str
+) -> _Scan:
+    """Read the columns that the selection needs, once, in batches."""
+    for number, row_filter in enumerate(selection.filters):
+        require_column(table, row_filter.column, f"selection.filters[{number}].column")
+    count_column = _token_count_column(table, dataset, selection, text)
+    total = table.num_rows
+    kept = [0] * len(selection.filters)
+    mask = np.ones(total, dtype=np.bool_)
+    players = None if text is None else np.zeros(total, dtype=np.int64)
+    token_counts = None if count_column is None else np.full(total, _UNKNOWN, dtype=np.int64)
+    wanted = dict.fromkeys(row_filter.column for row_filter in selection.filters)
+    wanted |= dict.fromkeys(name for name in (text, count_column) if name is not None)
+    for start, batch in _numbered(table, list(wanted)):
+        place = slice(start, start + batch.num_rows)
+        part = np.ones(batch.num_rows, dtype=np.bool_)
+        for number, row_filter in enumerate(selection.filters):
+            part &= passes(batch.column(row_filter.column), row_filter, number, table.name)
+            kept[number] += int(part.sum())
+        mask[place] = part
+        if players is not None:
+            players[place][part] = _count(batch.column(text).filter(pa.array(part)), token_filter)
+        if token_counts is not None and count_column is not None:
+            token_counts[place] = _integers(batch.column(count_column), count_column, table.name)
+    return _Scan(tuple(kept), mask, players, token_counts)
+
+
+def _numbered(table: Table, columns: list[str]) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """Yield batches with the number of their first row; none when no column is needed."""
+    start = 0
+    for batch in table.batches(columns) if columns else ():
+        yield start, batch
+        start += batch.num_rows
+
+
+def _token_count_column(
+    table: Table, dataset: DatasetConfig, selection: SelectionConfig, text: str | None
+) -> str | None:
+    """Return the column to balance by, None to balance by counted players."""
+    if selection.balanced_token_counts is None:
+        return None
+    column = optional_column(table, dataset.column_mapping.token_count, "token_count")
+    if column is None and text is None:
+        raise DatasetError(
+            f"{table.name}: selection.balanced_token_counts needs a token count per row, and there is no "
+            f"column 'token_count'; its columns are {listed(table.columns)}; "
+            "name the right one in dataset.column_mapping.token_count"
+        )
+    return column
+
+
+def _count(texts: pa.Array, token_filter: str) -> list[int]:
+    return [
+        sum(count_players(sentence, token_filter) for sentence in sentences(value))
+        for value in texts.to_pylist()
+    ]
+
+
+def _integers(column: pa.Array, name: str, where: str) -> NDArray[np.int64]:
+    try:
+        whole = pc.cast(plain_values(column), pa.int64())
+    except pa.ArrowException as error:
+        raise DatasetError(
+            f"{where}: column {name!r} holds {column.type}, not whole numbers; "
+            "name the right one in dataset.column_mapping.token_count"
+        ) from error
+    counts: NDArray[np.int64] = pc.fill_null(whole, _UNKNOWN).to_numpy(zero_copy_only=False)
+    return counts
+
+
+def _order(total: int, seed: int | None) -> NDArray[np.int64]:
+    if seed is None:
+        return np.arange(total, dtype=np.int64)
+    return np.random.RandomState(seed).permutation(total).astype(np.int64)
+
+
+def _bounds(selection: SelectionConfig) -> list[str]:
+    bounds = {
+        "min_prompt_tokens": selection.min_prompt_tokens,
+        "max_prompt_tokens": selection.max_prompt_tokens,
+    }
+    return [f"{name} {value}" for name, value in bounds.items() if value is not None]
+
+
+def _within(players: NDArray[np.int64], selection: SelectionConfig) -> NDArray[np.bool_]:
+    low = selection.min_prompt_tokens or 0
+    high = selection.max_prompt_tokens
+    return (players >= low) & (True if high is None else players <= high)
+
+
+def _required(counts: NDArray[np.int64] | None) -> NDArray[np.int64]:
+    if counts is None:
+        raise AssertionError  # _token_count_column has refused this
+    return counts
+
+
+def _balance(
+    rows: NDArray[np.int64], counts: NDArray[np.int64], selection: SelectionConfig, where: str
+) -> tuple[NDArray[np.int64], list[str]]:
+    """Take `samples_per_token_count` rows of each count, the counts in the config's order."""
+    asked, per_bucket = selection.balanced_token_counts or (), selection.samples_per_token_count or 0
+    buckets = {count: rows[counts[rows] == count] for count in asked}
+    short = [
+        f"{count} tokens: {len(found)} of {per_bucket} rows"
+        for count, found in buckets.items()
+        if len(found) < per_bucket
+    ]
+    if short and not selection.allow_partial_token_count_buckets:
+        raise DatasetError(
+            f"{where}: selection.balanced_token_counts asks for more than there is ({'; '.join(short)}); "
+            "lower samples_per_token_count, leave the counts out, or set allow_partial_token_count_buckets"
+        )
+    warnings = [f"selection.balanced_token_counts: short buckets ({'; '.join(short)})"] if short else []
+    return np.concatenate([found[:per_bucket] for found in buckets.values()] or [rows[:0]]), warnings
+
+
+def _nothing_left(where: str, steps: Sequence[Step]) -> str:
+    if steps[0].kept == 0:
+        return f"{where}: holds no rows; correct dataset.path, dataset.subset or dataset.split"
+    told = [f"{steps[0].kept} rows"]
+    told += [f"{after.name} removed {before.kept - after.kept}" for before, after in pairwise(steps)]
+    return f"{where}: the selection leaves no row ({', '.join(told)}); loosen the selection block"

@@ -1,0 +1,86 @@
+"""Opens the dataset that a config names: local files, or a repository of the hub."""
+
+import glob
+from pathlib import Path
+
+from mllm_shapx.config.models import DatasetConfig
+from mllm_shapx.data.hub_layout import local_split_files
+from mllm_shapx.data.table import Table
+from mllm_shapx.errors import DatasetError
+
+__all__ = ["Table", "open_table"]
+
+_SUFFIXES = {"local_parquet": ".parquet", "local_csv": ".csv"}
+
+
+def open_table(dataset: DatasetConfig, config_path: Path | None) -> Table:
+    """Open `dataset`: hub files are downloaded into the hub cache, rows are read when asked for.
+
+    A relative `path` is looked for from the working directory, then from the folder of `config_path`.
+
+    Raises:
+        DatasetError: When the dataset is missing, unreadable, offline or has no such subset or split.
+    """
+    if dataset.source == "hf_parquet":
+        from mllm_shapx.data.hub import open_hub_parquet
+
+        return open_hub_parquet(dataset)
+    if dataset.source == "hf_datasets":
+        from mllm_shapx.data.hub import open_hub_datasets
+
+        return open_hub_datasets(dataset)
+    files = _local_files(dataset, config_path)
+    if dataset.source == "local_csv":
+        from mllm_shapx.data.csv_files import CsvTable
+
+        return CsvTable.open(files, name=str(dataset.path))
+    from mllm_shapx.data.parquet_files import ParquetTable
+
+    return ParquetTable.open(files, name=str(dataset.path))
+
+
+def _local_files(dataset: DatasetConfig, config_path: Path | None) -> list[Path]:
+    """Return the files that `dataset.path` names, in name order."""
+    if not dataset.path:
+        raise DatasetError(
+            f"dataset.path is missing: source {dataset.source!r} needs a file, a directory or a glob there"
+        )
+    written = Path(dataset.path).expanduser()
+    folders = [Path.cwd()] if config_path is None else [Path.cwd(), config_path.resolve().parent]
+    tried = list(dict.fromkeys(folder / written for folder in folders))
+    for path in tried:
+        found = _expand(path, _SUFFIXES[dataset.source], dataset)
+        if found:
+            return found
+    raise DatasetError(
+        f"dataset.path {dataset.path!r}: no such file or directory, and no file matches "
+        f"(looked for {' and '.join(map(str, tried))}); correct the path"
+    )
+
+
+def _expand(path: Path, suffix: str, dataset: DatasetConfig) -> list[Path]:
+    if path.is_dir():
+        return _directory_files(path, suffix, dataset)
+    if path.exists():
+        return [path]
+    if glob.has_magic(str(path)):
+        # A glob may be relative to either folder and hold **; pathlib takes no absolute pattern.
+        matches = map(Path, glob.glob(str(path), recursive=True))  # noqa: PTH207
+        return sorted(match for match in matches if match.is_file())
+    return []
+
+
+def _directory_files(directory: Path, suffix: str, dataset: DatasetConfig) -> list[Path]:
+    """Return a directory's files: those of the split where it is laid out like a hub repository, else all."""
+    names = sorted(
+        path.relative_to(directory).as_posix()
+        for path in directory.rglob(f"*{suffix}")
+        if path.is_file()
+        and not any(part.startswith((".", "_")) for part in path.relative_to(directory).parts)
+    )
+    if not names:
+        raise DatasetError(
+            f"dataset.path {dataset.path!r}: the directory {directory} holds no {suffix} file; correct it"
+        )
+    chosen = local_split_files(names, dataset.subset, dataset.split) or names
+    return [directory / name for name in chosen]
