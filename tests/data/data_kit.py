@@ -63,7 +63,7 @@ def tone(seconds: float = 0.1, rate: int = 16_000, hertz: float = 440.0) -> NDAr
 
 def wav(samples: NDArray[Any], rate: int = 16_000, *, width: int = 2) -> bytes:
     """WAV bytes by the standard library: shape (frames,) or (frames, channels), full scale 1."""
-    frames = samples.reshape(len(samples), -1)
+    frames = samples if samples.ndim > 1 else samples[:, None]
     buffer = io.BytesIO()
     with wave.open(buffer, "wb") as stream:
         stream.setnchannels(frames.shape[1])

@@ -3,6 +3,7 @@
 import glob
 from pathlib import Path
 
+from mllm_shapx.config.loading import resolve_path
 from mllm_shapx.config.models import DatasetConfig
 from mllm_shapx.data.hub_layout import local_split_files
 from mllm_shapx.data.table import Table
@@ -45,16 +46,14 @@ def _local_files(dataset: DatasetConfig, config_path: Path | None) -> list[Path]
         raise DatasetError(
             f"dataset.path is missing: source {dataset.source!r} needs a file, a directory or a glob there"
         )
-    written = Path(dataset.path).expanduser()
-    folders = [Path.cwd()] if config_path is None else [Path.cwd(), config_path.resolve().parent]
-    tried = list(dict.fromkeys(folder / written for folder in folders))
-    for path in tried:
-        found = _expand(path, _SUFFIXES[dataset.source], dataset)
-        if found:
-            return found
+    path = resolve_path(dataset.path, config_path)
+    found = _expand(path, _SUFFIXES[dataset.source], dataset)
+    if found:
+        return found
+    beside = "" if config_path is None or path.is_absolute() else f" nor beside {config_path}"
     raise DatasetError(
-        f"dataset.path {dataset.path!r}: no such file or directory, and no file matches "
-        f"(looked for {' and '.join(map(str, tried))}); correct the path"
+        f"dataset.path {dataset.path!r}: no such file or directory, and no match, in {Path.cwd()}{beside}; "
+        "correct it"
     )
 
 
