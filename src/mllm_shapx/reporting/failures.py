@@ -1,0 +1,117 @@
+"""The samples that were given up: which, why, and where the whole story is."""
+
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+from mllm_shapx.records.failures import FailureRecord
+from mllm_shapx.reporting.grid import Column, cut, grid
+from mllm_shapx.reporting.reading import open_study
+
+
+@dataclass(frozen=True, slots=True)
+class ListedFailure:
+    """One sample that was given up."""
+
+    record: FailureRecord
+    path: str
+    """The file with traceback and log lines, in full."""
+
+    @property
+    def first_line(self) -> str:
+        """The message's first line."""
+        lines = self.record.message.strip().splitlines()
+        return lines[0] if lines else ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what the list shows and the whole message; traceback and log stay in the file."""
+        record = self.record
+        return {
+            "row_index": record.row_index,
+            "run_name": record.run_name,
+            "reason": record.reason,
+            "attempts": record.attempts,
+            "node": record.node,
+            "worker": record.worker,
+            "message": record.message,
+            "at": record.at,
+            "path": self.path,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class FailureList:
+    """The samples of a study that were given up."""
+
+    directory: str
+    failures: tuple[ListedFailure, ...]
+    """By run and row."""
+    reasons: tuple[str, ...] = ()
+    """The reasons that the list was narrowed to, empty for all."""
+
+    def by_reason(self) -> dict[str, int]:
+        """Return how many there are of each reason, the most frequent first."""
+        return dict(Counter(failure.record.reason for failure in self.failures).most_common())
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the same as JSON data."""
+        return {
+            "directory": self.directory,
+            "by_reason": self.by_reason(),
+            "failures": [failure.to_json() for failure in self.failures],
+        }
+
+    def to_text(self, width: int = 80) -> str:
+        """Return two lines per failure of at most `width` columns; paths are never cut."""
+        if not self.failures:
+            of_reason = f" because of {' or '.join(self.reasons)}" if self.reasons else ""
+            return f"{self.directory}: no sample was given up{of_reason}\n"
+        columns = (
+            Column("row", right=True),
+            Column("run", shrinks=True),
+            Column("reason"),
+            Column("tries", right=True),
+            Column("node", shrinks=True),
+        )
+        header, *lines = grid(columns, [_cells(failure) for failure in self.failures], width)
+        counts = ", ".join(f"{count} {reason}" for reason, count in self.by_reason().items())
+        text = [f"{self.directory}: {len(self.failures)} given up ({counts})", "", header]
+        for line, failure in zip(lines, self.failures, strict=True):
+            text += [line, *_details(failure, width)]
+        only = f" --only {self.reasons[0]}" if len(self.reasons) == 1 else ""
+        text += ["", f"to try them again: mllm-shapx retry {self.directory}{only}"]
+        return "\n".join(text) + "\n"
+
+
+def failures(directory: str, *, reasons: Collection[str] = ()) -> FailureList:
+    """Return the samples that were given up, in all runs of a directory or in its one run.
+
+    Args:
+        directory: An experiment set's directory or one run's.
+        reasons: Only failures of these reasons; all when empty.
+
+    Raises:
+        UsageError: When the directory is neither.
+    """
+    study = open_study(directory)
+    listed = []
+    for run in study.runs:
+        done = frozenset(run.sample_rows)
+        for record in run.records.read_failures():
+            # A row that was explained since, or is still being tried, is not given up.
+            is_given_up = record.quarantined and record.row_index not in done
+            if is_given_up and (not reasons or record.reason in reasons):
+                path = study.locate(run.records.layout.failure(record.row_index))
+                listed.append(ListedFailure(record, path))
+    return FailureList(directory, tuple(listed), tuple(sorted(reasons)))
+
+
+def _cells(failure: ListedFailure) -> list[str]:
+    record = failure.record
+    return [str(record.row_index), record.run_name, record.reason, str(record.attempts), record.node or "-"]
+
+
+def _details(failure: ListedFailure, width: int) -> list[str]:
+    message = [cut(f"     {failure.first_line}", width)] if failure.first_line else []
+    return [*message, f"     {failure.path}"]

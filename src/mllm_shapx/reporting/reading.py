@@ -1,0 +1,134 @@
+"""A finished or unfinished study as its files tell it; nothing here needs the job, or writes."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from mllm_shapx.errors import StorageError, UsageError
+from mllm_shapx.records.results import SampleResult
+from mllm_shapx.records.runs import RunRecords, find_runs
+from mllm_shapx.records.spec import RESULT_SETTINGS, planned_rows
+from mllm_shapx.records.storage import Storage, read_json
+
+_ESTIMATOR_KEYS = frozenset({"explainer_type", "budget", "hierarchical"})
+"""Settings in which an approximation may differ from the exact run that it is compared with."""
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """One run's files."""
+
+    records: RunRecords
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return self.records.run_name
+
+    @cached_property
+    def spec(self) -> Mapping[str, Any]:
+        """The content of `spec.json`, empty where it is missing or damaged."""
+        try:
+            return self.records.read_spec() or {}
+        except ValueError:
+            return {}
+
+    @cached_property
+    def planned(self) -> frozenset[int] | None:
+        """The rows that the run is to explain, None when its files do not say."""
+        try:
+            return planned_rows(dict(self.spec))
+        except ValueError:
+            return None
+
+    @cached_property
+    def sample_rows(self) -> tuple[int, ...]:
+        """The planned rows that have a sample, ascending; all rows where the plan is not known."""
+        rows = self.records.sample_rows()
+        return tuple(row for row in rows if self.planned is None or row in self.planned)
+
+    @property
+    def total(self) -> int | None:
+        """How many rows the run is to explain, None when its files do not say."""
+        if self.planned is not None:
+            return len(self.planned)
+        total = self.spec.get("rows_total")
+        return total if isinstance(total, int) else None
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the run evaluates every coalition."""
+        return bool(self.spec.get("explainer_type", self.name) == "exact")
+
+    @cached_property
+    def summary(self) -> Mapping[str, Any]:
+        """The content of `aggregate_metrics.json`, empty where it is missing or damaged."""
+        try:
+            content = read_json(self.records.storage, self.records.layout.summary)
+        except (FileNotFoundError, ValueError):
+            return {}
+        return content if isinstance(content, dict) else {}
+
+    def sample(self, row_index: int) -> SampleResult | None:
+        """Return a row's sample, None where it is missing or damaged."""
+        try:
+            return self.records.read_sample(row_index)
+        except (FileNotFoundError, ValueError):
+            return None
+
+    @property
+    def compared_settings(self) -> Mapping[str, Any]:
+        """What must be equal in two runs for one to estimate the other's values."""
+        settings = self.spec.get(RESULT_SETTINGS) or {}
+        return {key: value for key, value in settings.items() if key not in _ESTIMATOR_KEYS}
+
+    def approximates(self, exact: "RunFiles") -> bool:
+        """Return whether the run's values estimate those of `exact`: all but the estimator is the same."""
+        return exact.is_exact and self.compared_settings == exact.compared_settings
+
+
+@dataclass(frozen=True)
+class StudyFiles:
+    """An experiment set's directory, or one run of it."""
+
+    storage: Storage
+    runs: tuple[RunFiles, ...]
+
+    def locate(self, path: str) -> str:
+        """Return the full path or URI of a file below the experiment set."""
+        return self.storage.locate(path)
+
+    def exact_run_for(self, run: RunFiles) -> RunFiles | None:
+        """Return the exact run whose values `run` estimates; itself for an exact one, None without one."""
+        if run.is_exact:
+            return run
+        return next((other for other in self.runs if run.approximates(other)), None)
+
+    @cached_property
+    def rows(self) -> tuple[int, ...]:
+        """The rows that any run has a sample of, ascending."""
+        return tuple(sorted({row for run in self.runs for row in run.sample_rows}))
+
+
+def open_study(directory: str) -> StudyFiles:
+    """Return the files of an experiment set's directory or of one run's.
+
+    Raises:
+        UsageError: When there is neither; the message says what was looked for.
+    """
+    try:
+        storage, names = find_runs(directory)
+    except StorageError as error:
+        raise UsageError(f"{directory} cannot be read as a results directory: {error}") from error
+    if not names:
+        raise UsageError(
+            f"{directory} holds no results: neither it nor a folder in it has a spec.json, a checkpoint.json "
+            "or a folder samples. Give the directory of an experiment set (OUTPUT_ROOT/EXPERIMENT_SET_ID) or "
+            "of one of its runs"
+        )
+    return StudyFiles(storage, tuple(RunFiles(RunRecords(storage, name)) for name in _exact_first(names)))
+
+
+def _exact_first(names: Sequence[str]) -> list[str]:
+    return sorted(names, key=lambda name: (name != "exact", name))
