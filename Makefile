@@ -1,0 +1,34 @@
+# `make` alone lists what there is. Every target sets the checkout up first; that costs nothing the second time.
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check clean
+
+BIN := .venv/bin
+SOURCES := src tests scripts
+# Handed on to pytest, such as ARGS="tests/demo -x".
+ARGS ?=
+
+help:
+	@echo "make setup   make .venv with Python 3.12 and the pinned packages (needs Python 3.8+; about 5 GB)"
+	@echo "make demo    explain the demo's rows with four explainers on two workers, and show some"
+	@echo "make test    run the tests (ARGS=... goes to pytest)"
+	@echo "make check   lint, formatting and types"
+	@echo "make clean   remove .venv, .tools and caches; results stay"
+
+setup:
+	@bash scripts/bootstrap.sh
+
+demo: setup
+	$(BIN)/mllm-shapx demo
+
+test: setup
+	$(BIN)/python -m pytest $(ARGS)
+
+check: setup
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv .tools .mypy_cache .ruff_cache .pytest_cache build
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	find . -name '*.egg-info' -type d -prune -exec rm -rf {} +
