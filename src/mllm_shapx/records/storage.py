@@ -111,7 +111,9 @@ def join_uri(root: str, *parts: str) -> str:
 
 def encode_json(data: Any) -> bytes:
     """Return JSON as it is written to files: indented by 2, ending with a newline, no NaN."""
-    return (json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    # Half a surrogate pair, which broken text may hold, is no character in a file.
+    return text.encode(errors="replace")
 
 
 def write_json(storage: Storage, path: str, data: Any) -> None:

@@ -1,0 +1,248 @@
+"""The coalition store's files: every answer a model gave, by row and generation key (`generations/`)."""
+
+import itertools
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from mllm_shapx.records.layout import GENERATIONS, GenerationLayout
+from mllm_shapx.records.storage import TEMP_PREFIX, Storage
+from mllm_shapx.records.store_codec import (
+    AnswerRow,
+    StoreHeader,
+    decode_answers,
+    decode_embeddings,
+    decode_table,
+    encode_answers,
+    encode_embeddings,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["AnswerRow", "CoalitionStore", "PruneResult", "StoreEntry", "StoreHeader", "StoredAnswers"]
+
+_DAMAGED = f"{GENERATIONS}/damaged"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredAnswers:
+    """What is stored of one row under one generation key."""
+
+    answers: dict[int, AnswerRow] = field(default_factory=dict)
+    """Coalition (bit i is set when player i is present) -> its answer."""
+    notes: tuple[str, ...] = ()
+    """What was damaged or did not fit and was moved aside, in words."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoreEntry:
+    """What the store holds of one row under one generation key."""
+
+    row_index: int
+    key: str
+    answers: int
+    embeddings: int
+    """Vectors of its answers."""
+    num_bytes: int
+    num_players: int
+    """Players of the row, 0 where the writer did not know."""
+    settings: Mapping[str, Any]
+    """Generation settings, model commit and dtype."""
+    problem: str | None = None
+    """Why a file of it cannot be read, None when all can."""
+
+
+@dataclass(frozen=True, slots=True)
+class PruneResult:
+    """What pruning removed."""
+
+    entries: int
+    num_bytes: int
+
+
+class CoalitionStore:
+    """Reads and writes `generations/`: one file per row and key, and parts of rows that are under way.
+
+    A row's answers are flushed as parts, `ROW-KEY.parts/000001.parquet` and on, each as large as what is new;
+    `merge` packs them into `ROW-KEY.parquet` when the row is done. `read` takes whatever is there, so that a
+    crash costs only what was not flushed. One process writes; any may read.
+    """
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+
+    def read(self, row_index: int, key: str, header: StoreHeader) -> StoredAnswers:
+        """Return the stored answers; files that are damaged or contradict `header` are moved aside."""
+        place = GenerationLayout(row_index, key)
+        answers: dict[int, AnswerRow] = {}
+        notes: list[str] = []
+        for path in (place.answers, *self._parts(place)):
+            for mask, answer in self._read_file(path, header, decode_answers, notes):
+                answers.setdefault(mask, answer)
+        return StoredAnswers(answers, tuple(notes))
+
+    def append(self, row_index: int, key: str, header: StoreHeader, answers: Mapping[int, AnswerRow]) -> None:
+        """Write new answers of a row under way as one more part; its cost hangs on their number alone."""
+        if not answers:
+            return
+        place = GenerationLayout(row_index, key)
+        numbers = [int(path.rpartition("/")[2].partition(".")[0]) for path in self._parts(place)]
+        path = f"{place.parts}/{max(numbers, default=0) + 1:06d}.parquet"
+        self._storage.write_bytes(path, encode_answers(header, answers))
+
+    def merge(
+        self, row_index: int, key: str, header: StoreHeader, answers: Mapping[int, AnswerRow] | None = None
+    ) -> tuple[str, ...]:
+        """Pack what is stored of a row and `answers` into its one file; return notes as `read` does.
+
+        An answer that is stored already is kept. Nothing is written when nothing is new.
+        """
+        place = GenerationLayout(row_index, key)
+        stored = self.read(row_index, key, header)
+        fresh = {mask: answer for mask, answer in (answers or {}).items() if mask not in stored.answers}
+        has_parts = self._storage.exists(place.parts)
+        if fresh or has_parts:
+            together = stored.answers | fresh
+            if together:
+                self._storage.write_bytes(place.answers, encode_answers(header, together))
+        if has_parts:
+            self._storage.remove(place.parts)
+        return stored.notes
+
+    def read_embeddings(
+        self, row_index: int, key: str, header: StoreHeader, kind: str
+    ) -> tuple[dict[bytes, "NDArray[np.float64]"], tuple[str, ...]]:
+        """Return the stored vectors of one kind by `AnswerRow.content_id`, and notes as `read` does."""
+        notes: list[str] = []
+        path = GenerationLayout(row_index, key).embeddings
+        found = self._read_file(path, header, decode_embeddings, notes)
+        return {answer: vector for (of_kind, answer), vector in found if of_kind == kind}, tuple(notes)
+
+    def merge_embeddings(
+        self,
+        row_index: int,
+        key: str,
+        header: StoreHeader,
+        kind: str,
+        vectors: Mapping[bytes, "NDArray[np.float64]"],
+    ) -> tuple[str, ...]:
+        """Add vectors of answers, each by its `AnswerRow.content_id`.
+
+        `kind` names encoder, mode and reducer, such as `own/CONTEXTUAL/MeanReducer`; an answer that several
+        coalitions share is stored once. Vectors may differ in length and are kept exactly, as float64.
+        """
+        notes: list[str] = []
+        path = GenerationLayout(row_index, key).embeddings
+        stored = dict(self._read_file(path, header, decode_embeddings, notes))
+        fresh = {(kind, answer): vector for answer, vector in vectors.items()}
+        if fresh.keys() - stored.keys():
+            self._storage.write_bytes(path, encode_embeddings(header, fresh | stored))
+        return tuple(notes)
+
+    def remove_leftovers(self) -> int:
+        """Remove what interrupted writes left behind; return how many files that were."""
+        names = self._storage.list(GENERATIONS)
+        leftovers = [f"{GENERATIONS}/{name}" for name in names if name.startswith(TEMP_PREFIX)]
+        for name in names:
+            if name.endswith(".parts"):
+                below = self._storage.list(f"{GENERATIONS}/{name}")
+                leftovers += [
+                    f"{GENERATIONS}/{name}/{part}" for part in below if part.startswith(TEMP_PREFIX)
+                ]
+        for path in leftovers:
+            self._storage.remove(path)
+        return len(leftovers)
+
+    def info(self) -> Iterator[StoreEntry]:
+        """Yield what is stored, by row and key; nothing is changed."""
+        for place, paths in self._entries():
+            yield self._entry(place, paths)
+
+    def prune(self, keys_in_use: Collection[str], rows_in_use: Collection[int] | None = None) -> PruneResult:
+        """Remove what no run needs: other generation keys and, where they are given, other rows."""
+        entries = num_bytes = 0
+        for place, paths in list(self._entries()):
+            if place.key in keys_in_use and (rows_in_use is None or place.row_index in rows_in_use):
+                continue
+            entries += 1
+            num_bytes += sum(self._storage.size(path) for path in paths)
+            for path in (place.answers, place.embeddings, place.parts):
+                self._storage.remove(path)
+        return PruneResult(entries, num_bytes)
+
+    def _entries(self) -> Iterator[tuple[GenerationLayout, list[str]]]:
+        """Yield every row and key with the paths of its files."""
+        names = self._storage.list(GENERATIONS)
+        places = [(place, name) for name in names if (place := GenerationLayout.of_name(name)) is not None]
+        places.sort(key=lambda item: (item[0].row_index, item[0].key))
+        for place, group in itertools.groupby(places, key=lambda item: item[0]):
+            files = [f"{GENERATIONS}/{name}" for _, name in group if not name.endswith(".parts")]
+            yield place, files + self._parts(place)
+
+    def _entry(self, place: GenerationLayout, paths: Sequence[str]) -> StoreEntry:
+        masks: set[bytes] = set()
+        embeddings = num_bytes = 0
+        header = StoreHeader({})
+        problem: str | None = None
+        for path in paths:
+            try:
+                data = self._storage.read_bytes(path)
+            except FileNotFoundError:
+                continue  # packed or removed by the writer meanwhile
+            num_bytes += len(data)
+            try:
+                table, header = decode_table(data)
+            except ValueError as error:
+                problem = f"{self._storage.locate(path)}: {error}"
+                continue
+            if path == place.embeddings:
+                embeddings += table.num_rows
+            else:
+                # Masks of different widths name the same coalition.
+                masks.update(mask.rstrip(b"\0") for mask in table.column("mask").to_pylist())
+        return StoreEntry(
+            row_index=place.row_index,
+            key=place.key,
+            answers=len(masks),
+            embeddings=embeddings,
+            num_bytes=num_bytes,
+            num_players=header.num_players,
+            settings=header.settings,
+            problem=problem,
+        )
+
+    def _parts(self, place: GenerationLayout) -> list[str]:
+        names = self._storage.list(place.parts)
+        return [
+            f"{place.parts}/{name}"
+            for name in names
+            if name.endswith(".parquet") and name.partition(".")[0].isdigit()
+        ]
+
+    def _read_file[T](
+        self, path: str, header: StoreHeader, decode: Callable[[Any], Iterable[T]], notes: list[str]
+    ) -> list[T]:
+        """Return a file's content; none when it is not there, or had to be moved aside."""
+        try:
+            data = self._storage.read_bytes(path)
+        except FileNotFoundError:
+            return []
+        try:
+            table, found = decode_table(data)
+            problem = header.conflict(found)
+            if problem is None:
+                return list(decode(table))
+        except ValueError as error:
+            problem = str(error)
+        kept = self._move_aside(path)
+        notes.append(f"{self._storage.locate(path)}: {problem}; moved to {kept}, its answers are asked again")
+        return []
+
+    def _move_aside(self, path: str) -> str:
+        name = path.removeprefix(f"{GENERATIONS}/").replace("/", "_")
+        candidates = (f"{_DAMAGED}/{name}.{number}" for number in itertools.count(1))
+        target = next(candidate for candidate in candidates if not self._storage.exists(candidate))
+        self._storage.move(path, target)
+        return target

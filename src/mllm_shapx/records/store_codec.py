@@ -1,0 +1,218 @@
+"""Answers as Parquet bytes and back, with a header and a checksum over all of it."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+    from numpy.typing import NDArray
+
+SCHEMA_VERSION = 1
+
+_HEADER = b"mllm_shapx"
+_CHECKSUM = "mllm_shapx_checksum"
+_SEAL = b"mllm_shapx_checksum_is:"
+_BLANK = b"0" * 32
+
+
+class AnswerRow(NamedTuple):
+    """One answer as it is stored."""
+
+    text: str
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] | None = None
+    """Natural-log probability of each of `token_ids`; None when they were not asked for."""
+    audio_frames: tuple[tuple[int, ...], ...] = ()
+    """One code per codebook for each frame."""
+    asked_by: str = ""
+    """Name of the run that it was generated for, empty for a copy of another coalition's answer."""
+
+    @property
+    def content_id(self) -> bytes:
+        """Return 16 bytes that are equal for answers of equal content; the key of its embeddings."""
+        content = json.dumps([self.text, self.token_ids, self.audio_frames]).encode()
+        return hashlib.blake2b(content, digest_size=16).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class StoreHeader:
+    """What a store file's answers are answers to."""
+
+    settings: Mapping[str, Any]
+    """All that decides an answer: generation settings, model commit, dtype (JSON data)."""
+    snapshot_id: str = ""
+    """mllm_shap's id of the whole conversation; empty where the writer or reader does not know it."""
+    num_players: int = 0
+    """Players of the row; 0 where they are not known."""
+
+    def conflict(self, other: "StoreHeader") -> str | None:
+        """Return how two headers contradict each other, None when they do not."""
+        if _canonical(dict(self.settings)) != _canonical(other.settings):
+            return "it was made with other generation settings"
+        if self.snapshot_id and other.snapshot_id and self.snapshot_id != other.snapshot_id:
+            return "it belongs to another conversation"
+        if self.num_players and other.num_players and self.num_players != other.num_players:
+            return f"it has {other.num_players} players, not {self.num_players}"
+        return None
+
+
+def encode_answers(header: StoreHeader, answers: Mapping[int, AnswerRow]) -> bytes:
+    """Return a file of answers, ordered by coalition.
+
+    A coalition takes ceil(players / 8) bytes, little-endian: bit i of the whole is player i.
+    """
+    import pyarrow as pa
+
+    masks = sorted(answers)
+    width = max(1, (max(header.num_players, masks[-1].bit_length() if masks else 0) + 7) // 8)
+    rows = [answers[mask] for mask in masks]
+    table = pa.table(
+        {
+            "mask": pa.array([mask.to_bytes(width, "little") for mask in masks], pa.binary(width)),
+            "text": pa.array([row.text.encode(errors="replace") for row in rows], pa.binary()).cast(
+                pa.string()
+            ),
+            "token_ids": pa.array([row.token_ids for row in rows], pa.list_(pa.int32())),
+            "logprobs": pa.array([row.logprobs for row in rows], pa.list_(pa.float64())),
+            "audio_frames": pa.array([row.audio_frames for row in rows], pa.list_(pa.list_(pa.int32()))),
+            "asked_by": pa.array([row.asked_by for row in rows], pa.string()),
+        }
+    )
+    return _encode_table(table, header)
+
+
+def decode_answers(table: "pa.Table") -> Iterator[tuple[int, AnswerRow]]:
+    """Yield the coalitions and answers of a table.
+
+    Raises:
+        ValueError: When a column is missing.
+    """
+    columns = (_tuples(_column(table, name)) for name in ("token_ids", "logprobs", "audio_frames"))
+    masks = _column(table, "mask").to_pylist()
+    texts, askers = _column(table, "text").to_pylist(), _column(table, "asked_by").to_pylist()
+    for mask, text, token_ids, logprobs, frames, asker in zip(masks, texts, *columns, askers, strict=True):
+        yield int.from_bytes(mask, "little"), AnswerRow(text, token_ids or (), logprobs, frames or (), asker)
+
+
+def encode_embeddings(
+    header: StoreHeader, vectors: "Mapping[tuple[str, bytes], NDArray[np.float64]]"
+) -> bytes:
+    """Return a file of vectors, given by their kind and the `content_id` of the answer."""
+    import pyarrow as pa
+
+    keys = sorted(vectors)
+    table = pa.table(
+        {
+            "kind": pa.array([kind for kind, _ in keys], pa.string()),
+            "answer": pa.array([answer for _, answer in keys], pa.binary(16)),
+            "vector": pa.array([vectors[key] for key in keys], pa.list_(pa.float64())),
+        }
+    )
+    return _encode_table(table, header)
+
+
+def decode_embeddings(table: "pa.Table") -> "Iterator[tuple[tuple[str, bytes], NDArray[np.float64]]]":
+    """Yield kind, answer and vector of a table.
+
+    Raises:
+        ValueError: When a column is missing.
+    """
+    kinds, answers = _column(table, "kind").to_pylist(), _column(table, "answer").to_pylist()
+    for kind, answer, vector in zip(kinds, answers, _column(table, "vector"), strict=True):
+        yield (kind, answer), vector.values.to_numpy()
+
+
+def decode_table(data: bytes) -> "tuple[pa.Table, StoreHeader]":
+    """Return a file's table and header.
+
+    Raises:
+        ValueError: When the file is damaged or of another schema version; the message says how.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not data:
+        raise ValueError("it is empty")
+    _check(data)
+    try:
+        file = pq.ParquetFile(pa.BufferReader(data))
+        table = file.read()
+        fields = json.loads(file.metadata.metadata[_HEADER])
+        version = fields["schema_version"]
+        header = StoreHeader(fields["settings"], fields["snapshot_id"], fields["num_players"])
+    # Parquet's reader raises OSError for what it cannot read, though no file is involved.
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"it is no file of the store ({type(error).__name__}: {error})") from error
+    if version != SCHEMA_VERSION:
+        raise ValueError(f"its schema version is {version!r}, not {SCHEMA_VERSION}")
+    return table, header
+
+
+def _encode_table(table: "pa.Table", header: StoreHeader) -> bytes:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    fields = {
+        "schema_version": SCHEMA_VERSION,
+        "settings": dict(header.settings),
+        "snapshot_id": header.snapshot_id,
+        "num_players": header.num_players,
+    }
+    metadata = {_HEADER: _canonical(fields), _CHECKSUM: (_SEAL + _BLANK).decode()}
+    sink = pa.BufferOutputStream()
+    # Without the Arrow schema: it would hold a second copy of the metadata.
+    with pq.ParquetWriter(
+        sink, table.schema, compression="zstd", write_statistics=False, store_schema=False
+    ) as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata(metadata)
+    return _sealed(bytes(sink.getvalue().to_pybytes()))
+
+
+def _sealed(data: bytes) -> bytes:
+    """Return the file with the checksum of all its other bytes written over the blank."""
+    at = data.rindex(_SEAL) + len(_SEAL)
+    return data[:at] + _digest(data) + data[at + len(_BLANK) :]
+
+
+def _check(data: bytes) -> None:
+    """Refuse bytes that are not what was written, before Parquet's reader sees them."""
+    at = data.rfind(_SEAL) + len(_SEAL)
+    found = data[at : at + len(_BLANK)]
+    blank = data[:at] + _BLANK + data[at + len(_BLANK) :]
+    if at < len(_SEAL) or found != _digest(blank):
+        raise ValueError("it is damaged (its content does not match its checksum)")
+
+
+def _digest(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=len(_BLANK) // 2).hexdigest().encode()
+
+
+def _column(table: "pa.Table", name: str) -> "pa.Array":
+    if name not in table.column_names:
+        raise ValueError(f"it has no column {name!r}")
+    return table.column(name).combine_chunks()
+
+
+def _tuples(array: "pa.Array") -> list[Any]:
+    """Return lists as tuples, nested ones too, and nulls as None; `to_pylist` is several times slower."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    inner = array.flatten()
+    values = _tuples(inner) if pa.types.is_list(inner.type) else inner.to_numpy(zero_copy_only=False).tolist()
+    lengths = pc.list_value_length(array).to_pylist()
+    found: list[Any] = []
+    start = 0
+    for length in lengths:
+        found.append(None if length is None else tuple(values[start : start + length]))
+        start += length or 0
+    return found
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, ensure_ascii=False)
