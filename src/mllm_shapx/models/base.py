@@ -54,7 +54,7 @@ class Answer:
     token_ids: tuple[int, ...] = ()
     """Generated text tokens, the end token included when it was generated."""
     logprobs: tuple[float, ...] | None = None
-    """Natural-log probability of each of `token_ids` before temperature and top-k; None when not asked for."""
+    """Natural-log probability of each of `token_ids` before temperature and top-k; None: not asked for."""
     audio_frames: tuple[tuple[int, ...], ...] = ()
     """Generated audio frames, one code per codebook."""
 
@@ -104,7 +104,7 @@ class Model(Protocol):
         what else is in the batch; greedy decoding ignores it.
 
         Raises:
-            OutOfMemory: When the device cannot hold the batch; nothing is kept and a smaller batch may be tried.
+            OutOfMemory: When the device cannot hold the batch; nothing is kept, a smaller one may be tried.
         """
 
     def embed(

@@ -1,0 +1,79 @@
+"""How many prompts go into one batch: a fixed number, or the knee of the measured curve."""
+
+from dataclasses import dataclass, field
+
+FIRST_SIZE = 32
+"""Where `auto` starts: below the knee of every device measured, and small enough to fit nearly anywhere."""
+LARGEST_SIZE = 4096
+WORTHWHILE = 1.07
+"""Doubling goes on while it makes throughput at least this many times larger."""
+CLEAR = 1.25
+"""A gain that one measurement suffices for; smaller ones are measured `MEASUREMENTS` times."""
+MEASUREMENTS = 2
+
+
+@dataclass(slots=True)
+class _Curve:
+    """Throughput measured for one way of decoding."""
+
+    size: int
+    settled: bool = False
+    rates: dict[int, list[float]] = field(default_factory=dict)
+
+
+class BatchSizer:
+    """Says how many prompts to batch, from what batches cost and whether they fitted.
+
+    Args:
+        fixed: The configured batch size; None looks for the knee: the size is doubled while prompts come
+            out faster, and falls back to the best size when they do not.
+
+    A size that did not fit is remembered as positions (prompt plus new tokens, padded), which is what
+    memory goes by, so that shorter prompts may still fill larger batches.
+    """
+
+    def __init__(self, fixed: int | None = None) -> None:
+        self._fixed = fixed
+        self._curves: dict[object, _Curve] = {}
+        self._most_positions: int | None = None
+        self.size = fixed or FIRST_SIZE
+        """Size most lately given out."""
+
+    def size_for(self, key: object) -> int:
+        """Return how many prompts decoded as `key` to put in the next batch, memory aside."""
+        self.size = self._fixed or self._curve(key).size
+        return self.size
+
+    def fits(self, prompts: int, longest: int) -> bool:
+        """Say whether a batch of `prompts`, each `longest` positions, is below what ran out of memory."""
+        return prompts == 1 or self._most_positions is None or prompts * longest <= self._most_positions
+
+    def too_large(self, prompts: int, longest: int) -> None:
+        """Take note that a batch of `prompts` of `longest` positions did not fit: halve it."""
+        positions = max(1, prompts // 2) * longest
+        self._most_positions = min(positions, self._most_positions or positions)
+
+    def observe(self, key: object, prompts: int, work: float, seconds: float) -> None:
+        """Take note that a batch of `prompts` did `work` (positions computed) in `seconds`."""
+        curve = self._curve(key)
+        if self._fixed or curve.settled or prompts < curve.size or seconds <= 0:
+            return
+        rates = curve.rates.setdefault(curve.size, [])
+        rates.append(work / seconds)
+        before = max(curve.rates.get(curve.size // 2, [0.0]))
+        gain = max(rates) / before if before else float("inf")
+        if gain >= CLEAR or (gain >= WORTHWHILE and len(rates) >= MEASUREMENTS):
+            self._grow(curve)
+        elif len(rates) >= MEASUREMENTS:
+            curve.size //= 2
+            curve.settled = True
+
+    @staticmethod
+    def _grow(curve: _Curve) -> None:
+        if curve.size >= LARGEST_SIZE:
+            curve.settled = True
+        else:
+            curve.size *= 2
+
+    def _curve(self, key: object) -> _Curve:
+        return self._curves.setdefault(key, _Curve(FIRST_SIZE))

@@ -1,0 +1,72 @@
+"""Drawing the next token of each prompt from that prompt's own random numbers."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+ALMOST_ONE = 1.0 - 2.0**-40
+"""Largest draw, so that rounding never points behind the last token."""
+
+
+def draws_for(seeds: Sequence[int], steps: int, device: Any) -> torch.Tensor:
+    """Return uniform draws in [0, 1), shaped (prompts, steps).
+
+    Row i hangs on `seeds[i]` alone (Philox, counter-based), so that an answer does not change with its
+    batch-mates.
+    """
+    rows = [np.random.Generator(np.random.Philox(key=seed & (2**64 - 1))).random(steps) for seed in seeds]
+    dtype = torch.float32 if device.type == "mps" else torch.float64  # mps has no float64
+    return torch.tensor(np.stack(rows), dtype=dtype, device=device).clamp_(max=ALMOST_ONE)
+
+
+def pick(scores: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
+    """Return one token per row by inverting the cumulative distribution of softmax(scores) at `draws`.
+
+    Args:
+        scores: Warped logits, shaped (prompts, vocabulary).
+        draws: One number in [0, 1) per prompt.
+    """
+    mass = scores.to(draws.dtype).softmax(dim=-1).cumsum(dim=-1)
+    targets = (draws * mass[:, -1])[:, None]
+    return torch.searchsorted(mass, targets, right=True)[:, 0].clamp_(max=scores.shape[-1] - 1)
+
+
+class Warp:
+    """Temperature, top-k, top-p and what else a generation config asks of the scores when sampling.
+
+    The steps and their order are those of transformers' `generate` with `do_sample=True`.
+    """
+
+    def __init__(self, settings: Any) -> None:
+        self._steps = _warpers(settings)
+
+    def __call__(self, scores: torch.Tensor) -> torch.Tensor:
+        """Return the warped scores, shaped as `scores` (prompts, vocabulary)."""
+        for step in self._steps:
+            scores = step(None, scores)
+        return scores
+
+
+def _warpers(settings: Any) -> list[Any]:
+    from transformers.generation import logits_process as steps
+
+    found: list[Any] = []
+    if settings.temperature not in {None, 1.0}:
+        found.append(steps.TemperatureLogitsWarper(float(settings.temperature)))
+    if getattr(settings, "top_h", None) is not None:
+        found.append(steps.TopHLogitsWarper(settings.top_h))
+    if settings.top_k:
+        found.append(steps.TopKLogitsWarper(settings.top_k))
+    if settings.top_p is not None and settings.top_p < 1.0:
+        found.append(steps.TopPLogitsWarper(settings.top_p))
+    if settings.min_p is not None:
+        found.append(steps.MinPLogitsWarper(settings.min_p))
+    if settings.typical_p is not None and settings.typical_p < 1.0:
+        found.append(steps.TypicalLogitsWarper(settings.typical_p))
+    if settings.epsilon_cutoff:
+        found.append(steps.EpsilonLogitsWarper(settings.epsilon_cutoff))
+    if settings.eta_cutoff:
+        found.append(steps.EtaLogitsWarper(settings.eta_cutoff))
+    return found
