@@ -1,0 +1,169 @@
+"""Loads the real LFM2-Audio model and processor from a hub commit or a directory."""
+
+import json
+import types
+import typing
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from mllm_shapx.errors import ModelError
+
+_LFM_ALIASES = {"block_ff_dim": "intermediate_size"}
+"""Keys of old configs and the fields of `Lfm2Config` they set."""
+
+
+@dataclass(frozen=True, slots=True)
+class LiquidCheckpoint:
+    """A loaded checkpoint: the package's own objects."""
+
+    folder: Path
+    config: dict[str, Any]
+    """Content of `config.json`, repaired."""
+    model: Any
+    """`liquid_audio.LFM2AudioModel` in evaluation mode."""
+    processor: Any
+    """`liquid_audio.LFM2AudioProcessor` on the CPU."""
+
+
+def load_checkpoint(folder: Path, *, dtype: Any, device: Any, attn_implementation: str) -> LiquidCheckpoint:
+    """Load model and processor from `folder`.
+
+    Raises:
+        ModelError: When the package is missing or the folder is no LFM2-Audio checkpoint.
+    """
+    config = read_config(folder)
+    try:
+        model = _build_model(folder, config, dtype, device)
+        model.lfm.set_attn_implementation(attn_implementation)
+        processor = _build_processor(folder, config)
+    except ImportError as error:
+        raise ModelError(
+            f"connector 'liquid_audio' needs the audio extra: pip install 'mllm-shapx[audio]' ({error})"
+        ) from error
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, AttributeError) as error:
+        if type(error).__name__ == "OutOfMemoryError":
+            raise ModelError(f"{folder}: the model does not fit into the memory of {device}") from error
+        raise ModelError(
+            f"{folder} is not a complete LFM2-Audio checkpoint: {type(error).__name__}: {error}"
+        ) from error
+    if config["lfm"].get("conv_bias"):
+        # Zeroed padding would come out of a biased projection as something else than zero.
+        raise ModelError(f"{folder}: LFM2 models with conv_bias cannot be padded into batches")
+    return LiquidCheckpoint(folder, config, model, processor)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return the checkpoint's `config.json`, repaired.
+
+    Raises:
+        ModelError: When it is missing, not JSON, or lacks the blocks of an LFM2-Audio config.
+    """
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text())
+    except OSError as error:
+        raise ModelError(
+            f"{folder} is not a model directory: config.json cannot be read ({error.strerror})"
+        ) from error
+    except ValueError as error:
+        raise ModelError(f"{path} is not JSON: {error}") from error
+    blocks = ("preprocessor", "encoder", "lfm", "depthformer")
+    missing = [block for block in blocks if not isinstance(config, dict) or block not in config]
+    if missing:
+        raise ModelError(
+            f"{path} is not the config of an LFM2-Audio model: it lacks {', '.join(missing)}; "
+            "a text model goes with connector 'hf_text'"
+        )
+    return repaired(config)
+
+
+def repaired(config: dict[str, Any]) -> dict[str, Any]:
+    """Return `config` with whole numbers written as floats made integers where integers are asked for.
+
+    Published configs hold such numbers (`12288.0`), and newer validators refuse them. The file is left
+    alone.
+    """
+    from liquid_audio.model.conformer.encoder import ConformerEncoderConfig
+    from liquid_audio.model.lfm2_audio import DepthformerConfig, LFM2AudioConfig
+    from liquid_audio.processor import PreprocessorConfig
+    from transformers import Lfm2Config
+
+    result = repaired_block(config, LFM2AudioConfig)
+    for block, kind in (
+        ("preprocessor", PreprocessorConfig),
+        ("encoder", ConformerEncoderConfig),
+        ("depthformer", DepthformerConfig),
+        ("lfm", Lfm2Config),
+    ):
+        result[block] = repaired_block(config[block], kind)
+    return result
+
+
+def repaired_block(block: dict[str, Any], kind: type) -> dict[str, Any]:
+    """Return `block` with whole floats made integers where the config class `kind` asks for integers."""
+    import torch
+
+    hints = typing.get_type_hints(
+        kind, localns={"torch": torch}
+    )  # transformers names torch without importing
+    integers = {field.name for field in fields(kind) if _is_integer(hints.get(field.name))}
+    return {
+        key: _as_integer(value) if _LFM_ALIASES.get(key, key) in integers else value
+        for key, value in block.items()
+    }
+
+
+def _is_integer(hint: Any) -> bool:
+    """Whether a field takes integers (or lists of them) and no floats."""
+    leaves: set[Any] = set()
+    todo = [hint]
+    while todo:
+        current = todo.pop()
+        if typing.get_origin(current) in {typing.Union, types.UnionType, list}:
+            todo.extend(typing.get_args(current))
+        else:
+            leaves.add(current)
+    return int in leaves and float not in leaves
+
+
+def _as_integer(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_as_integer(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _build_model(folder: Path, config: dict[str, Any], dtype: Any, device: Any) -> Any:
+    """Do what the package's `from_pretrained` does, with our config and attention."""
+    from accelerate import init_on_device, load_checkpoint_in_model
+    from liquid_audio.model.conformer.encoder import ConformerEncoderConfig
+    from liquid_audio.model.lfm2_audio import DepthformerConfig, LFM2AudioConfig, LFM2AudioModel
+    from liquid_audio.processor import PreprocessorConfig
+    from transformers import Lfm2Config
+
+    blocks = {
+        "preprocessor": PreprocessorConfig(**config["preprocessor"]),
+        "encoder": ConformerEncoderConfig(**config["encoder"]),
+        "depthformer": DepthformerConfig(**config["depthformer"]),
+        "lfm": Lfm2Config(**config["lfm"]),
+    }
+    with init_on_device(device, include_buffers=True):
+        model = LFM2AudioModel(LFM2AudioConfig(**{**config, **blocks})).to(device=device, dtype=dtype)
+    load_checkpoint_in_model(model, folder)
+    return model.eval()
+
+
+def _build_processor(folder: Path, config: dict[str, Any]) -> Any:
+    """Do what the package's `from_pretrained` does; features are computed on the CPU."""
+    from liquid_audio import LFM2AudioProcessor
+    from liquid_audio.processor import PreprocessorConfig
+
+    mimi = folder / "tokenizer-e351c8d8-checkpoint125.safetensors"
+    detokenizer = folder / "audio_detokenizer"
+    return LFM2AudioProcessor(
+        text_tokenizer_path=str(folder),
+        audio_processor_config=PreprocessorConfig(**config["preprocessor"]),
+        mimi_weights_path=str(mimi) if mimi.exists() else None,
+        detokenizer_path=str(detokenizer) if detokenizer.exists() else None,
+        name=str(folder),
+    ).eval()

@@ -1,0 +1,252 @@
+"""Batched decoding for LFM2-Audio: many sequences in one forward pass, each in its own modality."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import torch
+
+from mllm_shapx.models.base import Decoding
+from mllm_shapx.models.liquid_encoding import PrefillBatch
+from mllm_shapx.models.sampling import draws_for, pick
+
+IM_END, AUDIO_START, TEXT_END = 7, 128, 130
+"""Text tokens that steer the generation; the package holds the same ids in its code."""
+END_OF_AUDIO = 2048
+"""Code of the first codebook that ends a stretch of audio."""
+
+COMPACT_SHARE = 0.125
+"""Finished sequences are dropped from the batch when they are at least this share of it."""
+
+
+@dataclass(slots=True)
+class Generation:
+    """One answer under way: what it holds so far and which modality comes next.
+
+    The rules are those of the package's `generate_sequential` and `generate_interleaved`.
+    """
+
+    interleaved: bool
+    text_run: int
+    """Text tokens before the modality changes; interleaved only."""
+    audio_run: int
+    """Audio frames before it changes back."""
+    steps: list[int | tuple[int, ...]] = field(default_factory=list)
+    """Text tokens (numbers) and audio frames (tuples), in the order they were generated."""
+    logprobs: list[float] = field(default_factory=list)
+    """One per text token in `steps`, where asked for."""
+    in_audio: bool = False
+    finished: bool = False
+    _left: int = 0
+    _text_done: bool = False
+
+    def __post_init__(self) -> None:
+        self._left = self.text_run
+
+    def take_text(self, token: int, logprob: float | None) -> None:
+        """Go on by one text token."""
+        if self.interleaved:
+            self._left -= 1
+            if token == IM_END:
+                self.finished = True
+                return
+        self.steps.append(token)
+        if logprob is not None:
+            self.logprobs.append(logprob)
+        if not self.interleaved:
+            self.in_audio = token == AUDIO_START
+            self.finished = token == IM_END
+            return
+        self._text_done = self._text_done or token == TEXT_END
+        if not self._left or self._text_done:
+            self.in_audio = True
+            self._left = self.audio_run
+
+    def take_frame(self, frame: tuple[int, ...]) -> None:
+        """Go on by one audio frame."""
+        if self.interleaved:
+            self._left -= 1
+            if not self._left and not self._text_done:
+                self.in_audio = False
+                self._left = self.text_run
+        if frame[0] == END_OF_AUDIO:
+            self.in_audio = False
+        self.steps.append(frame)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sampler:
+    """Chooses one entry per row of logits, greedily or from each row's own draws."""
+
+    temperature: float | None
+    top_k: int | None
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature is None or self.temperature <= 0 or self.top_k == 1
+
+    def choose(self, logits: torch.Tensor, draws: torch.Tensor | None) -> torch.Tensor:
+        """Return the chosen entries, shaped (rows,), from logits shaped (rows, vocabulary)."""
+        if draws is None or self.temperature is None or self.greedy:
+            return logits.argmax(dim=-1)
+        scores = logits.float() / self.temperature
+        if self.top_k is not None:
+            least = scores.topk(min(self.top_k, scores.shape[-1])).values[:, -1:]
+            scores = scores.masked_fill(scores < least, -torch.inf)
+        return pick(scores, draws)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sampling:
+    """How both modalities are chosen, and whether log-probabilities are kept."""
+
+    text: _Sampler
+    audio: _Sampler
+    logprobs: bool
+
+    @classmethod
+    def of(cls, decoding: Decoding) -> Self:
+        return cls(
+            _Sampler(decoding.text_temperature, decoding.text_top_k),
+            _Sampler(decoding.audio_temperature, decoding.audio_top_k),
+            decoding.logprobs,
+        )
+
+
+class BatchDecoder:
+    """Answers prefilled batches."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._codebooks = int(model.codebooks)
+
+    def decode(self, batch: PrefillBatch, decoding: Decoding, seeds: Sequence[int]) -> list[Generation]:
+        """Generate until every sequence has ended or holds `max_new_tokens` steps."""
+        conf = self._model.conf
+        interleaved = decoding.output_modality == "audio"
+        everyone = [
+            Generation(interleaved, conf.interleaved_n_text, conf.interleaved_n_audio) for _ in batch.lengths
+        ]
+        state = _BatchState(everyone, batch)
+        sampling = _Sampling.of(decoding)
+        draws = self._draws(decoding, seeds, sampling, batch.embeddings.device)
+        inputs = batch.embeddings
+        for step in range(decoding.max_new_tokens):
+            hidden = state.forward(self._model.lfm, inputs)
+            inputs = self._advance(
+                state.sequences, hidden, sampling, None if draws is None else draws[state.rows, step]
+            )
+            if all(sequence.finished for sequence in state.sequences):
+                break
+            inputs = state.drop_finished(inputs)
+        return everyone
+
+    def _draws(
+        self, decoding: Decoding, seeds: Sequence[int], sampling: _Sampling, device: Any
+    ) -> torch.Tensor | None:
+        """Return draws shaped (prompts, steps, codebooks), None when nothing is sampled."""
+        if sampling.text.greedy and sampling.audio.greedy:
+            return None
+        flat = draws_for(seeds, decoding.max_new_tokens * self._codebooks, device)
+        return flat.view(len(seeds), decoding.max_new_tokens, self._codebooks)
+
+    def _advance(
+        self,
+        sequences: Sequence[Generation],
+        hidden: torch.Tensor,
+        sampling: _Sampling,
+        draws: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Take one step with every sequence that goes on; return the next inputs, (rows, 1, hidden)."""
+        alive = [row for row, sequence in enumerate(sequences) if not sequence.finished]
+        writing = [row for row in alive if not sequences[row].in_audio]
+        speaking = [row for row in alive if sequences[row].in_audio]
+        inputs = torch.zeros_like(hidden)
+        # Both modalities are queued on the device before the first result is waited for.
+        tokens, frames, scores = inputs.new_empty(0), inputs.new_empty(0), None
+        if writing:
+            logits = torch.nn.functional.linear(hidden[writing], self._model.lfm.embed_tokens.weight)
+            tokens = sampling.text.choose(logits, None if draws is None else draws[writing, 0])
+            inputs[writing] = self._model.lfm.embed_tokens(tokens)
+            scores = _logprobs_of(logits, tokens) if sampling.logprobs else None
+        if speaking:
+            frames = self._frames(
+                hidden[speaking], sampling.audio, None if draws is None else draws[speaking]
+            )
+            inputs[speaking] = self._model.audio_embedding(frames + self._model.codebook_offsets).sum(1)
+        known = [None] * len(writing) if scores is None else scores.tolist()
+        for row, token, score in zip(writing, tokens.tolist(), known, strict=True):
+            sequences[row].take_text(token, score)
+        for row, frame in zip(speaking, frames.tolist(), strict=True):
+            sequences[row].take_frame(tuple(frame))
+        return inputs[:, None]
+
+    def _frames(self, hidden: torch.Tensor, sampler: _Sampler, draws: torch.Tensor | None) -> torch.Tensor:
+        """Return one audio frame per row, shaped (rows, codebooks), from states shaped (rows, hidden)."""
+        model = self._model
+        inputs = model.depth_linear(hidden).view(len(hidden), self._codebooks, model.depthformer_dim)
+        previous = torch.zeros_like(inputs[:, 0])
+        cache = None
+        codes = []
+        for book in range(self._codebooks):
+            output, cache = model.depthformer.forward_cached((inputs[:, book] + previous)[:, None], cache)
+            logits = model.depth_embeddings[book].get_logits(output[:, 0])
+            code = sampler.choose(logits, None if draws is None else draws[:, book])
+            codes.append(code)
+            previous = model.depth_embeddings[book](code)
+        frames = torch.stack(codes, dim=1)
+        return torch.where(frames[:, :1] == END_OF_AUDIO, END_OF_AUDIO, frames)
+
+
+class _BatchState:
+    """Cache, mask and positions of the sequences that are still in the batch."""
+
+    def __init__(self, sequences: list[Generation], batch: PrefillBatch) -> None:
+        device = batch.embeddings.device
+        self.sequences = list(sequences)
+        self.rows = torch.arange(len(sequences), device=device)
+        """Row in the whole batch of each sequence here."""
+        self._mask = batch.mask()
+        self._lengths = torch.tensor(batch.lengths, device=device)
+        self._cache: Any = None
+
+    def forward(self, lfm: Any, inputs: torch.Tensor) -> torch.Tensor:
+        """Run the backbone; return the last position's states, shaped (rows, hidden)."""
+        output = lfm(
+            inputs_embeds=inputs,
+            attention_mask=self._mask,
+            position_ids=self._positions(inputs.shape[1]),
+            past_key_values=self._cache,
+            use_cache=True,
+        )
+        self._cache = output.past_key_values
+        if self._mask is not None:
+            self._mask = torch.nn.functional.pad(self._mask, (0, 1), value=1)
+        states: torch.Tensor = output.last_hidden_state[:, -1]
+        return states
+
+    def drop_finished(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Leave finished sequences out of the next passes when they are many; return the others' inputs."""
+        kept = [row for row, sequence in enumerate(self.sequences) if not sequence.finished]
+        if len(self.sequences) - len(kept) < max(1, COMPACT_SHARE * len(self.sequences)):
+            return inputs
+        index = torch.tensor(kept, device=inputs.device)
+        self.sequences = [self.sequences[row] for row in kept]
+        self.rows, self._lengths = self.rows[index], self._lengths[index]
+        self._mask = None if self._mask is None else self._mask[index]
+        self._cache.reorder_cache(index)
+        return inputs[index]
+
+    def _positions(self, width: int) -> torch.Tensor:
+        """Return the position ids of the next `width` inputs, shaped (rows, width)."""
+        if self._cache is None:
+            columns = torch.arange(width, device=self._lengths.device)
+            return (columns[None] - (width - self._lengths)[:, None]).clamp(min=0)
+        positions = self._lengths[:, None]
+        self._lengths = self._lengths + 1
+        return positions
+
+
+def _logprobs_of(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Return the natural-log probability of each row's token, shaped (rows,)."""
+    return logits.float().log_softmax(dim=-1).gather(1, tokens[:, None])[:, 0]

@@ -1,0 +1,107 @@
+"""LFM2-Audio prompts into one left-padded batch of input embeddings; equal recordings are encoded once."""
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from mllm_shapx.models.liquid_chat import LiquidPrompt, Recording
+
+ENCODED_CACHE_BYTES = 256 * 2**20
+FRAMES_PER_PASS = 48_000
+"""Feature frames, padding included, that the encoder takes in one pass (8 minutes of audio)."""
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillBatch:
+    """A batch of prompts, padded on the left."""
+
+    embeddings: torch.Tensor
+    """Shaped (prompts, positions, hidden); 0 where there is padding."""
+    lengths: tuple[int, ...]
+    """Positions of each prompt without padding."""
+
+    def mask(self) -> torch.Tensor | None:
+        """Return 1 where a prompt stands, int64, shaped (prompts, positions); None without padding."""
+        width = self.embeddings.shape[1]
+        if all(length == width for length in self.lengths):
+            return None
+        lengths = torch.tensor(self.lengths, device=self.embeddings.device)
+        columns = torch.arange(width, device=self.embeddings.device)
+        return (columns[None] >= width - lengths[:, None]).long()
+
+
+class PromptEmbedder:
+    """Embeds prompts with the model's token table, audio encoder and adapter."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._encoded: OrderedDict[bytes, torch.Tensor] = OrderedDict()
+        self._bytes = 0
+        self.recordings_encoded = 0
+        """Recordings that went through the encoder so far."""
+
+    def batch(self, prompts: Sequence[LiquidPrompt]) -> PrefillBatch:
+        """Return the prompts' embeddings as one batch."""
+        encoded = self._encode(recording for prompt in prompts for _, recording in prompt.recordings)
+        width = max(prompt.length for prompt in prompts)
+        pads = [width - prompt.length for prompt in prompts]
+        ids = [[0] * pad + list(prompt.token_ids) for pad, prompt in zip(pads, prompts, strict=True)]
+        table = self._model.lfm.embed_tokens
+        embeddings = table(torch.tensor(ids, device=table.weight.device))
+        for row, (pad, prompt) in enumerate(zip(pads, prompts, strict=True)):
+            embeddings[row, :pad] = 0
+            for start, recording in prompt.recordings:
+                first = pad + start
+                embeddings[row, first : first + recording.positions] = encoded[recording.key]
+        return PrefillBatch(embeddings, tuple(prompt.length for prompt in prompts))
+
+    def clear(self) -> None:
+        """Forget the encoded recordings, to give their memory back."""
+        self._encoded.clear()
+        self._bytes = 0
+
+    def _encode(self, recordings: Iterable[Recording]) -> dict[bytes, torch.Tensor]:
+        """Return the adapted encoder output of each recording, shaped (positions, hidden), by its key."""
+        wanted = {recording.key: recording for recording in recordings}
+        found = {key: self._encoded[key] for key in wanted if key in self._encoded}
+        for key in found:
+            self._encoded.move_to_end(key)
+        missing = [recording for key, recording in wanted.items() if key not in found]
+        for group in _grouped(missing):
+            for recording, output in zip(group, self._run_encoder(group), strict=True):
+                found[recording.key] = output
+                self._keep(recording.key, output)
+        return found
+
+    def _run_encoder(self, recordings: Sequence[Recording]) -> list[torch.Tensor]:
+        weight = self._model.lfm.embed_tokens.weight
+        lengths = torch.tensor([item.features.shape[1] for item in recordings], device=weight.device)
+        padded = torch.nn.utils.rnn.pad_sequence([item.features.mT for item in recordings], batch_first=True)
+        output, _ = self._model.conformer(padded.mT.to(device=weight.device, dtype=weight.dtype), lengths)
+        rows = torch.cat([output[i, :, : item.positions].mT for i, item in enumerate(recordings)])
+        adapted = self._model.audio_adapter(rows)
+        self.recordings_encoded += len(recordings)
+        # Copies, so that a kept recording does not hold its whole batch in memory.
+        return [part.clone() for part in adapted.split([item.positions for item in recordings])]
+
+    def _keep(self, key: bytes, output: torch.Tensor) -> None:
+        self._encoded[key] = output
+        self._bytes += output.nbytes
+        while self._bytes > ENCODED_CACHE_BYTES:
+            _, dropped = self._encoded.popitem(last=False)
+            self._bytes -= dropped.nbytes
+
+
+def _grouped(recordings: Sequence[Recording]) -> Iterable[list[Recording]]:
+    """Yield recordings of similar length together, at most `FRAMES_PER_PASS` padded frames at a time."""
+    group: list[Recording] = []
+    for recording in sorted(recordings, key=lambda item: item.features.shape[1]):
+        if group and recording.features.shape[1] * (len(group) + 1) > FRAMES_PER_PASS:
+            yield group
+            group = []
+        group.append(recording)
+    if group:
+        yield group
