@@ -1,0 +1,60 @@
+"""The aggregator: run-level summaries and their way to Weights & Biases. Its actor is a thin shell."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mllm_shapx.execution.messages import Study
+from mllm_shapx.records.layout import RunLayout
+from mllm_shapx.records.results import SampleResult
+from mllm_shapx.records.runs import RunInspection, RunRecords
+from mllm_shapx.records.storage import Storage, open_storage
+from mllm_shapx.records.summary import RunSummary
+from mllm_shapx.tracking.wandb import WandbTracker
+
+
+class Aggregator:
+    """Follows the samples as they are written and sums a run up from its files.
+
+    The files are the truth: a summary does not hang on what this process has seen, so that it may be lost
+    and started again.
+    """
+
+    def __init__(
+        self, study: Study, specs: Mapping[str, dict[str, Any]], inspections: Mapping[str, RunInspection]
+    ) -> None:
+        self._study = study
+        self._storage = open_storage(study.output_uri)
+        self._warnings: list[str] = []
+        self._tracker = WandbTracker(study.wandb, study.experiment_set_id, warn=self._warnings.append)
+        for name, spec in specs.items():
+            found = inspections[name]
+            self._tracker.start(
+                name, spec, samples_done=len(found.completed), salt=str(found.created_at or time.time())
+            )
+
+    def log(self, sample: SampleResult) -> None:
+        """Pass a sample's metrics on to the tracker."""
+        self._tracker.log_sample(sample)
+
+    def finish(self) -> tuple[str, ...]:
+        """Write each run's `aggregate_metrics.json` and end the tracking; return the tracker's warnings."""
+        for run in self._study.runs:
+            summary = write_summary(self._storage, run.name, self._study.rows)
+            path = self._storage.locate(RunLayout(run.name).summary)
+            self._tracker.finish(run.name, summary, [] if "://" in path else [Path(path)])
+        self._tracker.close()
+        return tuple(self._warnings)
+
+
+def write_summary(storage: Storage, run_name: str, rows: tuple[int, ...]) -> dict[str, Any]:
+    """Sum up a run from its files, write `summary/aggregate_metrics.json` and return its content."""
+    records = RunRecords(storage, run_name)
+    summary = RunSummary()
+    inspection = records.inspect(rows, summary.add)
+    for _ in inspection.failed:
+        summary.add_failure()
+    content = summary.to_json()
+    records.write_summary(content)
+    return content

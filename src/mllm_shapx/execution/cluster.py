@@ -1,0 +1,116 @@
+"""Joining or starting a Ray cluster, and what the study may take of it."""
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from mllm_shapx.errors import ResourceError
+from mllm_shapx.execution.options import RunOptions
+
+logger = logging.getLogger(__name__)
+
+_PASSED_ON = ("MLLM_SHAP_SRC", "LOG_LEVEL", "ALLOW_UNPINNED_HF_DOWNLOAD")
+_PASSED_ON_PREFIXES = ("WANDB_", "HF_", "TRANSFORMERS_", "TORCH_", "OMP_", "MKL_", "TOKENIZERS_")
+"""Environment of the driver that workers on every node need; `os.environ` set later does not reach them."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerResources:
+    """How many workers there are and what each takes."""
+
+    workers: int
+    gpus: float
+    """GPUs of one worker; 0 for a worker on the CPU."""
+    cpus: float
+    """CPUs of one worker; Ray sets the worker's OMP_NUM_THREADS to it."""
+
+
+@contextlib.contextmanager
+def connected(options: RunOptions) -> Iterator[None]:
+    """Join the cluster of --address or RAY_ADDRESS, else start one on this machine; leave it at the end.
+
+    Raises:
+        ResourceError: When there is no cluster at the address.
+    """
+    import ray
+
+    address = options.address or os.environ.get("RAY_ADDRESS") or "local"
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    try:
+        ray.init(
+            address=address,
+            runtime_env={"env_vars": environment()},
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            include_dashboard=False if address == "local" else None,
+        )
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        if address == "local":
+            raise
+        raise ResourceError(
+            f"there is no Ray cluster at {address!r}: {error}. Start one with `ray start --head`, correct "
+            "--address (or RAY_ADDRESS), or leave it out to run on this machine alone"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def environment() -> dict[str, str]:
+    """Return the driver's environment variables that workers need."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name in _PASSED_ON or name.startswith(_PASSED_ON_PREFIXES)
+    }
+
+
+def plan_resources(options: RunOptions, device: str | None) -> WorkerResources:
+    """Return the workers to start, from what the call asks and the cluster has.
+
+    Without --num-gpus every GPU of the cluster is used, unless `device` is the CPU.
+
+    Raises:
+        ResourceError: When the cluster has not got what is asked for.
+    """
+    import ray
+
+    have: dict[str, Any] = ray.cluster_resources()
+    gpus, cpus = float(have.get("GPU", 0.0)), float(have.get("CPU", 1.0))
+    wants_gpus = (
+        options.num_gpus if options.num_gpus is not None else (0.0 if device in {"cpu", "mps"} else gpus)
+    )
+    if wants_gpus > gpus:
+        raise ResourceError(
+            f"--num-gpus {wants_gpus:g} asks for more GPUs than there are: the cluster has {gpus:g}. "
+            "Lower it, join a larger cluster with --address, or use --num-workers for workers on the CPU"
+        )
+    if device is not None and device.startswith("cuda") and wants_gpus == 0:
+        raise ResourceError(
+            f"the config says device {device!r}, but there is no GPU to use: the cluster has {gpus:g} and "
+            f"--num-gpus is {wants_gpus:g}. Set device to null or 'cpu', or join a cluster with GPUs"
+        )
+    if wants_gpus == 0:
+        workers = options.num_workers or 1
+        return WorkerResources(workers, 0.0, _cpu_share(cpus, workers))
+    per_worker = options.gpus_per_worker or 1.0 / options.workers_per_gpu
+    fits = int(wants_gpus / per_worker + 1e-9)
+    if fits < 1:
+        raise ResourceError(f"--gpus-per-worker {per_worker:g} is more than the {wants_gpus:g} GPU(s) to use")
+    workers = fits if options.num_workers is None else options.num_workers
+    if workers > fits:
+        raise ResourceError(
+            f"--num-workers {workers} at {per_worker:g} GPU(s) each need {workers * per_worker:g} GPUs, and "
+            f"{wants_gpus:g} may be used; lower it, or set --workers-per-gpu"
+        )
+    return WorkerResources(workers, per_worker, min(1.0, _cpu_share(cpus, workers)))
+
+
+def _cpu_share(cpus: float, workers: int) -> float:
+    """Return CPUs per worker: whole ones where there are enough, else equal parts of what there is."""
+    share = cpus / workers
+    return float(int(share)) if share >= 1.0 else int(share * 100) / 100.0

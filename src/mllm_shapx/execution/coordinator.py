@@ -1,0 +1,399 @@
+"""The coordinator: work queue, leases, and the one writer of the output directory."""
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from mllm_shapx.errors import StorageError
+from mllm_shapx.execution.answers import AnswerFiles
+from mllm_shapx.execution.ledger import Blame, Ledger, UnitState
+from mllm_shapx.execution.messages import (
+    Answers,
+    Beat,
+    Lease,
+    LeaseReply,
+    Snapshot,
+    Study,
+    UnitFailure,
+    WorkerInfo,
+)
+from mllm_shapx.planning.units import WorkUnit, plan_units
+from mllm_shapx.records.checkpoint import CheckpointWriter
+from mllm_shapx.records.failures import FailureRecord
+from mllm_shapx.records.results import SampleResult
+from mllm_shapx.records.runs import RunInspection, RunRecords
+from mllm_shapx.records.storage import open_storage
+
+logger = logging.getLogger(__name__)
+
+OnSample = Callable[[SampleResult], None]
+
+
+@dataclass(slots=True)
+class _WorkerState:
+    """What is known of a living worker."""
+
+    info: WorkerInfo
+    answers: int = 0
+    progress_at: float = field(default_factory=time.monotonic)
+    unit_answers: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _RunState:
+    """One run's files and counts."""
+
+    records: RunRecords
+    checkpoint: CheckpointWriter
+    completed: set[int]
+    failed: set[int]
+
+
+class Coordinator:
+    """Hands out units, takes results, and writes every file of the output directory.
+
+    Built anew after a crash it finds in the directory what is done, and in the workers' next words what they
+    hold. Every call may arrive twice.
+
+    Args:
+        study: What is studied.
+        inspections: What was found in each run's directory; None to look now.
+        on_sample: Told of each new sample, after it is on disk.
+        stall_s: Seconds without progress after which a worker that holds units counts as stuck.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        inspections: Mapping[str, RunInspection] | None = None,
+        on_sample: OnSample | None = None,
+        stall_s: float = 1800.0,
+    ) -> None:
+        self._study = study
+        self._on_sample = on_sample
+        self._stall_s = stall_s
+        self._storage = open_storage(study.output_uri)
+        self._notes: list[str] = []
+        self._runs = {run.name: self._open_run(run.name, inspections) for run in study.runs}
+        units = plan_units(study.runs, study.rows, study.players, self._settled())
+        if study.retry_rows is not None:
+            units = [unit for unit in units if self._is_retried(unit)]
+        self._ledger = Ledger(units, max_attempts=study.max_attempts, attempts=self._attempts(units))
+        self._open_runs = {unit.unit_id: set(unit.run_names) for unit in units}
+        self._failed_units: set[str] = set()
+        self._workers: dict[str, _WorkerState] = {}
+        self._draining = False
+        self._fatal: str | None = None
+        self._cost_total = sum(unit.cost for unit in units)
+        self._cost_done = 0.0
+        self._model_calls = 0
+        self._answer_files: AnswerFiles | None = None
+
+    # --- workers
+
+    def lease(self, me: WorkerInfo, held: tuple[str, ...]) -> LeaseReply:
+        """Give a worker a unit, after bringing its leases in line with what it says it holds."""
+        worker = self._meet(me).info.worker
+        drop = tuple(self._ledger.reconcile(worker, held))
+        if self._fatal is not None or self._ledger.is_finished:
+            return LeaseReply(None, drop, "stop")
+        if self._draining:
+            return LeaseReply(None, drop, "drain")
+        unit = self._ledger.lease(worker)
+        if unit is None:
+            return LeaseReply(None, drop, "go")
+        return LeaseReply(Lease(unit, self._known(unit)), drop, "go")
+
+    def report(self, me: WorkerInfo, unit_id: str, sample: SampleResult, answers: Answers) -> None:
+        """Write a sample and the answers behind it; then note it in the checkpoint."""
+        self._saw(me)
+        with self._writing():
+            self._write_answers(unit_id, answers)
+            run = self._runs[sample.run_name]
+            if sample.row_index not in run.completed:
+                run.records.write_sample(sample)
+                if sample.row_index in run.failed or run.records.storage.exists(
+                    run.records.layout.failure(sample.row_index)
+                ):
+                    run.records.clear_failure(sample.row_index)
+                run.completed.add(sample.row_index)
+                run.failed.discard(sample.row_index)
+                run.checkpoint.complete(sample.row_index)
+                run.checkpoint.maybe_write()
+                self._model_calls += sample.model_calls
+                if self._on_sample is not None:
+                    self._on_sample(sample)
+            self._settle(unit_id, (sample.run_name,))
+
+    def flush(self, me: WorkerInfo, unit_id: str, answers: Answers) -> None:
+        """Write answers of a row under way."""
+        self._saw(me)
+        with self._writing():
+            self._write_answers(unit_id, answers)
+
+    def fail(self, me: WorkerInfo, failure: UnitFailure) -> None:
+        """Record a failure of a unit, or of some of its runs; queue the unit again where that may help."""
+        self._saw(me)
+        worker = me.worker
+        if not self._ledger.holds(worker, failure.unit_id):
+            return
+        unit = self._ledger.unit(failure.unit_id)
+        if failure.final:
+            attempts = self._ledger.attempts(unit.unit_id) + 1
+            quarantined = True
+        else:
+            blame = self._ledger.error(worker, unit.unit_id)
+            attempts, quarantined = blame.attempts, blame.quarantined
+        with self._writing():
+            self._write_failure(
+                unit,
+                failure.run_names,
+                reason=failure.reason,
+                message=failure.message,
+                attempts=attempts,
+                quarantined=quarantined,
+                worker=worker,
+                traceback=failure.traceback,
+            )
+            if quarantined:
+                self._settle(unit.unit_id, failure.run_names, failed=True)
+
+    def beat(self, me: WorkerInfo, beat: Beat) -> LeaseReply:
+        """Take a sign of life."""
+        drop = () if me.worker in self._workers else tuple(self._ledger.reconcile(me.worker, beat.held))
+        state = self._meet(me)
+        if beat.answers != state.answers:
+            state.progress_at = time.monotonic()
+        state.answers = beat.answers
+        state.unit_answers = dict(beat.unit_answers)
+        with self._writing():
+            for run in self._runs.values():
+                run.checkpoint.maybe_write()
+        return LeaseReply(None, drop, "drain" if self._draining else "go")
+
+    def worker_lost(self, worker: str, *, innocent: bool, detail: str, log_tail: tuple[str, ...]) -> None:
+        """Take back what a dead worker held, and record whom its death is charged to."""
+        state = self._workers.pop(worker, None)
+        for blame in self._ledger.worker_lost(worker, innocent=innocent):
+            self._note_loss(blame, worker, state, detail, log_tail)
+
+    # --- driver
+
+    def drain(self) -> None:
+        """Hand out nothing more."""
+        self._draining = True
+
+    def stop_early(self, reason: str) -> None:
+        """Hand out nothing more because of `reason`."""
+        self._notes.append(reason)
+        self._draining = True
+
+    def snapshot(self) -> Snapshot:
+        """Return how the study stands, with the news since the last call."""
+        notes, self._notes = tuple(self._notes), []
+        now = time.monotonic()
+        busy = {worker for worker in self._workers if self._ledger.held_by(worker)}
+        stalled = tuple(
+            worker for worker in sorted(busy) if now - self._workers[worker].progress_at > self._stall_s
+        )
+        under_way = sum(
+            min(float(count), self._ledger.unit(unit_id).cost)
+            for state in self._workers.values()
+            for unit_id, count in state.unit_answers.items()
+            if self._ledger.holds(state.info.worker, unit_id)
+        )
+        rows = set(self._study.rows)
+        return Snapshot(
+            done={name: len(run.completed & rows) for name, run in self._runs.items()},
+            failed={name: len(run.failed & rows) for name, run in self._runs.items()},
+            total=dict.fromkeys(self._runs, len(rows)),
+            coalitions_done=self._cost_done + under_way,
+            coalitions_total=self._cost_total,
+            model_calls=sum(state.answers for state in self._workers.values()),
+            workers=tuple(sorted(self._workers)),
+            busy_workers=len(busy),
+            finished=self._ledger.is_finished,
+            unfinished_units=self._ledger.count(UnitState.QUEUED) + self._ledger.count(UnitState.LEASED),
+            stalled=stalled,
+            notes=notes,
+            fatal=self._fatal,
+        )
+
+    def finish(self) -> None:
+        """Write every checkpoint."""
+        with self._writing():
+            for run in self._runs.values():
+                run.checkpoint.write()
+
+    # --- the inside
+
+    def _open_run(self, name: str, inspections: Mapping[str, RunInspection] | None) -> _RunState:
+        records = RunRecords(self._storage, name)
+        if inspections is None:
+            inspection = records.inspect(self._study.rows)
+            self._notes.extend(inspection.notes)
+        else:
+            inspection = inspections[name]
+        checkpoint = records.checkpoint_writer(self._study.rows, inspection)
+        state = _RunState(records, checkpoint, set(inspection.completed), set(inspection.failed))
+        self._attempts_found = getattr(self, "_attempts_found", {})
+        self._attempts_found[name] = dict(inspection.attempts)
+        return state
+
+    def _settled(self) -> dict[str, set[int]]:
+        """Return the rows of each run that need no work: done, or quarantined and not retried."""
+        return {name: run.completed | (run.failed - self._retried(name)) for name, run in self._runs.items()}
+
+    def _retried(self, name: str) -> set[int]:
+        return set((self._study.retry_rows or {}).get(name, ()))
+
+    def _is_retried(self, unit: WorkUnit) -> bool:
+        return any(unit.row_index in self._retried(name) for name in unit.run_names)
+
+    def _attempts(self, units: list[WorkUnit]) -> dict[str, int]:
+        if self._study.retry_rows is not None:
+            return {}
+        return {
+            unit.unit_id: max(self._attempts_found[name].get(unit.row_index, 0) for name in unit.run_names)
+            for unit in units
+        }
+
+    def _known(self, unit: WorkUnit) -> Answers:
+        if self._answer_files is None:
+            return {}
+        answers, notes = self._answer_files.read(unit)
+        self._notes.extend(notes)
+        return answers
+
+    def _write_answers(self, unit_id: str, answers: Answers) -> None:
+        if answers and self._answer_files is not None:
+            self._answer_files.add(self._ledger.unit(unit_id), answers)
+
+    def _settle(self, unit_id: str, run_names: tuple[str, ...], *, failed: bool = False) -> None:
+        """Note that some runs of a unit are done, or given up; with the last of them the unit is."""
+        still_open = self._open_runs.get(unit_id)
+        if still_open is None:
+            return
+        still_open.difference_update(run_names)
+        if failed:
+            self._failed_units.add(unit_id)
+        if still_open:
+            return
+        del self._open_runs[unit_id]
+        self._cost_done += self._ledger.unit(unit_id).cost
+        if self._answer_files is not None:
+            self._notes.extend(self._answer_files.close(self._ledger.unit(unit_id)))
+        if unit_id in self._failed_units:
+            self._ledger.quarantine(unit_id)
+        else:
+            self._ledger.complete(unit_id)
+
+    def _note_loss(
+        self,
+        blame: Blame,
+        worker: str,
+        state: _WorkerState | None,
+        detail: str,
+        log_tail: tuple[str, ...],
+    ) -> None:
+        row = blame.unit.row_index
+        if not blame.charged:
+            self._notes.append(f"row {row} goes back to the queue: worker {worker} is gone ({detail})")
+            return
+        open_runs = tuple(sorted(self._open_runs.get(blame.unit.unit_id, ())))
+        verdict = "given up" if blame.quarantined else "tried again"
+        self._notes.append(
+            f"row {row} was alone in worker {worker} when it died (attempt {blame.attempts} of "
+            f"{self._study.max_attempts}, {verdict}): {detail}"
+        )
+        with self._writing():
+            self._write_failure(
+                blame.unit,
+                open_runs,
+                reason="worker_died",
+                message=f"the worker's process died while it explained this row: {detail}",
+                attempts=blame.attempts,
+                quarantined=blame.quarantined,
+                worker=worker,
+                node=None if state is None else state.info.node,
+                log_tail=log_tail,
+            )
+            if blame.quarantined:
+                self._settle(blame.unit.unit_id, open_runs, failed=True)
+
+    def _write_failure(
+        self,
+        unit: WorkUnit,
+        run_names: tuple[str, ...],
+        *,
+        reason: str,
+        message: str,
+        attempts: int,
+        quarantined: bool,
+        worker: str,
+        node: str | None = None,
+        traceback: str | None = None,
+        log_tail: tuple[str, ...] = (),
+    ) -> None:
+        state = self._workers.get(worker)
+        node = node or (state.info.node if state is not None else None)
+        for name in run_names:
+            if name not in self._open_runs.get(unit.unit_id, ()):
+                continue
+            run = self._runs[name]
+            run.records.write_failure(
+                FailureRecord(
+                    row_index=unit.row_index,
+                    run_name=name,
+                    reason=reason,
+                    message=message,
+                    attempts=attempts,
+                    quarantined=quarantined,
+                    node=node,
+                    worker=worker,
+                    traceback=traceback,
+                    log_tail=log_tail,
+                    at=time.time(),
+                )
+            )
+            if quarantined:
+                run.failed.add(unit.row_index)
+                run.checkpoint.fail(unit.row_index)
+                run.checkpoint.maybe_write()
+                self._notes.append(f"{name}: row {unit.row_index} is quarantined: {reason}: {message}")
+
+    def _meet(self, me: WorkerInfo) -> _WorkerState:
+        """Return what is known of a worker; it is met anew when the coordinator was restarted."""
+        if self._answer_files is None:
+            self._answer_files = AnswerFiles(
+                self._storage, self._study.runs, self._study.model_commit, me.dtype
+            )
+        return self._workers.setdefault(me.worker, _WorkerState(me))
+
+    def _saw(self, me: WorkerInfo) -> None:
+        self._meet(me).progress_at = time.monotonic()
+
+    def _writing(self) -> "_Writing":
+        return _Writing(self)
+
+    def give_up(self, error: StorageError) -> None:
+        """Stop the study: results cannot be written any more."""
+        self._fatal = str(error)
+
+
+class _Writing:
+    """Turns a failed write into the end of the study instead of the end of the coordinator."""
+
+    def __init__(self, coordinator: Coordinator) -> None:
+        self._coordinator = coordinator
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
+        if isinstance(error, StorageError):
+            logger.error("%s", error)
+            self._coordinator.give_up(error)
+            return True
+        return False

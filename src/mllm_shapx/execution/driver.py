@@ -1,0 +1,339 @@
+"""The driver: starts the actors, watches them, replaces what dies, shows progress, and ends in good order."""
+
+import contextlib
+import pickle
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from mllm_shapx.errors import ShapxError, StorageError
+from mllm_shapx.execution.actors import AggregatorActor, CoordinatorActor, WorkerActor
+from mllm_shapx.execution.cluster import WorkerResources
+from mllm_shapx.execution.messages import Snapshot, Study
+from mllm_shapx.execution.options import RunOptions
+from mllm_shapx.execution.outcome import StudyOutcome, ended
+from mllm_shapx.execution.preparation import OpenOutput
+from mllm_shapx.execution.progress import ProgressFeed
+from mllm_shapx.execution.signals import StopRequest, stop_requests
+from mllm_shapx.execution.workerlog import log_tail
+from mllm_shapx.reporting.progress import ProgressReporter
+
+TICK_S = 0.5
+"""Seconds between two looks at the actors."""
+START_FAILURES = 3
+"""Workers in a row that may die before they have loaded the model."""
+FINISH_S = 600.0
+"""Seconds that the last writes and summaries may take."""
+FLUSH_S = 2.0
+"""Seconds that workers get to hand in their answers at the first signal; `ray job stop` kills after 3."""
+
+
+@dataclass(slots=True)
+class _Hired:
+    """A worker's actor and what is known of its process."""
+
+    name: str
+    actor: Any
+    run: Any
+    """Reference that becomes ready when the worker has no work left, or is dead."""
+    place: Any
+    node_id: str | None = None
+    pid: int | None = None
+    stuck: bool = False
+    """Whether the driver killed it for showing no progress."""
+
+
+class Driver:
+    """Runs one study on a Ray cluster that is connected already."""
+
+    def __init__(
+        self,
+        study: Study,
+        options: RunOptions,
+        resources: WorkerResources,
+        output: OpenOutput,
+        reporter: ProgressReporter,
+    ) -> None:
+        self._study = study
+        self._options = options
+        self._resources = resources
+        self._reporter = reporter
+        self._feed = ProgressFeed(reporter)
+        here = ray.get_runtime_context().get_node_id()
+        on_this_node = {
+            "num_cpus": 0,
+            "scheduling_strategy": NodeAffinitySchedulingStrategy(node_id=here, soft=False),
+            # Ray does not hide GPUs from actors that ask for none.
+            "runtime_env": {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}},
+        }
+        self._study_ref = ray.put(study)
+        # A file rather than Ray objects: an actor that is started again must find it, whatever was lost.
+        self._folder = tempfile.TemporaryDirectory(prefix="mllm-shapx-")
+        shared = Path(self._folder.name, "study.pickle")
+        shared.write_bytes(pickle.dumps((study, dict(output.inspections))))
+        self._aggregator = (
+            ray.remote(AggregatorActor).options(**on_this_node).remote(str(shared), dict(output.specs))
+        )
+        self._coordinator = (
+            ray.remote(CoordinatorActor)
+            .options(**on_this_node, max_restarts=-1, max_task_retries=0)
+            .remote(str(shared), self._aggregator, options.stall_s)
+        )
+        self._workers: dict[str, _Hired] = {}
+        self._hired = 0
+        self._start_failures = 0
+        self._met: set[str] = set()
+        self._coordinator_away = False
+        self._snapshot: Snapshot | None = None
+        self._model_calls_of_the_dead = 0
+
+    def run(self) -> StudyOutcome:
+        """Explain everything that is left.
+
+        Raises:
+            ModelError: When the model cannot be loaded.
+            StorageError: When results cannot be written any more.
+        """
+        started = time.monotonic()
+        with stop_requests() as request:
+            try:
+                self._watch(request)
+                snapshot = self._wind_up(request)
+                warnings = self._summaries(request)
+            finally:
+                self._dismiss_all()
+        interrupted = request.signal is not None and not snapshot.finished
+        return StudyOutcome(
+            experiment_set_id=self._study.experiment_set_id,
+            output_uri=self._study.output_uri,
+            done=dict(snapshot.done),
+            failed=dict(snapshot.failed),
+            total=dict(snapshot.total),
+            model_calls=snapshot.model_calls,
+            seconds=time.monotonic() - started,
+            exit_code=request.exit_code if interrupted else ended(snapshot),
+            warnings=warnings,
+        )
+
+    def _watch(self, request: StopRequest) -> None:
+        """Keep the study going until it is finished, stopped or hopeless."""
+        deadline: float | None = None
+        while True:
+            self._look_after_workers()
+            snapshot = self._look()
+            if snapshot is not None:
+                if snapshot.finished or snapshot.fatal is not None:
+                    return
+                self._met.update(snapshot.workers)
+                if self._met & set(self._workers):
+                    self._start_failures = 0
+                self._replace_stuck(snapshot)
+                self._limit_failures(snapshot)
+                if deadline is None and not self._stopping:
+                    self._hire(snapshot)
+                if self._stopping and not snapshot.busy_workers:
+                    return
+            if request.signal is not None and deadline is None:
+                deadline = time.monotonic() + self._options.grace_s
+                self._drain(request)
+            if deadline is not None and time.monotonic() > deadline:
+                self._stop_workers()
+                return
+
+    # --- workers
+
+    def _hire(self, snapshot: Snapshot) -> None:
+        """Start as many workers as there are places and units."""
+        wanted = min(self._resources.workers, snapshot.unfinished_units)
+        while len(self._workers) < wanted:
+            self._hired += 1
+            name = f"worker-{self._hired}"
+            actor = (
+                ray.remote(WorkerActor)
+                .options(
+                    num_cpus=self._resources.cpus,
+                    num_gpus=self._resources.gpus,
+                    max_restarts=0,
+                    scheduling_strategy="SPREAD",
+                )
+                .remote(name, self._study_ref, self._coordinator)
+            )
+            self._workers[name] = _Hired(name, actor, actor.run.remote(), actor.place.remote())
+
+    def _look_after_workers(self) -> None:
+        """Notice workers that have ended, and where new ones are."""
+        runs = {worker.run: worker for worker in self._workers.values()}
+        if not runs:
+            time.sleep(TICK_S)
+            return
+        ready, _ = ray.wait(list(runs), num_returns=len(runs), timeout=TICK_S)
+        for worker in self._workers.values():
+            self._note_place(worker)
+        for reference in ready:
+            worker = runs[reference]
+            del self._workers[worker.name]
+            try:
+                ray.get(reference)
+            except ShapxError:
+                # The model or the dataset cannot be loaded: no other worker would fare better.
+                raise
+            except RayError as error:
+                self._lost(worker, error)
+
+    @staticmethod
+    def _note_place(worker: _Hired) -> None:
+        if worker.node_id is None:
+            with contextlib.suppress(RayError):
+                worker.node_id, worker.pid = ray.get(worker.place, timeout=0)
+
+    def _lost(self, worker: _Hired, error: RayError) -> None:
+        innocent = _is_preempted(error) or self._is_node_gone(worker)
+        detail = (
+            "it showed no progress and was replaced"
+            if worker.stuck
+            else _describe(error, self._is_node_gone(worker))
+        )
+        if worker.name not in self._met:
+            self._start_failures += 0 if innocent else 1
+            if self._start_failures >= START_FAILURES:
+                raise ShapxError(
+                    f"{START_FAILURES} workers in a row died before they had loaded the model; "
+                    f"the last one: {detail}"
+                ) from error
+        tail = () if worker.pid is None else log_tail(worker.pid)
+        self._reporter.message(f"{worker.name} is gone: {detail}")
+        self._tell(lambda: self._coordinator.worker_lost.remote(worker.name, innocent, detail, tail))
+
+    def _is_node_gone(self, worker: _Hired) -> bool:
+        if worker.node_id is None:
+            return False
+        return not any(node["NodeID"] == worker.node_id and node["Alive"] for node in ray.nodes())
+
+    def _replace_stuck(self, snapshot: Snapshot) -> None:
+        for name in snapshot.stalled:
+            worker = self._workers.get(name)
+            if worker is not None and not worker.stuck:
+                worker.stuck = True
+                self._reporter.message(
+                    f"{name} has shown no progress for {self._options.stall_s:g} s; it is replaced"
+                )
+                ray.kill(worker.actor, no_restart=True)
+
+    def _limit_failures(self, snapshot: Snapshot) -> None:
+        allowed = self._options.failures_allowed(sum(snapshot.total.values()))
+        failed = sum(snapshot.failed.values())
+        if allowed is not None and failed > allowed and not self._stopping:
+            self._stopping = True
+            reason = f"{failed} sample(s) are quarantined and {allowed} are allowed; stopping early"
+            self._tell(lambda: self._coordinator.stop_early.remote(reason))
+
+    _stopping = False
+
+    # --- coordinator
+
+    def _look(self) -> Snapshot | None:
+        """Return how the study stands and show it; None while the coordinator is being restarted."""
+        try:
+            snapshot: Snapshot = ray.get(self._coordinator.snapshot.remote(), timeout=60.0)
+        except (RayActorError, GetTimeoutError):
+            if not self._coordinator_away:
+                self._coordinator_away = True
+                self._reporter.message(
+                    "the coordinator is gone; it is restarted and reads the directory again"
+                )
+            time.sleep(TICK_S)
+            return None
+        if self._coordinator_away:
+            self._coordinator_away = False
+            self._reporter.message("the coordinator is back")
+        self._snapshot = snapshot
+        self._feed.show(snapshot)
+        return snapshot
+
+    def _tell(self, call: Any) -> None:
+        """Make a call to the coordinator, again while it is being restarted."""
+        for _ in range(240):
+            try:
+                ray.get(call(), timeout=60.0)
+            except (RayActorError, GetTimeoutError):
+                time.sleep(TICK_S)
+            else:
+                return
+        raise ShapxError("the coordinator could not be restarted")
+
+    # --- the end
+
+    def _drain(self, request: StopRequest) -> None:
+        """Hand out nothing more and have what is at hand written: `ray job stop` leaves 3 s for it."""
+        self._reporter.message(
+            f"{request.name}: finishing the rows under way, for {self._options.grace_s:g} s at most; "
+            "a second signal stops at once"
+        )
+        self._stopping = True
+        with contextlib.suppress(RayError):
+            ray.get(self._coordinator.drain.remote(), timeout=FLUSH_S)
+            flushes = [worker.actor.flush.remote() for worker in self._workers.values()]
+            ray.wait(flushes, num_returns=len(flushes), timeout=FLUSH_S) if flushes else None
+
+    def _stop_workers(self) -> None:
+        stops = [worker.actor.stop.remote() for worker in self._workers.values()]
+        if stops:
+            ray.wait(stops, num_returns=len(stops), timeout=10.0)
+
+    def _wind_up(self, request: StopRequest) -> Snapshot:
+        """Let the workers end, write what is left, and return the last snapshot."""
+        runs = [worker.run for worker in self._workers.values()]
+        if runs:
+            ray.wait(runs, num_returns=len(runs), timeout=10.0 if request.signal is None else FLUSH_S)
+        self._tell(self._coordinator.finish.remote)
+        snapshot = self._look()
+        if snapshot is None:
+            raise ShapxError("the coordinator did not come back at the end; resume with --resume")
+        if snapshot.fatal is not None:
+            raise StorageError(snapshot.fatal)
+        return snapshot
+
+    def _summaries(self, request: StopRequest) -> tuple[str, ...]:
+        timeout = FINISH_S if request.signal is None else self._options.grace_s
+        try:
+            warnings: tuple[str, ...] = ray.get(self._aggregator.finish.remote(), timeout=timeout)
+        except RayActorError:
+            from mllm_shapx.execution.aggregator import write_summary
+            from mllm_shapx.records.storage import open_storage
+
+            storage = open_storage(self._study.output_uri)
+            for run in self._study.runs:
+                write_summary(storage, run.name, self._study.rows)
+            return ("the aggregator died: W&B may lack the last samples; the summaries are complete",)
+        except GetTimeoutError:
+            return ("the summaries could not be written in time; --resume writes them",)
+        return warnings
+
+    def _dismiss_all(self) -> None:
+        for worker in self._workers.values():
+            with contextlib.suppress(RayError):
+                ray.kill(worker.actor, no_restart=True)
+        for actor in (self._coordinator, self._aggregator):
+            with contextlib.suppress(RayError):
+                ray.kill(actor, no_restart=True)
+        self._folder.cleanup()
+
+
+def _is_preempted(error: RayError) -> bool:
+    return bool(getattr(error, "preempted", False))
+
+
+def _describe(error: RayError, node_gone: bool) -> str:
+    if node_gone:
+        return "its node was lost"
+    text = str(error).strip()
+    for line in text.splitlines():
+        if "exit" in line.lower() or "killed" in line.lower() or "memory" in line.lower():
+            return line.strip()
+    return text.splitlines()[-1].strip() if text else type(error).__name__

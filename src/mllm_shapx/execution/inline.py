@@ -1,0 +1,109 @@
+"""The same work in one process without Ray: for a debugger, for tests, for tiny jobs."""
+
+import asyncio
+import time
+
+from mllm_shapx.errors import StorageError
+from mllm_shapx.execution.aggregator import Aggregator
+from mllm_shapx.execution.coordinator import Coordinator
+from mllm_shapx.execution.messages import Answers, Beat, LeaseReply, Study, UnitFailure, WorkerInfo
+from mllm_shapx.execution.options import RunOptions
+from mllm_shapx.execution.outcome import StudyOutcome, ended
+from mllm_shapx.execution.preparation import OpenOutput
+from mllm_shapx.execution.progress import ProgressFeed
+from mllm_shapx.execution.signals import StopRequest, stop_requests
+from mllm_shapx.execution.worker import Worker
+from mllm_shapx.records.results import SampleResult
+from mllm_shapx.reporting.progress import ProgressReporter
+
+
+class DirectDesk:
+    """The coordinator in the same process as the worker."""
+
+    def __init__(self, coordinator: Coordinator) -> None:
+        self._coordinator = coordinator
+
+    async def lease(self, me: WorkerInfo, held: tuple[str, ...]) -> LeaseReply:
+        """Ask for a unit."""
+        return self._coordinator.lease(me, held)
+
+    async def report(self, me: WorkerInfo, unit_id: str, sample: SampleResult, answers: Answers) -> None:
+        """Hand in a sample."""
+        self._coordinator.report(me, unit_id, sample, answers)
+
+    async def flush(self, me: WorkerInfo, unit_id: str, answers: Answers) -> None:
+        """Hand in answers."""
+        self._coordinator.flush(me, unit_id, answers)
+
+    async def fail(self, me: WorkerInfo, failure: UnitFailure) -> None:
+        """Hand in a failure."""
+        self._coordinator.fail(me, failure)
+
+    async def beat(self, me: WorkerInfo, beat: Beat) -> LeaseReply:
+        """Give a sign of life."""
+        return self._coordinator.beat(me, beat)
+
+
+def run_inline(
+    study: Study,
+    options: RunOptions,
+    output: OpenOutput,
+    reporter: ProgressReporter,
+) -> StudyOutcome:
+    """Explain everything in this process with one worker.
+
+    Raises:
+        ModelError: When the model cannot be loaded.
+        StorageError: When results cannot be written any more.
+    """
+    with stop_requests() as request:
+        return asyncio.run(_run(study, options, output, reporter, request))
+
+
+async def _run(
+    study: Study,
+    options: RunOptions,
+    output: OpenOutput,
+    reporter: ProgressReporter,
+    request: StopRequest,
+) -> StudyOutcome:
+    started = time.monotonic()
+    aggregator = Aggregator(study, output.specs, output.inspections)
+    coordinator = Coordinator(study, output.inspections, aggregator.log, options.stall_s)
+    snapshot = coordinator.snapshot()
+    feed = ProgressFeed(reporter)
+    if not snapshot.finished:
+        worker = Worker("inline", study, DirectDesk(coordinator))
+        work = asyncio.create_task(worker.run())
+        deadline: float | None = None
+        while not work.done():
+            await asyncio.wait([work], timeout=0.25)
+            feed.show(coordinator.snapshot())
+            if request.signal is not None and deadline is None:
+                reporter.message(
+                    f"{request.name}: finishing the rows under way, for {options.grace_s:g} s at most"
+                )
+                coordinator.drain()
+                deadline = time.monotonic() + options.grace_s
+            if deadline is not None and time.monotonic() > deadline:
+                await worker.stop()
+        await work
+    coordinator.finish()
+    snapshot = coordinator.snapshot()
+    feed.show(snapshot)
+    if snapshot.fatal is not None:
+        raise StorageError(snapshot.fatal)
+    warnings = aggregator.finish()
+    return StudyOutcome(
+        experiment_set_id=study.experiment_set_id,
+        output_uri=study.output_uri,
+        done=dict(snapshot.done),
+        failed=dict(snapshot.failed),
+        total=dict(snapshot.total),
+        model_calls=snapshot.model_calls,
+        seconds=time.monotonic() - started,
+        exit_code=request.exit_code
+        if request.signal is not None and not snapshot.finished
+        else ended(snapshot),
+        warnings=warnings,
+    )

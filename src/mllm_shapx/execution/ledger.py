@@ -1,0 +1,255 @@
+"""The queue's state machine: which unit is queued, leased, done or quarantined, and who is to blame."""
+
+import heapq
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+
+from mllm_shapx.planning.units import WorkUnit
+
+
+class UnitState(Enum):
+    """Where a unit stands."""
+
+    QUEUED = "queued"
+    LEASED = "leased"
+    DONE = "done"
+    QUARANTINED = "quarantined"
+
+
+@dataclass(slots=True)
+class _Entry:
+    unit: WorkUnit
+    rank: int
+    state: UnitState = UnitState.QUEUED
+    holder: str | None = None
+    attempts: int = 0
+    alone: bool = False
+    """Whether the unit must have a worker to itself, because it shared one that died."""
+
+
+@dataclass(frozen=True, slots=True)
+class Blame:
+    """What a lost worker, or an error, meant for one unit."""
+
+    unit: WorkUnit
+    attempts: int
+    """Attempts charged to the unit so far."""
+    charged: bool
+    """Whether this loss was charged to it."""
+    quarantined: bool
+
+
+@dataclass(slots=True)
+class _Holder:
+    units: set[str] = field(default_factory=set)
+    draining: bool = False
+    """Whether the worker takes nothing new, so that a suspect can have it alone."""
+
+
+class Ledger:
+    """Every unit of a study and its state.
+
+    Units are handed out in the order in which they were given. All transitions may be repeated without
+    harm: messages can arrive twice, or after the unit has moved on.
+    """
+
+    def __init__(
+        self, units: Sequence[WorkUnit], *, max_attempts: int = 3, attempts: Mapping[str, int] | None = None
+    ) -> None:
+        """Queue `units`, with the attempts that earlier tries have charged to them."""
+        if max_attempts < 1:
+            msg = "max_attempts must be at least 1"
+            raise ValueError(msg)
+        self._max_attempts = max_attempts
+        self._entries = {unit.unit_id: _Entry(unit, rank) for rank, unit in enumerate(units)}
+        if len(self._entries) != len(units):
+            msg = "two units have the same id"
+            raise ValueError(msg)
+        for unit_id, count in (attempts or {}).items():
+            if unit_id in self._entries:
+                self._entries[unit_id].attempts = count
+        self._queue = [(entry.rank, unit_id) for unit_id, entry in self._entries.items()]
+        heapq.heapify(self._queue)
+        self._suspects: list[tuple[int, str]] = []
+        self._holders: dict[str, _Holder] = {}
+        self._counts = dict.fromkeys(UnitState, 0)
+        self._counts[UnitState.QUEUED] = len(units)
+
+    def lease(self, worker: str) -> WorkUnit | None:
+        """Give `worker` a unit, or None when it should take nothing now.
+
+        None does not mean that the study is over: units of other workers may come back, and a suspect
+        waits for a worker to become free.
+        """
+        holder = self._holders.setdefault(worker, _Holder())
+        if any(self._entries[unit_id].alone for unit_id in holder.units):
+            return None
+        suspect = self._first(self._suspects)
+        if suspect is not None and not holder.units:
+            heapq.heappop(self._suspects)
+            holder.draining = False
+            return self._hand_out(suspect, worker)
+        holder.draining = suspect is not None and (holder.draining or not self._somebody_drains(worker))
+        if holder.draining:
+            return None
+        unit_id = self._first(self._queue)
+        if unit_id is None:
+            return None
+        heapq.heappop(self._queue)
+        return self._hand_out(unit_id, worker)
+
+    def complete(self, unit_id: str) -> bool:
+        """Note that all runs of a unit are done; return False when that was known already."""
+        entry = self._entries.get(unit_id)
+        if entry is None or entry.state is UnitState.DONE:
+            return False
+        self._release(entry)
+        self._move(entry, UnitState.DONE)
+        return True
+
+    def quarantine(self, unit_id: str) -> None:
+        """Give a unit up: trying again would not help."""
+        entry = self._entries[unit_id]
+        if entry.state is not UnitState.DONE:
+            self._release(entry)
+            self._move(entry, UnitState.QUARANTINED)
+
+    def error(self, worker: str, unit_id: str) -> Blame:
+        """Charge an error that a unit raised in a worker that lives on; it is queued again or given up."""
+        entry = self._entries[unit_id]
+        if entry.state is not UnitState.LEASED or entry.holder != worker:
+            return Blame(entry.unit, entry.attempts, charged=False, quarantined=False)
+        return self._charge(entry)
+
+    def worker_lost(self, worker: str, *, innocent: bool = False) -> list[Blame]:
+        """Take back the units of a worker that is gone.
+
+        A unit that was alone in the worker is charged an attempt. Units that shared it are suspects: each
+        runs alone next. With `innocent` (a preempted or lost node) nobody is charged or suspected.
+        """
+        holder = self._holders.pop(worker, None)
+        if holder is None:
+            return []
+        held = sorted((self._entries[unit_id] for unit_id in holder.units), key=lambda entry: entry.rank)
+        blames = []
+        for entry in held:
+            if not innocent and len(held) == 1:
+                blames.append(self._charge(entry))
+                continue
+            entry.alone = entry.alone or not innocent
+            self._requeue(entry)
+            blames.append(Blame(entry.unit, entry.attempts, charged=False, quarantined=False))
+        return blames
+
+    def reconcile(self, worker: str, held: Collection[str]) -> list[str]:
+        """Bring the leases of `worker` in line with what it says it holds; return what it should drop.
+
+        Units that it does not hold any more go back to the queue: their hand-out never reached it. Units
+        that it holds and that are queued here become its own again: the coordinator was restarted.
+        """
+        holder = self._holders.setdefault(worker, _Holder())
+        for unit_id in sorted(holder.units - set(held)):
+            self._requeue(self._entries[unit_id])
+        drop = []
+        for unit_id in held:
+            entry = self._entries.get(unit_id)
+            if entry is None or entry.state in {UnitState.DONE, UnitState.QUARANTINED}:
+                drop.append(unit_id)
+            elif entry.state is UnitState.QUEUED:
+                self._take_from_queues(unit_id)
+                self._hand_out(unit_id, worker)
+            elif entry.holder != worker:
+                drop.append(unit_id)
+        return drop
+
+    def holds(self, worker: str, unit_id: str) -> bool:
+        """Whether the unit is leased to `worker`."""
+        entry = self._entries.get(unit_id)
+        return entry is not None and entry.state is UnitState.LEASED and entry.holder == worker
+
+    def unit(self, unit_id: str) -> WorkUnit:
+        """Return a unit by its id."""
+        return self._entries[unit_id].unit
+
+    def held_by(self, worker: str) -> tuple[str, ...]:
+        """Return the ids of the units that are leased to `worker`."""
+        holder = self._holders.get(worker)
+        return () if holder is None else tuple(sorted(holder.units))
+
+    def attempts(self, unit_id: str) -> int:
+        """Return the attempts that are charged to a unit."""
+        return self._entries[unit_id].attempts
+
+    def count(self, state: UnitState) -> int:
+        """Return how many units are in `state`."""
+        return self._counts[state]
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether every unit is done or quarantined."""
+        return self._counts[UnitState.QUEUED] + self._counts[UnitState.LEASED] == 0
+
+    @property
+    def is_queue_empty(self) -> bool:
+        """Whether no unit waits for a worker."""
+        return self._counts[UnitState.QUEUED] == 0
+
+    def unfinished(self) -> Iterable[WorkUnit]:
+        """Yield the units that are neither done nor quarantined."""
+        for entry in self._entries.values():
+            if entry.state in {UnitState.QUEUED, UnitState.LEASED}:
+                yield entry.unit
+
+    def _charge(self, entry: _Entry) -> Blame:
+        entry.attempts += 1
+        quarantined = entry.attempts >= self._max_attempts
+        if quarantined:
+            self._release(entry)
+            self._move(entry, UnitState.QUARANTINED)
+        else:
+            entry.alone = True
+            self._requeue(entry)
+        return Blame(entry.unit, entry.attempts, charged=True, quarantined=quarantined)
+
+    def _hand_out(self, unit_id: str, worker: str) -> WorkUnit:
+        entry = self._entries[unit_id]
+        self._move(entry, UnitState.LEASED)
+        entry.holder = worker
+        self._holders.setdefault(worker, _Holder()).units.add(unit_id)
+        return entry.unit
+
+    def _requeue(self, entry: _Entry) -> None:
+        self._release(entry)
+        self._move(entry, UnitState.QUEUED)
+        queue = self._suspects if entry.alone else self._queue
+        heapq.heappush(queue, (entry.rank, entry.unit.unit_id))
+
+    def _release(self, entry: _Entry) -> None:
+        if entry.holder is not None:
+            holder = self._holders.get(entry.holder)
+            if holder is not None:
+                holder.units.discard(entry.unit.unit_id)
+            entry.holder = None
+        elif entry.state is UnitState.QUEUED:
+            self._take_from_queues(entry.unit.unit_id)
+
+    def _take_from_queues(self, unit_id: str) -> None:
+        """Remove a unit from the queues; rare, so a scan is fine."""
+        for queue in (self._queue, self._suspects):
+            rest = [item for item in queue if item[1] != unit_id]
+            if len(rest) != len(queue):
+                queue[:] = rest
+                heapq.heapify(queue)
+
+    def _move(self, entry: _Entry, state: UnitState) -> None:
+        self._counts[entry.state] -= 1
+        self._counts[state] += 1
+        entry.state = state
+
+    def _somebody_drains(self, worker: str) -> bool:
+        return any(holder.draining for name, holder in self._holders.items() if name != worker)
+
+    @staticmethod
+    def _first(queue: list[tuple[int, str]]) -> str | None:
+        return queue[0][1] if queue else None

@@ -1,0 +1,132 @@
+"""What coordinator, workers and driver tell each other: plain data that travels between processes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from mllm_shapx.config.models import DatasetConfig, RuntimeConfig, WandbConfig
+from mllm_shapx.explaining.coalitions import StoredAnswer
+from mllm_shapx.planning.runs import RunSpec
+from mllm_shapx.planning.units import WorkUnit
+
+Answers = dict[int, StoredAnswer]
+"""Coalition (bit i = player i) -> its answer."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """Everything that coordinator and workers need to know of one config's work."""
+
+    experiment_set_id: str
+    output_uri: str
+    """The experiment set's directory."""
+    runs: tuple[RunSpec, ...]
+    rows: tuple[int, ...]
+    """Selected rows in selection order."""
+    players: Mapping[int, int] | None
+    """Players per row; None where they are known only once the row is loaded."""
+    config_path: Path
+    dataset: DatasetConfig
+    dataset_commit: str | None
+    model_path: Path | None
+    """Local directory of the model, None for a hub id."""
+    model_commit: str
+    """Hub commit, or digest of the directory."""
+    wandb: WandbConfig
+    runtime: RuntimeConfig
+    max_attempts: int = 3
+    rows_in_flight: int = 2
+    """Rows that a worker explains side by side, so that the device is never idle between two."""
+    flush_s: float = 30.0
+    """Seconds after which answers of a row under way are written out."""
+    retry_rows: Mapping[str, tuple[int, ...]] | None = None
+    """For `retry`: run -> quarantined rows to try again; everything else is left alone."""
+
+    def run(self, name: str) -> RunSpec:
+        """Return a run by its name."""
+        return next(run for run in self.runs if run.name == name)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerInfo:
+    """A worker that has loaded its model."""
+
+    worker: str
+    node: str
+    pid: int
+    device: str
+    dtype: str
+    """Dtype of the weights in memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A unit handed to a worker."""
+
+    unit: WorkUnit
+    known: Answers
+    """Answers that are stored already."""
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseReply:
+    """The coordinator's answer to a worker that asks for work."""
+
+    lease: Lease | None
+    drop: tuple[str, ...] = ()
+    """Units that the worker holds and should let go: somebody else has done them."""
+    order: Literal["go", "drain", "stop"] = "go"
+    """`drain`: finish what you hold; `stop`: nothing is left to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """What a worker says of itself every second."""
+
+    held: tuple[str, ...]
+    answers: int
+    """Answers generated since it started."""
+    busy_seconds: float
+    """Time that its device spent in the model."""
+    unit_answers: Mapping[str, int] = field(default_factory=dict)
+    """Answers at hand for each unit that it holds."""
+
+
+@dataclass(frozen=True, slots=True)
+class UnitFailure:
+    """Why a unit's runs, or one of them, failed in a worker that lives on."""
+
+    unit_id: str
+    run_names: tuple[str, ...]
+    reason: str
+    message: str
+    traceback: str | None
+    final: bool
+    """Whether trying again would not help."""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """How the study stands, for progress and for the driver's decisions."""
+
+    done: Mapping[str, int]
+    """Run -> rows with a sample."""
+    failed: Mapping[str, int]
+    """Run -> quarantined rows."""
+    total: Mapping[str, int]
+    """Run -> selected rows."""
+    coalitions_done: float
+    coalitions_total: float
+    model_calls: int
+    workers: tuple[str, ...]
+    """Workers that have loaded the model."""
+    busy_workers: int
+    finished: bool
+    unfinished_units: int
+    stalled: tuple[str, ...]
+    """Workers that hold units and have shown no progress for the stall timeout."""
+    notes: tuple[str, ...] = ()
+    """News since the last snapshot, in words."""
+    fatal: str | None = None
+    """Why the coordinator cannot go on, such as a full disk."""

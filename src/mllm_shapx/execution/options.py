@@ -1,0 +1,41 @@
+"""What the call asks for beside the config: resources, resuming, limits."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """The options of `mllm-shapx run`."""
+
+    resume: bool = False
+    overwrite: bool = False
+    max_samples: int | None = None
+    """Overrides `selection.max_samples`."""
+    num_gpus: float | None = None
+    """GPUs to use in all; None for what there is."""
+    num_workers: int | None = None
+    workers_per_gpu: int = 1
+    gpus_per_worker: float | None = None
+    """GPUs that one worker takes; None for 1 / workers_per_gpu."""
+    rows_in_flight: int = 2
+    address: str | None = None
+    """Ray cluster to join; None for RAY_ADDRESS, else a cluster of its own on this machine."""
+    max_attempts: int = 3
+    fail_fast: bool = False
+    max_failures: str | None = None
+    """Stop once so many rows are quarantined: a number, or a percentage such as `5%`."""
+    stall_s: float = 1800.0
+    """Seconds without progress after which a worker is replaced."""
+    flush_s: float = 30.0
+    grace_s: float = 30.0
+    """Seconds that running samples get after the first signal."""
+
+    def failures_allowed(self, samples: int) -> int | None:
+        """Return how many quarantined samples of `samples` are tolerated, None for any number."""
+        if self.fail_fast:
+            return 0
+        if self.max_failures is None:
+            return None
+        if self.max_failures.endswith("%"):
+            return int(float(self.max_failures[:-1]) / 100.0 * samples)
+        return int(self.max_failures)

@@ -1,0 +1,215 @@
+"""From a config file to a study that can start: rows, model identity, and an output directory that agrees.
+
+Nothing is written before `open_output`, so that a wrong config leaves no trace.
+"""
+
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from mllm_shapx.config.loading import LoadedConfig
+from mllm_shapx.config.models import ExperimentSet
+from mllm_shapx.data.selection import Selection, select_rows
+from mllm_shapx.data.sources import open_table
+from mllm_shapx.errors import OutputError
+from mllm_shapx.execution.messages import Study
+from mllm_shapx.execution.options import RunOptions
+from mllm_shapx.models.registry import model_identity
+from mllm_shapx.planning.runs import RunSpec
+from mllm_shapx.planning.sweep import expand
+from mllm_shapx.records.lock import OutputLock
+from mllm_shapx.records.runs import RunInspection, RunRecords
+from mllm_shapx.records.spec import RESULT_SETTINGS, SELECTED_ROWS, differences, selected_rows
+from mllm_shapx.records.storage import Storage, join_uri, open_storage
+
+_LIBRARIES = ("mllm-shapx", "mllm-shap", "torch", "transformers", "liquid-audio", "ray", "datasets", "numpy")
+
+
+@dataclass(frozen=True)
+class OpenOutput:
+    """An output directory that belongs to this driver until the lock is released."""
+
+    lock: OutputLock
+    inspections: Mapping[str, RunInspection]
+    specs: Mapping[str, dict[str, Any]]
+    """Run -> content of its `spec.json`."""
+    notes: tuple[str, ...]
+    """What was healed, moved or replaced, in words."""
+
+
+def prepare(loaded: LoadedConfig, options: RunOptions) -> tuple[Study, tuple[str, ...]]:
+    """Return the study of a config and warnings. Writes nothing.
+
+    Raises:
+        UsageError: For anything that the user can mend.
+    """
+    experiment_set = loaded.experiment_set
+    sweep = expand(experiment_set)
+    table = open_table(experiment_set.dataset, loaded.path)
+    selection = _select(experiment_set, table, options)
+    model_path, commit = model_identity(sweep.runs[0], loaded.path)
+    study = Study(
+        experiment_set_id=experiment_set.experiment_set_id,
+        output_uri=_absolute(join_uri(experiment_set.output_root, experiment_set.experiment_set_id)),
+        runs=sweep.runs,
+        rows=selection.rows,
+        players=selection.players,
+        config_path=loaded.path.resolve(),
+        dataset=experiment_set.dataset,
+        dataset_commit=table.commit,
+        model_path=None if model_path is None else model_path.resolve(),
+        model_commit=commit,
+        wandb=experiment_set.wandb,
+        runtime=experiment_set.runtime,
+        max_attempts=options.max_attempts,
+        rows_in_flight=options.rows_in_flight,
+        flush_s=options.flush_s,
+    )
+    return study, (*loaded.warnings, *sweep.warnings, *selection.warnings)
+
+
+def check_output(study: Study, options: RunOptions) -> None:
+    """Refuse an output directory that holds what the call does not expect. Reads only.
+
+    Raises:
+        OutputError: It cannot be written, or it holds results and neither --resume nor --overwrite is given.
+    """
+    storage = open_storage(study.output_uri)
+    storage.probe()
+    if options.resume or options.overwrite:
+        return
+    taken = {}
+    for run in study.runs:
+        records = RunRecords(storage, run.name)
+        if records.standing() == "started" and (count := records.sample_count()):
+            taken[run.name] = count
+    if taken:
+        shown = ", ".join(f"{name} ({count})" for name, count in list(taken.items())[:5])
+        more = f" and {len(taken) - 5} more runs" if len(taken) > 5 else ""  # noqa: PLR2004
+        raise OutputError(
+            f"{study.output_uri} already holds finished samples: {shown}{more}. Give --resume to go on "
+            "with what is missing, or --overwrite to start again"
+        )
+
+
+def open_output(study: Study, options: RunOptions) -> OpenOutput:
+    """Take the output directory, bring it in order and write each run's `spec.json` and checkpoint.
+
+    Raises:
+        OutputError: Another driver holds it, or its results were made with other settings.
+    """
+    storage = open_storage(study.output_uri)
+    lock = OutputLock(storage)
+    notes = lock.acquire()
+    try:
+        specs = {run.name: run_spec(study, run) for run in study.runs}
+        inspections, more = _take_over(study, options, storage, specs)
+    except BaseException:
+        lock.release()
+        raise
+    return OpenOutput(lock, inspections, specs, (*notes, *more))
+
+
+def _take_over(
+    study: Study, options: RunOptions, storage: Storage, specs: Mapping[str, dict[str, Any]]
+) -> tuple[dict[str, RunInspection], list[str]]:
+    notes: list[str] = []
+    if options.resume:
+        notes += _check_settings(study, specs, storage)
+    inspections = {}
+    for run in study.runs:
+        records = RunRecords(storage, run.name)
+        standing = records.standing()
+        if options.overwrite and standing != "empty":
+            count = records.sample_count()
+            notes.append(f"{run.name}: {count} old sample(s) moved to {run.name}/{records.set_aside()}")
+        elif standing == "abandoned" and not options.resume:
+            notes.append(
+                f"{run.name}: samples without a checkpoint moved to {run.name}/{records.set_aside()}; "
+                "the run starts afresh"
+            )
+        inspection = records.inspect(study.rows)
+        notes += inspection.notes
+        inspections[run.name] = inspection
+    for run in study.runs:
+        records = RunRecords(storage, run.name)
+        records.write_spec(specs[run.name])
+        records.checkpoint_writer(study.rows, inspections[run.name]).write()
+    return inspections, notes
+
+
+def _check_settings(study: Study, specs: Mapping[str, dict[str, Any]], storage: Storage) -> list[str]:
+    """Refuse to mix results of different settings in one run's directory."""
+    notes: list[str] = []
+    conflicts = []
+    for run in study.runs:
+        old, found = RunRecords(storage, run.name).heal_spec()
+        notes += found
+        if old is None:
+            continue
+        keys = differences(old.get(RESULT_SETTINGS), specs[run.name][RESULT_SETTINGS])
+        if keys:
+            conflicts.append(f"  - {run.name}: {', '.join(keys)}")
+    if conflicts:
+        listed = "\n".join(conflicts)
+        raise OutputError(
+            f"{study.output_uri} holds samples that were made with other settings; resuming would mix them. "
+            f"These keys differ:\n{listed}\n"
+            "Put them back, name another experiment_set_id, or give --overwrite"
+        )
+    return notes
+
+
+def run_spec(study: Study, run: RunSpec) -> dict[str, Any]:
+    """Return the content of a run's `spec.json`: resolved settings and versions, no secrets."""
+    settings = {
+        **run.result_settings,
+        "model_commit": study.model_commit,
+        "dataset_commit": study.dataset_commit,
+    }
+    return {
+        "schema_version": 2,
+        "experiment_set_id": study.experiment_set_id,
+        "run_name": run.name,
+        "explainer_type": run.explainer_type,
+        RESULT_SETTINGS: settings,
+        "generation_key": run.generation_key,
+        "device": run.device,
+        "batch_size": run.connector_kwargs.batch_size,
+        "attn_implementation": run.connector_kwargs.attn_implementation,
+        "seed": "sha256 of run name and row index; each sample records its own",
+        SELECTED_ROWS: selected_rows(study.rows),
+        "rows_total": len(study.rows),
+        "libraries": {"python": platform.python_version(), **_versions()},
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _select(experiment_set: ExperimentSet, table: Any, options: RunOptions) -> Selection:
+    selection = experiment_set.selection
+    if options.max_samples is not None:
+        selection = selection.model_copy(update={"max_samples": options.max_samples})
+    return select_rows(
+        table, experiment_set.dataset, selection, experiment_set.modality, experiment_set.shap.token_filter
+    )
+
+
+def _absolute(uri: str) -> str:
+    return uri if "://" in uri else str(Path(uri).resolve())
+
+
+def with_retries(study: Study, rows: Mapping[str, tuple[int, ...]]) -> Study:
+    """Return the study that tries only the quarantined `rows` again."""
+    return replace(study, retry_rows=dict(rows))

@@ -1,0 +1,50 @@
+"""A config from start to end: prepare, take the directory, execute, release."""
+
+import contextlib
+from collections.abc import Iterator
+
+from mllm_shapx.config.loading import LoadedConfig
+from mllm_shapx.execution.messages import Study
+from mllm_shapx.execution.options import RunOptions
+from mllm_shapx.execution.outcome import StudyOutcome
+from mllm_shapx.execution.preparation import OpenOutput, check_output, open_output, prepare
+from mllm_shapx.reporting.progress import ProgressReporter
+
+
+def run_config(
+    loaded: LoadedConfig, options: RunOptions, reporter: ProgressReporter, *, inline: bool
+) -> StudyOutcome:
+    """Do all the work of one config.
+
+    Raises:
+        UsageError: For anything that the user can mend; nothing is written then.
+        StorageError: When results could not be written any more.
+    """
+    study, warnings = prepare(loaded, options)
+    check_output(study, options)
+    for warning in warnings:
+        reporter.message(f"warning: {warning}")
+    if inline:
+        from mllm_shapx.execution.inline import run_inline
+
+        with _opened(study, options, reporter) as output:
+            return run_inline(study, options, output, reporter)
+    from mllm_shapx.execution.cluster import connected, plan_resources
+
+    with connected(options):
+        resources = plan_resources(options, study.runs[0].device)
+        from mllm_shapx.execution.driver import Driver
+
+        with _opened(study, options, reporter) as output:
+            return Driver(study, options, resources, output, reporter).run()
+
+
+@contextlib.contextmanager
+def _opened(study: Study, options: RunOptions, reporter: ProgressReporter) -> Iterator[OpenOutput]:
+    output = open_output(study, options)
+    for note in output.notes:
+        reporter.message(note)
+    try:
+        yield output
+    finally:
+        output.lock.release()

@@ -1,0 +1,289 @@
+"""A worker: one loaded model that takes units from the coordinator and explains their rows."""
+
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+import socket
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Protocol
+
+from mllm_shap import ConversationSnapshot
+
+from mllm_shapx.config.models import EmbeddingConfig
+from mllm_shapx.data.conversations import Row, load_row
+from mllm_shapx.data.sources import Table, open_table
+from mllm_shapx.errors import RowError
+from mllm_shapx.execution.messages import Answers, Beat, Lease, LeaseReply, Study, UnitFailure, WorkerInfo
+from mllm_shapx.explaining.coalitions import Keep, RowCoalitions
+from mllm_shapx.explaining.sample import explain_run, open_row
+from mllm_shapx.explaining.settings import answer_seed, decoding
+from mllm_shapx.explaining.similarity import Embedder, Vector
+from mllm_shapx.models.base import Answer
+from mllm_shapx.models.encoder import TextEncoder
+from mllm_shapx.models.engine import Engine
+from mllm_shapx.models.registry import load_model
+from mllm_shapx.planning.runs import RunSpec
+from mllm_shapx.records.results import SampleResult
+
+logger = logging.getLogger(__name__)
+
+BEAT_S = 1.0
+"""Seconds between two signs of life."""
+
+
+class Desk(Protocol):
+    """The coordinator as a worker sees it. Every call names its sender and may be repeated without harm."""
+
+    async def lease(self, me: WorkerInfo, held: tuple[str, ...]) -> LeaseReply:
+        """Ask for a unit, saying what is held."""
+
+    async def report(self, me: WorkerInfo, unit_id: str, sample: SampleResult, answers: Answers) -> None:
+        """Hand in a sample, and the answers that are not written out yet."""
+
+    async def flush(self, me: WorkerInfo, unit_id: str, answers: Answers) -> None:
+        """Hand in answers of a row under way."""
+
+    async def fail(self, me: WorkerInfo, failure: UnitFailure) -> None:
+        """Say that a unit, or some of its runs, failed."""
+
+    async def beat(self, me: WorkerInfo, beat: Beat) -> LeaseReply:
+        """Give a sign of life."""
+
+
+class _Held:
+    """A unit under way."""
+
+    def __init__(self, lease: Lease) -> None:
+        self.unit = lease.unit
+        self.coalitions: RowCoalitions | None = None
+        self.flushed_at = time.monotonic()
+        self.task: asyncio.Task[None] | None = None
+
+    @property
+    def answers(self) -> int:
+        return 0 if self.coalitions is None else len(self.coalitions.stored)
+
+
+class _Loaded:
+    """What a worker has in memory: the dataset, the model, and encoders as runs ask for them."""
+
+    def __init__(self, table: Table, engine: Engine) -> None:
+        self.table = table
+        self.engine = engine
+        self._encoders: dict[EmbeddingConfig, TextEncoder] = {}
+        self._loading = asyncio.Lock()
+
+    async def encoder(self, run: RunSpec) -> "TextEncoder":
+        """Return the external encoder of a run, loaded at its first use."""
+        config = run.embedding
+        if config is None:
+            msg = f"run {run.name!r} names no encoder"
+            raise ValueError(msg)
+        async with self._loading:
+            if config not in self._encoders:
+                self._encoders[config] = await asyncio.to_thread(TextEncoder.load, config)
+        return self._encoders[config]
+
+
+def _load(study: Study) -> _Loaded:
+    table = open_table(study.dataset, study.config_path)
+    return _Loaded(table, Engine(load_model(study.runs[0], study.model_path, study.model_commit)))
+
+
+class Worker:
+    """Explains units until the coordinator has none left.
+
+    Args:
+        worker: Its name, unique in the study.
+        study: What is studied.
+        desk: The coordinator.
+    """
+
+    def __init__(self, worker: str, study: Study, desk: Desk) -> None:
+        self._me = WorkerInfo(worker, socket.gethostname(), os.getpid(), "", "")
+        self._study = study
+        self._desk = desk
+        self._held: dict[str, _Held] = {}
+        self._answers = 0
+        self._stopping = asyncio.Event()
+        self._draining = False
+        self._maybe_loaded: _Loaded | None = None
+
+    async def run(self) -> None:
+        """Load the model and explain units until nothing is left.
+
+        Raises:
+            ModelError: When the model cannot be loaded.
+        """
+        loaded = self._maybe_loaded = await asyncio.to_thread(_load, self._study)
+        identity = loaded.engine.model.identity
+        self._me = WorkerInfo(self._me.worker, self._me.node, self._me.pid, identity.device, identity.dtype)
+        beats = asyncio.create_task(self._beat_on())
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(self._study.rows_in_flight):
+                    group.create_task(self._work())
+        finally:
+            self._stopping.set()
+            beats.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await beats
+            await self.flush()
+            await loaded.engine.aclose()
+
+    async def flush(self) -> None:
+        """Hand in all answers that are not written out yet."""
+        for unit_id, held in list(self._held.items()):
+            await self._flush_unit(unit_id, held)
+
+    async def stop(self) -> None:
+        """Leave the units under way where they are, after handing in their answers."""
+        self._stopping.set()
+        await self.flush()
+        for held in self._held.values():
+            if held.task is not None:
+                held.task.cancel()
+
+    @property
+    def _loaded(self) -> "_Loaded":
+        if self._maybe_loaded is None:
+            msg = "the worker has loaded nothing yet"
+            raise RuntimeError(msg)
+        return self._maybe_loaded
+
+    async def _work(self) -> None:
+        """Take one unit after the other."""
+        pause = 0.05
+        while not self._stopping.is_set():
+            reply = await self._desk.lease(self._me, tuple(self._held))
+            self._obey(reply)
+            if reply.order == "stop" or (self._draining and reply.lease is None):
+                return
+            if reply.lease is None:
+                await self._pause(pause)
+                pause = min(pause * 1.5, 1.0)
+                continue
+            pause = 0.05
+            await self._explain(reply.lease)
+
+    async def _pause(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._stopping.wait(), seconds)
+
+    def _obey(self, reply: LeaseReply) -> None:
+        self._draining = self._draining or reply.order == "drain"
+        for unit_id in reply.drop:
+            held = self._held.get(unit_id)
+            if held is not None and held.task is not None:
+                held.task.cancel()
+
+    async def _explain(self, lease: Lease) -> None:
+        """Explain one unit; what goes wrong with it is reported, not raised."""
+        unit = lease.unit
+        held = self._held[unit.unit_id] = _Held(lease)
+        held.task = asyncio.create_task(self._explain_unit(held, lease.known))
+        try:
+            await asyncio.shield(held.task)
+        except asyncio.CancelledError:
+            if not held.task.cancelled():
+                held.task.cancel()
+                raise
+            # Only this unit was let go: it was dropped, or the worker is stopping.
+        except RowError as error:
+            await self._failed(held, unit.run_names, error.reason, error, final=True)
+        except Exception as error:
+            logger.warning("row %d failed", unit.row_index, exc_info=True)
+            await self._failed(held, unit.run_names, type(error).__name__, error, final=False)
+        finally:
+            self._held.pop(unit.unit_id, None)
+            self._tidy()
+
+    async def _explain_unit(self, held: _Held, known: Answers) -> None:
+        unit = held.unit
+        runs = [self._study.run(name) for name in unit.run_names]
+        row = await asyncio.to_thread(self._read_row, unit.row_index, runs[0])
+        coalitions = held.coalitions = await asyncio.to_thread(open_row, row, runs[0], known)
+        for run in runs:
+            try:
+                sample = await explain_run(
+                    row, coalitions, run, partial(self._generate, held, run), self._embedder(run)
+                )
+            except RowError as error:
+                # It concerns this run alone (say, too many players for `exact`); the others go on.
+                await self._failed(held, (run.name,), error.reason, error, final=True)
+                continue
+            await self._desk.report(self._me, unit.unit_id, sample, coalitions.take_fresh())
+
+    def _read_row(self, row_index: int, run: RunSpec) -> Row:
+        return load_row(self._loaded.table, row_index, run.dataset, run.modality)
+
+    async def _generate(
+        self, held: _Held, run: RunSpec, prompts: Mapping[int, ConversationSnapshot], keep: Keep
+    ) -> None:
+        """Answer coalitions of one row; `keep` gets each answer as it comes."""
+        masks = list(prompts)
+
+        def on_answer(index: int, answer: Answer) -> None:
+            self._answers += 1
+            keep(masks[index], answer)
+
+        seeds = [0] * len(masks)
+        if not run.generation.is_greedy:
+            seeds = [answer_seed(run, held.unit.row_index, mask) for mask in masks]
+        await self._loaded.engine.answer(list(prompts.values()), decoding(run), seeds, on_answer)
+
+    def _embedder(self, run: RunSpec) -> Embedder:
+        """Return what gives the run's vectors: the explained model's own states, or the config's encoder."""
+        loaded = self._loaded
+
+        async def embed(answers: Sequence[Answer]) -> list[Vector]:
+            if run.embedding is None:
+                return await loaded.engine.embed(answers, run.shap.mode, run.shap.reducer)
+            encoder = await loaded.encoder(run)
+            return await asyncio.to_thread(
+                encoder.embed, [answer.text for answer in answers], run.shap.reducer
+            )
+
+        return embed
+
+    async def _failed(
+        self, held: _Held, run_names: tuple[str, ...], reason: str, error: Exception, *, final: bool
+    ) -> None:
+        trace = "".join(traceback.format_exception(error))
+        await self._flush_unit(held.unit.unit_id, held)
+        await self._desk.fail(
+            self._me, UnitFailure(held.unit.unit_id, run_names, reason, str(error), trace, final)
+        )
+
+    async def _flush_unit(self, unit_id: str, held: _Held) -> None:
+        held.flushed_at = time.monotonic()
+        if held.coalitions is None:
+            return
+        fresh = held.coalitions.take_fresh()
+        if fresh:
+            await self._desk.flush(self._me, unit_id, fresh)
+
+    async def _beat_on(self) -> None:
+        while True:
+            await asyncio.sleep(BEAT_S)
+            busy = self._loaded.engine.stats.busy_seconds
+            counts = {unit_id: held.answers for unit_id, held in self._held.items()}
+            beat = Beat(tuple(self._held), self._answers, busy, counts)
+            self._obey(await self._desk.beat(self._me, beat))
+            for unit_id, held in list(self._held.items()):
+                if time.monotonic() - held.flushed_at >= self._study.flush_s:
+                    await self._flush_unit(unit_id, held)
+
+    def _tidy(self) -> None:
+        if self._study.runtime.gc_after_each_sample:
+            gc.collect()
+        if self._study.runtime.cuda_empty_cache:
+            import torch
+
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()

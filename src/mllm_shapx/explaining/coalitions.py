@@ -1,0 +1,113 @@
+"""The coalition store: an answer is generated once and scored by every run that needs it."""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from mllm_shap import CoalitionMask, ConversationSnapshot, DeletePolicy, PlayerSet
+
+from mllm_shapx.models.base import Answer
+
+Keep = Callable[[int, Answer], None]
+"""Takes one answer as it comes: `(mask, answer)`."""
+
+Generate = Callable[[Mapping[int, ConversationSnapshot], Keep], Awaitable[None]]
+"""Generates the answers to coalitions, given as mask -> prompt, and hands each to `Keep`."""
+
+_CHUNK = 1 << 15
+"""Prompts held in memory at a time."""
+
+REUSED = ""
+"""`StoredAnswer.asked_by` of an answer that was copied from a coalition with the same prompt."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredAnswer:
+    """An answer and the run for which it was generated."""
+
+    answer: Answer
+    asked_by: str
+    """Name of the run that first needed it. It is kept with the answer, so that `model_calls` of a run
+    that is resumed counts what the undisturbed run would have counted."""
+
+
+class RowCoalitions:
+    """All answers of one row under one generation key.
+
+    A coalition is an integer: bit i is set when player i is present. Runs ask through `answers`; what is
+    not there yet is generated once, whichever run asks first.
+    """
+
+    def __init__(
+        self,
+        snapshot: ConversationSnapshot,
+        players: PlayerSet,
+        *,
+        share_prompts: bool,
+        known: dict[int, StoredAnswer] | None = None,
+    ) -> None:
+        """Bind the row.
+
+        Args:
+            snapshot: The whole conversation.
+            players: Its players.
+            share_prompts: Whether coalitions that give the same prompt share one answer: right for
+                greedy decoding, wrong for sampled answers.
+            known: Answers that are stored already.
+        """
+        self.snapshot = snapshot
+        self.players = players
+        self.stored: dict[int, StoredAnswer] = dict(known or {})
+        self._policy = DeletePolicy()
+        self._fresh: dict[int, StoredAnswer] = {}
+        self._mask_of_prompt: dict[str, int] | None = {} if share_prompts else None
+        if self._mask_of_prompt is not None:
+            for mask in self.stored:
+                self._mask_of_prompt.setdefault(self.render(mask).snapshot_id, mask)
+
+    def render(self, mask: int) -> ConversationSnapshot:
+        """Return the conversation with the players outside `mask` left out."""
+        present = tuple(bool(mask >> index & 1) for index in range(self.players.num_players))
+        return self._policy.apply(self.snapshot, self.players, CoalitionMask(present))
+
+    def missing(self, masks: Sequence[int]) -> list[int]:
+        """Return the coalitions of `masks` without an answer, each once, in order."""
+        return [mask for mask in dict.fromkeys(masks) if mask not in self.stored]
+
+    async def answers(self, masks: Sequence[int], run_name: str, generate: Generate) -> list[Answer]:
+        """Return the answers to `masks`, generating the missing ones for `run_name`."""
+        missing = self.missing(masks)
+        for start in range(0, len(missing), _CHUNK):
+            await self._generate(missing[start : start + _CHUNK], run_name, generate)
+        return [self.stored[mask].answer for mask in masks]
+
+    def model_calls(self, masks: Sequence[int], run_name: str) -> int:
+        """Return how many of the answers to `masks` were generated for `run_name`."""
+        return sum(self.stored[mask].asked_by == run_name for mask in set(masks))
+
+    def take_fresh(self) -> dict[int, StoredAnswer]:
+        """Return the answers that came since the last call, for writing out."""
+        fresh, self._fresh = self._fresh, {}
+        return fresh
+
+    async def _generate(self, masks: Sequence[int], run_name: str, generate: Generate) -> None:
+        """Generate the answers to `masks`; coalitions that give one prompt are asked once."""
+        prompts: dict[int, ConversationSnapshot] = {}
+        twin_of: dict[int, int] = {}
+        for mask in masks:
+            prompt = self.render(mask)
+            if self._mask_of_prompt is None:
+                prompts[mask] = prompt
+                continue
+            first = self._mask_of_prompt.setdefault(prompt.snapshot_id, mask)
+            if first == mask:
+                prompts[mask] = prompt
+            else:
+                twin_of[mask] = first
+        if prompts:
+            await generate(prompts, lambda mask, answer: self._keep(mask, StoredAnswer(answer, run_name)))
+        for mask, first in twin_of.items():
+            self._keep(mask, StoredAnswer(self.stored[first].answer, REUSED))
+
+    def _keep(self, mask: int, stored: StoredAnswer) -> None:
+        self.stored[mask] = stored
+        self._fresh[mask] = stored

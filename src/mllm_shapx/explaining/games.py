@@ -1,0 +1,127 @@
+"""One cooperative game: sample coalitions, score their answers, estimate the players' values.
+
+The sampling and the estimation are mllm_shap's plugins; what is ours is that all coalitions of a phase are
+asked for at once, and that answers which are stored are not asked for again.
+"""
+
+import math
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+from mllm_shap import CoalitionMask, PlayerSet, PluginGroup
+from mllm_shap.protocols.estimator import TwoPhaseEstimator
+
+from mllm_shapx.errors import RowError
+from mllm_shapx.explaining.settings import GameSettings, explain_config, resolve
+from mllm_shapx.explaining.similarity import Similarity
+from mllm_shapx.models.base import Answer
+from mllm_shapx.planning.runs import RunSpec, flat_coalitions
+
+MAX_LOG2_COALITIONS = 24
+"""Games that plan more than 2^24 coalitions are refused, as mllm_shap refuses them."""
+
+Ask = Callable[[Sequence[int]], Awaitable[list[Answer]]]
+"""Gives the answers to coalitions of the row's players (bit i = player i)."""
+
+
+@dataclass(frozen=True, slots=True)
+class GameResult:
+    """Values of one game, before normalizing."""
+
+    values: tuple[float, ...]
+    """One per player of the game."""
+    base_value: float
+    """v(empty coalition) of the game."""
+    grand_value: float
+    """v(all players)."""
+    masks: tuple[int, ...]
+    """Coalitions evaluated, in terms of the row's players."""
+
+
+class Game:
+    """A game whose players are single players of the row or groups of them.
+
+    `groups[i]` is the bit mask of the row's players that player i of the game stands for; `context` is
+    the mask of the row's players that are present in every coalition of the game.
+    """
+
+    def __init__(
+        self, run: RunSpec, groups: Sequence[int], context: int, ask: Ask, similarity: Similarity
+    ) -> None:
+        self._run = run
+        self._groups = tuple(groups)
+        self._context = context
+        self._ask = ask
+        self._similarity = similarity
+        self._everyone = context
+        for group in self._groups:
+            self._everyone |= group
+
+    async def play(self, settings: GameSettings) -> GameResult:
+        """Estimate the Shapley values of the game's players.
+
+        Raises:
+            RowError: `too_many_players` when the budget plans more coalitions than can be asked.
+        """
+        count = len(self._groups)
+        self._refuse_hopeless(settings, count)
+        config = explain_config(self._run, settings, count)
+        estimator = resolve(config, PluginGroup.ESTIMATORS, config.explanation.estimator)
+        aggregator = resolve(config, PluginGroup.ESTIMANDS, config.explanation.estimand.value)
+        players = PlayerSet(player_ids=tuple(str(index) for index in range(count)))
+        evaluations = settings.budget.evaluations(count)
+        share = settings.budget.fraction if evaluations is None else min(1.0, evaluations / (1 << count))
+        if settings.explainer_type == "exact":
+            share = 1.0
+        coalitions = _with_boundaries(
+            list(
+                estimator.sample_masks(
+                    players, share, config.explanation.include_minimal_masks, settings.seed
+                )
+            ),
+            count,
+        )
+        payoffs = await self._payoffs(coalitions)
+        if isinstance(estimator, TwoPhaseEstimator):
+            estimator.begin_allocation(coalitions, payoffs)
+            second = list(estimator.sample_allocation_masks())
+            if second:
+                coalitions.extend(second)
+                # All coalitions are scored again, so that both phases share one TF-IDF corpus.
+                payoffs = await self._payoffs(coalitions)
+        value_of = dict(zip((coalition.present for coalition in coalitions), payoffs, strict=True))
+        return GameResult(
+            values=tuple(estimator.estimate_attributions(coalitions, payoffs, aggregator)),
+            base_value=value_of[(False,) * count],
+            grand_value=value_of[(True,) * count],
+            masks=tuple(self._row_mask(coalition) for coalition in coalitions),
+        )
+
+    async def _payoffs(self, coalitions: Sequence[CoalitionMask]) -> list[float]:
+        masks = [self._row_mask(coalition) for coalition in coalitions]
+        base, *answers = await self._ask([self._everyone, *masks])
+        return await self._similarity.score(base, answers)
+
+    def _row_mask(self, coalition: CoalitionMask) -> int:
+        mask = self._context
+        for present, group in zip(coalition.present, self._groups, strict=True):
+            if present:
+                mask |= group
+        return mask
+
+    def _refuse_hopeless(self, settings: GameSettings, count: int) -> None:
+        planned = flat_coalitions(settings.explainer_type, settings.budget, count)
+        if math.log2(planned) > MAX_LOG2_COALITIONS:
+            raise RowError(
+                "too_many_players",
+                f"{count} players with explainer {settings.explainer_type!r} plan {planned:,} coalitions, "
+                f"more than 2^{MAX_LOG2_COALITIONS}; use a sampling explainer with num_samples or "
+                "linear, the hierarchical one, or selection.max_prompt_tokens",
+            )
+
+
+def _with_boundaries(coalitions: list[CoalitionMask], count: int) -> list[CoalitionMask]:
+    """Add the grand and the empty coalition where the sampler left them out."""
+    present = {coalition.present for coalition in coalitions}
+    boundaries = ((True,) * count, (False,) * count)
+    return coalitions + [CoalitionMask(each) for each in boundaries if each not in present]

@@ -1,0 +1,113 @@
+"""One row explained by one run, on answers that all runs of its unit share."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mllm_shap import PluginGroup
+
+from mllm_shapx.data.conversations import Row, to_snapshot
+from mllm_shapx.explaining.coalitions import Generate, RowCoalitions, StoredAnswer
+from mllm_shapx.explaining.conversation import attribution_summary, conversation_entries
+from mllm_shapx.explaining.games import Game
+from mllm_shapx.explaining.hierarchical import HierarchicalExplainer
+from mllm_shapx.explaining.players import player_set
+from mllm_shapx.explaining.settings import GameSettings, explain_config, resolve
+from mllm_shapx.explaining.similarity import Embedder, build_similarity
+from mllm_shapx.models.base import Answer
+from mllm_shapx.planning.runs import RunSpec
+from mllm_shapx.records.results import SampleResult
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one run made of the row, before it is put into words."""
+
+    values: tuple[float, ...]
+    """One per player, before normalizing."""
+    base_value: float
+    grand_value: float
+    masks: tuple[int, ...]
+    """Coalitions evaluated."""
+    num_levels: int | None = None
+
+
+def open_row(row: Row, run: RunSpec, known: dict[int, StoredAnswer] | None = None) -> RowCoalitions:
+    """Return the row's coalitions under the run's generation key.
+
+    Raises:
+        RowError: When the row has no players or its recordings cannot be used.
+    """
+    snapshot = to_snapshot(row, run.chat, run.modality)
+    return RowCoalitions(
+        snapshot, player_set(snapshot, run), share_prompts=run.generation.is_greedy, known=known
+    )
+
+
+async def explain_run(
+    row: Row, coalitions: RowCoalitions, run: RunSpec, generate: Generate, embed: Embedder
+) -> SampleResult:
+    """Explain `row` by `run` and return the sample.
+
+    Runs of one generation key take the same `coalitions`, one after the other. Their order decides for
+    which run a shared answer is generated, and so their `model_calls`; nothing else.
+
+    Raises:
+        RowError: When this run cannot explain the row.
+    """
+    started = time.perf_counter()
+    outcome = await _explain(row, coalitions, run, generate, embed)
+    return _sample(row, coalitions, run, outcome, time.perf_counter() - started)
+
+
+async def _explain(
+    row: Row, coalitions: RowCoalitions, run: RunSpec, generate: Generate, embed: Embedder
+) -> Outcome:
+    async def ask(masks: Sequence[int]) -> list[Answer]:
+        return await coalitions.answers(masks, run.name, generate)
+
+    similarity = build_similarity(run.shap.similarity, embed)
+    seed = run.seed_for(row.row_index)
+    if run.hierarchical is not None:
+        explainer = HierarchicalExplainer(run, run.hierarchical, coalitions.players, ask, similarity)
+        tree = await explainer.explain(seed)
+        return Outcome(tree.values, tree.top.base_value, tree.top.grand_value, tree.masks, tree.num_levels)
+    singles = [1 << index for index in range(coalitions.players.num_players)]
+    game = await Game(run, singles, 0, ask, similarity).play(
+        GameSettings(run.explainer_type, run.budget, seed)
+    )
+    return Outcome(game.values, game.base_value, game.grand_value, game.masks)
+
+
+def _sample(
+    row: Row, coalitions: RowCoalitions, run: RunSpec, outcome: Outcome, seconds: float
+) -> SampleResult:
+    players = coalitions.players
+    seed = run.seed_for(row.row_index)
+    flat_type = "exact" if run.hierarchical is not None else run.explainer_type
+    config = explain_config(run, GameSettings(flat_type, run.budget, seed), players.num_players)
+    normalizer = resolve(config, PluginGroup.NORMALIZERS, config.explanation.normalizer)
+    values = normalizer.normalize(outcome.values)
+    everyone = (1 << players.num_players) - 1
+    response = coalitions.stored[everyone].answer
+    return SampleResult(
+        run_name=run.name,
+        row_index=row.row_index,
+        language=row.language,
+        original_language=row.original_language,
+        runtime_sec=seconds,
+        n_calls=len(set(outcome.masks)),
+        model_calls=coalitions.model_calls(outcome.masks, run.name),
+        prompt_texts=row.texts,
+        input_modality=run.modality.input_modality,
+        output_modality=run.modality.output_modality,
+        attr_summary=attribution_summary(players, values),
+        conversation=conversation_entries(coalitions.snapshot, players, values, response.text),
+        base_value=outcome.base_value,
+        grand_value=outcome.grand_value,
+        response=response.text,
+        seed=seed,
+        num_players=players.num_players,
+        values_sum=sum(outcome.values),
+        num_levels=outcome.num_levels,
+    )
