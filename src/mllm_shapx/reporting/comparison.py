@@ -1,0 +1,120 @@
+"""What each run cost and how close its values are to the exact ones."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from mllm_shapx.records.results import SampleResult
+from mllm_shapx.reporting.pieces import prompt_pieces, rank_of
+from mllm_shapx.reporting.reading import RunFiles, StudyFiles
+
+MOST_COMPARED = 1000
+"""Rows per run whose values are compared; of more, as many evenly spread ones are taken."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A word of a row's prompt that is known to matter."""
+
+    column: str
+    """The dataset's column that holds it."""
+    word: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunFigures:
+    """One run in figures; None where its files do not say, or nothing can be compared."""
+
+    name: str
+    samples: int
+    failed: int
+    mean_n_calls: float | None
+    """Coalitions that the run evaluated per sample."""
+    model_calls: int | None
+    """Answers generated for the run because no other run had them."""
+    seconds_per_sample: float | None
+    correlation: float | None
+    """Pearson correlation of a row's values with the exact run's, mean over rows; None for an exact run."""
+    marked_first: float | None
+    """Share of the marked rows whose marked word has the largest value."""
+
+
+def compare_runs(study: StudyFiles, marks: Mapping[int, Mark] | None = None) -> list[RunFigures]:
+    """Return the figures of every run, exact ones first."""
+    return [_figures(study, run, marks or {}) for run in study.runs]
+
+
+def pearson(first: Sequence[float], second: Sequence[float]) -> float | None:
+    """Return Pearson's correlation, None for fewer than two points or a constant side."""
+    if len(first) != len(second) or len(first) < 2:  # noqa: PLR2004 -- a line needs two points
+        return None
+    mean_first, mean_second = math.fsum(first) / len(first), math.fsum(second) / len(second)
+    left = [value - mean_first for value in first]
+    right = [value - mean_second for value in second]
+    spread = math.sqrt(math.fsum(value * value for value in left) * math.fsum(v * v for v in right))
+    if spread == 0.0:
+        return None
+    covariance = math.fsum(a * b for a, b in zip(left, right, strict=True))
+    return max(-1.0, min(1.0, covariance / spread))
+
+
+def evenly(rows: Sequence[int], most: int) -> list[int]:
+    """Return at most `most` of the rows, evenly spread, the first one included."""
+    if len(rows) <= most:
+        return list(rows)
+    return [rows[position * len(rows) // most] for position in range(most)]
+
+
+def _figures(study: StudyFiles, run: RunFiles, marks: Mapping[int, Mark]) -> RunFigures:
+    summary = run.summary
+    samples = summary.get("n_samples") or 0
+    calls, model_calls = summary.get("n_calls_total"), summary.get("model_calls_total")
+    correlation, marked_first = _compared(study, run, marks)
+    return RunFigures(
+        name=run.name,
+        samples=len(run.sample_rows),
+        failed=sum(failure.quarantined for failure in run.records.read_failures()),
+        mean_n_calls=calls / samples if calls is not None and samples else None,
+        model_calls=model_calls,
+        seconds_per_sample=summary.get("runtime_sec_avg") if samples else None,
+        correlation=correlation,
+        marked_first=marked_first,
+    )
+
+
+def _compared(
+    study: StudyFiles, run: RunFiles, marks: Mapping[int, Mark]
+) -> tuple[float | None, float | None]:
+    exact = study.exact_run_for(run)
+    reference = None if exact is run else exact
+    correlations: list[float] = []
+    firsts: list[bool] = []
+    for row, sample in _some_samples(run, wanted=None if reference is not None else marks):
+        if reference is not None and (other := reference.sample(row)) is not None:
+            found = _correlation(sample, other)
+            correlations += [] if found is None else [found]
+        if row in marks:
+            rank = rank_of(marks[row].word, prompt_pieces(sample))
+            firsts.append(rank is not None and rank[0] == 1)
+    return _mean(correlations), _mean([float(first) for first in firsts])
+
+
+def _some_samples(run: RunFiles, wanted: Mapping[int, Mark] | None) -> Iterator[tuple[int, SampleResult]]:
+    rows = [row for row in run.sample_rows if wanted is None or row in wanted]
+    for row in evenly(rows, MOST_COMPARED):
+        sample = run.sample(row)
+        if sample is not None:
+            yield row, sample
+
+
+def _correlation(sample: SampleResult, exact: SampleResult) -> float | None:
+    pairs = [
+        (piece.value, other.value)
+        for piece, other in zip(prompt_pieces(sample), prompt_pieces(exact), strict=False)
+        if piece.value is not None and other.value is not None
+    ]
+    return pearson([pair[0] for pair in pairs], [pair[1] for pair in pairs])
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return math.fsum(values) / len(values) if values else None

@@ -1,0 +1,62 @@
+"""A sample's prompt as a reader sees it: pieces of text and sound, each with its value."""
+
+import string
+from dataclasses import dataclass
+
+from mllm_shapx.records.results import AUDIO, USER, SampleResult
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One piece of the user's messages."""
+
+    text: str
+    """As written, blanks included; empty for sound."""
+    num_bytes: int | None
+    """Length of a piece of sound, None for text."""
+    value: float | None
+    """Its attribution; None where it is no player or the value is not finite."""
+
+    @property
+    def label(self) -> str:
+        """The piece in one short word."""
+        return self.text.strip() if self.num_bytes is None else "♪"
+
+
+def prompt_pieces(sample: SampleResult) -> list[Piece]:
+    """Return the user's pieces in the order of the conversation."""
+    pieces = []
+    for turn in sample.conversation:
+        for entry in turn:
+            values = entry.shap_values or (None,) * len(entry.content)
+            for role, content, value in zip(entry.roles, entry.content, values, strict=True):
+                if role != USER:
+                    continue
+                is_sound = entry.content_type == AUDIO or not isinstance(content, str)
+                text = "" if is_sound or not isinstance(content, str) else content
+                num_bytes = content if isinstance(content, int) else 0
+                pieces.append(Piece(text, num_bytes if is_sound else None, value))
+    return pieces
+
+
+def rank_of(word: str, pieces: list[Piece]) -> tuple[int, int] | None:
+    """Return the rank of a word's value among all players' and their number, None when it is no player.
+
+    Rank 1 is the largest value; equal values share the better rank. Case and punctuation around a word do
+    not matter; of several pieces that match, the best counts. A mark of several words matches any of them.
+    """
+    values = [piece.value for piece in pieces if piece.value is not None]
+    wanted = {_bare(part) for part in word.split()} or {_bare(word)}
+    matching = [
+        piece.value
+        for piece in pieces
+        if piece.value is not None and piece.num_bytes is None and _bare(piece.text) in wanted
+    ]
+    if not matching:
+        return None
+    best = max(matching)
+    return 1 + sum(value > best for value in values), len(values)
+
+
+def _bare(word: str) -> str:
+    return word.strip().strip(string.punctuation + "“”„«»…").casefold()

@@ -1,0 +1,390 @@
+"""Checks a finished directory: every file readable, nothing missing, and the numbers add up."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mllm_shapx.records.layout import row_of_failure, row_of_sample
+from mllm_shapx.records.lock import lock_holder
+from mllm_shapx.records.results import SampleResult
+from mllm_shapx.records.runs import RunRecords
+from mllm_shapx.records.spec import RESULT_SETTINGS, planned_rows
+from mllm_shapx.records.storage import TEMP_PREFIX, Storage, read_json
+from mllm_shapx.records.store import CoalitionStore
+from mllm_shapx.records.summary import RunSummary
+from mllm_shapx.reporting.reading import open_study
+
+TOLERANCE = 1e-6
+"""How far values may be off an axiom, absolutely and relative to the numbers compared."""
+
+_SHOWN_ROWS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyProblem:
+    """One thing that is wrong."""
+
+    file: str
+    """Full path or URI of the file or folder."""
+    message: str
+    """What is wrong with it, in words."""
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.message}"
+
+
+@dataclass(frozen=True, slots=True)
+class VerifiedRun:
+    """What was found of one run."""
+
+    directory: str
+    planned: int | None
+    """Rows that its spec plans, None when it does not say."""
+    completed: int
+    """Readable samples."""
+    failed: int
+    """Quarantined rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    """The outcome of `verify`."""
+
+    runs: tuple[VerifiedRun, ...]
+    problems: tuple[VerifyProblem, ...]
+    notes: tuple[str, ...]
+    """What the reader should know and is no fault."""
+
+    @property
+    def ok(self) -> bool:
+        """Return whether nothing is wrong."""
+        return not self.problems
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as JSON data."""
+        return {
+            "ok": self.ok,
+            "runs": [
+                {
+                    "directory": run.directory,
+                    "planned": run.planned,
+                    "completed": run.completed,
+                    "failed": run.failed,
+                }
+                for run in self.runs
+            ],
+            "problems": [{"file": problem.file, "message": problem.message} for problem in self.problems],
+            "notes": list(self.notes),
+        }
+
+    def text(self) -> str:
+        """Return the report as lines for the terminal."""
+        lines = [str(problem) for problem in self.problems]
+        lines += [f"note: {note}" for note in self.notes]
+        samples = sum(run.completed for run in self.runs)
+        failed = sum(run.failed for run in self.runs)
+        verdict = "all sound" if self.ok else f"{len(self.problems)} problem(s)"
+        fix = (
+            ""
+            if self.ok
+            else "; `mllm-shapx run --config CONFIG --resume` does again what is missing or damaged"
+        )
+        lines.append(
+            f"{len(self.runs)} run(s), {samples} sample(s), {failed} quarantined row(s): {verdict}{fix}"
+        )
+        return "\n".join(lines)
+
+
+def verify(directories: Sequence[str]) -> VerifyReport:
+    """Check experiment sets' or runs' directories; nothing is changed.
+
+    Raises:
+        UsageError: When a directory holds no results.
+        StorageError: When a directory cannot be read.
+    """
+    runs: list[VerifiedRun] = []
+    problems: list[VerifyProblem] = []
+    notes: list[str] = []
+    for directory in directories:
+        study = open_study(directory)
+        holder = lock_holder(study.storage)
+        if holder is not None:
+            notes.append(
+                f"{study.storage.uri} is being written by {holder}; verify it again when that is done"
+            )
+        for run in study.runs:
+            check = _RunCheck(run.records)
+            runs.append(check.check())
+            problems += check.problems
+        problems += _store_problems(study.storage)
+    return VerifyReport(tuple(runs), tuple(problems), tuple(notes))
+
+
+class _RunCheck:
+    """The checks of one run."""
+
+    def __init__(self, records: RunRecords) -> None:
+        self._records = records
+        self._storage = records.storage
+        self._layout = records.layout
+        self.problems: list[VerifyProblem] = []
+
+    def check(self) -> VerifiedRun:
+        spec = self._spec()
+        planned = self._planned(spec)
+        summary = RunSummary()
+        completed = self._samples(_value_checks(spec), summary)
+        failed = self._failures(completed)
+        for _ in failed:
+            summary.add_failure()
+        if planned is not None:
+            missing = planned - completed - failed
+            self._rows(self._layout.samples, missing, "planned row(s) have neither a sample nor a failure")
+        self._checkpoint(completed, failed, planned)
+        self._summary(summary)
+        self._leftovers()
+        return VerifiedRun(
+            directory=self._storage.locate(self._records.run_name),
+            planned=None if planned is None else len(planned),
+            completed=len(completed),
+            failed=len(failed),
+        )
+
+    def _add(self, path: str, message: str) -> None:
+        self.problems.append(VerifyProblem(self._storage.locate(path), message))
+
+    def _rows(self, path: str, rows: frozenset[int], what: str) -> None:
+        """Add one problem for all the rows of a kind."""
+        if not rows:
+            return
+        shown = ", ".join(str(row) for row in sorted(rows)[:_SHOWN_ROWS])
+        more = f" and {len(rows) - _SHOWN_ROWS} more" if len(rows) > _SHOWN_ROWS else ""
+        self._add(path, f"{len(rows)} {what}: row {shown}{more}")
+
+    def _spec(self) -> dict[str, Any]:
+        try:
+            spec = self._records.read_spec()
+        except ValueError as error:
+            self._add(self._layout.spec, str(error))
+            return {}
+        if spec is None:
+            self._add(self._layout.spec, "it is missing, so that counts cannot be held against the plan")
+        return spec or {}
+
+    def _planned(self, spec: dict[str, Any]) -> frozenset[int] | None:
+        try:
+            planned = planned_rows(spec)
+        except ValueError as error:
+            self._add(self._layout.spec, str(error))
+            return None
+        if planned is None and spec:
+            self._add(self._layout.spec, "it does not say which rows were selected")
+        return planned
+
+    def _samples(self, checks: Sequence["_ValueCheck"], summary: RunSummary) -> frozenset[int]:
+        names = {name: row_of_sample(name) for name in self._storage.list(self._layout.samples)}
+        rows = {f"{self._layout.samples}/{name}": row for name, row in names.items() if row is not None}
+        completed = set()
+        for path, content in self._storage.read_many(list(rows)):
+            if isinstance(content, OSError):
+                self._add(path, f"it cannot be read ({content.strerror or content})")
+                continue
+            try:
+                sample = self._records.decode_sample(rows[path], content)
+            except ValueError as error:
+                self._add(path, str(error))
+                continue
+            completed.add(sample.row_index)
+            summary.add(sample)
+            for check in checks:
+                for message in check(sample):
+                    self._add(path, message)
+        return frozenset(completed)
+
+    def _failures(self, completed: frozenset[int]) -> frozenset[int]:
+        failed = set()
+        readable = {failure.row_index: failure for failure in self._records.read_failures()}
+        for name in self._storage.list(self._layout.failures):
+            row, path = row_of_failure(name), f"{self._layout.failures}/{name}"
+            if row is None:
+                continue
+            if row not in readable:
+                self._add(path, "it is damaged: no failure can be read from it")
+            elif row in completed:
+                self._add(path, "the row has a sample as well")
+            elif readable[row].quarantined:
+                failed.add(row)
+        return frozenset(failed)
+
+    def _checkpoint(
+        self, completed: frozenset[int], failed: frozenset[int], planned: frozenset[int] | None
+    ) -> None:
+        path = self._layout.checkpoint
+        try:
+            checkpoint = self._records.read_checkpoint()
+        except ValueError as error:
+            self._add(path, str(error))
+            return
+        if checkpoint is None:
+            self._add(path, "it is missing")
+            return
+        named, named_failed = frozenset(checkpoint.completed_indices), frozenset(checkpoint.failed_indices)
+        if len(named) != len(checkpoint.completed_indices):
+            self._add(path, "it names completed rows more than once")
+        self._rows(path, named - completed, "row(s) named as completed have no readable sample")
+        self._rows(path, completed - named, "sample(s) are not named")
+        self._rows(path, named_failed - failed, "row(s) named as failed have no failure file")
+        self._rows(path, failed - named_failed, "failed row(s) are not named")
+        if planned is None:
+            return
+        is_done = planned <= completed
+        if not 0 <= checkpoint.next_index <= len(planned) or is_done != (
+            checkpoint.next_index == len(planned)
+        ):
+            state = "all" if is_done else "not all"
+            self._add(
+                path,
+                f"next_index is {checkpoint.next_index}, though {state} of {len(planned)} rows are completed",
+            )
+
+    def _summary(self, summary: RunSummary) -> None:
+        path = self._layout.summary
+        try:
+            found = read_json(self._storage, path)
+        except FileNotFoundError:
+            self._add(path, "it is missing")
+            return
+        except ValueError as error:
+            self._add(path, str(error))
+            return
+        different = _different_keys(found, summary.to_json())
+        if different:
+            self._add(path, f"it differs from what the samples give: {', '.join(different)}")
+
+    def _leftovers(self) -> None:
+        layout = self._layout
+        for folder in (self._records.run_name, layout.samples, layout.failures, layout.summary_folder):
+            for name in self._storage.list(folder):
+                if name.startswith(TEMP_PREFIX):
+                    self._add(f"{folder}/{name}", "it is left over from a write that was cut short")
+
+
+type _ValueCheck = Callable[[SampleResult], Iterator[str]]
+
+
+def _value_checks(spec: dict[str, Any]) -> list[_ValueCheck]:
+    """Return what a run's samples must satisfy, as far as its spec tells."""
+    settings = spec.get(RESULT_SETTINGS)
+    settings = settings if isinstance(settings, dict) else {}
+    checks: list[_ValueCheck] = [_counts, _attribution]
+    if settings.get("explainer_type") == "exact":
+        checks.append(_efficiency)
+    shap = settings.get("shap")
+    normalizer = _NORMALIZED.get(shap.get("normalizer", "")) if isinstance(shap, dict) else None
+    if normalizer is not None:
+        checks.append(normalizer)
+    return checks
+
+
+def _efficiency(sample: SampleResult) -> Iterator[str]:
+    """The values of an exact run sum to v(N) - v(empty) before normalizing (Shapley 1953, efficiency)."""
+    gain = sample.grand_value - sample.base_value
+    if math.isnan(gain) or math.isnan(sample.values_sum):
+        return  # a value that is no number is written as null, and no axiom holds for it
+    if not _close(sample.values_sum, gain):
+        yield (
+            f"the values sum to {sample.values_sum:.9g}, not to v(all) - v(none) = {gain:.9g} "
+            "as exact Shapley values do"
+        )
+
+
+def _counts(sample: SampleResult) -> Iterator[str]:
+    values = len(sample.player_values())
+    is_finite = math.isfinite(sample.values_sum)
+    if values > sample.num_players or (is_finite and values != sample.num_players):
+        yield f"it has {values} values for {sample.num_players} players"
+    counted = sample.attr_summary.count_text_tokens + sample.attr_summary.count_audio_segments
+    if counted != sample.num_players:
+        yield f"attr_summary counts {counted} players of {sample.num_players}"
+
+
+def _attribution(sample: SampleResult) -> Iterator[str]:
+    summary = sample.attr_summary
+    total = math.fsum(abs(value) for value in sample.player_values() if value is not None)
+    stated = summary.abs_sum_text + summary.abs_sum_audio
+    if math.isfinite(stated) and not _close(stated, total):
+        yield f"attr_summary's sums give {stated:.9g}, the values {total:.9g}"
+    shares = summary.frac_text + summary.frac_audio
+    if math.isfinite(shares) and not _close(shares, 1.0 if stated else 0.0):
+        yield f"attr_summary's shares sum to {shares:.9g}"
+
+
+def _identity(sample: SampleResult) -> Iterator[str]:
+    values = _known_values(sample)
+    if values and not _close(math.fsum(values), sample.values_sum):
+        yield f"the values sum to {math.fsum(values):.9g}, values_sum says {sample.values_sum:.9g}"
+
+
+def _abs_sum(sample: SampleResult) -> Iterator[str]:
+    values = _known_values(sample)
+    total = math.fsum(abs(value) for value in values)
+    if any(values) and not _close(total, 1.0):
+        yield f"the absolute values sum to {total:.9g}, not to 1 as AbsSumNormalizer leaves them"
+
+
+def _shares(sample: SampleResult) -> Iterator[str]:
+    """MinMax and PowerShift leave shares of 1; equal values may stay as they were."""
+    values = _known_values(sample)
+    if not values or max(values) == min(values):
+        return
+    total = math.fsum(values)
+    if min(values) < -TOLERANCE or not _close(total, 1.0):
+        yield f"the values are no shares of 1: they sum to {total:.9g}, the least is {min(values):.9g}"
+
+
+_NORMALIZED: dict[str, _ValueCheck] = {
+    "IdentityNormalizer": _identity,
+    "AbsSumNormalizer": _abs_sum,
+    "MinMaxNormalizer": _shares,
+    "PowerShiftNormalizer": _shares,
+}
+
+
+def _known_values(sample: SampleResult) -> list[float]:
+    """Return all the players' values, none when one of them is no number."""
+    values = [value for value in sample.player_values() if value is not None]
+    return values if len(values) == sample.num_players and math.isfinite(sample.values_sum) else []
+
+
+def _close(one: float, other: float) -> bool:
+    return math.isclose(one, other, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
+
+
+def _different_keys(found: Any, expected: Any, prefix: str = "") -> list[str]:
+    """Return the keys of `expected` whose value in `found` is another; more keys there are welcome."""
+    if isinstance(expected, dict):
+        if not isinstance(found, dict):
+            return [prefix or "not a JSON object"]
+        return [
+            key
+            for name, value in expected.items()
+            for key in _different_keys(found.get(name), value, f"{prefix}.{name}" if prefix else name)
+        ]
+    if isinstance(expected, list):
+        if not isinstance(found, list) or len(found) != len(expected):
+            return [prefix]
+        return [
+            key
+            for index, (one, other) in enumerate(zip(found, expected, strict=True))
+            for key in _different_keys(one, other, f"{prefix}[{index}]")
+        ]
+    if isinstance(expected, float) and isinstance(found, int | float):
+        return [] if math.isclose(found, expected, rel_tol=1e-9, abs_tol=1e-12) else [prefix]
+    return [] if found == expected else [prefix]
+
+
+def _store_problems(storage: Storage) -> list[VerifyProblem]:
+    return [
+        VerifyProblem(storage.locate(path), message) for path, message in CoalitionStore(storage).problems()
+    ]
