@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-import math
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property
 from typing import Any, Literal
 
@@ -19,6 +19,9 @@ from mllm_shapx.config.models import (
     ModalityConfig,
     ShapConfig,
 )
+
+MAX_LOG2_COALITIONS = 24
+"""A game that plans more than 2^24 coalitions is refused, as mllm_shap refuses it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +174,17 @@ class RunSpec:
             return _hierarchical_coalitions(self.hierarchical, num_players)
         return flat_coalitions(self.explainer_type, self.budget, num_players)
 
+    def is_hopeless(self, num_players: int) -> bool:
+        """Whether a game of the run plans more coalitions than can be asked for."""
+        games = [(self.explainer_type, self.budget, num_players)]
+        if self.hierarchical is not None:
+            spec, size = self.hierarchical, min(num_players, self.hierarchical.k)
+            games = [
+                (spec.first_layer_type, spec.first_layer_budget, size),
+                (spec.inner_type, spec.inner_budget, size),
+            ]
+        return any(flat_coalitions(*game) > 1 << MAX_LOG2_COALITIONS for game in games)
+
 
 def flat_coalitions(explainer_type: str, budget: Budget, num_players: int) -> int:
     """Return the coalitions that a flat game evaluates: the budget between the estimator's floor and 2^n.
@@ -182,7 +196,8 @@ def flat_coalitions(explainer_type: str, budget: Budget, num_players: int) -> in
     if explainer_type == "exact" or budget.kind == "all":
         return table
     asked = budget.evaluations(num_players)
-    target = int(table * budget.fraction) if asked is None else min(asked, table)
+    # Fraction is exact and takes any number of players; so is the library's float product, while it fits.
+    target = int(table * Fraction(budget.fraction)) if asked is None else min(asked, table)
     if explainer_type == "standard_mc":
         floor = 2
     elif explainer_type == "limited_mc":
@@ -193,13 +208,39 @@ def flat_coalitions(explainer_type: str, budget: Budget, num_players: int) -> in
 
 
 def _hierarchical_coalitions(spec: HierarchicalSpec, num_players: int) -> int:
-    """Return the coalitions of a full hierarchy over one message: every group opened at full budget."""
-    if num_players <= spec.k:
-        return flat_coalitions(spec.first_layer_type, spec.first_layer_budget, num_players)
-    total, size = 0, num_players
-    while size > spec.k:
-        groups = math.ceil(size / spec.k)
-        per_group = flat_coalitions(spec.inner_type, spec.inner_budget, math.ceil(size / groups))
-        total += groups * per_group
-        size = groups
-    return total + flat_coalitions(spec.first_layer_type, spec.first_layer_budget, size)
+    """Return the coalitions of a full hierarchy over one message: every group opened at full budget.
+
+    The groups are those of the hierarchical explainer: a game has at most k players, each a group of the
+    smallest power of k that allows it. A lower game's grand coalition is the row's, which is asked once.
+    """
+    if num_players == 0:
+        return 1
+    size = _group_size(num_players, spec.k)
+    top = flat_coalitions(spec.first_layer_type, spec.first_layer_budget, -(-num_players // size))
+    return top + sum(
+        count * _lower_coalitions(spec, group) for group, count in _group_counts(num_players, size)
+    )
+
+
+def _lower_coalitions(spec: HierarchicalSpec, num_players: int) -> int:
+    """Return the new coalitions of opening a group, down to single players."""
+    if num_players == 1:
+        return 0
+    size = _group_size(num_players, spec.k)
+    own = flat_coalitions(spec.inner_type, spec.inner_budget, -(-num_players // size)) - 1
+    return own + sum(
+        count * _lower_coalitions(spec, group) for group, count in _group_counts(num_players, size)
+    )
+
+
+def _group_size(num_players: int, k: int) -> int:
+    size = 1
+    while -(-num_players // size) > k:
+        size *= k
+    return size
+
+
+def _group_counts(num_players: int, size: int) -> list[tuple[int, int]]:
+    """Return (players, groups) of cutting `num_players` into groups of `size`, the rest a smaller one."""
+    full, rest = divmod(num_players, size)
+    return [(size, full)] if rest == 0 else [(size, full), (rest, 1)]

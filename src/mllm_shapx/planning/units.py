@@ -1,0 +1,119 @@
+"""Work units: a row and all the runs of one generation key that still need it, dearest first."""
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from mllm_shapx.planning.coverage import Coverage, coverage, expected_union, scattered
+from mllm_shapx.planning.runs import RunSpec
+
+NOMINAL_PLAYERS = 10
+"""Players that a row counts for when they are known only once it is read: spoken prompts."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkUnit:
+    """One row explained by several runs that share the model's answers."""
+
+    unit_id: str
+    row_index: int
+    """Index in the source dataset."""
+    position: int
+    """Place in selection order."""
+    generation_key: str
+    run_names: tuple[str, ...]
+    """Exact runs first, then by falling coalitions, so that later runs find their answers stored."""
+    cost: float
+    """Expected model calls."""
+
+
+def plan_units(
+    runs: Sequence[RunSpec],
+    rows: Sequence[int],
+    players: Mapping[int, int] | None,
+    done: Mapping[str, Collection[int]],
+) -> list[WorkUnit]:
+    """Return the units that are left to do, longest expected first.
+
+    Args:
+        runs: The sweep.
+        rows: Row indices in selection order, each once.
+        players: Players per row; None, or a row missing, where they are not known yet.
+        done: Run name -> row indices that need no more work.
+
+    The order is the same for the same arguments: by cost, then selection order, then generation key.
+    """
+    finished = {name: frozenset(indices) for name, indices in done.items()}
+    planner = _Planner()
+    units = []
+    for key, sharing in runs_by_key(runs).items():
+        for position, row_index in enumerate(rows):
+            needed = tuple(run for run in sharing if row_index not in finished.get(run.name, ()))
+            if not needed:
+                continue
+            count = NOMINAL_PLAYERS if players is None else players.get(row_index, NOMINAL_PLAYERS)
+            names, cost = planner.order(needed, count)
+            unit_id = f"{row_index:05d}-{key}"
+            units.append(WorkUnit(unit_id, row_index, position, key, names, cost))
+    return sorted(units, key=lambda unit: (-unit.cost, unit.position, unit.generation_key))
+
+
+def runs_by_key(runs: Sequence[RunSpec]) -> dict[str, list[RunSpec]]:
+    """Return generation key -> the runs that share its answers, both in the order of the sweep."""
+    grouped: dict[str, list[RunSpec]] = {}
+    for run in runs:
+        grouped.setdefault(run.generation_key, []).append(run)
+    return grouped
+
+
+def explaining_order(runs: Sequence[RunSpec], num_players: int) -> list[RunSpec]:
+    """Return `runs` with exact ones first, then by falling coalitions."""
+    return sorted(runs, key=lambda run: (run.explainer_type != "exact", -run.coalitions(num_players)))
+
+
+def expected_answers(runs: Sequence[RunSpec], num_players: int) -> float:
+    """Return how many distinct coalitions `runs` of one generation key are expected to need together.
+
+    2^n when one of them needs all, infinity where a float cannot hold it. Exact for one run; for several
+    sampling runs the expectation of `planning.coverage`. Without players it is the one empty prompt.
+    """
+    if not runs:
+        return 0.0
+    if num_players == 0:
+        return 1.0
+    counts = [run.coalitions(num_players) for run in runs]
+    most = max(counts)
+    if most >= 1 << num_players:
+        return _as_float(1 << num_players)
+    if len(runs) == 1:
+        return _as_float(most)
+    covered = [_coverage(run, count, num_players) for run, count in zip(runs, counts, strict=True)]
+    return min(max(expected_union(covered, num_players), _as_float(most)), _as_float(sum(counts)))
+
+
+def _coverage(run: RunSpec, evaluations: int, num_players: int) -> Coverage:
+    if run.hierarchical is not None:
+        return scattered(evaluations, num_players)
+    return coverage(run.explainer_type, evaluations, num_players)
+
+
+def _as_float(count: int) -> float:
+    try:
+        return float(count)
+    except OverflowError:
+        return math.inf
+
+
+class _Planner:
+    """Remembers order and cost per set of runs and player count: rows are many, these are few."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[tuple[str, ...], int], tuple[tuple[str, ...], float]] = {}
+
+    def order(self, runs: tuple[RunSpec, ...], num_players: int) -> tuple[tuple[str, ...], float]:
+        """Return the runs' names in explaining order and their expected model calls."""
+        key = (tuple(run.name for run in runs), num_players)
+        if key not in self._known:
+            names = tuple(run.name for run in explaining_order(runs, num_players))
+            self._known[key] = (names, expected_answers(runs, num_players))
+        return self._known[key]
