@@ -1,6 +1,7 @@
 """One driver at a time on an output directory."""
 
 import contextlib
+import hashlib
 import json
 import os
 import secrets
@@ -111,14 +112,13 @@ class OutputLock:
             OutputError: When another driver is at work here; the message names its host, pid and start.
             StorageError: When the lock cannot be written.
         """
-        notes: list[str] = []
         mine = LockHolder.of_this_process()
         for _ in range(_ATTEMPTS):
-            if self._storage.create_exclusive(LOCK, encode_json(asdict(mine))):
+            notes = self._take(LOCK, mine)
+            if notes is not None:
                 self._holder = mine
                 self._start_heartbeat()
-                return tuple(notes)
-            notes += self._displace_dead_holder()
+                return notes
         raise OutputError(
             f"{self._storage.uri}: other drivers keep taking the lock; wait until they are done and run again"
         )
@@ -159,37 +159,40 @@ class OutputLock:
         if current is not None and current.token == holder.token:
             self._storage.remove(LOCK)
 
-    def _displace_dead_holder(self) -> list[str]:
-        """Move a dead holder's lock out of the way and return a note; refuse when it is alive."""
-        try:
-            data = self._storage.read_bytes(LOCK)
-        except FileNotFoundError:
-            return []
-        holder = LockHolder.from_bytes(data)
+    def _take(self, path: str, mine: LockHolder) -> tuple[str, ...] | None:
+        """Write `mine` to a lock file that is not there or whose holder is dead; return notes.
+
+        Only one may replace a dead holder's lock: the one that takes the claim, a lock file named by the dead
+        one's token, and then still finds the dead one's lock. None is returned when another was faster.
+        """
+        content = encode_json(asdict(mine))
+        if self._storage.create_exclusive(path, content):
+            return ()
+        seen = self._content(path)
+        if seen is None:
+            return None
+        holder = LockHolder.from_bytes(seen)
         if holder is not None and holder.is_alive(time.time()):
             raise OutputError(self._refusal(holder))
-        if not self._move_away(data):
-            return []
+        token = hashlib.sha256(seen).hexdigest()[:32] if holder is None else holder.token
+        claim = f"{LOCK}.{token}"
+        notes = self._take(claim, mine)
+        if notes is None:
+            return None
+        is_mine = self._content(path) == seen
+        if is_mine:
+            self._storage.write_bytes(path, content)
+        self._storage.remove(claim)
+        if not is_mine:
+            return None
         if holder is None:
-            return [f"{self._storage.uri}: the lock file was damaged and was replaced"]
-        return [f"{self._storage.uri}: took over the lock of {holder}, which is no longer running"]
+            return (*notes, f"{self._storage.uri}: the lock file was damaged and was replaced")
+        return (*notes, f"{self._storage.uri}: took over the lock of {holder}, which is no longer running")
 
-    def _move_away(self, seen: bytes) -> bool:
-        """Remove the lock that was judged; return False when another driver was faster.
-
-        Moving it first makes sure that of two drivers which judged the same lock only one goes on, and that a
-        lock which the faster one has taken by now is put back.
-        """
-        aside = f"{LOCK}.{secrets.token_hex(8)}"
-        try:
-            self._storage.move(LOCK, aside)
-            moved = self._storage.read_bytes(aside)
-        except FileNotFoundError:
-            return False
-        if moved != seen:
-            self._storage.create_exclusive(LOCK, moved)
-        self._storage.remove(aside)
-        return moved == seen
+    def _content(self, path: str) -> bytes | None:
+        with contextlib.suppress(FileNotFoundError):
+            return self._storage.read_bytes(path)
+        return None
 
     def _refusal(self, holder: LockHolder) -> str:
         place = self._storage.locate(LOCK)
@@ -205,9 +208,8 @@ class OutputLock:
         )
 
     def _read(self) -> LockHolder | None:
-        with contextlib.suppress(FileNotFoundError):
-            return LockHolder.from_bytes(self._storage.read_bytes(LOCK))
-        return None
+        content = self._content(LOCK)
+        return None if content is None else LockHolder.from_bytes(content)
 
     def _start_heartbeat(self) -> None:
         self._stop.clear()

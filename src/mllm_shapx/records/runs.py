@@ -192,7 +192,15 @@ class RunRecords:
             FileNotFoundError: When there is none.
             ValueError: When the file is damaged or holds another row.
         """
-        sample = SampleResult.from_json(self.run_name, read_json(self.storage, self.layout.sample(row_index)))
+        return self.decode_sample(row_index, self.storage.read_bytes(self.layout.sample(row_index)))
+
+    def decode_sample(self, row_index: int, data: bytes) -> SampleResult:
+        """Return the sample that a file's bytes hold.
+
+        Raises:
+            ValueError: When they are damaged or hold another row.
+        """
+        sample = SampleResult.from_json(self.run_name, decode_json(data))
         if sample.row_index != row_index:
             raise ValueError(f"it holds row {sample.row_index}")
         return sample

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from mllm_shapx.records.layout import GENERATIONS, GenerationLayout
@@ -10,6 +10,7 @@ from mllm_shapx.records.storage import TEMP_PREFIX, Storage
 from mllm_shapx.records.store_codec import (
     AnswerRow,
     StoreHeader,
+    check_bytes,
     decode_answers,
     decode_embeddings,
     decode_table,
@@ -34,6 +35,8 @@ class StoredAnswers:
     """Coalition (bit i is set when player i is present) -> its answer."""
     notes: tuple[str, ...] = ()
     """What was damaged or did not fit and was moved aside, in words."""
+    snapshot_id: str = ""
+    """The conversation that they belong to, where a writer knew it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +82,13 @@ class CoalitionStore:
         answers: dict[int, AnswerRow] = {}
         notes: list[str] = []
         for path in (place.answers, *self._parts(place)):
-            for mask, answer in self._read_file(path, header, decode_answers, notes):
+            content, found = self._read_file(path, header, decode_answers, notes)
+            for mask, answer in content:
                 answers.setdefault(mask, answer)
-        return StoredAnswers(answers, tuple(notes))
+            # What is read next must belong to the same conversation.
+            if found is not None and found.snapshot_id and not header.snapshot_id:
+                header = replace(header, snapshot_id=found.snapshot_id)
+        return StoredAnswers(answers, tuple(notes), header.snapshot_id if answers else "")
 
     def append(self, row_index: int, key: str, header: StoreHeader, answers: Mapping[int, AnswerRow]) -> None:
         """Write new answers of a row under way as one more part; its cost hangs on their number alone."""
@@ -117,7 +124,7 @@ class CoalitionStore:
         """Return the stored vectors of one kind by `AnswerRow.content_id`, and notes as `read` does."""
         notes: list[str] = []
         path = GenerationLayout(row_index, key).embeddings
-        found = self._read_file(path, header, decode_embeddings, notes)
+        found, _ = self._read_file(path, header, decode_embeddings, notes)
         return {answer: vector for (of_kind, answer), vector in found if of_kind == kind}, tuple(notes)
 
     def merge_embeddings(
@@ -135,7 +142,7 @@ class CoalitionStore:
         """
         notes: list[str] = []
         path = GenerationLayout(row_index, key).embeddings
-        stored = dict(self._read_file(path, header, decode_embeddings, notes))
+        stored = dict(self._read_file(path, header, decode_embeddings, notes)[0])
         fresh = {(kind, answer): vector for answer, vector in vectors.items()}
         if fresh.keys() - stored.keys():
             self._storage.write_bytes(path, encode_embeddings(header, fresh | stored))
@@ -159,6 +166,18 @@ class CoalitionStore:
         """Yield what is stored, by row and key; nothing is changed."""
         for place, paths in self._entries():
             yield self._entry(place, paths)
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """Yield the path of every file whose bytes are not what was written, and how; nothing is changed."""
+        paths = [path for _, paths in self._entries() for path in paths]
+        for path, content in self._storage.read_many(paths):
+            if isinstance(content, OSError):
+                yield path, f"it cannot be read ({content.strerror or content})"
+                continue
+            try:
+                check_bytes(content)
+            except ValueError as error:
+                yield path, str(error)
 
     def prune(self, keys_in_use: Collection[str], rows_in_use: Collection[int] | None = None) -> PruneResult:
         """Remove what no run needs: other generation keys and, where they are given, other rows."""
@@ -223,22 +242,22 @@ class CoalitionStore:
 
     def _read_file[T](
         self, path: str, header: StoreHeader, decode: Callable[[Any], Iterable[T]], notes: list[str]
-    ) -> list[T]:
-        """Return a file's content; none when it is not there, or had to be moved aside."""
+    ) -> tuple[list[T], StoreHeader | None]:
+        """Return a file's content and header; nothing when it is not there, or had to be moved aside."""
         try:
             data = self._storage.read_bytes(path)
         except FileNotFoundError:
-            return []
+            return [], None
         try:
             table, found = decode_table(data)
             problem = header.conflict(found)
             if problem is None:
-                return list(decode(table))
+                return list(decode(table)), found
         except ValueError as error:
             problem = str(error)
         kept = self._move_aside(path)
         notes.append(f"{self._storage.locate(path)}: {problem}; moved to {kept}, its answers are asked again")
-        return []
+        return [], None
 
     def _move_aside(self, path: str) -> str:
         name = path.removeprefix(f"{GENERATIONS}/").replace("/", "_")

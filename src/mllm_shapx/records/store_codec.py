@@ -135,9 +135,7 @@ def decode_table(data: bytes) -> "tuple[pa.Table, StoreHeader]":
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    if not data:
-        raise ValueError("it is empty")
-    _check(data)
+    check_bytes(data)
     try:
         file = pq.ParquetFile(pa.BufferReader(data))
         table = file.read()
@@ -179,8 +177,14 @@ def _sealed(data: bytes) -> bytes:
     return data[:at] + _digest(data) + data[at + len(_BLANK) :]
 
 
-def _check(data: bytes) -> None:
-    """Refuse bytes that are not what was written, before Parquet's reader sees them."""
+def check_bytes(data: bytes) -> None:
+    """Refuse bytes that are not what was written, before Parquet's reader sees them.
+
+    Raises:
+        ValueError: When they are not.
+    """
+    if not data:
+        raise ValueError("it is empty")
     at = data.rfind(_SEAL) + len(_SEAL)
     found = data[at : at + len(_BLANK)]
     blank = data[:at] + _BLANK + data[at + len(_BLANK) :]
