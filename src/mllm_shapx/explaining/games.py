@@ -15,10 +15,7 @@ from mllm_shapx.errors import RowError
 from mllm_shapx.explaining.settings import GameSettings, explain_config, resolve
 from mllm_shapx.explaining.similarity import Similarity
 from mllm_shapx.models.base import Answer
-from mllm_shapx.planning.runs import RunSpec, flat_coalitions
-
-MAX_LOG2_COALITIONS = 24
-"""Games that plan more than 2^24 coalitions are refused, as mllm_shap refuses them."""
+from mllm_shapx.planning.runs import MAX_LOG2_COALITIONS, RunSpec, flat_coalitions
 
 Ask = Callable[[Sequence[int]], Awaitable[list[Answer]]]
 """Gives the answers to coalitions of the row's players (bit i = player i)."""

@@ -1,10 +1,15 @@
 """The players of a row: what can be present in or absent from its prompt."""
 
+from collections.abc import Collection
+
 from mllm_shap import ConversationSnapshot, PlayerSet, PlayerSpan
 
+from mllm_shapx.data.conversations import context_roles
 from mllm_shapx.data.tokens import player_spans
 from mllm_shapx.errors import RowError
 from mllm_shapx.planning.runs import RunSpec
+
+_ROLES = frozenset({"user", "assistant", "system"})
 
 
 def player_set(snapshot: ConversationSnapshot, run: RunSpec) -> PlayerSet:
@@ -13,17 +18,20 @@ def player_set(snapshot: ConversationSnapshot, run: RunSpec) -> PlayerSet:
     Raises:
         RowError: `no_players` when the prompt holds none.
     """
+    roles = _ROLES - context_roles(run.chat)
     if run.modality.has_audio_input:
         from mllm_shapx.explaining.audio_players import audio_player_set
 
         return audio_player_set(
-            snapshot, run.audio_segmentation, run.shap.token_filter, explained_roles=("user",)
+            snapshot, run.audio_segmentation, run.shap.token_filter, explained_roles=roles
         )
-    return text_player_set(snapshot, run.shap.token_filter)
+    return text_player_set(snapshot, run.shap.token_filter, roles)
 
 
-def text_player_set(snapshot: ConversationSnapshot, token_filter: str) -> PlayerSet:
-    """Return one player per whitespace word of the user's messages that `token_filter` lets pass.
+def text_player_set(
+    snapshot: ConversationSnapshot, token_filter: str, explained_roles: Collection[str]
+) -> PlayerSet:
+    """Return one player per whitespace word of messages of `explained_roles` that `token_filter` lets pass.
 
     Other text stays present in every coalition. Ids are the library's `tokens` ids:
     `{snapshot_id}:{turn}:{message}:{word}`.
@@ -33,7 +41,7 @@ def text_player_set(snapshot: ConversationSnapshot, token_filter: str) -> Player
     message_index = 0
     for turn_index, turn in enumerate(snapshot.turns):
         for local_index, message in enumerate(turn.messages):
-            if message.role.value == "user":
+            if message.role.value in explained_roles:
                 for number, (start, end) in enumerate(player_spans(message.text, token_filter)):
                     ids.append(f"{snapshot.snapshot_id}:{turn_index}:{local_index}:{number}")
                     spans.append(

@@ -172,8 +172,8 @@ class SampleResult:
             for turn in self.conversation
             for entry in turn
             if entry.shap_values is not None
-            for role, value in zip(entry.roles, entry.shap_values, strict=True)
-            if role == USER and value is not None
+            for value in entry.shap_values
+            if value is not None
         ]
 
 
