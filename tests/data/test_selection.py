@@ -248,6 +248,14 @@ def test_a_missing_text_column_names_the_mapping(tmp_path: Path) -> None:
         select(table, typo)
 
 
+@pytest.mark.parametrize("cells", [[{"role": "user", "content": "x"}], [[{"role": "user"}]], [b"x"]])
+def test_a_text_column_that_holds_no_text_is_named(tmp_path: Path, cells: list[Any]) -> None:
+    """Structures or bytes in the text column are an error of the config, not of each row."""
+    table, config = table_of(tmp_path, prompt=cells)
+    with pytest.raises(DatasetError, match=r"'prompt' holds .*column_mapping\.text"):
+        select(table, config)
+
+
 def test_only_the_needed_columns_are_read(tmp_path: Path) -> None:
     """Damage in a recording column does not touch the selection: it is never read."""
     path = write_parquet(

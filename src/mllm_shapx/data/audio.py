@@ -59,7 +59,10 @@ def check_recording(data: bytes) -> int:
 
 
 def _reason(error: Exception) -> str:
-    return " ".join(str(error).split("<_io.BytesIO")[0].split()) or type(error).__name__
+    words = str(error)
+    if words.startswith("Error opening"):
+        return "it is no WAV, FLAC, MP3 or OGG file, or its header is damaged"
+    return " ".join(words.split()) or type(error).__name__
 
 
 def _soundfile() -> ModuleType:

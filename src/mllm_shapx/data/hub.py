@@ -17,6 +17,8 @@ from mllm_shapx.data.table import BATCH_ROWS, column_values
 from mllm_shapx.errors import DatasetError
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_NO_FILE = "/"
+"""A file pattern that matches nothing."""
 _TIMEOUT_S = 30.0
 
 
@@ -126,6 +128,8 @@ def _locate(dataset: DatasetConfig) -> _Repository:
 
     try:
         info = HfApi().dataset_info(dataset.repo_id, revision=dataset.revision, timeout=_TIMEOUT_S)
+        if not _COMMIT.fullmatch(dataset.revision or ""):
+            _remember(dataset)
     except Exception as error:  # sorted by _refusal
         refusal = _refusal(error, dataset)
         if refusal is not None:
@@ -136,6 +140,16 @@ def _locate(dataset: DatasetConfig) -> _Repository:
         return cached
     names = tuple(sibling.rfilename for sibling in info.siblings or ())
     return _Repository(dataset.repo_id, str(info.sha), names, cached_only=False)
+
+
+def _remember(dataset: DatasetConfig) -> None:
+    """Have the hub cache note which commit a branch means: files are downloaded by commit, which does not."""
+    from huggingface_hub import snapshot_download
+
+    # The pattern matches nothing: no file is downloaded.
+    snapshot_download(
+        dataset.repo_id, repo_type="dataset", revision=dataset.revision, allow_patterns=[_NO_FILE]
+    )
 
 
 def _commit(dataset: DatasetConfig) -> str | None:
@@ -154,14 +168,13 @@ def _cached(dataset: DatasetConfig) -> _Repository | None:
     from huggingface_hub import snapshot_download
 
     try:
-        # The pattern matches nothing: only the folder is wanted.
         folder = Path(
             snapshot_download(
                 dataset.repo_id,
                 repo_type="dataset",
                 revision=dataset.revision,
                 local_files_only=True,
-                allow_patterns=["/"],
+                allow_patterns=[_NO_FILE],
             )
         )
     except (OSError, ValueError):

@@ -9,13 +9,13 @@ from mllm_shapx.errors import DatasetError
 
 DEFAULT_SUBSET = "default"
 
-_SHARD = re.compile(r"(?P<split>[A-Za-z].*?)(?:[-_.]\d+(?:-of-\d+)?)?$")
+_SHARD = re.compile(r"(?P<split>[A-Za-z].*?)(?:[-_.]\d+(?:-of-\d+(?:-[0-9a-f]{16})?)?)?$")
 _NUMBER = re.compile(r"(?:part-)?\d+(?:-of-\d+)?$")
 _SPLIT_FOLDERS = frozenset(
     {"train", "training", "test", "testing", "validation", "valid", "val", "dev", "eval", "evaluation"}
 )
 _GLOB = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-_OF = re.compile(r"-(\d+)-of-(\d+)$")
+_OF = re.compile(r"(?P<stem>.*)-(?P<number>\d+)-of-(?P<total>\d+)(?:-[0-9a-f]{16})?\.\w+$")
 
 Splits = dict[str, list[str]]
 """Split -> its files in name order."""
@@ -68,17 +68,14 @@ def check_complete(files: Iterable[str], where: str) -> None:
     Raises:
         DatasetError: Naming the first shard that is missing.
     """
-    names = set(files)
-    for name in sorted(names):
-        stem, _, extension = name.rpartition(".")
-        match = _OF.search(stem)
-        if match is None:
-            continue
-        width, count = len(match[1]), int(match[2])
-        for number in range(count):
-            sister = f"{stem[: match.start()]}-{number:0{width}d}-of-{match[2]}.{extension}"
-            if sister not in names:
-                raise DatasetError(f"{where}: the shard {sister} is missing; download the dataset again")
+    found: dict[tuple[str, str], set[int]] = {}
+    for match in filter(None, map(_OF.match, files)):
+        found.setdefault((match["stem"], match["total"]), set()).add(int(match["number"]))
+    for (stem, total), numbers in sorted(found.items()):
+        absent = set(range(int(total))) - numbers
+        if absent:
+            shard = f"{stem}-{min(absent):0{len(total)}d}-of-{total}"
+            raise DatasetError(f"{where}: the shard {shard} is missing; download the dataset again")
 
 
 def _subsets(files: Sequence[str], configs: Mapping[str, Any]) -> dict[str, Splits]:

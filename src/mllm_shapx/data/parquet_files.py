@@ -13,8 +13,11 @@ import pyarrow.parquet as pq
 from mllm_shapx.data.table import BATCH_ROWS, column_values
 from mllm_shapx.errors import DatasetError, RowError
 
-_SEEK_ROWS = 16
-"""Rows decoded at once on the way to a single row: recordings are large."""
+_LARGE_BYTES = 1 << 26
+"""A row group from which memory is given back after a row was read: writers like to put a whole file's
+recordings into one dictionary page, which cannot be decoded in parts."""
+_SEEK_BYTES = 1 << 22
+"""About what is decoded at once on the way to a single row: many rows of text, few recordings."""
 
 
 @dataclass(frozen=True)
@@ -79,17 +82,30 @@ class ParquetTable:
             raise DatasetError(f"{self.name}: there is no row {index}; it has {self.num_rows} rows")
         number = bisect.bisect_right(self._starts, index) - 1
         group, offset = _row_group(self._metadata[number], index - self._starts[number])
+        size = _stored_bytes(self._metadata[number], group, columns)
         try:
-            for batch in self._reader(number).iter_batches(
-                batch_size=_SEEK_ROWS, row_groups=[group], columns=list(columns), use_threads=False
-            ):
-                if offset < batch.num_rows:
-                    values: dict[str, Any] = batch.slice(offset, 1).to_pylist()[0]
-                    return values
-                offset -= batch.num_rows
+            return self._seek(number, group, offset, columns, size)
         except (pa.ArrowException, OSError) as error:
             raise _row_failure(self.files[number], index, error) from error
-        raise RowError("unreadable_row", f"{self.files[number]}: row group {group} ends before row {index}")
+        finally:
+            if size >= _LARGE_BYTES:
+                pa.default_memory_pool().release_unused()
+
+    def _seek(
+        self, number: int, group: int, offset: int, columns: Sequence[str], size: int
+    ) -> dict[str, Any]:
+        """Return one row of a row group that stores `size` bytes in `columns`."""
+        rows = self._metadata[number].row_group(group).num_rows
+        at_once = min(BATCH_ROWS, max(1, _SEEK_BYTES * rows // max(1, size)))
+        start = 0
+        for batch in self._reader(number).iter_batches(
+            batch_size=at_once, row_groups=[group], columns=list(columns), use_threads=False
+        ):
+            if offset < start + batch.num_rows:
+                values: dict[str, Any] = batch.slice(offset - start, 1).to_pylist()[0]
+                return values
+            start += batch.num_rows
+        raise RowError("unreadable_row", f"{self.files[number]}: row group {group} ends after {start} rows")
 
     def _reader(self, number: int) -> pq.ParquetFile:
         # Opened for each use: a reader is not thread-safe, and with the footer at hand opening is cheap.
@@ -129,6 +145,16 @@ def _row_group(footer: pq.FileMetaData, row: int) -> tuple[int, int]:
             return group, row
         row -= rows
     raise IndexError(row)
+
+
+def _stored_bytes(footer: pq.FileMetaData, group: int, columns: Sequence[str]) -> int:
+    """Return what `columns` of a row group take before compression."""
+    chunks = footer.row_group(group)
+    return sum(
+        chunk.total_uncompressed_size
+        for chunk in map(chunks.column, range(chunks.num_columns))
+        if chunk.path_in_schema.split(".")[0] in columns
+    )
 
 
 def _row_failure(path: Path, index: int, error: Exception) -> Exception:

@@ -133,7 +133,8 @@ def _scan(
             part &= passes(batch.column(row_filter.column), row_filter, number, table.name)
             kept[number] += int(part.sum())
         mask[place] = part
-        if players is not None:
+        if players is not None and text is not None:
+            _check_text(batch.column(text).type, text, table.name)
             players[place][part] = _count(batch.column(text).filter(pa.array(part)), token_filter)
         if token_counts is not None and count_column is not None:
             token_counts[place] = _integers(batch.column(count_column), count_column, table.name)
@@ -166,9 +167,21 @@ def _token_count_column(
 
 def _count(texts: pa.Array, token_filter: str) -> list[int]:
     return [
-        sum(count_players(sentence, token_filter) for sentence in sentences(value))
+        count_players(value, token_filter)
+        if isinstance(value, str)
+        else sum(count_players(sentence, token_filter) for sentence in sentences(value))
         for value in texts.to_pylist()
     ]
+
+
+def _check_text(kind: pa.DataType, name: str, where: str) -> None:
+    """Refuse a text column of recordings or of structures: none of its rows could be explained."""
+    item = kind.value_type if pa.types.is_list(kind) or pa.types.is_large_list(kind) else kind
+    if pa.types.is_nested(item) or pa.types.is_binary(item) or pa.types.is_large_binary(item):
+        raise DatasetError(
+            f"{where}: column {name!r} holds {kind}, neither text nor lists of texts; "
+            "name the right one in dataset.column_mapping.text"
+        )
 
 
 def _integers(column: pa.Array, name: str, where: str) -> NDArray[np.int64]:
