@@ -16,6 +16,8 @@ class Piece:
     """Length of a piece of sound, None for text."""
     value: float | None
     """Its attribution; None where it is no player or the value is not finite."""
+    turn: int
+    """The turn of the conversation that it belongs to, from 0."""
 
     @property
     def label(self) -> str:
@@ -26,8 +28,8 @@ class Piece:
 def prompt_pieces(sample: SampleResult) -> list[Piece]:
     """Return the user's pieces in the order of the conversation."""
     pieces = []
-    for turn in sample.conversation:
-        for entry in turn:
+    for turn, entries in enumerate(sample.conversation):
+        for entry in entries:
             values = entry.shap_values or (None,) * len(entry.content)
             for role, content, value in zip(entry.roles, entry.content, values, strict=True):
                 if role != USER:
@@ -35,7 +37,7 @@ def prompt_pieces(sample: SampleResult) -> list[Piece]:
                 is_sound = entry.content_type == AUDIO or not isinstance(content, str)
                 text = "" if is_sound or not isinstance(content, str) else content
                 num_bytes = content if isinstance(content, int) else 0
-                pieces.append(Piece(text, num_bytes if is_sound else None, value))
+                pieces.append(Piece(text, num_bytes if is_sound else None, value, turn))
     return pieces
 
 
