@@ -2,6 +2,8 @@
 
 import errno
 import os
+import subprocess
+import sys
 import threading
 import time
 import uuid
@@ -315,3 +317,67 @@ def test_files_that_are_waited_for_are_read_side_by_side_and_in_order(
     found = list(storage.read_many(paths))
     assert time.perf_counter() - start < 0.8 * len(paths) * delay
     assert found == [(path, path.encode()) for path in paths]
+
+
+_ON_A_SMALL_DISK = """
+import subprocess, sys
+from mllm_shapx.errors import OutputError, StorageError
+from mllm_shapx.records.storage import LocalStorage
+
+root = sys.argv[1]
+storage = LocalStorage(root + "/set")
+storage.probe()
+storage.write_bytes("run/x", b"old")
+storage.write_bytes("run/ballast", b"b" * 40_000)
+try:
+    storage.write_bytes("run/x", b"n" * 60_000)
+except StorageError as error:
+    print(error)
+print(storage.list("run"), storage.read_bytes("run/x"))
+storage.remove("run/ballast")
+storage.write_bytes("run/x", b"n" * 40_000)
+print(storage.size("run/x"))
+subprocess.run(["mount", "-o", "remount,ro", root], check=True)
+try:
+    storage.write_bytes("run/x", b"new")
+except StorageError as error:
+    print(error)
+try:
+    storage.probe()
+except OutputError as error:
+    print(error)
+"""
+
+
+def test_a_disk_that_fills_up_and_one_that_turns_read_only_are_named_and_keep_what_was_written(
+    tmp_path: Path,
+) -> None:
+    """On a real file system of 64 kB, in a mount namespace of its own."""
+    mount = 'mount -t tmpfs -o size=64k none "$1"'
+    unshare = ["unshare", "-rm", "sh", "-c"]
+    try:
+        subprocess.run([*unshare, mount, "sh", str(tmp_path)], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("this machine lets nobody mount a small disk")
+    done = subprocess.run(
+        [
+            *unshare,
+            f'{mount} && exec "$2" -c "$3" "$1"',
+            "sh",
+            str(tmp_path),
+            sys.executable,
+            _ON_A_SMALL_DISK,
+        ],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    full, kept, size, read_only, probed = done.stdout.splitlines()
+    place = f"{tmp_path}/set"
+    assert full.startswith(
+        f"cannot write {place}/run/x: No space left on device: the disk is full: free space"
+    )
+    assert kept == "['ballast', 'x'] b'old'"
+    assert size == "40000"
+    assert read_only.startswith(f"cannot write {place}/run/x: Read-only file system")
+    assert probed.startswith(f"the output directory {place} cannot be written: Read-only file system")
