@@ -1,5 +1,6 @@
 """Weights & Biases with the real package, offline, and with what breaks it."""
 
+import gzip
 import json
 import os
 import socket
@@ -10,8 +11,9 @@ import textwrap
 import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -180,7 +182,7 @@ def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str
         [sys.executable, "-W", "error", "-c", textwrap.dedent(code)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
         env={**os.environ, **environment},
     )
@@ -258,15 +260,14 @@ def test_unreachable_server_never_blocks(silent_server: int, tmp_path: Path) -> 
         from mllm_shapx.tracking.wandb import WandbTracker
         def warn(text):
             print("WARNED", text)
-        tracker = WandbTracker(WandbConfig(), "study", warn=warn, init_timeout_s=2, close_timeout_s=20)
+        tracker = WandbTracker(WandbConfig(), "study", warn=warn, timeout_s=2, close_timeout_s=20)
         began = time.monotonic()
         for number in range(20):
             tracker.start(f"run{number}", {})
-        print("STARTED", time.monotonic() - began < 0.5)
+        print("STARTED", time.monotonic() - began < 2)
         tracker.close()
-        print("CLOSED", time.monotonic() - began < 20)
+        print("CLOSED", time.monotonic() - began < 40)
     """
-    began = time.monotonic()
     done = run_python(
         code,
         WANDB_BASE_URL=f"http://127.0.0.1:{silent_server}",
@@ -277,7 +278,90 @@ def test_unreachable_server_never_blocks(silent_server: int, tmp_path: Path) -> 
     assert "STARTED True" in done.stdout
     assert "CLOSED True" in done.stdout
     assert done.stdout.count("WARNED") == 1
-    assert time.monotonic() - began < 30
+
+
+class FakeWandb(BaseHTTPRequestHandler):
+    """As much of a W&B server as a run needs; keeps what is streamed to it."""
+
+    protocol_version = "HTTP/1.1"
+    streamed: ClassVar[list[Any]] = []
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("content-length") or 0))
+        if self.headers.get("content-encoding") == "gzip":
+            body = gzip.decompress(body)
+        reply: dict[str, Any] = {}
+        if self.path.startswith("/graphql"):
+            reply = {"data": self.answer(json.loads(body))}
+        elif self.path.endswith("/file_stream"):
+            self.streamed.append(json.loads(body))
+        content = json.dumps(reply).encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    do_PUT = do_POST  # noqa: N815 -- the base class's way of naming
+
+    def answer(self, query: dict[str, Any]) -> dict[str, Any]:
+        variables = query["variables"] or {}
+        match query.get("operationName"):
+            case "UpsertBucket":
+                project = {"id": "p", "name": "p", "entity": {"id": "e", "name": "e"}}
+                bucket = {"id": "b", "name": variables["name"], "config": "{}", "project": project}
+                return {"upsertBucket": {"bucket": bucket, "inserted": True}}
+            case "CreateRunFiles":
+                address = f"http://127.0.0.1:{self.server.server_port}/"  # type: ignore[attr-defined]
+                files = [{"name": name, "uploadUrl": address + name} for name in variables["files"]]
+                return {"createRunFiles": {"runID": "b", "uploadHeaders": [], "files": files}}
+            case _:
+                return {"model": None}
+
+    def log_message(self, *_: Any) -> None:
+        """Say nothing."""
+
+
+@pytest.mark.slow
+def test_online_samples_reach_the_server(tmp_path: Path) -> None:
+    """Online, the samples of a run arrive at a server with their counter, and nothing is printed."""
+    FakeWandb.streamed.clear()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), FakeWandb)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    code = f"""
+        import sys
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        from test_wandb_tracker import make_sample
+        from mllm_shapx.config.models import WandbConfig
+        from mllm_shapx.tracking.wandb import WandbTracker
+        tracker = WandbTracker(WandbConfig(), "study", warn=lambda text: print("WARNED", text))
+        tracker.start("exact", {{}})
+        for row in (4, 2, 9):
+            tracker.log_sample(make_sample("exact", row))
+        tracker.close()
+    """
+    try:
+        done = run_python(
+            code,
+            WANDB_BASE_URL=f"http://127.0.0.1:{server.server_port}",
+            WANDB_API_KEY="0123456789" * 4,
+            WANDB_DIR=str(tmp_path),
+        )
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+    assert (done.stdout, done.stderr) == ("", "")
+    lines = [
+        json.loads(line)
+        for stream in FakeWandb.streamed
+        for name, part in (stream.get("files") or {}).items()
+        if name == "wandb-history.jsonl"
+        for line in part["content"]
+    ]
+    assert [(line["sample"], line["row_index"]) for line in lines] == [(1, 4), (2, 2), (3, 9)]
+    assert any(stream.get("complete") and stream.get("exitcode") == 1 for stream in FakeWandb.streamed)
 
 
 def test_raising_wandb_drops_one_run_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

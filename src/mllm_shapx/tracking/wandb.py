@@ -27,6 +27,8 @@ COUNTER = "sample"
 _MAX_WAITING = 100_000
 """Calls that may wait for W&B before tracking gives up: a hanging W&B must not fill the memory."""
 
+_CLOSE_S_PER_RUN = 10.0
+
 _SECRET_KEY = re.compile(
     r"(^|_)(api_?key|access_?key|secret|password|passwd|credentials?|authorization|"
     r"(hf|auth|access|api|bearer|session)_?token)($|_)|^token$",
@@ -38,9 +40,9 @@ _URI_LOGIN = re.compile(r"(?<=://)[^/@\s]+@")
 class WandbTracker:
     """Sends what happens to W&B from a thread of its own.
 
-    No method waits for W&B or raises because of it, `close` alone waits, and no longer than
-    `close_timeout_s`. What goes wrong (wandb absent, not logged in, slow, raising) is said once through
-    `warn`. With tracking switched off, wandb is not imported.
+    No method waits for W&B or raises because of it; `close` alone waits, for a limited time. What goes
+    wrong (wandb absent, not logged in, slow, raising) is said once through `warn`. With tracking switched
+    off, wandb is not imported.
 
     A run keeps its W&B id over restarts, so that a resumed run goes on in the same place. Offline, each
     start leaves a folder `wandb/offline-run-*` of its own; `wandb sync` uploads them.
@@ -50,8 +52,8 @@ class WandbTracker:
         experiment_set_id: Part of every id, and the group where the config names none.
         directory: Local folder that gets wandb's own files; wandb's default when None.
         warn: Takes the one warning. It is called from another thread.
-        init_timeout_s: Seconds that W&B may take to accept a run.
-        close_timeout_s: Seconds that `close` waits for what is still to be sent.
+        timeout_s: Seconds that W&B may take to accept a run, and to take the rest of it at its end.
+        close_timeout_s: Seconds that `close` waits for what is still to be sent, and ten more per open run.
     """
 
     def __init__(
@@ -61,7 +63,7 @@ class WandbTracker:
         *,
         directory: Path | None = None,
         warn: Callable[[str], None] = logger.warning,
-        init_timeout_s: float = 30.0,
+        timeout_s: float = 30.0,
         close_timeout_s: float = 60.0,
     ) -> None:
         self.mode = effective_mode(config)
@@ -71,7 +73,7 @@ class WandbTracker:
             experiment_set_id=experiment_set_id,
             directory=directory,
             warn=warn,
-            init_timeout_s=init_timeout_s,
+            timeout_s=timeout_s,
         )
         self._close_timeout_s = close_timeout_s
         self._calls: queue.Queue[Callable[[], None] | None] = queue.Queue(_MAX_WAITING)
@@ -122,10 +124,11 @@ class WandbTracker:
             return
         self._put(self._session.abandon)
         self._put(None)
-        self._thread.join(self._close_timeout_s)
+        patience_s = self._close_timeout_s + _CLOSE_S_PER_RUN * self._session.open_runs
+        self._thread.join(patience_s)
         if self._thread.is_alive():
             self._session.warn_once(
-                f"it was still sending after {self._close_timeout_s:g} s; `wandb sync` uploads what it wrote"
+                f"it was still sending after {patience_s:g} s; `wandb sync` uploads what it wrote"
             )
 
     def _submit(self, call: Callable[[], None]) -> None:
@@ -164,7 +167,7 @@ class _Session:
         experiment_set_id: str,
         directory: Path | None,
         warn: Callable[[str], None],
-        init_timeout_s: float,
+        timeout_s: float,
     ) -> None:
         self.is_off = False
         self._takes_runs = True
@@ -173,11 +176,16 @@ class _Session:
         self._set_id = experiment_set_id
         self._directory = directory
         self._warn = warn
-        self._init_timeout_s = init_timeout_s
+        self._timeout_s = timeout_s
         self._wandb: Any = None
         self._runs: dict[str, _OpenRun] = {}
         self._warned = False
         self._warn_lock = threading.Lock()
+
+    @property
+    def open_runs(self) -> int:
+        """Return how many runs are open."""
+        return len(self._runs)
 
     def start(self, run_name: str, config: dict[str, Any], samples_done: int, salt: str) -> None:
         if not self._takes_runs or run_name in self._runs:
@@ -210,19 +218,14 @@ class _Session:
         try:
             opened.run.summary.update(summary)
             opened.run.log_artifact(self._artifact(opened.run, summary, files))
-            opened.run.finish(exit_code=0)
-        except Exception as error:  # noqa: BLE001 -- as above
-            self._drop(run_name, error)
-        self._runs.pop(run_name, None)
+        except Exception as error:  # noqa: BLE001 -- as above; what was logged before is still sent
+            self.warn_once(f"run {run_name} has no artifact: {_describe(error)}")
+        self._end(run_name, exit_code=0)
 
     def abandon(self) -> None:
         """Close what `finish` was not called for."""
-        for run_name, opened in list(self._runs.items()):
-            try:
-                opened.run.finish(exit_code=1)
-            except Exception as error:  # noqa: BLE001 -- as above
-                self._drop(run_name, error)
-        self._runs.clear()
+        for run_name in list(self._runs):
+            self._end(run_name, exit_code=1)
 
     def switch_off(self, reason: str) -> None:
         """Take no further calls."""
@@ -236,6 +239,21 @@ class _Session:
                 return
             self._warned = True
         self._warn(f"Weights & Biases: {reason}. The results on disk are not affected")
+
+    def _end(self, run_name: str, exit_code: int) -> None:
+        opened = self._runs.pop(run_name, None)
+        if opened is None:
+            return
+        try:
+            opened.run.finish(exit_code=exit_code)
+        except TimeoutError:
+            # The server is gone: waiting as long for every other run would hold up the end of the job.
+            self._runs.clear()
+            self.switch_off(
+                f"run {run_name} could not be sent within {self._timeout_s:g} s; `wandb sync` sends it later"
+            )
+        except Exception as error:  # noqa: BLE001 -- as above
+            self.warn_once(f"run {run_name} may be incomplete: {_describe(error)}")
 
     def _refuse_runs(self, reason: str) -> None:
         """Open no further runs: after one that took its whole timeout, thirty more would too."""
@@ -283,8 +301,9 @@ class _Session:
         return wandb.Settings(
             silent=True,
             console="off",
-            init_timeout=self._init_timeout_s,
-            finish_timeout=self._init_timeout_s,
+            init_timeout=self._timeout_s,
+            finish_timeout=self._timeout_s,
+            finish_timeout_raises=True,
             # A remote's address may hold a password, and the source is no part of a study's record.
             disable_git=True,
             disable_code=True,
