@@ -39,6 +39,8 @@ class Dimensions:
     encoder_heads: int = 4
     encoder_channels: int = 32
     encoder_norm: str = "batch_norm"
+    dropout: float = 0.1
+    """Of the encoder, while it is trained."""
     interleaved_text: int = 6
     interleaved_audio: int = 12
 
@@ -89,10 +91,10 @@ def checkpoint_config(size: Dimensions) -> dict[str, Any]:
             "conv_kernel_size": 9,
             "conv_norm_type": size.encoder_norm,
             "conv_context_size": None,
-            "dropout": 0.1,
-            "dropout_pre_encoder": 0.1,
+            "dropout": size.dropout,
+            "dropout_pre_encoder": size.dropout,
             "dropout_emb": 0.0,
-            "dropout_att": 0.1,
+            "dropout_att": size.dropout,
         },
         "lfm": {
             "hidden_size": size.hidden,
@@ -194,6 +196,7 @@ def write_checkpoint(
         narrow = dtype is not None and tensor.is_floating_point()
         weights[name] = tensor.detach().to(dtype).contiguous() if narrow else tensor.detach().contiguous()
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors").chmod(0o644)
     tokenizer.save_pretrained(folder)
 
 

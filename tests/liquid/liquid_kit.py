@@ -1,7 +1,6 @@
 """Small random checkpoints, random chats, and the package's own generator as the reference."""
 
 import io
-import sys
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
@@ -10,14 +9,11 @@ from typing import Any
 import numpy as np
 import soundfile
 import torch
+from liquid_checkpoint import Dimensions, write_random_checkpoint
 from mllm_shap import AudioPart, ConversationSnapshot, Message, Role, TextPart, Turn
 
 from mllm_shapx.models.base import Decoding
 from mllm_shapx.models.liquid_audio import LiquidAudioModel
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
-
-from liquid_checkpoint import Dimensions, write_random_checkpoint
 
 WORDS = ("tell", "me", "what", "you", "hear", "in", "this", "recording", "please", "now", "Źdźbło", "hm?")
 TINY = Dimensions(

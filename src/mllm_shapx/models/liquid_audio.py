@@ -113,7 +113,7 @@ class LiquidAudioModel:
         """Encode one conversation; see `ChatEncoder.encode`.
 
         Raises:
-            RowError: `unreadable_audio` when a recording cannot be decoded.
+            RowError: `bad_audio` when a recording cannot be decoded.
         """
         return self._chats.encode(snapshot, decoding.assistant_prefill)
 

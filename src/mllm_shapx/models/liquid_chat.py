@@ -65,7 +65,7 @@ class ChatEncoder:
         """Return the chat with one turn per message, up to where the assistant goes on.
 
         Raises:
-            RowError: `unreadable_audio` when a recording cannot be decoded.
+            RowError: `bad_audio` when a recording cannot be decoded.
         """
         ids = list(self._tokenize("<|startoftext|>"))
         recordings: list[tuple[int, Recording]] = []
@@ -112,7 +112,7 @@ class _FeatureExtractor:
         try:
             waveform, rate = decode_audio(part.data())
         except ValueError as error:
-            raise RowError("unreadable_audio", f"a recording cannot be decoded: {error}") from error
+            raise RowError("bad_audio", f"a recording cannot be decoded: {error}") from error
         if not len(waveform):
             return None
         with torch.inference_mode():

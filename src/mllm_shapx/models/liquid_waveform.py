@@ -20,7 +20,7 @@ class FrameDecoder:
     def __init__(self, checkpoint: LiquidCheckpoint, device: torch.device) -> None:
         self._checkpoint = checkpoint
         self._device = device
-        self._detokenizer: Any = None
+        self._decoder: Any = None
 
     @property
     def kind(self) -> str | None:
@@ -35,18 +35,24 @@ class FrameDecoder:
             return None
         codes = torch.tensor(frames, device=self._device).mT[None]
         with torch.inference_mode():
-            if self.kind == "detokenizer":
-                wave = self._load_detokenizer()(codes)
-            else:
-                processor = self._checkpoint.processor.to(self._device)
-                wave = processor.mimi.decode(codes)[0]
-                processor.to("cpu")
+            wave = self._detokenizer()(codes) if self.kind == "detokenizer" else self._mimi().decode(codes)
         samples: NDArray[np.float32] = wave.reshape(-1).float().cpu().numpy()
         return samples
 
-    def _load_detokenizer(self) -> Any:
+    def _mimi(self) -> Any:
+        """Build the Mimi codec on our device."""
+        if self._decoder is None:
+            from liquid_audio.moshi.models.loaders import get_mimi
+            from safetensors.torch import load_file
+
+            mimi = get_mimi(None, device=self._device)
+            mimi.load_state_dict(load_file(self._checkpoint.processor.mimi_weights_path))
+            self._decoder = mimi.eval()
+        return self._decoder
+
+    def _detokenizer(self) -> Any:
         """Build the package's detokenizer on our device; the package itself puts it on CUDA only."""
-        if self._detokenizer is None:
+        if self._decoder is None:
             from liquid_audio import LFM2AudioDetokenizer
             from safetensors.torch import load_file
             from transformers import Lfm2Config
@@ -55,8 +61,8 @@ class FrameDecoder:
             config = Lfm2Config(**_detokenizer_config(folder))
             detokenizer = LFM2AudioDetokenizer(config).eval()
             detokenizer.load_state_dict(load_file(folder / "model.safetensors"))
-            self._detokenizer = detokenizer.to(self._device)
-        return self._detokenizer
+            self._decoder = detokenizer.to(self._device)
+        return self._decoder
 
 
 def _detokenizer_config(folder: Path) -> dict[str, Any]:

@@ -1,0 +1,246 @@
+"""Players of spoken prompts as mllm_shap partition plugins: stretches of audio, and words beside them."""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from itertools import pairwise
+from typing import ClassVar, Literal
+
+from mllm_shap import (
+    AudioPart,
+    ConversationSnapshot,
+    Message,
+    PlayerSet,
+    PlayerSpan,
+    PluginContext,
+    SgpaSegmentPartitioner,
+)
+from mllm_shap.alignment import SpectrogramGuidedAligner, Wav2Vec2Ctc
+from mllm_shap.domain.enums import RoleName
+from mllm_shap.protocols.plugin import PluginOptions
+from pydantic import Field
+
+from mllm_shapx.config.models import AudioSegmentation
+from mllm_shapx.data.audio import decode
+from mllm_shapx.data.tokens import player_spans
+from mllm_shapx.errors import ModelError, RowError
+
+ALIGNER = "facebook/wav2vec2-base-960h"
+ALIGNER_REVISION = "22aad52d435eb6dbaf354bdad9b0da84ce7d6156"
+"""The aligner of `sgpa`, mllm_shap's default, pinned."""
+
+
+class RawWindowsOptions(PluginOptions):
+    """Options of the `raw_windows` partition."""
+
+    window_ms: float = Field(default=80.0, gt=0.0)
+    """Length of a window; the last one of a recording may be shorter."""
+    token_filter: Literal["exclude_punctuation", "none"] = "exclude_punctuation"  # noqa: S105 -- no password
+    """Which words of a written piece are players."""
+    roles: list[RoleName] = Field(default=["user"])
+    """Roles whose pieces become players; other messages are always present."""
+
+
+class RawWindowPartitioner:
+    """Makes a player of every window of a spoken piece and of every word of a written one.
+
+    A message's recording is its first audio part; text beside a recording is its transcript and no player:
+    it is left out of every coalition.
+    """
+
+    options_model: ClassVar[type[PluginOptions]] = RawWindowsOptions
+
+    def __init__(
+        self, context: PluginContext | None = None, options: RawWindowsOptions | None = None
+    ) -> None:
+        """Take `options`, else those of the `context`."""
+        if options is None:
+            options = RawWindowsOptions.model_validate({} if context is None else dict(context.options))
+        self._options = options
+
+    @property
+    def name(self) -> str:
+        """Return the registered partition identifier."""
+        return "raw_windows"
+
+    def partition(self, snapshot: ConversationSnapshot) -> PlayerSet:
+        """Return the players in conversation order.
+
+        Raises:
+            RowError: `no_players` when nothing can be a player; `bad_audio` when a recording cannot be
+                decoded.
+        """
+        players: list[tuple[str, PlayerSpan]] = []
+        hidden: list[int] = []
+        for index, prefix, message in _messages(snapshot):
+            recording = _recording(message)
+            if recording is not None and message.text:
+                hidden.append(index)
+            if message.role.value not in self._options.roles:
+                continue
+            spans = (
+                word_players(message, index, self._options.token_filter)
+                if recording is None
+                else _windows(recording, index, self._options.window_ms, message.speaker)
+            )
+            players += [(f"{prefix}:{number}", span) for number, span in enumerate(spans)]
+        return _player_set(players, hidden)
+
+
+class SgpaOptions(PluginOptions):
+    """Options of the `sgpa_speech` partition."""
+
+    model_id: str = ALIGNER
+    """Hub id or directory of the aligner, a Wav2Vec2 CTC model."""
+    revision: str | None = ALIGNER_REVISION
+    """Its hub commit."""
+    device: str = "cpu"
+    """Torch device that it runs on."""
+
+
+class SgpaPartitioner:
+    """Makes a player of the stretch of audio that speaks each word of a transcript.
+
+    The stretches are those of mllm_shap's `sgpa_segments`. The text beside a recording is its transcript and
+    serves the alignment alone: the model does not read it. Written messages are no players here.
+    """
+
+    options_model: ClassVar[type[PluginOptions]] = SgpaOptions
+
+    def __init__(self, context: PluginContext | None = None, options: SgpaOptions | None = None) -> None:
+        """Take `options`, else those of the `context`."""
+        if options is None:
+            options = SgpaOptions.model_validate({} if context is None else dict(context.options))
+        self._options = options
+
+    @property
+    def name(self) -> str:
+        """Return the registered partition identifier."""
+        return "sgpa_speech"
+
+    def partition(self, snapshot: ConversationSnapshot) -> PlayerSet:
+        """Return the players in conversation order.
+
+        Raises:
+            RowError: `no_transcript` when a recording has no text to align, `not_aligned` when it does not
+                fit its recording, `no_players` when there is no recording.
+            ModelError: When the aligner's weights are not at hand.
+        """
+        spoken = [index for index, _, message in _messages(snapshot) if _recording(message) is not None]
+        if not spoken:
+            raise RowError(
+                "no_players", "audio_segmentation.method 'sgpa' needs a recording, and there is none"
+            )
+        messages = snapshot.messages()
+        if not all(messages[index].text.strip() for index in spoken):
+            raise RowError(
+                "no_transcript",
+                "audio_segmentation.method 'sgpa' aligns a recording with its text, and the row has none; "
+                "map dataset.column_mapping.text, or use method 'raw'",
+            )
+        aligner = _aligner(self._options)
+        try:
+            players = SgpaSegmentPartitioner(aligner=aligner).partition(snapshot)
+        except ValueError as error:
+            raise RowError("not_aligned", f"the text does not fit its recording: {error}") from error
+        return replace(players, hidden_text=tuple(spoken))
+
+
+@lru_cache(maxsize=1)
+def _aligner(options: SgpaOptions) -> SpectrogramGuidedAligner:
+    """Load the aligner once per process."""
+    try:
+        return SpectrogramGuidedAligner(Wav2Vec2Ctc(options.model_id, options.revision, options.device))
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ModelError(
+            f"audio_segmentation.method 'sgpa' needs the aligner {options.model_id} at revision "
+            f"{options.revision}, and it cannot be loaded: {reason}; download it once (hf download "
+            f"{options.model_id}), or use method 'raw', which needs no model"
+        ) from error
+
+
+def audio_player_set(
+    snapshot: ConversationSnapshot,
+    segmentation: AudioSegmentation,
+    token_filter: Literal["exclude_punctuation", "none"],
+    explained_roles: Iterable[RoleName] = ("user",),
+) -> PlayerSet:
+    """Return the players of a prompt with recordings, in conversation order.
+
+    For method `sgpa` the spoken messages of `snapshot` hold their transcript beside the recording.
+
+    Raises:
+        RowError: When this prompt cannot be cut into players; see the partitioners.
+        ModelError: When the aligner of `sgpa` is not at hand.
+    """
+    roles: list[RoleName] = list(explained_roles)
+    if segmentation.method == "sgpa":
+        options = SgpaOptions(device=segmentation.aligner_device or "cpu")
+        return SgpaPartitioner(options=options).partition(snapshot)
+    windows = RawWindowsOptions(window_ms=segmentation.window_ms, token_filter=token_filter, roles=roles)
+    return RawWindowPartitioner(options=windows).partition(snapshot)
+
+
+def word_players(message: Message, message_index: int, token_filter: str) -> list[PlayerSpan]:
+    """Return one player per word of a written message that `token_filter` lets pass."""
+    return [
+        PlayerSpan(
+            message_index=message_index,
+            start=start,
+            end=end,
+            text=message.text[start:end],
+            speaker=message.speaker,
+        )
+        for start, end in player_spans(message.text, token_filter)
+    ]
+
+
+def window_bounds(samples: int, rate: int, window_ms: float) -> list[tuple[int, int]]:
+    """Return `[start, end)` sample ranges of consecutive windows over `samples` samples at `rate` hertz.
+
+    Window i begins at the sample nearest to i * window_ms, so that rounding does not add up.
+    """
+    per_window = rate * window_ms / 1000.0
+    count = math.ceil(samples / per_window - 1e-9)
+    edges = [*(min(round(number * per_window), samples) for number in range(count)), samples]
+    return [(start, end) for start, end in pairwise(edges) if end > start]
+
+
+def _windows(
+    recording: AudioPart, message_index: int, window_ms: float, speaker: str | None
+) -> list[PlayerSpan]:
+    waveform, rate = decode(recording.data())
+    return [
+        PlayerSpan(
+            message_index=message_index,
+            start=0,
+            end=0,
+            text="",
+            speaker=speaker,
+            label=f"{start / rate:.2f}-{end / rate:.2f} s",
+            samples=(start, end),
+        )
+        for start, end in window_bounds(len(waveform), rate, window_ms)
+    ]
+
+
+def _messages(snapshot: ConversationSnapshot) -> Iterator[tuple[int, str, Message]]:
+    """Yield (index in conversation order, prefix of its players' ids, message)."""
+    index = 0
+    for turn_index, turn in enumerate(snapshot.turns):
+        for local_index, message in enumerate(turn.messages):
+            yield index, f"{snapshot.snapshot_id}:{turn_index}:{local_index}", message
+            index += 1
+
+
+def _recording(message: Message) -> AudioPart | None:
+    return next((part for part in message.content if isinstance(part, AudioPart)), None)
+
+
+def _player_set(players: Sequence[tuple[str, PlayerSpan]], hidden: Sequence[int]) -> PlayerSet:
+    if not players:
+        raise RowError("no_players", "the prompt has no stretch of audio and no word that could be a player")
+    ids, spans = zip(*players, strict=True)
+    return PlayerSet(player_ids=ids, spans=spans, hidden_text=tuple(hidden))
