@@ -29,10 +29,6 @@ def config(folder: Path, data: dict[str, Any]) -> Path:
         ({"dataset": {"source": "local_csv", "path": ""}}, "dataset.path"),
         ({"dataset": {"revision": "main"}}, "dataset.revision"),
         ({"dataset": {"revision": "3F9322D8"}}, "dataset.revision"),
-        (
-            {"modality": {"input_modality": "audio__male"}, "selection": {"max_prompt_tokens": 5}},
-            "selection.max_prompt_tokens",
-        ),
         ({"selection": {"min_prompt_tokens": 6, "max_prompt_tokens": 5}}, "selection.min_prompt_tokens"),
         ({"selection": {"balanced_token_counts": [5]}}, "selection.balanced_token_counts"),
         ({"selection": {"samples_per_token_count": 5}}, "selection.samples_per_token_count"),
@@ -102,6 +98,10 @@ def test_an_unpinned_revision_is_allowed_by_the_environment_and_for_local_files(
         ({"dataset": {"trust_remote_code": True}}, "dataset.trust_remote_code"),
         ({"dataset": {"path": "rows.csv"}}, "dataset.path"),
         ({"embedding": {"model_id": "a/b"}}, "embedding"),
+        (
+            {"modality": {"input_modality": "audio__male"}, "selection": {"max_prompt_tokens": 5}},
+            "selection.max_prompt_tokens",
+        ),
         ({"shap": {"allow_mask_duplicates": True}}, "shap.allow_mask_duplicates"),
         (
             {"experiments": [{**EXACT, "shap_override": {"allow_mask_duplicates": True}}]},

@@ -102,9 +102,8 @@ def _selection(experiment_set: ExperimentSet) -> Iterator[Finding]:
     low, high = selection.min_prompt_tokens, selection.max_prompt_tokens
     for key, value in (("min_prompt_tokens", low), ("max_prompt_tokens", high)):
         if value is not None and experiment_set.modality.has_audio_input:
-            message = "counts the words of a prompt, and the input is spoken"
-            fix = "remove it, or filter by a column with selection.filters"
-            yield _problem(("selection", key), message, fix, reads=(("modality", "input_modality"),))
+            message = "is not applied: it counts the words of a prompt, and the input is spoken"
+            yield _warning(("selection", key), message, "filter by a column with selection.filters")
     if low is not None and high is not None and low > high:
         message = f"{low} is larger than max_prompt_tokens {high}"
         yield _problem(

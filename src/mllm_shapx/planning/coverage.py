@@ -8,6 +8,7 @@ player order); what follows is drawn by each run from a seed of its own, hence i
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 _LARGEST_TABLE = 62
 """Players beyond which two runs practically never draw the same coalition."""
@@ -31,6 +32,7 @@ class Coverage:
     """Coalitions in all."""
 
 
+@lru_cache(maxsize=4096)
 def coverage(explainer_type: str, evaluations: int, num_players: int) -> Coverage:
     """Return what a flat run of `evaluations` coalitions covers.
 

@@ -1,6 +1,6 @@
 """The sweep: an experiment set's variants expanded into concrete, named runs."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -39,7 +39,7 @@ class _Entry:
     hierarchical: HierarchicalSpec | None = None
 
 
-def expand(experiment_set: ExperimentSet) -> Sweep:
+def expand(experiment_set: ExperimentSet, source: str | None = None) -> Sweep:
     """Return the runs of `experiment_set`, named as formats.md says ("Run names").
 
     `num_samples` -1 (the estimator's floor) is written `ns-1`. A run that occurs again with the same
@@ -49,6 +49,8 @@ def expand(experiment_set: ExperimentSet) -> Sweep:
     and of the first layer. Where both num_samples and fractions are listed, num_samples decides and the
     name shows both. A budget that is not given is every coalition for an `exact` game and the estimator's
     floor for others; the first layer takes the lower games' budget before that, where one is given.
+
+    `source` is the file that errors name; the experiment set's id when None.
 
     Raises:
         ConfigError: When two runs of one name have different settings, a run is named like the store's
@@ -60,7 +62,11 @@ def expand(experiment_set: ExperimentSet) -> Sweep:
     warnings: list[str] = []
     for index, variant in enumerate(experiment_set.experiments):
         path = f"experiments[{index}]"
-        for run in _runs(experiment_set, variant, path):
+        entries = list(_entries(variant))
+        if not entries:
+            lacking = "a hierarchical block" if variant.explainer_type == "hierarchical" else "a budget"
+            problems.append(Problem(path, f'explainer "{variant.explainer_type}" needs {lacking}'))
+        for run in _runs(experiment_set, variant, entries):
             first = runs.setdefault(run.name, run)
             origin = origins.setdefault(run.name, path)
             if run.name == STORE_FOLDER:
@@ -70,7 +76,7 @@ def expand(experiment_set: ExperimentSet) -> Sweep:
             elif first is not run:
                 problems.append(_clash(path, origin, first, run))
     if problems:
-        raise ConfigError(experiment_set.experiment_set_id, problems)
+        raise ConfigError(source or experiment_set.experiment_set_id, problems)
     return Sweep(tuple(runs.values()), tuple(warnings))
 
 
@@ -92,12 +98,7 @@ def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
     }
 
 
-def _runs(experiment_set: ExperimentSet, variant: Variant, path: str) -> Iterator[RunSpec]:
-    entries = list(_entries(variant))
-    if not entries:
-        lacking = "a hierarchical block" if variant.explainer_type == "hierarchical" else "a budget"
-        problem = Problem(path, f'explainer "{variant.explainer_type}" needs {lacking}')
-        raise ConfigError(experiment_set.experiment_set_id, [problem])
+def _runs(experiment_set: ExperimentSet, variant: Variant, entries: Sequence[_Entry]) -> Iterator[RunSpec]:
     shap = _overridden(experiment_set.shap, variant.shap_override)
     for entry in entries:
         yield RunSpec(

@@ -1,0 +1,492 @@
+"""The command line: parse, call, print. `mllm-shapx` and `python -m mllm_shapx.cli` are the same thing."""
+
+import functools
+import glob
+import json
+import logging
+import os
+import re
+import shutil
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mllm_shapx.errors import DatasetError, ShapxError, UsageError
+
+if TYPE_CHECKING:
+    from mllm_shapx.config.loading import LoadedConfig
+    from mllm_shapx.data.selection import Selection
+    from mllm_shapx.execution.options import RunOptions
+    from mllm_shapx.planning.sweep import Sweep
+
+_INTERRUPTED = 130
+INTERRUPTED_FROM = 128
+"""Exit codes above it say by which signal the work was ended."""
+
+
+class _Commands(click.Group):
+    """Ends with the exit code of an error, and shows a traceback only to those who ask for it."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ShapxError as error:
+            if logging.getLogger().isEnabledFor(logging.DEBUG):
+                traceback.print_exc()
+            click.echo(f"error: {error}", err=True)
+            ctx.exit(error.exit_code)
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+            ctx.exit(_INTERRUPTED)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="mllm-shapx", prog_name="mllm-shapx")
+def main() -> None:
+    """Run whole Shapley-value studies of language and speech models: one config, many GPUs, nothing lost."""
+    _set_log_level(os.environ.get("LOG_LEVEL", "WARNING"))
+    _put_source_first(os.environ.get("MLLM_SHAP_SRC", ""))
+
+
+def with_configs(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command its config files, as `configs`: a tuple of paths, each once, at least one."""
+
+    @click.option(
+        "--config", "named", multiple=True, metavar="FILE...", help="Config file or glob; may be repeated."
+    )
+    @click.option(
+        "--config-list",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        metavar="FILE",
+        help="File that names config files, one a line.",
+    )
+    @click.argument("more", nargs=-1, metavar="")
+    @functools.wraps(command)
+    def wrapped(named: Sequence[str], config_list: Path | None, more: Sequence[str], **options: Any) -> None:
+        command(configs=config_files([*named, *more], config_list), **options)
+
+    return wrapped
+
+
+def with_resources(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options that say where and how long the work is done."""
+    options = (
+        click.option(
+            "--num-gpus", type=click.FloatRange(min=0), help="GPUs to use; all there are by default."
+        ),
+        click.option("--num-workers", type=click.IntRange(min=1), help="Workers; one per GPU by default."),
+        click.option("--workers-per-gpu", type=click.IntRange(min=1), default=1, show_default=True),
+        click.option(
+            "--gpus-per-worker", type=click.FloatRange(min=0, min_open=True), help="GPUs of one worker."
+        ),
+        click.option(
+            "--rows-in-flight",
+            type=click.IntRange(min=1),
+            default=2,
+            show_default=True,
+            help="Rows that one worker explains side by side.",
+        ),
+        click.option(
+            "--address", help="Ray cluster to join; RAY_ADDRESS, else one on this machine, by default."
+        ),
+        click.option("--max-attempts", type=click.IntRange(min=1), default=3, show_default=True),
+        click.option("--fail-fast", is_flag=True, help="Stop at the first quarantined sample."),
+        click.option(
+            "--max-failures", metavar="N|F%", callback=_failure_limit, help="Stop when more are quarantined."
+        ),
+        click.option(
+            "--stall-timeout",
+            "stall_s",
+            type=click.FloatRange(min=1),
+            default=1800.0,
+            show_default=True,
+            help="Seconds without progress after which a worker is replaced.",
+        ),
+        click.option(
+            "--flush-every",
+            "flush_s",
+            type=click.FloatRange(min=0.1),
+            default=30.0,
+            show_default=True,
+            help="Seconds after which answers of a long row are written out.",
+        ),
+        click.option(
+            "--grace",
+            "grace_s",
+            type=click.FloatRange(min=0),
+            default=30.0,
+            show_default=True,
+            help="Seconds that rows under way get after the first SIGINT or SIGTERM.",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _failure_limit(_context: click.Context, _option: click.Parameter, value: str | None) -> str | None:
+    if value is not None and not re.fullmatch(r"\d+|\d+(\.\d+)?%", value):
+        raise click.BadParameter(f"{value!r} is neither a number of samples nor a percentage such as 5%")
+    return value
+
+
+@main.command()
+@with_configs
+@click.option("--check-dataset", is_flag=True, help="Open the dataset and select the rows too.")
+def validate(configs: Sequence[Path], check_dataset: bool) -> None:
+    """Say whether configs can be used; list everything that is wrong with them."""
+    from mllm_shapx.planning.sweep import expand
+
+    errors = []
+    for loaded in load_configs(configs):
+        try:
+            sweep = expand(loaded.experiment_set, str(loaded.path))
+            selection = _select(loaded) if check_dataset else None
+        except UsageError as error:
+            errors.append(error)
+            continue
+        _warn(loaded, sweep, selection)
+        rows = "" if selection is None else f", {len(selection.rows):,} row(s)"
+        click.echo(
+            f"{loaded.path}: ok: {loaded.experiment_set.experiment_set_id}, {len(sweep.runs)} run(s){rows}"
+        )
+    _refuse(errors)
+
+
+@main.command()
+@with_configs
+@click.option("--json", "as_json", is_flag=True, help="Print the plan as data.")
+@click.option("--skip-data", is_flag=True, help="Do not touch the dataset: runs only, no figures.")
+def plan(configs: Sequence[Path], as_json: bool, skip_data: bool) -> None:
+    """Show the runs, the rows, and what they will ask of the model."""
+    from mllm_shapx.planning.plan import make_plan
+    from mllm_shapx.planning.sweep import expand
+
+    plans = []
+    for loaded in load_configs(configs):
+        sweep = expand(loaded.experiment_set, str(loaded.path))
+        selection = None if skip_data else _select(loaded)
+        _warn(loaded, sweep, selection)
+        rows, players = (None, None) if selection is None else (selection.rows, selection.players)
+        plans.append(make_plan(loaded.experiment_set.experiment_set_id, sweep.runs, rows, players))
+    if as_json:
+        data = [item.to_json() for item in plans]
+        print_json(data[0] if len(data) == 1 else data)
+    else:
+        click.echo("\n\n".join(item.to_text() for item in plans))
+
+
+@main.command()
+def schema() -> None:
+    """Print the JSON Schema of a config, for editors."""
+    from mllm_shapx.config.loading import schema as config_schema
+
+    print_json(config_schema())
+
+
+@main.command()
+@with_configs
+@click.option("--resume", is_flag=True, help="Skip what is done and go on with the rest.")
+@click.option(
+    "--overwrite", is_flag=True, help="Start again; old samples are moved aside, answers are reused."
+)
+@click.option("--max-samples", type=click.IntRange(min=1), help="Explain at most so many rows.")
+@with_resources
+@click.option("--inline", is_flag=True, help="Do the work in this process, without Ray.")
+@click.option("--json", "as_json", is_flag=True, help="Print the outcome as data.")
+@click.option("--table", is_flag=True, help="Show some rows and all runs at the end.")
+@click.option(
+    "--mark", metavar="COLUMN", help="With --table: rank the word that this column of the dataset holds."
+)
+def run(
+    configs: Sequence[Path],
+    inline: bool,
+    as_json: bool,
+    table: bool,
+    mark: str | None,
+    **options: Any,
+) -> None:
+    """Explain the rows of configs by all their runs."""
+    from mllm_shapx.execution.options import RunOptions
+
+    if options["resume"] and options["overwrite"]:
+        raise UsageError("--resume and --overwrite exclude each other; give one of them")
+    _execute(
+        load_configs(configs), RunOptions(**options), inline=inline, as_json=as_json, table=table, mark=mark
+    )
+
+
+@main.command()
+@click.option(
+    "--config",
+    "config",
+    type=click.Path(path_type=Path),
+    default=Path("configs/demo.json"),
+    show_default=True,
+    help="Config of the demo.",
+)
+@click.option(
+    "--num-workers", type=click.IntRange(min=1), default=2, show_default=True, help="Workers on the CPU."
+)
+@click.option("--inline", is_flag=True, help="Do the work in this process, without Ray.")
+def demo(config: Path, num_workers: int, inline: bool) -> None:
+    """Explain the rows that the repository ships with the model that it ships."""
+    from mllm_shapx.execution.options import RunOptions
+
+    if not config.is_file():
+        raise UsageError(f"{config} is not there; run this in a checkout of the repository, or give --config")
+    options = RunOptions(overwrite=True, num_workers=num_workers)
+    _execute(load_configs([config]), options, inline=inline, table=True, mark="planted_word")
+
+
+@main.command()
+@click.argument("directory")
+@click.option("--json", "as_json", is_flag=True, help="Print the status as data.")
+def status(directory: str, as_json: bool) -> None:
+    """Say how far a study is, from its files alone."""
+    from mllm_shapx.reporting.status import status as read_status
+
+    found = read_status(directory)
+    if as_json:
+        print_json(found.to_json())
+    else:
+        click.echo(found.to_text(_width()), nl=False)
+
+
+@main.command()
+@click.argument("directory")
+@click.option("--reason", "reasons", multiple=True, help="Only failures of this reason; may be repeated.")
+@click.option("--json", "as_json", is_flag=True, help="Print the failures as data.")
+def failures(directory: str, reasons: Sequence[str], as_json: bool) -> None:
+    """List the samples that were given up, and why."""
+    from mllm_shapx.reporting.failures import failures as read_failures
+
+    found = read_failures(directory, reasons=reasons)
+    if as_json:
+        print_json(found.to_json())
+    else:
+        click.echo(found.to_text(_width()), nl=False)
+
+
+@main.command()
+@click.argument("directory")
+@click.option("--only", "reasons", multiple=True, metavar="REASON", help="Only failures of this reason.")
+@with_resources
+@click.option("--inline", is_flag=True, help="Do the work in this process, without Ray.")
+def retry(directory: str, reasons: Sequence[str], inline: bool, **options: Any) -> None:
+    """Try the samples again that were given up, and nothing else."""
+    from mllm_shapx.execution.options import RunOptions
+    from mllm_shapx.execution.preparation import study_config
+    from mllm_shapx.reporting.failures import failures as read_failures
+
+    rows: dict[str, list[int]] = {}
+    for failure in read_failures(directory, reasons=reasons).failures:
+        rows.setdefault(failure.record.run_name, []).append(failure.record.row_index)
+    if not rows:
+        click.echo(f"{directory}: no sample to try again")
+        return
+    loaded = load_configs([study_config(directory)])
+    retried = {name: tuple(indices) for name, indices in rows.items()}
+    _execute(loaded, RunOptions(resume=True, retry_rows=retried, **options), inline=inline)
+
+
+@main.command()
+@click.argument("directories", nargs=-1, required=True, metavar="DIRECTORY...")
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as data.")
+def verify(directories: Sequence[str], as_json: bool) -> None:
+    """Check finished directories: every sample, the counts, the efficiency of exact values."""
+    from mllm_shapx.reporting.verify import verify as check
+
+    found = check(directories)
+    if as_json:
+        print_json(found.to_json())
+    else:
+        click.echo(found.text())
+    if not found.ok:
+        sys.exit(1)
+
+
+@main.command()
+@click.argument("directory")
+@click.option(
+    "--output", type=click.Path(path_type=Path), help="The page to write; report.html in DIRECTORY."
+)
+def report(directory: str, output: Path | None) -> None:
+    """Write an HTML page that shows prompts with their values."""
+    from mllm_shapx.reporting.html import report as write_report
+
+    click.echo(write_report(directory, output))
+
+
+def config_files(named: Sequence[str], config_list: Path | None) -> tuple[Path, ...]:
+    """Return the config files that a call names, globs expanded in name order, each file once.
+
+    Raises:
+        UsageError: When a glob matches nothing or no file is named at all.
+    """
+    names: list[tuple[str, Path | None]] = [(name, None) for name in named]
+    if config_list is not None:
+        lines = map(str.strip, config_list.read_text(encoding="utf-8-sig").splitlines())
+        names += [(line, config_list) for line in lines if line and not line.startswith("#")]
+    files: dict[Path, Path] = {}
+    for name, origin in names:
+        for file in _expanded(name, origin):
+            files.setdefault(file.resolve(), file)
+    if not files:
+        where = f"{config_list} names no config" if config_list is not None else "no config is named"
+        raise UsageError(f"{where}; give --config FILE, or --config-list FILE with one path a line")
+    return tuple(files.values())
+
+
+def load_configs(files: Sequence[Path]) -> "list[LoadedConfig]":
+    """Load all configs.
+
+    Raises:
+        ConfigError: When one of them is wrong; UsageError with all messages when several are, or when two
+            of them write to the same directory.
+    """
+    from mllm_shapx.config.loading import load_config
+
+    loaded, errors = [], []
+    for file in files:
+        try:
+            loaded.append(load_config(file))
+        except UsageError as error:
+            errors.append(error)
+    _refuse(errors)
+    owners: dict[tuple[str, str], Path] = {}
+    for config in loaded:
+        settings = config.experiment_set
+        first = owners.setdefault((settings.output_root, settings.experiment_set_id), config.path)
+        if first != config.path:
+            raise UsageError(
+                f"{first} and {config.path} both write to "
+                f"{settings.output_root}/{settings.experiment_set_id}; give one another experiment_set_id"
+            )
+    return loaded
+
+
+def print_json(data: Any) -> None:
+    """Print data as one readable JSON value."""
+    click.echo(json.dumps(data, indent=2, ensure_ascii=False))
+
+
+def _execute(
+    loaded: "Sequence[LoadedConfig]",
+    options: "RunOptions",
+    *,
+    inline: bool,
+    as_json: bool = False,
+    table: bool = False,
+    mark: str | None = None,
+) -> None:
+    """Do the work of each config, say what came out, and exit with the worst code."""
+    from mllm_shapx.execution.studies import run_config
+    from mllm_shapx.reporting.progress import ProgressReporter
+
+    outcomes = []
+    for config in loaded:
+        interactive = None if config.experiment_set.runtime.progress_bar else False
+        with ProgressReporter(sys.stderr, interactive) as reporter:
+            outcome = run_config(config, options, reporter, inline=inline)
+        outcomes.append(outcome)
+        for warning in outcome.warnings:
+            click.echo(f"warning: {warning}", err=True)
+        if table:
+            _show_table(config, outcome.output_uri, mark)
+        if not as_json:
+            click.echo(outcome.to_text(str(config.path)))
+        if outcome.exit_code > INTERRUPTED_FROM:
+            break
+    if as_json:
+        data = [outcome.to_json() for outcome in outcomes]
+        print_json(data[0] if len(data) == 1 else data)
+    code = max((outcome.exit_code for outcome in outcomes), key=_severity)
+    if code:
+        sys.exit(code)
+
+
+def _severity(code: int) -> int:
+    """Order exit codes: interrupted is worse than failed, failed worse than quarantined samples."""
+    return {0: 0, 3: 1, 1: 2}.get(code, 3)
+
+
+def _show_table(config: "LoadedConfig", directory: str, column: str | None) -> None:
+    from mllm_shapx.data.sources import open_table
+    from mllm_shapx.reporting.comparison import Mark
+    from mllm_shapx.reporting.table import results_table, wants_color
+
+    marks = {}
+    if column is not None:
+        words = open_table(config.experiment_set.dataset, config.path).column(column)
+        marks = {index: Mark(column, str(word)) for index, word in enumerate(words) if word is not None}
+    click.echo(results_table(directory, marks=marks, width=_width(), color=wants_color(sys.stdout)))
+
+
+def _width() -> int:
+    return shutil.get_terminal_size((100, 24)).columns
+
+
+def _expanded(name: str, config_list: Path | None) -> list[Path]:
+    from mllm_shapx.config.loading import resolve_path
+
+    path = resolve_path(name, config_list)
+    if not glob.has_magic(str(path)) or path.exists():
+        return [path]
+    matches = sorted(Path(path.anchor).glob(str(path).removeprefix(path.anchor)))
+    if not matches:
+        raise UsageError(f"no config file matches {name}")
+    return matches
+
+
+def _select(loaded: "LoadedConfig") -> "Selection":
+    from mllm_shapx.data.selection import select_rows
+    from mllm_shapx.data.sources import open_table
+
+    settings = loaded.experiment_set
+    try:
+        table = open_table(settings.dataset, loaded.path)
+        return select_rows(
+            table, settings.dataset, settings.selection, settings.modality, settings.shap.token_filter
+        )
+    except DatasetError as error:
+        raise DatasetError(f"{loaded.path}: {error}") from error
+
+
+def _warn(loaded: "LoadedConfig", sweep: "Sweep", selection: "Selection | None") -> None:
+    warnings = [*loaded.warnings, *sweep.warnings, *(() if selection is None else selection.warnings)]
+    for warning in warnings:
+        click.echo(f"warning: {loaded.path}: {warning}", err=True)
+
+
+def _refuse(errors: Sequence[UsageError]) -> None:
+    """Raise the errors of several configs as one."""
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        raise UsageError("\n".join(str(error) for error in errors))
+
+
+def _set_log_level(name: str) -> None:
+    level = logging.getLevelNamesMapping().get(name.upper())
+    if level is None:
+        raise UsageError(f'LOG_LEVEL is "{name}"; use DEBUG, INFO, WARNING or ERROR')
+    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger().setLevel(level)
+
+
+def _put_source_first(folder: str) -> None:
+    """Let mllm_shap be imported from a checkout; workers get the same from their environment."""
+    if not folder:
+        return
+    if not Path(folder).is_dir():
+        raise UsageError(f"MLLM_SHAP_SRC names no directory: {folder}")
+    sys.path.insert(0, str(Path(folder).resolve()))
+
+
+if __name__ == "__main__":
+    main(prog_name="mllm-shapx")

@@ -1,0 +1,266 @@
+"""The plan: what a sweep will ask of the model, in figures, before anything is loaded."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from mllm_shapx.planning.runs import MAX_LOG2_COALITIONS, Budget, HierarchicalSpec, RunSpec
+from mllm_shapx.planning.units import expected_answers, explaining_order, runs_by_key
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a run asks for over all rows."""
+
+    coalitions: int
+    """Coalitions evaluated: the model calls that the run would need alone."""
+    model_calls: float
+    """Answers that no run before it has asked for, exact runs first, then by falling coalitions."""
+    refused_rows: int
+    """Rows of which a game plans more than 2^24 coalitions; they are not counted and will fail."""
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """One run of the plan."""
+
+    run: RunSpec
+    work: Work | None
+    """None where the players per row are not known."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an experiment set will do."""
+
+    experiment_set_id: str
+    runs: tuple[RunPlan, ...]
+    rows: tuple[int, ...] | None
+    """Row indices in selection order, None where the dataset was not looked at."""
+    players: Mapping[int, int] | None
+    """Players per row, None where they are not known before a row is read."""
+    is_estimate: bool
+    """Whether model calls after sharing are expected rather than counted."""
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the plan as JSON data: runs, rows and totals; null for what is not known."""
+        return {
+            "experiment_set_id": self.experiment_set_id,
+            "runs": [self._run_json(item) for item in self.runs],
+            "rows": None if self.rows is None else [self._row_json(row) for row in self.rows],
+            "totals": self.totals(),
+            "notes": list(self.notes),
+        }
+
+    def totals(self) -> dict[str, Any]:
+        """Return the figures of all runs together; null for what is not known."""
+        work = [item.work for item in self.runs if item.work is not None]
+        known = len(work) == len(self.runs)
+        coalitions = sum(item.coalitions for item in work)
+        calls = round(sum(item.model_calls for item in work))
+        return {
+            "runs": len(self.runs),
+            "rows": None if self.rows is None else len(self.rows),
+            "samples": None if self.rows is None else len(self.rows) * len(self.runs),
+            "coalitions": coalitions if known else None,
+            "model_calls_without_sharing": coalitions if known else None,
+            "model_calls": calls if known else None,
+            "model_calls_are_an_estimate": self.is_estimate,
+            "sharing_factor": coalitions / calls if known and calls else None,
+            "refused_samples": sum(item.refused_rows for item in work) if known else None,
+        }
+
+    def to_text(self) -> str:
+        """Return the plan as a readable table."""
+        table: list[tuple[str, ...]] = [
+            ("run", "explainer", "budget", "samples", "coalitions", "model calls")
+        ]
+        table += [self._run_cells(item) for item in self.runs]
+        totals = self.totals()
+        figures = [_figure(totals[key]) for key in ("samples", "coalitions", "model_calls")]
+        table.append(("all", "", "", *figures))
+        lines = [
+            f"{self.experiment_set_id}: {len(self.runs)} run(s), {self._rows_text()}",
+            "",
+            *_aligned(table),
+        ]
+        factor = totals["sharing_factor"]
+        if factor is not None and factor > 1.0:
+            about = "about " if self.is_estimate else ""
+            lines += ["", f"Sharing answers between runs: {about}{factor:.2f} coalitions per model call."]
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
+    def _rows_text(self) -> str:
+        if self.rows is None:
+            return "rows not looked at"
+        if not self.players:
+            return f"{len(self.rows):,} row(s), players known once a row is read"
+        counts = [self.players[row] for row in self.rows]
+        return (
+            f"{len(self.rows):,} row(s) of {min(counts)} to {max(counts)} players (median {median(counts):g})"
+        )
+
+    def _run_cells(self, item: RunPlan) -> tuple[str, ...]:
+        work = item.work
+        return (
+            item.run.name,
+            item.run.explainer_type,
+            _budget_text(item.run),
+            _figure(None if self.rows is None else len(self.rows)),
+            _figure(None if work is None else work.coalitions),
+            _figure(None if work is None else round(work.model_calls)),
+        )
+
+    def _run_json(self, item: RunPlan) -> dict[str, Any]:
+        run, work = item.run, item.work
+        return {
+            "name": run.name,
+            "explainer_type": run.explainer_type,
+            **_budget_json(run.budget),
+            "hierarchical": None if run.hierarchical is None else _hierarchical_json(run.hierarchical),
+            "generation_key": run.generation_key,
+            "samples": None if self.rows is None else len(self.rows),
+            "refused_samples": None if work is None else work.refused_rows,
+            "coalitions": None if work is None else work.coalitions,
+            "model_calls": None if work is None else round(work.model_calls),
+        }
+
+    def _row_json(self, row: int) -> dict[str, Any]:
+        return {"row_index": row, "num_players": None if self.players is None else self.players[row]}
+
+
+def make_plan(
+    experiment_set_id: str,
+    runs: Sequence[RunSpec],
+    rows: Sequence[int] | None,
+    players: Mapping[int, int] | None,
+    notes: Sequence[str] = (),
+) -> Plan:
+    """Return the plan of `runs` on `rows`.
+
+    `rows` is None where the dataset was not looked at, `players` None where a row's players are known only
+    once it is read. Model calls after sharing are counted where every game is asked alone or beside one that
+    asks for everything, else expected (`planning.coverage`); answers stored by earlier work are not known
+    here and make it less.
+    """
+    notes = [*notes, *_notes(runs)]
+    if rows is None or players is None:
+        items = tuple(RunPlan(run, None) for run in runs)
+        return Plan(
+            experiment_set_id, items, None if rows is None else tuple(rows), None, False, tuple(notes)
+        )
+    counts = Counter(players[row] for row in rows)
+    work = {run.name: Work(0, 0.0, 0) for run in runs}
+    is_estimate = False
+    for sharing in runs_by_key(runs).values():
+        for num_players, number in sorted(counts.items()):
+            is_estimate |= _is_estimate(sharing, num_players)
+            for name, asked in _work(sharing, num_players, number).items():
+                work[name] = _sum(work[name], asked)
+    notes += [_refusal(name, asked.refused_rows) for name, asked in work.items() if asked.refused_rows]
+    items = tuple(RunPlan(run, work[run.name]) for run in runs)
+    return Plan(experiment_set_id, items, tuple(rows), dict(players), is_estimate, tuple(notes))
+
+
+def _refusal(name: str, number: int) -> str:
+    return (
+        f"{name}: {number:,} row(s) have too many players and will fail: a game would plan more than "
+        f"2^{MAX_LOG2_COALITIONS} coalitions; use num_samples or linear, the hierarchical explainer, or "
+        "selection.max_prompt_tokens"
+    )
+
+
+def _work(sharing: Sequence[RunSpec], num_players: int, number: int) -> dict[str, Work]:
+    """Return run -> its work on `number` rows of `num_players`, for runs of one generation key."""
+    work = {run.name: Work(0, 0.0, number) for run in sharing}
+    possible = [run for run in sharing if not run.is_hopeless(num_players)]
+    before, asked = 0.0, []
+    for run in explaining_order(possible, num_players):
+        asked.append(run)
+        together = max(before, expected_answers(asked, num_players))
+        work[run.name] = Work(number * run.coalitions(num_players), number * (together - before), 0)
+        before = together
+    return work
+
+
+def _sum(one: Work, other: Work) -> Work:
+    return Work(
+        one.coalitions + other.coalitions,
+        one.model_calls + other.model_calls,
+        one.refused_rows + other.refused_rows,
+    )
+
+
+def _is_estimate(sharing: Sequence[RunSpec], num_players: int) -> bool:
+    possible = [run for run in sharing if not run.is_hopeless(num_players)]
+    if any(run.hierarchical is None and run.coalitions(num_players) >= 1 << num_players for run in possible):
+        return False
+    return len(possible) > 1 or any(run.hierarchical is not None for run in possible)
+
+
+def _notes(runs: Sequence[RunSpec]) -> list[str]:
+    alone = [run for run in runs if not run.shares_answers]
+    if not alone or len(runs) == 1:
+        return []
+    note = (
+        f"{len(alone)} run(s) share no answers, because they are sampled (text_temperature "
+        f"{alone[0].generation.text_temperature:g}): set it to 0, or generation.reuse_sampled_answers to true"
+    )
+    return [note]
+
+
+def _budget_json(budget: Budget) -> dict[str, Any]:
+    return {
+        "budget": {"kind": budget.kind, "value": None if budget.kind == "all" else budget.value},
+        "num_samples": budget.value if budget.kind == "num_samples" else None,
+        "fraction": budget.value if budget.kind == "fraction" else None,
+        "linear": budget.value if budget.kind == "linear" else None,
+    }
+
+
+def _hierarchical_json(spec: HierarchicalSpec) -> dict[str, Any]:
+    return {
+        "k": spec.k,
+        "inner_type": spec.inner_type,
+        "inner_budget": _budget_json(spec.inner_budget)["budget"],
+        "first_layer_type": spec.first_layer_type,
+        "first_layer_budget": _budget_json(spec.first_layer_budget)["budget"],
+        "use_importance_sampling": spec.use_importance_sampling,
+        "importance_min_fraction": spec.importance_min_fraction,
+    }
+
+
+def _budget_text(run: RunSpec) -> str:
+    spec = run.hierarchical
+    if spec is None:
+        return _amount(run.budget)
+    first, inner = _amount(spec.first_layer_budget), _amount(spec.inner_budget)
+    return f"k {spec.k}, first {first}, lower {inner}"
+
+
+def _amount(budget: Budget) -> str:
+    if budget.kind == "all":
+        return "all"
+    if budget.kind == "num_samples":
+        return "floor" if budget.value == -1 else f"{int(budget.value):,}"
+    return f"{budget.value:g} of 2^n" if budget.kind == "fraction" else f"{budget.value:g} n^2"
+
+
+def _figure(value: int | None) -> str:
+    return "?" if value is None else f"{value:,}"
+
+
+def _aligned(table: Sequence[tuple[str, ...]]) -> list[str]:
+    """Return the rows as lines of equal columns, words to the left and figures to the right."""
+    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
+    words = 3
+    return [
+        "  ".join(
+            cell.ljust(width) if column < words else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in table
+    ]

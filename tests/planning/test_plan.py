@@ -1,0 +1,131 @@
+"""The plan's figures, as data and as a table."""
+
+import json
+from typing import Any
+
+import pytest
+
+from mllm_shapx.config.models import ExperimentSet
+from mllm_shapx.planning.plan import Plan, make_plan
+from mllm_shapx.planning.sweep import expand
+
+EXACT = {"explainer_type": "exact"}
+ROWS = {4: 3, 9: 5, 2: 5}
+HIERARCHICAL = {"explainer_type": "hierarchical", "hierarchical": {"ks": 3, "shap_type": "exact"}}
+
+
+def planned(*variants: dict[str, Any], players: dict[int, int] | None = ROWS, **blocks: Any) -> Plan:
+    blocks = {"generation": {"text_temperature": 0}, **blocks}
+    data = {"experiment_set_id": "study", "experiments": list(variants), **blocks}
+    runs = expand(ExperimentSet.model_validate(data)).runs
+    return make_plan("study", runs, tuple(ROWS) if players is None else tuple(players), players)
+
+
+def test_beside_an_exact_run_the_others_cost_no_model_call() -> None:
+    data = planned({"num_samples": [10]}, EXACT, {"explainer_type": "cc", "fractions": [0.5]}).to_json()
+    calls = {run["name"]: (run["coalitions"], run["model_calls"]) for run in data["runs"]}
+    assert calls == {
+        "limited_mc_ns10": (8 + 10 + 10, 0),
+        "exact": (8 + 32 + 32, 72),
+        "limited_cc_frac0_5": (8 + 16 + 16, 0),
+    }
+    totals = data["totals"]
+    assert (totals["runs"], totals["rows"], totals["samples"]) == (3, 3, 9)
+    assert (totals["model_calls_without_sharing"], totals["model_calls"]) == (140, 72)
+    assert totals["sharing_factor"] == pytest.approx(140 / 72)
+    assert totals["model_calls_are_an_estimate"] is False
+
+
+def test_runs_that_share_no_answers_cost_what_they_evaluate_and_the_plan_says_why() -> None:
+    plan = planned(EXACT, {"num_samples": [10]}, generation={"text_temperature": 0.7})
+    assert plan.totals()["model_calls"] == plan.totals()["coalitions"] == 72 + 28
+    assert "text_temperature 0.7" in plan.notes[0]
+
+
+def test_sampling_runs_alone_are_an_estimate_between_the_largest_and_the_sum() -> None:
+    plan = planned({"num_samples": [14, 18]}, {"explainer_type": "standard_cc", "num_samples": [16]})
+    totals = plan.totals()
+    assert 8 + 18 + 18 <= totals["model_calls"] < totals["coalitions"]
+    assert totals["model_calls_are_an_estimate"] is True
+    assert "about" in plan.to_text()
+
+
+def test_the_resolved_budget_stands_beside_each_run() -> None:
+    variants = ({"num_samples": [-1], "fractions": [0.5], "linear": [3.0]}, EXACT, HIERARCHICAL)
+    runs = planned(*variants).to_json()["runs"]
+    assert [run["budget"] for run in runs] == [
+        {"kind": "num_samples", "value": -1},
+        {"kind": "fraction", "value": 0.5},
+        {"kind": "linear", "value": 3.0},
+        {"kind": "all", "value": None},
+        {"kind": "all", "value": None},
+    ]
+    assert [(run["num_samples"], run["fraction"], run["linear"]) for run in runs[:3]] == [
+        (-1, None, None),
+        (None, 0.5, None),
+        (None, None, 3.0),
+    ]
+    assert runs[4]["hierarchical"]["k"] == 3
+    assert runs[4]["hierarchical"]["inner_budget"] == {"kind": "all", "value": None}
+
+
+def test_rows_with_too_many_players_are_named_and_not_counted() -> None:
+    plan = planned(EXACT, {"num_samples": [50]}, players={0: 4, 1: 25, 2: 5_000})
+    runs = {run["name"]: run for run in plan.to_json()["runs"]}
+    assert (runs["exact"]["refused_samples"], runs["exact"]["coalitions"]) == (2, 16)
+    assert runs["limited_mc_ns50"]["refused_samples"] == 0
+    assert any(note.startswith("exact: 2 row(s)") for note in plan.notes)
+    json.dumps(plan.to_json())
+    assert "16" in plan.to_text()
+
+
+def test_without_the_dataset_runs_are_listed_and_figures_are_unknown() -> None:
+    runs = expand(ExperimentSet.model_validate({"experiment_set_id": "study", "experiments": [EXACT]})).runs
+    plan = make_plan("study", runs, None, None)
+    data = plan.to_json()
+    assert data["rows"] is None
+    assert data["runs"][0]["name"] == "exact"
+    assert data["runs"][0]["coalitions"] is None
+    assert data["totals"]["model_calls"] is None
+    assert "rows not looked at" in plan.to_text()
+
+
+def test_spoken_rows_are_counted_but_not_their_players() -> None:
+    plan = planned(EXACT, players=None)
+    assert plan.totals()["samples"] == 3
+    assert plan.totals()["coalitions"] is None
+    assert plan.to_json()["rows"][0] == {"row_index": 4, "num_players": None}
+    assert "3 row(s), players known once" in plan.to_text()
+
+
+def test_the_table_has_a_line_per_run_and_aligned_columns() -> None:
+    lines = (
+        planned(EXACT, {"num_samples": [1000], "name": "many"}, players={0: 12, 1: 13}).to_text().splitlines()
+    )
+    assert lines[0] == "study: 2 run(s), 2 row(s) of 12 to 13 players (median 12.5)"
+    table = lines[2:6]
+    assert [line.split()[0] for line in table] == ["run", "exact", "many_limited_mc_ns1000", "all"]
+    assert len({len(line) for line in table}) == 1
+    assert table[3].split() == ["all", "4", "14,288", "12,288"]
+
+
+@pytest.mark.parametrize(
+    ("num_players", "k", "coalitions"),
+    [
+        (3, 3, 8),
+        # Two groups of at most 3: the top game, then two games that know the grand coalition already.
+        (6, 3, 4 + 7 + 7),
+        (5, 3, 4 + 7 + 3),
+        # Groups of 4, then of 2, then single players.
+        (8, 2, 4 + 2 * 3 + 4 * 3),
+        (0, 3, 1),
+        (1, 3, 2),
+    ],
+)
+def test_a_full_hierarchy_is_counted_game_by_game(num_players: int, k: int, coalitions: int) -> None:
+    variant = {"explainer_type": "hierarchical", "hierarchical": {"ks": k, "shap_type": "exact"}}
+    (run,) = expand(
+        ExperimentSet.model_validate({"experiment_set_id": "study", "experiments": [variant]})
+    ).runs
+    assert run.coalitions(num_players) == coalitions
+    assert not run.is_hopeless(10_000)
