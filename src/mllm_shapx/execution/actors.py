@@ -27,6 +27,9 @@ from mllm_shapx.execution.worker import Worker
 from mllm_shapx.records.results import SampleResult
 from mllm_shapx.records.runs import RunInspection
 
+NAMESPACE = "mllm_shapx"
+"""Ray namespace of the actors that are looked up by name."""
+
 COORDINATOR_PATIENCE_S = 180.0
 """How long a worker waits for a coordinator that is being restarted."""
 
@@ -34,7 +37,9 @@ COORDINATOR_PATIENCE_S = 180.0
 class CoordinatorActor:
     """Holds the `Coordinator`. After a restart it finds out from the directory what is done."""
 
-    def __init__(self, shared: str, aggregator: Any, stall_s: float) -> None:
+    def __init__(self, shared: str, aggregator_name: str, stall_s: float) -> None:
+        # By name: a handle would be a reference, and an actor that is started again may lack it.
+        aggregator = ray.get_actor(aggregator_name, namespace=NAMESPACE)
         _set_up_logging()
         study, inspections = _read(shared)
         restarted = ray.get_runtime_context().was_current_actor_reconstructed

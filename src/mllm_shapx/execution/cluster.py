@@ -5,12 +5,15 @@ import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from mllm_shapx.errors import ResourceError
 from mllm_shapx.execution.options import RunOptions
 
 logger = logging.getLogger(__name__)
+
+START_ATTEMPTS = 3
 
 _PASSED_ON = ("MLLM_SHAP_SRC", "LOG_LEVEL", "ALLOW_UNPINNED_HF_DOWNLOAD")
 _PASSED_ON_PREFIXES = ("WANDB_", "HF_", "TRANSFORMERS_", "TORCH_", "OMP_", "MKL_", "TOKENIZERS_")
@@ -39,34 +42,66 @@ def connected(options: RunOptions) -> Iterator[None]:
 
     address = options.address or os.environ.get("RAY_ADDRESS") or "local"
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-    try:
-        ray.init(
-            address=address,
-            runtime_env={"env_vars": environment()},
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            include_dashboard=False if address == "local" else None,
-        )
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        if address == "local":
-            raise
-        raise ResourceError(
-            f"there is no Ray cluster at {address!r}: {error}. Start one with `ray start --head`, correct "
-            "--address (or RAY_ADDRESS), or leave it out to run on this machine alone"
-        ) from error
+    if address == "local":
+        _start_here()
+    else:
+        _join(address)
     try:
         yield
     finally:
         ray.shutdown()
 
 
+def _join(address: str) -> None:
+    import ray
+
+    try:
+        ray.init(address=address, **_init_options())
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise ResourceError(
+            f"there is no Ray cluster at {address!r}: {error}. Start one with `ray start --head`, correct "
+            "--address (or RAY_ADDRESS), or leave it out to run on this machine alone"
+        ) from error
+
+
+def _start_here() -> None:
+    """Start a cluster on this machine; Ray gives its own processes 30 s, which a busy machine may not."""
+    import ray
+
+    for attempt in range(1, START_ATTEMPTS + 1):
+        try:
+            ray.init(address="local", include_dashboard=False, **_init_options())
+        except Exception as error:
+            ray.shutdown()
+            if attempt == START_ATTEMPTS:
+                raise ResourceError(
+                    f"Ray could not be started on this machine ({START_ATTEMPTS} attempts): {error}. "
+                    "Try again when the machine is less busy, or give --inline to do without Ray"
+                ) from error
+            logger.warning("Ray did not start (%s); trying again", error)
+        else:
+            return
+
+
+def _init_options() -> dict[str, Any]:
+    return {
+        "runtime_env": {"env_vars": environment()},
+        "log_to_driver": False,
+        "logging_level": logging.ERROR,
+    }
+
+
 def environment() -> dict[str, str]:
     """Return the driver's environment variables that workers need."""
-    return {
+    passed = {
         name: value
         for name, value in os.environ.items()
         if name in _PASSED_ON or name.startswith(_PASSED_ON_PREFIXES)
     }
+    if source := os.environ.get("MLLM_SHAP_SRC"):
+        path = [str(Path(source).resolve()), *filter(None, [os.environ.get("PYTHONPATH")])]
+        passed["PYTHONPATH"] = os.pathsep.join(path)
+    return passed
 
 
 def plan_resources(options: RunOptions, device: str | None) -> WorkerResources:

@@ -18,6 +18,7 @@ from mllm_shapx.execution.messages import (
     UnitFailure,
     WorkerInfo,
 )
+from mllm_shapx.explaining.coalitions import REUSED
 from mllm_shapx.planning.units import WorkUnit, plan_units
 from mllm_shapx.records.checkpoint import CheckpointWriter
 from mllm_shapx.records.failures import FailureRecord
@@ -121,7 +122,6 @@ class Coordinator:
                 run.failed.discard(sample.row_index)
                 run.checkpoint.complete(sample.row_index)
                 run.checkpoint.maybe_write()
-                self._model_calls += sample.model_calls
                 if self._on_sample is not None:
                     self._on_sample(sample)
             self._settle(unit_id, (sample.run_name,))
@@ -210,7 +210,7 @@ class Coordinator:
             total=dict.fromkeys(self._runs, len(rows)),
             coalitions_done=self._cost_done + under_way,
             coalitions_total=self._cost_total,
-            model_calls=sum(state.answers for state in self._workers.values()),
+            model_calls=self._model_calls,
             workers=tuple(sorted(self._workers)),
             busy_workers=len(busy),
             finished=self._ledger.is_finished,
@@ -269,6 +269,7 @@ class Coordinator:
     def _write_answers(self, unit_id: str, answers: Answers) -> None:
         if answers and self._answer_files is not None:
             self._answer_files.add(self._ledger.unit(unit_id), answers)
+            self._model_calls += sum(stored.asked_by != REUSED for stored in answers.values())
 
     def _settle(self, unit_id: str, run_names: tuple[str, ...], *, failed: bool = False) -> None:
         """Note that some runs of a unit are done, or given up; with the last of them the unit is."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import pickle
+import secrets
 import tempfile
 import time
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mllm_shapx.errors import ShapxError, StorageError
-from mllm_shapx.execution.actors import AggregatorActor, CoordinatorActor, WorkerActor
+from mllm_shapx.execution.actors import NAMESPACE, AggregatorActor, CoordinatorActor, WorkerActor
 from mllm_shapx.execution.cluster import WorkerResources
 from mllm_shapx.execution.messages import Snapshot, Study
 from mllm_shapx.execution.options import RunOptions
@@ -73,17 +74,20 @@ class Driver:
             "runtime_env": {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}},
         }
         self._study_ref = ray.put(study)
+        token = secrets.token_hex(4)
         # A file rather than Ray objects: an actor that is started again must find it, whatever was lost.
         self._folder = tempfile.TemporaryDirectory(prefix="mllm-shapx-")
         shared = Path(self._folder.name, "study.pickle")
         shared.write_bytes(pickle.dumps((study, dict(output.inspections))))
         self._aggregator = (
-            ray.remote(AggregatorActor).options(**on_this_node).remote(str(shared), dict(output.specs))
+            ray.remote(AggregatorActor)
+            .options(**on_this_node, name=f"aggregator-{token}", namespace=NAMESPACE)
+            .remote(str(shared), dict(output.specs))
         )
         self._coordinator = (
             ray.remote(CoordinatorActor)
             .options(**on_this_node, max_restarts=-1, max_task_retries=0)
-            .remote(str(shared), self._aggregator, options.stall_s)
+            .remote(str(shared), f"aggregator-{token}", options.stall_s)
         )
         self._workers: dict[str, _Hired] = {}
         self._hired = 0

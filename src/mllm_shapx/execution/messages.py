@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from mllm_shapx.config.models import DatasetConfig, RuntimeConfig, WandbConfig
 from mllm_shapx.explaining.coalitions import StoredAnswer
@@ -42,6 +42,9 @@ class Study:
     """Seconds after which answers of a row under way are written out."""
     retry_rows: Mapping[str, tuple[int, ...]] | None = None
     """For `retry`: run -> quarantined rows to try again; everything else is left alone."""
+
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """The config's JSON data, bases merged in."""
 
     def run(self, name: str) -> RunSpec:
         """Return a run by its name."""

@@ -1,5 +1,6 @@
 """What the call asks for beside the config: resources, resuming, limits."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -29,6 +30,9 @@ class RunOptions:
     flush_s: float = 30.0
     grace_s: float = 30.0
     """Seconds that running samples get after the first signal."""
+
+    retry_rows: Mapping[str, tuple[int, ...]] | None = None
+    """For `retry`: run -> quarantined rows to try again; everything else is left alone."""
 
     def failures_allowed(self, samples: int) -> int | None:
         """Return how many quarantined samples of `samples` are tolerated, None for any number."""

@@ -24,6 +24,21 @@ class StudyOutcome:
     """0 all done; 3 done, with quarantined samples; 130 or 143 interrupted; 1 stopped early."""
     warnings: tuple[str, ...] = ()
 
+    def to_text(self, config: str) -> str:
+        """Return what the user should know at the end: what is done, what is not, and what to do next."""
+        done, failed, total = (sum(counts.values()) for counts in (self.done, self.failed, self.total))
+        line = f"{self.experiment_set_id}: {done} of {total} samples in {self.output_uri}"
+        line += f" ({self.model_calls:,} model calls, {self.seconds:.0f} s)"
+        lines = [line]
+        if failed:
+            lines.append(
+                f"{failed} sample(s) are quarantined: mllm-shapx failures {self.output_uri}; "
+                f"to try them again: mllm-shapx retry {self.output_uri}"
+            )
+        if done + failed < total:
+            lines.append(f"to go on: mllm-shapx run --config {config} --resume")
+        return "\n".join(lines)
+
     def to_json(self) -> dict[str, Any]:
         """Return the outcome as JSON data."""
         return {

@@ -5,14 +5,13 @@ Nothing is written before `open_output`, so that a wrong config leaves no trace.
 
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from mllm_shapx.config.loading import LoadedConfig
-from mllm_shapx.config.models import ExperimentSet
-from mllm_shapx.data.selection import Selection, select_rows
+from mllm_shapx.data.selection import select_rows
 from mllm_shapx.data.sources import open_table
 from mllm_shapx.errors import OutputError
 from mllm_shapx.execution.messages import Study
@@ -23,7 +22,10 @@ from mllm_shapx.planning.sweep import expand
 from mllm_shapx.records.lock import OutputLock
 from mllm_shapx.records.runs import RunInspection, RunRecords
 from mllm_shapx.records.spec import RESULT_SETTINGS, SELECTED_ROWS, differences, selected_rows
-from mllm_shapx.records.storage import Storage, join_uri, open_storage
+from mllm_shapx.records.storage import Storage, join_uri, open_storage, write_json
+
+CONFIG = "config.json"
+"""Copy of the config, bases merged in, beside the runs' folders: `retry` needs nothing else."""
 
 _LIBRARIES = ("mllm-shapx", "mllm-shap", "torch", "transformers", "liquid-audio", "ray", "datasets", "numpy")
 
@@ -49,7 +51,12 @@ def prepare(loaded: LoadedConfig, options: RunOptions) -> tuple[Study, tuple[str
     experiment_set = loaded.experiment_set
     sweep = expand(experiment_set)
     table = open_table(experiment_set.dataset, loaded.path)
-    selection = _select(experiment_set, table, options)
+    chosen = experiment_set.selection
+    if options.max_samples is not None:
+        chosen = chosen.model_copy(update={"max_samples": options.max_samples})
+    selection = select_rows(
+        table, experiment_set.dataset, chosen, experiment_set.modality, experiment_set.shap.token_filter
+    )
     model_path, commit = model_identity(sweep.runs[0], loaded.path)
     study = Study(
         experiment_set_id=experiment_set.experiment_set_id,
@@ -67,6 +74,8 @@ def prepare(loaded: LoadedConfig, options: RunOptions) -> tuple[Study, tuple[str
         max_attempts=options.max_attempts,
         rows_in_flight=options.rows_in_flight,
         flush_s=options.flush_s,
+        retry_rows=options.retry_rows,
+        config={**loaded.data, "selection": chosen.model_dump(mode="json")},
     )
     return study, (*loaded.warnings, *sweep.warnings, *selection.warnings)
 
@@ -134,6 +143,7 @@ def _take_over(
         inspection = records.inspect(study.rows)
         notes += inspection.notes
         inspections[run.name] = inspection
+    write_json(storage, CONFIG, study.config)
     for run in study.runs:
         records = RunRecords(storage, run.name)
         records.write_spec(specs[run.name])
@@ -197,19 +207,21 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _select(experiment_set: ExperimentSet, table: Any, options: RunOptions) -> Selection:
-    selection = experiment_set.selection
-    if options.max_samples is not None:
-        selection = selection.model_copy(update={"max_samples": options.max_samples})
-    return select_rows(
-        table, experiment_set.dataset, selection, experiment_set.modality, experiment_set.shap.token_filter
-    )
-
-
 def _absolute(uri: str) -> str:
     return uri if "://" in uri else str(Path(uri).resolve())
 
 
-def with_retries(study: Study, rows: Mapping[str, tuple[int, ...]]) -> Study:
-    """Return the study that tries only the quarantined `rows` again."""
-    return replace(study, retry_rows=dict(rows))
+def study_config(directory: str) -> Path:
+    """Return the config that a study's directory was made with.
+
+    Raises:
+        OutputError: When the directory holds none.
+    """
+    root = Path(directory)
+    for folder in (root, root.parent):
+        if (folder / CONFIG).is_file():
+            return folder / CONFIG
+    raise OutputError(
+        f"{directory} holds no {CONFIG}, so that its settings are not known; run `mllm-shapx run --config "
+        "CONFIG --resume` with the config that it was made with"
+    )

@@ -18,7 +18,7 @@ from mllm_shapx.config.models import EmbeddingConfig
 from mllm_shapx.data.conversations import Row, load_row
 from mllm_shapx.data.sources import Table, open_table
 from mllm_shapx.errors import RowError
-from mllm_shapx.execution.messages import Answers, Beat, Lease, LeaseReply, Study, UnitFailure, WorkerInfo
+from mllm_shapx.execution.messages import Answers, Beat, LeaseReply, Study, UnitFailure, WorkerInfo
 from mllm_shapx.explaining.coalitions import Keep, RowCoalitions
 from mllm_shapx.explaining.sample import explain_run, open_row
 from mllm_shapx.explaining.settings import answer_seed, decoding
@@ -28,6 +28,7 @@ from mllm_shapx.models.encoder import TextEncoder
 from mllm_shapx.models.engine import Engine
 from mllm_shapx.models.registry import load_model
 from mllm_shapx.planning.runs import RunSpec
+from mllm_shapx.planning.units import WorkUnit
 from mllm_shapx.records.results import SampleResult
 
 logger = logging.getLogger(__name__)
@@ -58,8 +59,8 @@ class Desk(Protocol):
 class _Held:
     """A unit under way."""
 
-    def __init__(self, lease: Lease) -> None:
-        self.unit = lease.unit
+    def __init__(self, unit: WorkUnit) -> None:
+        self.unit = unit
         self.coalitions: RowCoalitions | None = None
         self.flushed_at = time.monotonic()
         self.task: asyncio.Task[None] | None = None
@@ -110,6 +111,7 @@ class Worker:
         self._desk = desk
         self._held: dict[str, _Held] = {}
         self._answers = 0
+        self._asking = asyncio.Lock()
         self._stopping = asyncio.Event()
         self._draining = False
         self._maybe_loaded: _Loaded | None = None
@@ -160,16 +162,25 @@ class Worker:
         """Take one unit after the other."""
         pause = 0.05
         while not self._stopping.is_set():
-            reply = await self._desk.lease(self._me, tuple(self._held))
+            reply, held = await self._ask()
             self._obey(reply)
             if reply.order == "stop" or (self._draining and reply.lease is None):
                 return
-            if reply.lease is None:
+            if reply.lease is None or held is None:
                 await self._pause(pause)
                 pause = min(pause * 1.5, 1.0)
                 continue
             pause = 0.05
-            await self._explain(reply.lease)
+            await self._explain(held, reply.lease.known)
+
+    async def _ask(self) -> tuple[LeaseReply, "_Held | None"]:
+        """Ask for a unit, one question at a time: what is held must be true when the coordinator hears it."""
+        async with self._asking:
+            reply = await self._desk.lease(self._me, tuple(self._held))
+            if reply.lease is None:
+                return reply, None
+            held = self._held[reply.lease.unit.unit_id] = _Held(reply.lease.unit)
+            return reply, held
 
     async def _pause(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
@@ -182,11 +193,10 @@ class Worker:
             if held is not None and held.task is not None:
                 held.task.cancel()
 
-    async def _explain(self, lease: Lease) -> None:
+    async def _explain(self, held: _Held, known: Answers) -> None:
         """Explain one unit; what goes wrong with it is reported, not raised."""
-        unit = lease.unit
-        held = self._held[unit.unit_id] = _Held(lease)
-        held.task = asyncio.create_task(self._explain_unit(held, lease.known))
+        unit = held.unit
+        held.task = asyncio.create_task(self._explain_unit(held, known))
         try:
             await asyncio.shield(held.task)
         except asyncio.CancelledError:
