@@ -18,7 +18,7 @@ def leased(ledger: Ledger, worker: str) -> str:
     return unit.unit_id
 
 
-def test_units_are_handed_out_in_order_and_each_once():
+def test_units_are_handed_out_in_order_and_each_once() -> None:
     ledger = Ledger(units(3))
     assert [leased(ledger, "a"), leased(ledger, "b"), leased(ledger, "a")] == [
         "00000-key",
@@ -29,7 +29,7 @@ def test_units_are_handed_out_in_order_and_each_once():
     assert not ledger.is_finished
 
 
-def test_a_completion_that_arrives_twice_counts_once():
+def test_a_completion_that_arrives_twice_counts_once() -> None:
     ledger = Ledger(units(1))
     unit = leased(ledger, "a")
     assert ledger.complete(unit)
@@ -38,7 +38,7 @@ def test_a_completion_that_arrives_twice_counts_once():
     assert ledger.count(UnitState.DONE) == 1
 
 
-def test_a_unit_alone_in_a_dead_worker_is_charged_and_quarantined_at_the_third_attempt():
+def test_a_unit_alone_in_a_dead_worker_is_charged_and_quarantined_at_the_third_attempt() -> None:
     ledger = Ledger(units(1), max_attempts=3)
     verdicts = []
     for attempt in range(3):
@@ -49,7 +49,7 @@ def test_a_unit_alone_in_a_dead_worker_is_charged_and_quarantined_at_the_third_a
     assert ledger.is_finished
 
 
-def test_units_that_shared_a_dead_worker_are_not_charged_and_run_alone_next():
+def test_units_that_shared_a_dead_worker_are_not_charged_and_run_alone_next() -> None:
     ledger = Ledger(units(4))
     first, second = leased(ledger, "a"), leased(ledger, "a")
     assert [blame.charged for blame in ledger.worker_lost("a")] == [False, False]
@@ -59,7 +59,7 @@ def test_units_that_shared_a_dead_worker_are_not_charged_and_run_alone_next():
     assert leased(ledger, "b") == second
 
 
-def test_a_busy_worker_drains_for_a_suspect_while_others_go_on():
+def test_a_busy_worker_drains_for_a_suspect_while_others_go_on() -> None:
     ledger = Ledger(units(6))
     leased(ledger, "a")
     leased(ledger, "a")
@@ -72,7 +72,7 @@ def test_a_busy_worker_drains_for_a_suspect_while_others_go_on():
     assert leased(ledger, "b") == "00000-key"
 
 
-def test_a_preempted_worker_charges_nobody():
+def test_a_preempted_worker_charges_nobody() -> None:
     ledger = Ledger(units(1), max_attempts=1)
     unit = leased(ledger, "a")
     (blame,) = ledger.worker_lost("a", innocent=True)
@@ -81,7 +81,7 @@ def test_a_preempted_worker_charges_nobody():
     assert ledger.attempts(unit) == 0
 
 
-def test_an_error_is_charged_to_its_unit_and_a_final_one_quarantines_at_once():
+def test_an_error_is_charged_to_its_unit_and_a_final_one_quarantines_at_once() -> None:
     ledger = Ledger(units(2), max_attempts=2)
     first, second = leased(ledger, "a"), leased(ledger, "b")
     assert not ledger.error("a", first).quarantined
@@ -91,7 +91,7 @@ def test_an_error_is_charged_to_its_unit_and_a_final_one_quarantines_at_once():
     assert ledger.error("a", first).quarantined
 
 
-def test_an_error_from_a_worker_that_lost_the_lease_changes_nothing():
+def test_an_error_from_a_worker_that_lost_the_lease_changes_nothing() -> None:
     ledger = Ledger(units(1))
     unit = leased(ledger, "a")
     ledger.worker_lost("a", innocent=True)
@@ -100,14 +100,14 @@ def test_an_error_from_a_worker_that_lost_the_lease_changes_nothing():
     assert ledger.holds("b", unit)
 
 
-def test_reconciling_takes_back_a_lease_whose_hand_out_was_lost():
+def test_reconciling_takes_back_a_lease_whose_hand_out_was_lost() -> None:
     ledger = Ledger(units(1))
     unit = leased(ledger, "a")
     assert ledger.reconcile("a", ()) == []
     assert leased(ledger, "b") == unit
 
 
-def test_a_restarted_ledger_learns_from_the_workers_what_they_hold():
+def test_a_restarted_ledger_learns_from_the_workers_what_they_hold() -> None:
     ledger = Ledger(units(2))
     assert ledger.reconcile("a", ("00001-key",)) == []
     assert ledger.holds("a", "00001-key")
@@ -117,7 +117,7 @@ def test_a_restarted_ledger_learns_from_the_workers_what_they_hold():
     assert ledger.reconcile("a", ("00001-key",)) == ["00001-key"], "it is done already"
 
 
-def test_attempts_of_earlier_tries_count():
+def test_attempts_of_earlier_tries_count() -> None:
     ledger = Ledger(units(1), max_attempts=3, attempts={"00000-key": 2})
     unit = leased(ledger, "a")
     assert ledger.worker_lost("a")[0].quarantined
@@ -125,7 +125,7 @@ def test_attempts_of_earlier_tries_count():
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_whatever_happens_every_unit_ends_once(seed: int):  # noqa: C901 -- one story
+def test_whatever_happens_every_unit_ends_once(seed: int) -> None:  # noqa: C901 -- one story
     """Random leases, completions, crashes, preemptions and errors leave no unit lost or doubled."""
     rng = random.Random(seed)
     ledger = Ledger(units(30), max_attempts=3)

@@ -24,7 +24,7 @@ EXPERIMENTS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("normalizer", ["AbsSumNormalizer", "IdentityNormalizer", "MinMaxNormalizer"])
 @pytest.mark.parametrize("players", [1, 2, 3, 6, 8])
-def test_every_explainer_gives_the_librarys_values(players: int, normalizer: str):
+def test_every_explainer_gives_the_librarys_values(players: int, normalizer: str) -> None:
     row = row_of(" ".join(WORDS[:players]), row_index=players)
     for run in runs_of(*EXPERIMENTS, shap={"normalizer": normalizer}):
         config = explain_config(
@@ -38,7 +38,7 @@ def test_every_explainer_gives_the_librarys_values(players: int, normalizer: str
         assert ours.grand_value == pytest.approx(theirs.grand_value, abs=1e-12)
 
 
-def test_the_coalitions_evaluated_are_those_of_the_plan():
+def test_the_coalitions_evaluated_are_those_of_the_plan() -> None:
     row = row_of(" ".join(WORDS[:7]))
     for run in runs_of(*EXPERIMENTS):
         generator = Generator()
@@ -46,7 +46,7 @@ def test_the_coalitions_evaluated_are_those_of_the_plan():
         assert sample.n_calls == sample.model_calls == len(generator.asked) == run.coalitions(7), run.name
 
 
-def test_exact_values_satisfy_efficiency():
+def test_exact_values_satisfy_efficiency() -> None:
     (run,) = runs_of({"explainer_type": "exact"})
     sample = explain(row_of(" ".join(WORDS[:6])), run)
     assert sample.efficiency_residual < 1e-12

@@ -13,7 +13,7 @@ GRID = (
 )
 
 
-def test_sampling_runs_beside_an_exact_one_ask_the_model_nothing():
+def test_sampling_runs_beside_an_exact_one_ask_the_model_nothing() -> None:
     row, runs = row_of(" ".join(WORDS[:8])), runs_of(*GRID)
     coalitions, generator = open_row(row, runs[0]), Generator()
     samples = [explain(row, run, coalitions, generator) for run in runs]
@@ -21,14 +21,14 @@ def test_sampling_runs_beside_an_exact_one_ask_the_model_nothing():
     assert [sample.model_calls for sample in samples] == [256, 0, 0, 0, 0, 0]
 
 
-def test_sharing_changes_no_value():
+def test_sharing_changes_no_value() -> None:
     row, runs = row_of(" ".join(WORDS[:7])), runs_of(*GRID)
     coalitions = open_row(row, runs[0])
     for run in runs:
         assert explain(row, run, coalitions).player_values() == explain(row, run).player_values()
 
 
-def test_a_similarity_that_is_added_later_costs_no_model_call():
+def test_a_similarity_that_is_added_later_costs_no_model_call() -> None:
     row = row_of(" ".join(WORDS[:6]))
     first, second = runs_of(
         {"explainer_type": "exact"},
@@ -46,7 +46,7 @@ def test_a_similarity_that_is_added_later_costs_no_model_call():
     assert generator.asked == []
 
 
-def test_a_sample_that_is_resumed_in_its_middle_counts_as_if_it_had_not_been():
+def test_a_sample_that_is_resumed_in_its_middle_counts_as_if_it_had_not_been() -> None:
     row = row_of(" ".join(WORDS[:6]))
     (run,) = runs_of({"explainer_type": "exact"})
     whole = open_row(row, run)
@@ -59,7 +59,7 @@ def test_a_sample_that_is_resumed_in_its_middle_counts_as_if_it_had_not_been():
     assert resumed.player_values() == undisturbed.player_values()
 
 
-def test_coalitions_that_give_one_prompt_are_asked_once_when_greedy():
+def test_coalitions_that_give_one_prompt_are_asked_once_when_greedy() -> None:
     row = row_of("go go go stop")
     (run,) = runs_of({"explainer_type": "exact"})
     coalitions, generator = open_row(row, run), Generator()
@@ -70,7 +70,7 @@ def test_coalitions_that_give_one_prompt_are_asked_once_when_greedy():
     assert sum(stored.asked_by == REUSED for stored in coalitions.stored.values()) == 8
 
 
-def test_sampled_answers_are_not_shared_between_coalitions_of_one_prompt():
+def test_sampled_answers_are_not_shared_between_coalitions_of_one_prompt() -> None:
     row = row_of("go go go stop")
     (run,) = runs_of({"explainer_type": "exact"}, generation={"text_temperature": 0.7})
     generator = Generator()
@@ -78,7 +78,7 @@ def test_sampled_answers_are_not_shared_between_coalitions_of_one_prompt():
     assert len(generator.asked) == 16
 
 
-def test_with_a_temperature_runs_have_generation_keys_of_their_own_unless_the_config_asks():
+def test_with_a_temperature_runs_have_generation_keys_of_their_own_unless_the_config_asks() -> None:
     experiments = ({"explainer_type": "exact"}, {"explainer_type": "limited_mc", "fractions": [0.5]})
     apart = runs_of(*experiments, generation={"text_temperature": 0.7})
     together = runs_of(*experiments, generation={"text_temperature": 0.7, "reuse_sampled_answers": True})
@@ -86,7 +86,7 @@ def test_with_a_temperature_runs_have_generation_keys_of_their_own_unless_the_co
     assert len({run.generation_key for run in together}) == 1
 
 
-def test_take_fresh_gives_each_answer_once():
+def test_take_fresh_gives_each_answer_once() -> None:
     row = row_of("one two")
     (run,) = runs_of({"explainer_type": "exact"})
     coalitions = open_row(row, run)
