@@ -122,7 +122,7 @@ class WandbTracker:
         self._closed = True
         if self._thread is None:
             return
-        self._put(self._session.abandon)
+        self._put(self._session.stop)
         self._put(None)
         patience_s = self._close_timeout_s + _CLOSE_S_PER_RUN * self._session.open_runs
         self._thread.join(patience_s)
@@ -222,10 +222,17 @@ class _Session:
             self.warn_once(f"run {run_name} has no artifact: {_describe(error)}")
         self._end(run_name, exit_code=0)
 
-    def abandon(self) -> None:
-        """Close what `finish` was not called for."""
+    def stop(self) -> None:
+        """Close what `finish` was not called for, and wait for wandb's own process to write all to disk."""
         for run_name in list(self._runs):
             self._end(run_name, exit_code=1)
+        if self._wandb is None:
+            return
+        try:
+            # Left to the end of ours, it would not happen in a Ray actor, which ends without a farewell.
+            self._wandb.teardown(exit_code=0)
+        except Exception as error:  # noqa: BLE001 -- as above
+            self.warn_once(f"it did not end properly: {_describe(error)}")
 
     def switch_off(self, reason: str) -> None:
         """Take no further calls."""
