@@ -41,6 +41,21 @@ def test_one_row_of_a_large_row_group(tmp_path: Path) -> None:
     assert table.row(257, ["audio", "sentences"]) == {"sentences": ["s257", "x"], "audio": [b"1", None]}
 
 
+def test_a_row_costs_its_row_group_not_the_file(tmp_path: Path) -> None:
+    """Reading one recording decodes a part of one row group: memory does not grow with the file."""
+    recordings = [bytes([i % 251]) * 100 + os.urandom(100_000) for i in range(200)]
+    path = write_parquet(tmp_path / "rows.parquet", {"audio__male": recordings}, rows_per_group=20)
+    table = open_table(local(path), None)
+    pool = pa.proxy_memory_pool(pa.default_memory_pool())
+    before = pa.default_memory_pool()
+    pa.set_memory_pool(pool)
+    try:
+        assert table.row(130, ["audio__male"])["audio__male"] == recordings[130]
+    finally:
+        pa.set_memory_pool(before)
+    assert pool.max_memory() < path.stat().st_size / 3
+
+
 def test_an_open_table_survives_pickling_and_threads(tmp_path: Path) -> None:
     """Workers may carry a table to another process and read rows from several threads."""
     columns = {"prompt": [f"p{i}" for i in range(200)]}

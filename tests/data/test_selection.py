@@ -1,5 +1,8 @@
 """Row selection: order, filters, bounds, balance, slice, and what is said when nothing is left."""
 
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -278,6 +281,39 @@ def test_csv_is_filtered_by_its_own_types(tmp_path: Path) -> None:
     table = open_table(local(path), None)
     filters = [{"column": "n", "op": ">=", "value": 1}, {"column": "ok", "op": "==", "value": True}]
     assert select(table, local(path), filters=filters).rows == (0, 2)
+
+
+_PLAN = """
+import sys
+from pathlib import Path
+from mllm_shapx.config.models import DatasetConfig, ModalityConfig, SelectionConfig
+from mllm_shapx.data.selection import select_rows
+from mllm_shapx.data.sources import open_table
+filters = [{"column": "n", "op": ">", "value": 1}, {"column": "prompt", "op": "not_in", "value": ["x"]}]
+selection = SelectionConfig.model_validate(
+    {"filters": filters, "balanced_token_counts": [2], "samples_per_token_count": 1}
+)
+for source, path in (("local_parquet", sys.argv[1]), ("local_csv", sys.argv[2])):
+    config = DatasetConfig(source=source, path=path)
+    rows = select_rows(open_table(config, None), config, selection, ModalityConfig(), "none").rows
+    assert rows == (1,), rows
+heavy = {"torch", "datasets", "pandas", "mllm_shap", "ray", "transformers", "soundfile", "huggingface_hub"}
+print(sorted(heavy & set(sys.modules)))
+"""
+
+
+def test_selecting_imports_nothing_heavy(tmp_path: Path) -> None:
+    """`plan` and `validate --check-dataset` on local files pay for pyarrow alone."""
+    path = write_parquet(tmp_path / "t.parquet", {"prompt": ["x", "a b"], "n": [1, 2], "token_count": [1, 2]})
+    (tmp_path / "t.csv").write_text("prompt,n,token_count\nx,1,1\na b,2,2\n")
+    done = subprocess.run(
+        [sys.executable, "-c", _PLAN, str(path), str(tmp_path / "t.csv")],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert (done.stdout.strip(), done.stderr) == ("[]", "")
 
 
 def test_a_hundred_thousand_rows_are_selected_in_seconds(tmp_path: Path) -> None:

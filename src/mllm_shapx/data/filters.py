@@ -10,7 +10,10 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from mllm_shapx.config.models import RowFilter
+from mllm_shapx.data.arrow import scalar, to_mask
 from mllm_shapx.errors import DatasetError
+
+_FALSE = scalar(value=False)
 
 _COMPARE: dict[str, Callable[[pa.Array, pa.Scalar], pa.Array]] = {
     "<": pc.less,
@@ -45,8 +48,8 @@ def passes(column: pa.Array, row_filter: RowFilter, number: int, where: str) -> 
     if op == "between":
         low, high = (fits.ordered(end) for end in value)
         passed = pc.and_(pc.greater_equal(values, low), pc.less_equal(values, high))
-        return _mask(pc.fill_null(passed, fill_value=False))
-    return _mask(pc.fill_null(_COMPARE[op](values, fits.ordered(value)), fill_value=False))
+        return to_mask(pc.fill_null(passed, _FALSE))
+    return to_mask(pc.fill_null(_COMPARE[op](values, fits.ordered(value)), _FALSE))
 
 
 def _any_equal(values: pa.Array, items: Sequence[Any], fits: "_Fits") -> NDArray[np.bool_]:
@@ -58,15 +61,10 @@ def _any_equal(values: pa.Array, items: Sequence[Any], fits: "_Fits") -> NDArray
         found = (
             pc.is_null(values, nan_is_null=True)
             if item is None
-            else pc.fill_null(pc.equal(values, fits.scalar(item)), fill_value=False)
+            else pc.fill_null(pc.equal(values, fits.scalar(item)), _FALSE)
         )
-        equal |= _mask(found)
+        equal |= to_mask(found)
     return equal
-
-
-def _mask(array: pa.Array) -> NDArray[np.bool_]:
-    mask: NDArray[np.bool_] = np.asarray(array.to_numpy(zero_copy_only=False), dtype=np.bool_)
-    return mask
 
 
 def plain_values(column: pa.Array) -> pa.Array:
@@ -106,8 +104,8 @@ class _Fits:
         if not fits:
             raise self._misfit(value)
         try:
-            scalar = pa.scalar(value)
-            return scalar.cast(self.kind) if pa.types.is_temporal(self.kind) else scalar
+            found = scalar(value)
+            return found.cast(self.kind) if pa.types.is_temporal(self.kind) else found
         except (pa.ArrowException, OverflowError) as error:
             raise self._misfit(value) from error
 

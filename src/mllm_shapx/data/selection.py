@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from mllm_shapx.config.models import DatasetConfig, ModalityConfig, SelectionConfig
+from mllm_shapx.data.arrow import scalar, to_integers
 from mllm_shapx.data.columns import listed, optional_column, require_column, resolve_columns
 from mllm_shapx.data.conversations import sentences
 from mllm_shapx.data.filters import describe, passes, plain_values
@@ -135,7 +136,7 @@ def _scan(
         mask[place] = part
         if players is not None and text is not None:
             _check_text(batch.column(text).type, text, table.name)
-            players[place][part] = _count(batch.column(text).filter(pa.array(part)), token_filter)
+            players[place] = _count(batch.column(text), part, token_filter)
         if token_counts is not None and count_column is not None:
             token_counts[place] = _integers(batch.column(count_column), count_column, table.name)
     return _Scan(tuple(kept), mask, players, token_counts)
@@ -165,12 +166,15 @@ def _token_count_column(
     return column
 
 
-def _count(texts: pa.Array, token_filter: str) -> list[int]:
+def _count(texts: pa.Array, wanted: NDArray[np.bool_], token_filter: str) -> list[int]:
+    """Return the players of each text, 0 for those that are not `wanted`."""
     return [
-        count_players(value, token_filter)
+        0
+        if not want
+        else count_players(value, token_filter)
         if isinstance(value, str)
         else sum(count_players(sentence, token_filter) for sentence in sentences(value))
-        for value in texts.to_pylist()
+        for value, want in zip(texts.to_pylist(), wanted.tolist(), strict=True)
     ]
 
 
@@ -192,8 +196,7 @@ def _integers(column: pa.Array, name: str, where: str) -> NDArray[np.int64]:
             f"{where}: column {name!r} holds {column.type}, not whole numbers; "
             "name the right one in dataset.column_mapping.token_count"
         ) from error
-    counts: NDArray[np.int64] = pc.fill_null(whole, _UNKNOWN).to_numpy(zero_copy_only=False)
-    return counts
+    return to_integers(pc.fill_null(whole, scalar(_UNKNOWN)))
 
 
 def _order(total: int, seed: int | None) -> NDArray[np.int64]:
