@@ -89,7 +89,8 @@ def test_a_completion_costs_the_same_at_sample_100_as_at_sample_100_000(tmp_path
         return best
 
     cost(10)
-    assert cost(100_000) < 5 * cost(100)
+    # Rewriting the file each time would make it some thousand times dearer.
+    assert cost(100_000) < 20 * cost(100)
 
 
 def test_a_checkpoint_is_the_same_after_its_file() -> None:

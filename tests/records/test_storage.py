@@ -306,16 +306,21 @@ def test_files_that_are_waited_for_are_read_side_by_side_and_in_order(
     paths = [f"{number:04d}" for number in range(1500)]
     for path in paths:
         (tmp_path / path).write_text(path)
-    slow_open, delay = os.open, 0.0005
+    slow_open, guard = os.open, threading.Lock()
+    at_once = [0, 0]
 
     def wait_and_open(path: str, flags: int) -> int:
-        time.sleep(delay)
+        with guard:
+            at_once[0] += 1
+            at_once[1] = max(at_once)
+        time.sleep(0.0005)
+        with guard:
+            at_once[0] -= 1
         return slow_open(path, flags)
 
     monkeypatch.setattr(os, "open", wait_and_open)
-    start = time.perf_counter()
     found = list(storage.read_many(paths))
-    assert time.perf_counter() - start < 0.8 * len(paths) * delay
+    assert at_once[1] > 1
     assert found == [(path, path.encode()) for path in paths]
 
 
