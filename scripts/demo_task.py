@@ -1,10 +1,10 @@
 """The demo's little language: prompts in which one planted word decides the answer.
 
-A prompt is a short request such as `kindly tell our tall sailor about the harbor today`. Its answer is a function
-of the words that are there, in any number and order, so that every coalition of words has a right answer:
+A prompt is a short request such as `kindly tell our tall sailor about the harbor today`. Its answer is a
+function of the words that are there, in any number and order, so that every coalition has a right answer:
 
-- the planted word (`harbor`) gives the sentence, and without one the answer is the language's neutral sentence;
-- a polite word puts one word before it, a word of time is repeated after it: small effects beside the large one;
+- the planted word (`harbor`) gives the sentence; without one the answer is the language's neutral sentence;
+- a polite word puts one word before the sentence, a word of time is repeated after it: small effects;
 - all other words change nothing, except that a language is recognised by its words.
 """
 
@@ -173,7 +173,7 @@ FRENCH = Language(
         "ponts": "de vieilles arches traversent la rivière",
         "trains": "de longs rails brillent la nuit",
     },
-    neutral="rien de précis ne vient",
+    neutral="rien ne me vient",
     polite={"svp": "volontiers"},
     times=("bientôt", "demain", "encore", "maintenant"),
     fillers={"person": ("frère", "médecin", "oncle", "père", "voisin")},

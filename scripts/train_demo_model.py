@@ -2,9 +2,9 @@
 
     python scripts/train_demo_model.py --out-model demo/model --out-rows demo/rows.parquet
 
-The model learns `demo_task.answer_to` from prompts with random words deleted, which is what it meets when its
-prompts are explained. Everything is seeded: on one machine, with one number of threads, two runs write the same
-weights. The rows' whole prompts are kept out of the training.
+The model learns `demo_task.answer_to` from prompts with random words deleted, which is what it meets when
+its prompts are explained. Everything is seeded: on one machine, with one number of threads, two runs write
+the same weights. The rows' whole prompts are kept out of the training.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import math
 import random
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     train(model, tokenizer, settings, frozenset(row.text for row in rows))
     save(model, tokenizer, options.out_model)
     print(f"model -> {options.out_model}", flush=True)
-    return check(model, tokenizer, rows, settings, options.min_accuracy)
+    cases = held_out_cases(rows, settings.seed, options.checks)
+    return check(model, tokenizer, cases, options.min_accuracy)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -85,6 +86,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--threads", type=int, default=1, help="CPU threads; part of what decides the weights"
     )
+    parser.add_argument("--checks", type=int, default=200, help="prompts of each kind asked at the end")
     parser.add_argument(
         "--min-accuracy", type=float, default=0.99, help="share of right answers below which the script fails"
     )
@@ -262,6 +264,9 @@ def as_tensors(batch: Sequence[tuple[list[int], list[int]]], pad_id: int) -> dic
 
 def save(model: Any, tokenizer: Any, directory: Path) -> None:
     """Write a directory that `from_pretrained` reads."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
     directory.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
@@ -286,16 +291,22 @@ def answers(model: Any, tokenizer: Any, texts: Sequence[str], batch_size: int = 
     return found
 
 
-def check(model: Any, tokenizer: Any, rows: Sequence[Prompt], settings: Settings, min_accuracy: float) -> int:
-    """Print how many answers are right on prompts that the training did not see; 1 when too few are."""
-    rng = random.Random(settings.seed + 2)
-    drawn = [draw_prompt(rng, rng.choice(LANGUAGES)) for _ in range(200)]
-    cases = {
+def held_out_cases(rows: Sequence[Prompt], seed: int, count: int) -> dict[str, list[tuple[str, ...]]]:
+    """Return kinds of prompts to ask the model, as words: all rows, and `count` of every other kind."""
+    rng = random.Random(seed + 2)
+    drawn = [draw_prompt(rng, rng.choice(LANGUAGES)) for _ in range(count)]
+    return {
         "rows, whole prompts": [row.words for row in rows],
-        "rows, random coalitions": [draw_coalition(rng, row.words) for row in rows for _ in range(20)],
+        "rows, random coalitions": [draw_coalition(rng, rng.choice(rows).words) for _ in range(count)],
         "other prompts": [prompt.words for prompt in drawn],
         "other prompts, random coalitions": [draw_coalition(rng, prompt.words) for prompt in drawn],
     }
+
+
+def check(
+    model: Any, tokenizer: Any, cases: Mapping[str, Sequence[tuple[str, ...]]], min_accuracy: float
+) -> int:
+    """Print how many answers are right; return 1 when too few are."""
     worst = 1.0
     for name, prompts in cases.items():
         said = answers(model, tokenizer, [" ".join(words) for words in prompts])
