@@ -76,6 +76,12 @@ def test_line_says_all() -> None:
     )
 
 
+def test_start_up_is_not_called_slow() -> None:
+    """Before there is a worker the line says so, without a rate of nought or a time left."""
+    study = replace(STUDY, coalitions_done=0, workers=0, busy_workers=0, eta_s=None)
+    assert "0/20,480 coalitions · no worker ready · exact" in plain_line(study, 0.0)
+
+
 def test_failed_samples_are_said_and_not_counted_as_done() -> None:
     """Failed samples stand apart, and 100% is not said while one is missing."""
     study = replace(STUDY, runs=(RunProgress("exact", 1000, 999, 1),))

@@ -82,6 +82,7 @@ def test_unknown_until_measured_and_zero_at_the_end() -> None:
     """No estimate before anything was measured, none that divides by zero, and 0 when all is done."""
     now = 0.0
     left = TimeLeft(clock=lambda: now)
+    assert left.seconds is None
     left.update(0.0, 10.0)
     assert left.seconds is None
     now = 5.0

@@ -19,6 +19,7 @@ from mllm_shapx.reporting.study_progress import (
     pace,
     percent,
     summarize_rest,
+    workers_in_words,
 )
 from mllm_shapx.reporting.timing import format_duration
 
@@ -112,7 +113,7 @@ def _run_lines(runs: tuple[RunProgress, ...]) -> RenderableType:
 
 def _workers(progress: StudyProgress) -> Text:
     parts = (
-        f"{progress.busy_workers}/{progress.workers} workers busy",
+        workers_in_words(progress),
         f"{progress.model_calls:,} model calls",
         f"{format_duration(progress.elapsed_s)} so far",
     )

@@ -68,7 +68,7 @@ def plain_line(progress: StudyProgress, rate: float | None) -> str:
         parts.append(f"{progress.samples_failed:,} failed")
     parts.append(f"{progress.coalitions_done:,}/{progress.coalitions_total:,} coalitions")
     parts.extend(pace(progress, rate))
-    parts.append(f"{progress.busy_workers}/{progress.workers} workers busy")
+    parts.append(workers_in_words(progress))
     if len(progress.runs) > 1:
         shown, rest = choose_runs(progress.runs, PLAIN_RUNS)
         names = ", ".join(f"{run.name} {run.done}/{run.total}" for run in shown)
@@ -109,9 +109,16 @@ def percent(done: float, total: float) -> str:
     return f"{int(100 * done / total)}%" if total else "100%"
 
 
+def workers_in_words(progress: StudyProgress) -> str:
+    """Return how many workers there are and how many have work."""
+    if not progress.workers:
+        return "no worker ready"
+    return f"{progress.busy_workers}/{progress.workers} workers busy"
+
+
 def pace(progress: StudyProgress, rate: float | None) -> list[str]:
     """Return rate and time left, each where it is known; at the end the time that all took."""
-    said = [] if rate is None else [format_rate(rate)]
+    said = [format_rate(rate)] if rate else []
     if progress.eta_s is not None and progress.eta_s > 0.0:
         said.append(f"{format_duration(progress.eta_s)} left")
     elif progress.eta_s is not None:

@@ -56,7 +56,7 @@ class TimeLeft:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._rate = Rate(lambda elapsed: max(20.0, elapsed / 2.0))
-        self._left = 0.0
+        self._left: float | None = None
 
     def update(self, done: float, total: float) -> None:
         """Take in the expected calls that are done (parts of running units included) and those in all.
@@ -70,8 +70,8 @@ class TimeLeft:
     @property
     def seconds(self) -> float | None:
         """Return the seconds left, None while nothing was measured."""
-        if self._left == 0.0:
-            return 0.0
+        if not self._left:
+            return self._left
         rate = self._rate.per_second
         return self._left / rate if rate else None
 
