@@ -1,7 +1,10 @@
 """Local parquet and CSV: reading, and what is said when they cannot be read."""
 
+import csv
+import io
 import os
 import pickle
+import random
 import threading
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ import pytest
 from data_kit import local, write_parquet
 
 from mllm_shapx.config.models import DatasetConfig
+from mllm_shapx.data import csv_files
 from mllm_shapx.data.sources import open_table
 from mllm_shapx.errors import DatasetError, RowError
 
@@ -178,6 +182,26 @@ def test_csv_values_with_commas_quotes_and_line_breaks(tmp_path: Path) -> None:
     assert table.column("prompt") == ["a, b", 'line one\nline "two"', "plain", ""]
     assert [table.row(i, ["n"])["n"] for i in range(4)] == [1, 2, 3, 4]
     assert table.row(1, ["prompt"]) == {"prompt": 'line one\nline "two"'}
+
+
+def test_any_quoted_csv_reads_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random values of commas, quotes and line breaks come back cell by cell, across scan blocks."""
+    monkeypatch.setattr(csv_files, "_SCAN_BYTES", 37)
+    draw = random.Random(1)
+    alphabet = ["a", "é", ",", '"', "\n", "\r\n", " ", ".", "[", "'"]
+    for _ in range(100):
+        width = draw.randint(1, 4)
+        rows = [
+            ["".join(draw.choices(alphabet, k=draw.randint(1, 6))) + "z" for _ in range(width)]
+            for _ in range(draw.randint(0, 12))
+        ]
+        buffer = io.StringIO(newline="")
+        writer = csv.writer(buffer, lineterminator=draw.choice(["\n", "\r\n"]))
+        writer.writerows([[f"c{number}" for number in range(width)], *rows])
+        written = buffer.getvalue()
+        table = _csv(tmp_path / "t.csv", written.rstrip() if draw.random() < 0.3 else written)
+        assert [list(table.row(i, table.columns).values()) for i in range(table.num_rows)] == rows
+        assert [list(cells) for cells in zip(*map(table.column, table.columns), strict=True)] == rows
 
 
 def test_csv_types_hold_for_the_whole_file(tmp_path: Path) -> None:

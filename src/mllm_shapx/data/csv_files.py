@@ -2,6 +2,8 @@
 
 import ast
 import bisect
+import csv
+import io
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -152,13 +154,9 @@ def _record_bounds(path: Path) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 
 def _header_names(path: Path, header: bytes) -> tuple[str, ...]:
     try:
-        table = pacsv.read_csv(
-            pa.BufferReader(header.removeprefix(b"\xef\xbb\xbf")),
-            parse_options=pacsv.ParseOptions(newlines_in_values=True),
-        )
-    except pa.ArrowException as error:
+        names = tuple(next(csv.reader(io.StringIO(header.decode("utf-8-sig"), newline=""))))
+    except (UnicodeDecodeError, csv.Error, StopIteration) as error:
         raise DatasetError(f"{path}: its first line is no CSV header ({error}); write it as UTF-8") from error
-    names = tuple(table.column_names)
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise DatasetError(f"{path}: the header names a column twice: {', '.join(twice)}; rename one")
