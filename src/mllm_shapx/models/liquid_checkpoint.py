@@ -33,6 +33,8 @@ def load_checkpoint(folder: Path, *, dtype: Any, device: Any, attn_implementatio
         ModelError: When the package is missing or the folder is no LFM2-Audio checkpoint.
     """
     config = read_config(folder)
+    from safetensors import SafetensorError
+
     try:
         model = _build_model(folder, config, dtype, device)
         model.lfm.set_attn_implementation(attn_implementation)
@@ -41,7 +43,7 @@ def load_checkpoint(folder: Path, *, dtype: Any, device: Any, attn_implementatio
         raise ModelError(
             f"connector 'liquid_audio' needs the audio extra: pip install 'mllm-shapx[audio]' ({error})"
         ) from error
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
         if type(error).__name__ == "OutOfMemoryError":
             raise ModelError(f"{folder}: the model does not fit into the memory of {device}") from error
         raise ModelError(
@@ -150,7 +152,24 @@ def _build_model(folder: Path, config: dict[str, Any], dtype: Any, device: Any) 
     with init_on_device(device, include_buffers=True):
         model = LFM2AudioModel(LFM2AudioConfig(**{**config, **blocks})).to(device=device, dtype=dtype)
     load_checkpoint_in_model(model, folder)
+    _check_complete(model, folder)
     return model.eval()
+
+
+def _check_complete(model: Any, folder: Path) -> None:
+    """Refuse weights that lack some of the model's: what is not loaded stays random without a word."""
+    from safetensors import safe_open
+
+    stored: set[str] = set()
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            stored.update(file.keys())
+    names: dict[int, set[str]] = {}
+    for name, weight in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(weight), set()).add(name)  # tied weights are stored under one of their names
+    missing = sorted(min(group) for group in names.values() if not group & stored)
+    if missing:
+        raise ValueError(f"{len(missing)} weights are missing, {missing[0]} the first of them")
 
 
 def _build_processor(folder: Path, config: dict[str, Any]) -> Any:
