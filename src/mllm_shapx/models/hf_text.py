@@ -104,6 +104,16 @@ class HfTextModel:
         """Return the configured prompts per batch, None for `auto`."""
         return self._max_batch_size
 
+    @property
+    def network(self) -> Any:
+        """Return the transformers model itself, for measuring it without all that is built around it."""
+        return self._model
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """Return the tokens that end and pad an answer."""
+        return self._vocabulary
+
     def encode(self, snapshot: ConversationSnapshot, decoding: Decoding) -> TextPrompt:
         """Render and tokenize one conversation.
 
