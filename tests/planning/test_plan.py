@@ -113,11 +113,11 @@ def test_the_table_has_a_line_per_run_and_aligned_columns() -> None:
     ("num_players", "k", "coalitions"),
     [
         (3, 3, 8),
-        # Two groups of at most 3: the top game, then two games that know the grand coalition already.
-        (6, 3, 4 + 7 + 7),
-        (5, 3, 4 + 7 + 3),
+        # Two groups of 3: the top game, then two games of which the top game has two coalitions.
+        (6, 3, 4 + 6 + 6),
+        (5, 3, 4 + 6 + 2),
         # Groups of 4, then of 2, then single players.
-        (8, 2, 4 + 2 * 3 + 4 * 3),
+        (8, 2, 4 + 2 * 2 + 4 * 2),
         (0, 3, 1),
         (1, 3, 2),
     ],

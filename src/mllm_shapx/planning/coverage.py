@@ -31,6 +31,11 @@ class Coverage:
     evaluations: int
     """Coalitions in all."""
 
+    def has_complements(self, num_players: int) -> bool:
+        """Whether every coalition that lacks one of the n players is surely among them."""
+        certain = self.singles if num_players == 2 else self.complements  # noqa: PLR2004 -- the same there
+        return certain == num_players or self.evaluations == 1 << num_players
+
 
 @lru_cache(maxsize=4096)
 def coverage(explainer_type: str, evaluations: int, num_players: int) -> Coverage:

@@ -19,6 +19,7 @@ from mllm_shapx.config.models import (
     ModalityConfig,
     ShapConfig,
 )
+from mllm_shapx.planning.coverage import coverage
 
 MAX_LOG2_COALITIONS = 24
 """A game that plans more than 2^24 coalitions is refused, as mllm_shap refuses it."""
@@ -211,26 +212,26 @@ def _hierarchical_coalitions(spec: HierarchicalSpec, num_players: int) -> int:
     """Return the coalitions of a full hierarchy over one message: every group opened at full budget.
 
     The groups are those of the hierarchical explainer: a game has at most k players, each a group of the
-    smallest power of k that allows it. A lower game's grand coalition is the row's, which is asked once.
+    smallest power of k that allows it. Each coalition counts once; the games share their grand coalitions,
+    and the empty one of a lower game is the game above without the group.
     """
     if num_players == 0:
         return 1
-    size = _group_size(num_players, spec.k)
-    top = flat_coalitions(spec.first_layer_type, spec.first_layer_budget, -(-num_players // size))
-    return top + sum(
-        count * _lower_coalitions(spec, group) for group, count in _group_counts(num_players, size)
-    )
+    return _tree_coalitions(spec, spec.first_layer_type, spec.first_layer_budget, num_players)
 
 
-def _lower_coalitions(spec: HierarchicalSpec, num_players: int) -> int:
-    """Return the new coalitions of opening a group, down to single players."""
-    if num_players == 1:
-        return 0
+def _tree_coalitions(
+    spec: HierarchicalSpec, explainer_type: FlatExplainerType, budget: Budget, num_players: int
+) -> int:
     size = _group_size(num_players, spec.k)
-    own = flat_coalitions(spec.inner_type, spec.inner_budget, -(-num_players // size)) - 1
-    return own + sum(
-        count * _lower_coalitions(spec, group) for group, count in _group_counts(num_players, size)
-    )
+    groups = -(-num_players // size)
+    total = flat_coalitions(explainer_type, budget, groups)
+    known = 1 + coverage(explainer_type, total, groups).has_complements(groups)
+    for members, count in _group_counts(num_players, size):
+        if members > 1:
+            below = _tree_coalitions(spec, spec.inner_type, spec.inner_budget, members)
+            total += count * (below - known)
+    return total
 
 
 def _group_size(num_players: int, k: int) -> int:
