@@ -49,7 +49,7 @@ def prepare(loaded: LoadedConfig, options: RunOptions) -> tuple[Study, tuple[str
         UsageError: For anything that the user can mend.
     """
     experiment_set = loaded.experiment_set
-    sweep = expand(experiment_set)
+    sweep = expand(experiment_set, str(loaded.path))
     table = open_table(experiment_set.dataset, loaded.path)
     chosen = experiment_set.selection
     if options.max_samples is not None:
