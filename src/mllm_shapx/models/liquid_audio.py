@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -105,9 +106,19 @@ class LiquidAudioModel:
         return self._max_batch_size
 
     @property
+    def package_model(self) -> Any:
+        """Return the package's own `LFM2AudioModel`."""
+        return self._model
+
+    @property
     def recordings_encoded(self) -> int:
         """Return how many recordings went through the audio encoder so far."""
         return self._embedder.recordings_encoded
+
+    def forget_recordings(self) -> None:
+        """Drop the features and encodings of recordings that are kept for prompts to come."""
+        self._chats.forget_recordings()
+        self._embedder.clear()
 
     def encode(self, snapshot: ConversationSnapshot, decoding: Decoding) -> LiquidPrompt:
         """Encode one conversation; see `ChatEncoder.encode`.
@@ -155,7 +166,7 @@ class LiquidAudioModel:
 
     def close(self) -> None:
         """Release the weights."""
-        self._embedder.clear()
+        self.forget_recordings()
         del self._model, self._embedder, self._decoder, self._frames
         if self._device.type == "cuda":
             torch.cuda.empty_cache()

@@ -83,6 +83,10 @@ class ChatEncoder:
         with self._lock:
             return str(self._tokenizer.decode(token_ids, skip_special_tokens=True))
 
+    def forget_recordings(self) -> None:
+        """Drop the features that are kept for prompts to come."""
+        self._features.clear()
+
     def _add_content(self, message: Message, ids: list[int], recordings: list[tuple[int, Recording]]) -> None:
         for part in message.content:
             if isinstance(part, TextPart):
@@ -156,6 +160,11 @@ class _FeatureCache:
                 _, dropped = self._held.popitem(last=False)
                 self._bytes -= _size(dropped)
         return recording
+
+    def clear(self) -> None:
+        with self._lock:
+            self._held.clear()
+            self._bytes = 0
 
 
 def _size(recording: Recording | None) -> int:
