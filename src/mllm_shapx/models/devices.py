@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
 from mllm_shapx.errors import ResourceError
 from mllm_shapx.models.base import OutOfMemory
 
+_CGROUP = Path("/sys/fs/cgroup")
 _FULL = ("can't allocate memory", "not enough memory", "out of memory")
 
 
@@ -53,6 +55,18 @@ def _mps_has_bfloat16() -> bool:
     except (RuntimeError, TypeError):
         return False
     return True
+
+
+def free_memory() -> int:
+    """Return the bytes of main memory still free: the machine's, or its control group's if less."""
+    import psutil
+
+    free: int = psutil.virtual_memory().available
+    try:
+        most, taken = ((_CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
+    except OSError:
+        return free
+    return free if most == "max" else min(free, int(most) - int(taken))
 
 
 @contextmanager

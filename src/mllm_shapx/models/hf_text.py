@@ -12,11 +12,17 @@ from mllm_shap import ConversationSnapshot
 from numpy.typing import NDArray
 
 from mllm_shapx.errors import ModelError, RowError
-from mllm_shapx.models.base import Answer, Decoding, EmbeddingMode, ModelIdentity
-from mllm_shapx.models.devices import memory_errors, pick_device, pick_dtype
-from mllm_shapx.models.plain_generate import Generated, Vocabulary, generate
+from mllm_shapx.models.base import Answer, Decoding, EmbeddingMode, ModelIdentity, OutOfMemory
+from mllm_shapx.models.decoder_choice import choose_decoder
+from mllm_shapx.models.devices import free_memory, memory_errors, pick_device, pick_dtype
+from mllm_shapx.models.plain_generate import Generated, Vocabulary
 from mllm_shapx.models.pooling import pool
 from mllm_shapx.planning.runs import RunSpec
+
+MEMORY_SHARE = 0.5
+"""Share of the free main memory that a batch on the CPU may take: workers share a machine."""
+_LOGITS_COPIES = 3
+_LAST = b"\xff" * 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +55,9 @@ class HfTextModel:
         self._tokenizer_lock = threading.Lock()
         self._vocabulary = Vocabulary(eos=tokenizer.eos_token_id, pad=_padding(model, tokenizer))
         self._positions = _learned_positions(model)
+        self._rows = model.get_input_embeddings().num_embeddings
+        self._position_bytes = _position_bytes(model)
+        self.decoder = choose_decoder(model, self._vocabulary)
 
     @classmethod
     def load(
@@ -137,6 +146,15 @@ class HfTextModel:
         self._check_length(len(ids), decoding)
         return TextPrompt(tuple(ids))
 
+    def batch_key(self, prompt: TextPrompt) -> bytes:
+        """Order prompts so that those which cost least together come together.
+
+        That is by their beginnings where these are computed once, else by length, the longest first.
+        """
+        if self.decoder.shares_beginnings(prompt.length):
+            return np.asarray(prompt.token_ids, dtype=">u4").tobytes()
+        return _LAST + (2**32 - prompt.length).to_bytes(8)
+
     def answer(self, prompts: Sequence[TextPrompt], decoding: Decoding, seeds: Sequence[int]) -> list[Answer]:
         """Answer one batch, in the order of `prompts`.
 
@@ -145,7 +163,8 @@ class HfTextModel:
         """
         ids = [prompt.token_ids for prompt in prompts]
         with torch.inference_mode(), memory_errors(self._model.device):
-            generated = generate(self._model, self._vocabulary, ids, decoding, seeds)
+            self._check_memory(ids, decoding)
+            generated = self.decoder.answer(ids, decoding, seeds)
         return self._answers(generated)
 
     def embed(
@@ -194,6 +213,15 @@ class HfTextModel:
         values = states.float().cpu().numpy().astype(np.float64)
         return [values[row, : len(ids)] for row, ids in enumerate(answers)]
 
+    def _check_memory(self, prompts: Sequence[Sequence[int]], decoding: Decoding) -> None:
+        """Refuse a batch that main memory would not hold: the system would kill the process, not raise."""
+        if self._model.device.type != "cpu":
+            return
+        width = max(map(len, prompts)) + decoding.max_new_tokens
+        needed = len(prompts) * (width * self._position_bytes + 4 * _LOGITS_COPIES * self._rows)
+        if needed > MEMORY_SHARE * free_memory():
+            raise OutOfMemory(f"{len(prompts)} prompts of {width} positions need {needed / 2**30:.1f} GiB")
+
     def _check_length(self, length: int, decoding: Decoding) -> None:
         """Refuse what runs past a table of learned positions: on a GPU that would break the whole process."""
         if self._positions is not None and length + decoding.max_new_tokens > self._positions:
@@ -235,6 +263,15 @@ def _learned_positions(model: Any) -> int | None:
     # OPT-like tables hold two more rows than positions.
     sizes = {table.num_embeddings for table in tables if table is not words}
     return limit if sizes & {limit, limit + 2} else None
+
+
+def _position_bytes(model: Any) -> int:
+    """Return the bytes of keys and values that one position takes over all layers."""
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_attention_heads", 1)
+    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    kept = getattr(config, "num_key_value_heads", None) or heads
+    return int(2 * config.num_hidden_layers * kept * size * model.dtype.itemsize)
 
 
 def _padding(model: Any, tokenizer: Any) -> int:

@@ -45,6 +45,23 @@ def sampling_settings(model: Any, decoding: Decoding) -> Any:
     return settings
 
 
+def generate_alike(
+    model: Any,
+    vocabulary: Vocabulary,
+    prompts: Sequence[Sequence[int]],
+    decoding: Decoding,
+    seeds: Sequence[int],
+) -> list[Generated]:
+    """Answer as `generate` does, prompts of one length at a time: for models that padding confuses."""
+    found: dict[int, Generated] = {}
+    for length in {len(prompt) for prompt in prompts}:
+        places = [place for place, prompt in enumerate(prompts) if len(prompt) == length]
+        alike = [prompts[place] for place in places]
+        answers = generate(model, vocabulary, alike, decoding, [seeds[place] for place in places])
+        found.update(zip(places, answers, strict=True))
+    return [found[place] for place in range(len(prompts))]
+
+
 def generate(
     model: Any,
     vocabulary: Vocabulary,

@@ -1,0 +1,301 @@
+"""The own decoding loop: shared beginnings once, no copying of the cache, finished answers leave the batch.
+
+It asks of the model no more than plain attention over cached keys and values (see `decoder_choice`), and
+does what `generate` does with the same settings.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
+
+from mllm_shapx.models.base import Decoding
+from mllm_shapx.models.plain_generate import Generated, Vocabulary, sampling_settings, token_logprobs
+from mllm_shapx.models.prefix_tree import Piece, PrefixTree, build_tree
+from mllm_shapx.models.sampling import Warp, draws_for, pick
+
+PIECE_NODES = {"cpu": 512, "cuda": 2048, "mps": 1024}
+"""Tokens prefilled in one pass: enough to fill the device, and attention among them stays cheap."""
+LEAVE_SHARE = 8
+"""Finished answers leave the batch when they are at least one in so many of it."""
+
+
+class _Slots(CacheLayerMixin):  # type: ignore[misc]  # transformers is untyped
+    """One layer's keys and values of all answers, in a buffer that is written in place.
+
+    Buffers are (heads, answers, columns, size); the model sees (answers, heads, columns so far, size).
+    """
+
+    is_sliding = False
+
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor, filled: int) -> None:
+        super().__init__()
+        self._keys, self._values, self._filled = keys, values, filled
+        self.is_initialized = True
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Do nothing: the buffers are there from the beginning."""
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write one column and return all so far."""
+        del args, kwargs
+        column = self._filled
+        self._keys[:, :, column] = key_states[:, :, 0].transpose(0, 1)
+        self._values[:, :, column] = value_states[:, :, 0].transpose(0, 1)
+        self._filled = column + 1
+        return self._seen(self._keys), self._seen(self._values)
+
+    def keep(self, rows: torch.Tensor) -> None:
+        """Drop the answers that are not among `rows`."""
+        self._keys = self._keys.index_select(1, rows)
+        self._values = self._values.index_select(1, rows)
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Return (columns, offset) that a mask would have to cover."""
+        return self._filled + query_length, 0
+
+    def get_seq_length(self) -> int:
+        """Return the columns written."""
+        return self._filled
+
+    def get_max_length(self) -> int:
+        """Return the columns there are."""
+        return int(self._keys.shape[2])
+
+    def _seen(self, buffer: torch.Tensor) -> torch.Tensor:
+        return buffer[:, :, : self._filled].transpose(0, 1)
+
+
+class OwnLoop:
+    """Answers batches of prompts with one model.
+
+    Args:
+        model: A causal language model with plain attention.
+        vocabulary: Its end and padding tokens.
+    """
+
+    def __init__(self, model: Any, vocabulary: Vocabulary) -> None:
+        self._model = model
+        self._eos = vocabulary.eos
+        self._device = model.device
+        self._most_nodes = PIECE_NODES.get(self._device.type, 512)
+
+    def logits_along(
+        self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]
+    ) -> torch.Tensor:
+        """Return the logits at each token of given answers of one length, (prompts, tokens, vocabulary)."""
+        steps = len(answers[0])
+        tree = build_tree([tuple(prompt) for prompt in prompts], self._most_nodes)
+        logits, states = self._prefill(tree)
+        cache, lengths = self._spread(tree, states, steps)
+        mask = self._columns(cache.get_seq_length(), lengths, steps)
+        given = torch.tensor([list(answers[place]) for place in tree.order], device=self._device)
+        further = [self._step(given[:, step], cache, mask, lengths + step) for step in range(steps - 1)]
+        back = torch.from_numpy(np.argsort(tree.order)).to(self._device)
+        return torch.stack([logits, *further], dim=1)[back]
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], decoding: Decoding, seeds: Sequence[int]
+    ) -> list[Generated]:
+        """Answer `prompts` (token ids), in their order."""
+        tree = build_tree([tuple(prompt) for prompt in prompts], self._most_nodes)
+        logits, states = self._prefill(tree)
+        cache, lengths = self._spread(tree, states, decoding.max_new_tokens)
+        ordered_seeds = [seeds[place] for place in tree.order]
+        tokens, logprobs = self._decode(logits, cache, lengths, decoding, ordered_seeds)
+        found: list[Generated | None] = [None] * len(prompts)
+        for row, place in enumerate(tree.order):
+            found[place] = Generated(tokens[row], None if logprobs is None else logprobs[row])
+        return [each for each in found if each is not None]
+
+    # --- prompts
+
+    def _prefill(self, tree: PrefixTree) -> tuple[torch.Tensor, list[tuple[torch.Tensor, torch.Tensor]]]:
+        """Return the logits behind each prompt, (prompts, vocabulary), and the states of all nodes."""
+        trunk: list[DynamicLayer] = []
+        if tree.trunk:
+            chain = np.arange(len(tree.trunk))
+            piece = Piece(np.array(tree.trunk), chain, np.tri(len(chain), dtype=np.bool_), chain[-1:])
+            trunk = self._run_piece(piece, [], 0)[1]
+        logits, parts = [], []
+        for piece in tree.pieces:
+            ends, layers = self._run_piece(piece, trunk, len(tree.trunk))
+            logits.append(ends)
+            parts.append(layers)
+        states = [
+            (
+                _joined([layers[depth].keys for layers in parts], len(tree.trunk)),
+                _joined([layers[depth].values for layers in parts], len(tree.trunk)),
+            )
+            for depth in range(len(parts[0]))
+        ]
+        return torch.cat(logits), states
+
+    def _run_piece(
+        self, piece: Piece, trunk: list[DynamicLayer], behind: int
+    ) -> tuple[torch.Tensor, list[DynamicLayer]]:
+        cache = Cache(layer_class_to_replicate=DynamicLayer)
+        for depth, layer in enumerate(trunk):
+            cache.update(layer.keys, layer.values, depth)
+        reads = np.concatenate(
+            [np.ones((len(piece.tokens), behind), dtype=np.bool_), piece.ancestors], axis=1
+        )
+        output = self._model(
+            input_ids=torch.from_numpy(piece.tokens)[None].to(self._device),
+            attention_mask=self._mask(torch.from_numpy(reads).to(self._device))[None, None],
+            position_ids=torch.from_numpy(piece.positions)[None].to(self._device),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=torch.from_numpy(piece.ends).to(self._device),
+        )
+        return output.logits[0], list(cache.layers)
+
+    def _spread(
+        self, tree: PrefixTree, states: list[tuple[torch.Tensor, torch.Tensor]], new_tokens: int
+    ) -> tuple[Cache, torch.Tensor]:
+        """Return a cache with one row per prompt, all ending in one column, and the prompts' lengths."""
+        lengths = np.array([len(path) for path in tree.paths])
+        width = int(lengths.max())
+        places = np.zeros((len(lengths), width), dtype=np.int64)
+        for row, path in enumerate(tree.paths):
+            places[row, width - len(path) :] = path
+        index = torch.from_numpy(places.reshape(-1)).to(self._device)
+        layers = [
+            _Slots(
+                _rows(keys, index, len(lengths), width, new_tokens),
+                _rows(values, index, len(lengths), width, new_tokens),
+                width,
+            )
+            for keys, values in states
+        ]
+        return Cache(layers=layers), torch.from_numpy(lengths).to(self._device)
+
+    # --- answers
+
+    def _decode(
+        self,
+        logits: torch.Tensor,
+        cache: Cache,
+        lengths: torch.Tensor,
+        decoding: Decoding,
+        seeds: Sequence[int],
+    ) -> tuple[list[list[int]], list[list[float]] | None]:
+        choose = _Chooser(self._model, decoding, seeds)
+        answers = _Answers(len(lengths), decoding, self._eos, self._device)
+        mask = self._columns(cache.get_seq_length(), lengths, decoding.max_new_tokens)
+        for step in range(decoding.max_new_tokens):
+            chosen = choose(logits, step)
+            running = answers.add(chosen, logits, step)
+            if running is None:
+                break
+            if (len(chosen) - len(running)) * LEAVE_SHARE >= len(chosen):
+                chosen, lengths, mask = chosen[running], lengths[running], mask[running]
+                choose.keep(running)
+                answers.keep(running)
+                for layer in cache.layers:
+                    layer.keep(running)
+            logits = self._step(chosen, cache, mask, lengths + step)
+        return answers.read()
+
+    def _step(
+        self, chosen: torch.Tensor, cache: Cache, mask: torch.Tensor, positions: torch.Tensor
+    ) -> torch.Tensor:
+        """Run one token of each answer through the model; return the logits behind it."""
+        output = self._model(
+            input_ids=chosen[:, None],
+            attention_mask=mask[..., : cache.get_seq_length() + 1],
+            position_ids=positions[:, None],
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        logits: torch.Tensor = output.logits[:, -1]
+        return logits
+
+    def _columns(self, width: int, lengths: torch.Tensor, new_tokens: int) -> torch.Tensor:
+        """Return each answer's mask over the cache's columns, (answers, 1, 1, columns)."""
+        columns = torch.arange(width + new_tokens, device=self._device)
+        return self._mask(columns >= (width - lengths)[:, None])[:, None, None]
+
+    def _mask(self, reads: torch.Tensor) -> torch.Tensor:
+        """Return what attention adds to its scores: 0 where a token is read, the lowest number elsewhere."""
+        mask = torch.zeros(reads.shape, dtype=self._model.dtype, device=self._device)
+        return mask.masked_fill_(~reads, torch.finfo(mask.dtype).min)
+
+
+class _Chooser:
+    """Chooses the next token of each answer: the likeliest, or by the answer's own draws."""
+
+    def __init__(self, model: Any, decoding: Decoding, seeds: Sequence[int]) -> None:
+        self._draws: torch.Tensor | None = None
+        if decoding.text_temperature > 0:
+            self._warp = Warp(sampling_settings(model, decoding))
+            self._draws = draws_for(seeds, decoding.max_new_tokens, model.device)
+
+    def __call__(self, logits: torch.Tensor, step: int) -> torch.Tensor:
+        """Return one token per row of `logits`, (answers, vocabulary)."""
+        if self._draws is None:
+            return logits.argmax(dim=-1)
+        return pick(self._warp(logits.float()), self._draws[:, step])
+
+    def keep(self, rows: torch.Tensor) -> None:
+        """Drop the answers that are not among `rows`."""
+        if self._draws is not None:
+            self._draws = self._draws[rows]
+
+
+class _Answers:
+    """The tokens generated so far, of answers that still run and of those that have ended."""
+
+    def __init__(self, rows: int, decoding: Decoding, eos: int | None, device: torch.device) -> None:
+        most = decoding.max_new_tokens
+        self._eos, self._most = eos, most
+        self._tokens = torch.zeros((rows, most), dtype=torch.long, device=device)
+        self._logprobs = torch.zeros((rows, most), device=device) if decoding.logprobs else None
+        self._counts = torch.full((rows,), most, device=device)
+        self._active = torch.arange(rows, device=device)
+        self._running = torch.ones(rows, dtype=torch.bool, device=device)
+
+    def add(self, chosen: torch.Tensor, logits: torch.Tensor, step: int) -> torch.Tensor | None:
+        """Take one token per active answer; return which of them go on, None when none does."""
+        self._tokens[self._active, step] = chosen
+        if self._logprobs is not None:
+            self._logprobs[self._active, step] = token_logprobs(logits, chosen)
+        if step + 1 == self._most:
+            return None
+        if self._eos is None:
+            return self._active
+        ended = self._running & (chosen == self._eos)
+        self._counts[self._active[ended]] = step + 1
+        self._running &= ~ended
+        running = self._running.nonzero()[:, 0]
+        return running if len(running) else None
+
+    def keep(self, rows: torch.Tensor) -> None:
+        """Make `rows` of the active answers the active ones."""
+        self._active, self._running = self._active[rows], self._running[rows]
+
+    def read(self) -> tuple[list[list[int]], list[list[float]] | None]:
+        """Return each answer's tokens and, when asked for, their log-probabilities."""
+        lengths = self._counts.tolist()
+        ids = [row[:count] for row, count in zip(self._tokens.tolist(), lengths, strict=True)]
+        if self._logprobs is None:
+            return ids, None
+        return ids, [row[:count] for row, count in zip(self._logprobs.tolist(), lengths, strict=True)]
+
+
+def _joined(parts: list[torch.Tensor], trunk: int) -> torch.Tensor:
+    """Return one layer's states of all nodes, (heads, nodes, size); each part begins with the trunk."""
+    return torch.cat([parts[0][0], *(part[0][:, trunk:] for part in parts[1:])], dim=1)
+
+
+def _rows(states: torch.Tensor, index: torch.Tensor, rows: int, width: int, new_tokens: int) -> torch.Tensor:
+    """Return a buffer (heads, rows, width + new_tokens, size) that begins with the states at `index`."""
+    heads, _, size = states.shape
+    buffer = states.new_empty((heads, rows, width + new_tokens, size))
+    buffer[:, :, :width] = states.index_select(1, index).view(heads, rows, width, size)
+    return buffer

@@ -1,0 +1,125 @@
+"""The tree of a batch's prompts: what prompts begin with alike is computed once.
+
+The coalitions of a row differ in a few words, and the chat template's beginning is the same for all. Sorted,
+each prompt adds only the tokens behind what it shares with its neighbour, so that the tree of all prompts of
+an exact game holds about one player and the template's end per coalition instead of the whole conversation.
+"""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ids = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Some tokens of the tree that are run through the model together, behind the trunk."""
+
+    tokens: NDArray[np.int64]
+    """Token of each node, (nodes,)."""
+    positions: NDArray[np.int64]
+    """Place of each node in its prompts, (nodes,)."""
+    ancestors: NDArray[np.bool_]
+    """Whether node i reads node j (itself and those before it in its prompt), (nodes, nodes)."""
+    ends: NDArray[np.int64]
+    """Node that ends each of the piece's prompts, (prompts,)."""
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixTree:
+    """All tokens of a batch of prompts, each shared beginning once."""
+
+    trunk: Ids
+    """What all prompts begin with; empty when one piece holds everything."""
+    pieces: tuple[Piece, ...]
+    order: NDArray[np.int64]
+    """Prompts in the order of the pieces' `ends`, (prompts,)."""
+    paths: tuple[NDArray[np.int64], ...]
+    """For each prompt in that order its nodes, counted over trunk and pieces, (tokens of the prompt,)."""
+
+    @property
+    def size(self) -> int:
+        """Return the number of tokens that the model computes."""
+        return len(self.trunk) + sum(len(piece.tokens) for piece in self.pieces)
+
+
+def build_tree(prompts: Sequence[Ids], most_nodes: int) -> PrefixTree:
+    """Return the tree of `prompts` (token ids, none empty), cut into pieces of about `most_nodes` tokens.
+
+    A piece always holds whole prompts, so that a longer prompt makes a larger piece.
+    """
+    order = sorted(range(len(prompts)), key=lambda each: prompts[each])
+    ordered = [prompts[each] for each in order]
+    shared = [0, *(_common(left, right) for left, right in itertools.pairwise(ordered))]
+    groups = _groups(ordered, shared, most_nodes, trunk=0)
+    trunk = 0
+    if len(groups) > 1:
+        # Sorted, the first and the last differ soonest; each keeps a token, whose output is needed.
+        trunk = min(_common(ordered[0], ordered[-1]), min(map(len, ordered)) - 1)
+        groups = _groups(ordered, shared, most_nodes, trunk)
+    pieces, paths, offset = [], [], trunk
+    for first, last in groups:
+        piece, nodes = _piece(ordered[first:last], [trunk, *shared[first + 1 : last]], trunk)
+        pieces.append(piece)
+        paths += [np.concatenate([np.arange(trunk), offset + each]) for each in nodes]
+        offset += len(piece.tokens)
+    return PrefixTree(ordered[0][:trunk], tuple(pieces), np.array(order), tuple(paths))
+
+
+def _common(left: Ids, right: Ids) -> int:
+    """Return how many tokens two prompts begin with alike."""
+    for place, (one, other) in enumerate(zip(left, right, strict=False)):
+        if one != other:
+            return place
+    return min(len(left), len(right))
+
+
+def _groups(ordered: Sequence[Ids], shared: Sequence[int], most: int, trunk: int) -> list[tuple[int, int]]:
+    """Cut the sorted prompts into runs whose trees hold at most `most` nodes behind the trunk."""
+    groups, first, nodes = [], 0, 0
+    for place, prompt in enumerate(ordered):
+        new = len(prompt) - max(shared[place], trunk) if nodes else len(prompt) - trunk
+        if nodes and nodes + new > most:
+            groups.append((first, place))
+            first, nodes, new = place, 0, len(prompt) - trunk
+        nodes += new
+    return [*groups, (first, len(ordered))]
+
+
+def _piece(
+    ordered: Sequence[Ids], shared: Sequence[int], trunk: int
+) -> tuple[Piece, list[NDArray[np.int64]]]:
+    """Return the tree of sorted prompts behind the trunk, and each prompt's nodes in it."""
+    tokens: list[int] = []
+    positions: list[int] = []
+    spans: list[tuple[int, NDArray[np.int64]]] = []
+    paths: list[NDArray[np.int64]] = []
+    before = np.zeros(0, dtype=np.int64)
+    for prompt, alike in zip(ordered, shared, strict=True):
+        depth = max(alike, trunk)
+        start = len(tokens)
+        tokens += prompt[depth:]
+        positions += range(depth, len(prompt))
+        path = np.concatenate([before[: depth - trunk], np.arange(start, len(tokens))])
+        spans.append((start, path))
+        paths.append(path)
+        before = path
+    piece = Piece(
+        tokens=np.array(tokens),
+        positions=np.array(positions),
+        ancestors=_ancestors(len(tokens), spans),
+        ends=np.array([path[-1] for path in paths]),
+    )
+    return piece, paths
+
+
+def _ancestors(nodes: int, spans: Sequence[tuple[int, NDArray[np.int64]]]) -> NDArray[np.bool_]:
+    reads = np.zeros((nodes, nodes), dtype=np.bool_)
+    for start, path in spans:
+        stop = int(path[-1]) + 1
+        reads[start:stop, path] = True
+    return reads & np.tri(nodes, dtype=np.bool_)
