@@ -23,7 +23,9 @@ from mllm_shapx.execution.messages import (
     UnitFailure,
     WorkerInfo,
 )
+from mllm_shapx.execution.sharing import Offer, OfferReply
 from mllm_shapx.execution.worker import Worker
+from mllm_shapx.models.base import Answer
 from mllm_shapx.records.results import SampleResult
 from mllm_shapx.records.runs import RunInspection
 
@@ -72,6 +74,14 @@ class CoordinatorActor:
     def beat(self, me: WorkerInfo, beat: Beat) -> LeaseReply:
         """See `Coordinator.beat`."""
         return self._coordinator.beat(me, beat)
+
+    def exchange(self, me: WorkerInfo, offer: Offer) -> OfferReply:
+        """See `Coordinator.exchange`."""
+        return self._coordinator.exchange(me, offer)
+
+    def helped(self, me: WorkerInfo, task_id: int, answers: dict[int, Answer]) -> None:
+        """See `Coordinator.helped`."""
+        self._coordinator.helped(me, task_id, answers)
 
     def worker_lost(self, worker: str, innocent: bool, detail: str, log_tail: tuple[str, ...]) -> None:
         """See `Coordinator.worker_lost`."""
@@ -162,6 +172,15 @@ class ActorDesk:
         """Give a sign of life."""
         reply: LeaseReply = await self._patiently(lambda: self._coordinator.beat.remote(me, beat))
         return reply
+
+    async def exchange(self, me: WorkerInfo, offer: Offer) -> OfferReply:
+        """Offer coalitions to idle workers."""
+        reply: OfferReply = await self._patiently(lambda: self._coordinator.exchange.remote(me, offer))
+        return reply
+
+    async def helped(self, me: WorkerInfo, task_id: int, answers: dict[int, Answer]) -> None:
+        """Hand in answers to another worker's coalitions."""
+        await self._patiently(lambda: self._coordinator.helped.remote(me, task_id, answers))
 
     @staticmethod
     async def _patiently(call: Callable[[], Coroutine[Any, Any, Any]]) -> Any:

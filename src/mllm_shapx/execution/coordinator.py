@@ -18,7 +18,9 @@ from mllm_shapx.execution.messages import (
     UnitFailure,
     WorkerInfo,
 )
+from mllm_shapx.execution.sharing import HelpExchange, Offer, OfferReply
 from mllm_shapx.explaining.coalitions import REUSED
+from mllm_shapx.models.base import Answer
 from mllm_shapx.planning.units import WorkUnit, plan_units
 from mllm_shapx.records.checkpoint import CheckpointWriter
 from mllm_shapx.records.failures import FailureRecord
@@ -90,6 +92,8 @@ class Coordinator:
         self._cost_done = 0.0
         self._model_calls = 0
         self._answer_files: AnswerFiles | None = None
+        self._exchange = HelpExchange()
+        self._idle: set[str] = set()
 
     # --- workers
 
@@ -97,14 +101,33 @@ class Coordinator:
         """Give a worker a unit, after bringing its leases in line with what it says it holds."""
         worker = self._meet(me).info.worker
         drop = tuple(self._ledger.reconcile(worker, held))
+        self._idle.discard(worker)
         if self._fatal is not None or self._ledger.is_finished:
-            return LeaseReply(None, drop, "stop")
+            return LeaseReply(None, drop=drop, order="stop")
         if self._draining:
-            return LeaseReply(None, drop, "drain")
+            return LeaseReply(None, drop=drop, order="drain")
         unit = self._ledger.lease(worker)
-        if unit is None:
-            return LeaseReply(None, drop, "go")
-        return LeaseReply(Lease(unit, self._known(unit)), drop, "go")
+        if unit is not None:
+            return LeaseReply(Lease(unit, self._known(unit)), drop=drop)
+        if held or not self._ledger.is_queue_empty:
+            return LeaseReply(None, drop=drop)
+        task = self._exchange.claim(worker)
+        if task is None and not self._exchange.is_helping(worker):
+            self._idle.add(worker)
+        return LeaseReply(None, help=task, drop=drop)
+
+    def exchange(self, me: WorkerInfo, offer: Offer) -> OfferReply:
+        """Take an owner's chunks for idle workers and give it what they have answered."""
+        self._saw(me)
+        idle = len(self._idle - {me.worker})
+        if not self._ledger.holds(me.worker, offer.unit_id):
+            return OfferReply({}, (), 0, 0, 0)
+        return self._exchange.exchange(offer, self._ledger.unit(offer.unit_id).row_index, idle)
+
+    def helped(self, me: WorkerInfo, task_id: int, answers: dict[int, Answer]) -> None:
+        """Take a helper's answers."""
+        self._saw(me)
+        self._exchange.deliver(task_id, answers)
 
     def report(self, me: WorkerInfo, unit_id: str, sample: SampleResult, answers: Answers) -> None:
         """Write a sample and the answers behind it; then note it in the checkpoint."""
@@ -170,11 +193,15 @@ class Coordinator:
         with self._writing():
             for run in self._runs.values():
                 run.checkpoint.maybe_write()
-        return LeaseReply(None, drop, "drain" if self._draining else "go")
+        return LeaseReply(None, drop=drop, order="drain" if self._draining else "go")
 
     def worker_lost(self, worker: str, *, innocent: bool, detail: str, log_tail: tuple[str, ...]) -> None:
         """Take back what a dead worker held, and record whom its death is charged to."""
         state = self._workers.pop(worker, None)
+        self._idle.discard(worker)
+        self._exchange.helper_lost(worker)
+        for unit_id in self._ledger.held_by(worker):
+            self._exchange.close(unit_id)
         for blame in self._ledger.worker_lost(worker, innocent=innocent):
             self._note_loss(blame, worker, state, detail, log_tail)
 
@@ -282,6 +309,7 @@ class Coordinator:
         if still_open:
             return
         del self._open_runs[unit_id]
+        self._exchange.close(unit_id)
         self._cost_done += self._ledger.unit(unit_id).cost
         if self._answer_files is not None:
             self._notes.extend(self._answer_files.close(self._ledger.unit(unit_id)))

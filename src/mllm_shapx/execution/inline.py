@@ -11,8 +11,10 @@ from mllm_shapx.execution.options import RunOptions
 from mllm_shapx.execution.outcome import StudyOutcome, ended
 from mllm_shapx.execution.preparation import OpenOutput
 from mllm_shapx.execution.progress import ProgressFeed
+from mllm_shapx.execution.sharing import Offer, OfferReply
 from mllm_shapx.execution.signals import StopRequest, stop_requests
 from mllm_shapx.execution.worker import Worker
+from mllm_shapx.models.base import Answer
 from mllm_shapx.records.results import SampleResult
 from mllm_shapx.reporting.progress import ProgressReporter
 
@@ -42,6 +44,14 @@ class DirectDesk:
     async def beat(self, me: WorkerInfo, beat: Beat) -> LeaseReply:
         """Give a sign of life."""
         return self._coordinator.beat(me, beat)
+
+    async def exchange(self, me: WorkerInfo, offer: Offer) -> OfferReply:
+        """Offer coalitions to idle workers."""
+        return self._coordinator.exchange(me, offer)
+
+    async def helped(self, me: WorkerInfo, task_id: int, answers: dict[int, Answer]) -> None:
+        """Hand in answers to another worker's coalitions."""
+        self._coordinator.helped(me, task_id, answers)
 
 
 def run_inline(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mllm_shapx.config.models import DatasetConfig, RuntimeConfig, WandbConfig
+from mllm_shapx.execution.sharing import HelpTask
 from mllm_shapx.explaining.coalitions import StoredAnswer
 from mllm_shapx.planning.runs import RunSpec
 from mllm_shapx.planning.units import WorkUnit
@@ -77,6 +78,8 @@ class LeaseReply:
     """The coordinator's answer to a worker that asks for work."""
 
     lease: Lease | None
+    help: HelpTask | None = None
+    """Coalitions of another worker's row to answer, when there is no unit."""
     drop: tuple[str, ...] = ()
     """Units that the worker holds and should let go: somebody else has done them."""
     order: Literal["go", "drain", "stop"] = "go"

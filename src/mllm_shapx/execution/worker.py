@@ -18,7 +18,9 @@ from mllm_shapx.config.models import EmbeddingConfig
 from mllm_shapx.data.conversations import Row, load_row
 from mllm_shapx.data.sources import Table, open_table
 from mllm_shapx.errors import RowError
+from mllm_shapx.execution.generation import OnAnswer, RowGeneration
 from mllm_shapx.execution.messages import Answers, Beat, LeaseReply, Study, UnitFailure, WorkerInfo
+from mllm_shapx.execution.sharing import HelpTask, Offer, OfferReply
 from mllm_shapx.explaining.coalitions import Keep, RowCoalitions
 from mllm_shapx.explaining.sample import explain_run, open_row
 from mllm_shapx.explaining.settings import answer_seed, decoding
@@ -33,6 +35,10 @@ from mllm_shapx.records.results import SampleResult
 
 logger = logging.getLogger(__name__)
 
+IDLE_S = 0.4
+"""Longest pause of a worker that has nothing to do before it asks again."""
+BATCHES_A_ROUND = 4
+"""Batches that the engine gets at a time: enough to order them by length, few enough to share the rest."""
 BEAT_S = 1.0
 """Seconds between two signs of life."""
 
@@ -54,6 +60,12 @@ class Desk(Protocol):
 
     async def beat(self, me: WorkerInfo, beat: Beat) -> LeaseReply:
         """Give a sign of life."""
+
+    async def exchange(self, me: WorkerInfo, offer: Offer) -> OfferReply:
+        """Offer coalitions to idle workers and fetch what they answered."""
+
+    async def helped(self, me: WorkerInfo, task_id: int, answers: dict[int, Answer]) -> None:
+        """Hand in answers to another worker's coalitions."""
 
 
 class _Held:
@@ -114,6 +126,7 @@ class Worker:
         self._asking = asyncio.Lock()
         self._stopping = asyncio.Event()
         self._draining = False
+        self._helped: tuple[tuple[int, str], RowCoalitions] | None = None
         self._maybe_loaded: _Loaded | None = None
 
     async def run(self) -> None:
@@ -160,18 +173,21 @@ class Worker:
 
     async def _work(self) -> None:
         """Take one unit after the other."""
-        pause = 0.05
+        pause = IDLE_S / 8
         while not self._stopping.is_set():
             reply, held = await self._ask()
             self._obey(reply)
             if reply.order == "stop" or (self._draining and reply.lease is None):
                 return
-            if reply.lease is None or held is None:
+            if reply.lease is not None and held is not None:
+                await self._explain(held, reply.lease.known)
+            elif reply.help is not None:
+                await self._help(reply.help)
+            else:
                 await self._pause(pause)
-                pause = min(pause * 1.5, 1.0)
+                pause = min(pause * 1.5, IDLE_S)
                 continue
-            pause = 0.05
-            await self._explain(held, reply.lease.known)
+            pause = IDLE_S / 8
 
     async def _ask(self) -> tuple[LeaseReply, "_Held | None"]:
         """Ask for a unit, one question at a time: what is held must be true when the coordinator hears it."""
@@ -235,17 +251,51 @@ class Worker:
     async def _generate(
         self, held: _Held, run: RunSpec, prompts: Mapping[int, ConversationSnapshot], keep: Keep
     ) -> None:
-        """Answer coalitions of one row; `keep` gets each answer as it comes."""
+        """Answer coalitions of one row, here and on idle workers; `keep` gets each answer as it comes."""
+
+        async def here(masks: Sequence[int], on_answer: OnAnswer) -> None:
+            await self._answer(run, held.unit.row_index, {mask: prompts[mask] for mask in masks}, on_answer)
+
+        offer = Offer(held.unit.unit_id, run.name)
+        row = RowGeneration(prompts, keep, here, partial(self._desk.exchange, self._me), offer)
+        await row.run(self._round_size)
+
+    async def _answer(
+        self, run: RunSpec, row_index: int, prompts: Mapping[int, ConversationSnapshot], on_answer: OnAnswer
+    ) -> None:
+        """Answer coalitions with this worker's model."""
         masks = list(prompts)
 
-        def on_answer(index: int, answer: Answer) -> None:
+        def count(index: int, answer: Answer) -> None:
             self._answers += 1
-            keep(masks[index], answer)
+            on_answer(masks[index], answer)
 
         seeds = [0] * len(masks)
         if not run.generation.is_greedy:
-            seeds = [answer_seed(run, held.unit.row_index, mask) for mask in masks]
-        await self._loaded.engine.answer(list(prompts.values()), decoding(run), seeds, on_answer)
+            seeds = [answer_seed(run, row_index, mask) for mask in masks]
+        await self._loaded.engine.answer(list(prompts.values()), decoding(run), seeds, count)
+
+    def _round_size(self) -> int:
+        return BATCHES_A_ROUND * self._loaded.engine.stats.batch_size
+
+    async def _help(self, task: HelpTask) -> None:
+        """Answer coalitions of another worker's row; what fails here goes back to it."""
+        run = self._study.run(task.run_name)
+        answers: dict[int, Answer] = {}
+        try:
+            coalitions = await asyncio.to_thread(self._helped_row, task.row_index, run)
+            prompts = {mask: coalitions.render(mask) for mask in task.masks}
+            await self._answer(run, task.row_index, prompts, answers.__setitem__)
+        except Exception:
+            logger.warning("helping with row %d failed", task.row_index, exc_info=True)
+        await self._desk.helped(self._me, task.task_id, answers)
+
+    def _helped_row(self, row_index: int, run: RunSpec) -> RowCoalitions:
+        """Return the row of a help task, kept from the last one where it is the same."""
+        key = (row_index, run.generation_key)
+        if self._helped is None or self._helped[0] != key:
+            self._helped = (key, open_row(self._read_row(row_index, run), run))
+        return self._helped[1]
 
     def _embedder(self, run: RunSpec) -> Embedder:
         """Return what gives the run's vectors: the explained model's own states, or the config's encoder."""
