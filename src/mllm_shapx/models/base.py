@@ -6,7 +6,7 @@ once. Connectors (`hf_text`, `liquid_audio`) implement `Model`; nothing else kno
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from mllm_shap import ConversationSnapshot, GenerationRecord
@@ -97,8 +97,8 @@ class Model(Protocol):
     def encode(self, snapshot: ConversationSnapshot, decoding: Decoding) -> Prompt:
         """Encode one conversation. Needs no device and may run beside `answer` in another thread."""
 
-    def answer(self, prompts: Sequence[Prompt], decoding: Decoding, seeds: Sequence[int]) -> list[Answer]:
-        """Answer one batch in one go, in the order of `prompts`.
+    def answer(self, prompts: Sequence[Any], decoding: Decoding, seeds: Sequence[int]) -> list[Answer]:
+        """Answer one batch in one go, in the order of `prompts`, which are what `encode` returned.
 
         `seeds[i]` alone decides the random draws for prompt i, so that a sampled answer does not hang on
         what else is in the batch; greedy decoding ignores it.
@@ -119,6 +119,13 @@ class Model(Protocol):
 
     def close(self) -> None:
         """Release the weights."""
+
+
+class OrdersPrompts(Protocol):
+    """A model that says which prompts are cheapest together; without it they are batched by length."""
+
+    def batch_key(self, prompt: Any) -> Any:
+        """Return what to sort waiting prompts by; neighbours share a batch. Keys compare with each other."""
 
 
 class OutOfMemory(Exception):  # noqa: N818 -- it is a condition that the engine handles

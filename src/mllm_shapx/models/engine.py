@@ -3,6 +3,7 @@
 import asyncio
 import heapq
 import itertools
+import logging
 import queue
 import threading
 import time
@@ -17,6 +18,8 @@ from numpy.typing import NDArray
 from mllm_shapx.errors import ModelError
 from mllm_shapx.models.base import Answer, Decoding, EmbeddingMode, Model, OutOfMemory, Prompt
 from mllm_shapx.models.batch_size import BatchSizer
+
+_log = logging.getLogger(__name__)
 
 EMBED_BATCH = 128
 """Answers embedded in one go."""
@@ -290,11 +293,11 @@ class Engine:
         """Run one thread's work; should it ever break, its callers learn of it instead of waiting forever."""
         try:
             work()
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 -- nobody else would hear of it
             failure = ModelError(f"the model's engine stopped working: {error!r}")
             failure.__cause__ = error
+            _log.exception("the model's engine stopped working")
             self._stop(failure)
-            raise
 
     def _waiting_requests(self) -> set[_Request]:
         found = {entry[3].request for heap in self._queue.heaps.values() for entry in heap}
