@@ -119,7 +119,7 @@ make_environment() {
 install_packages() {
   say "installing the pinned packages into .venv (about 5 GB; the log is $LOG)"
   if "$UV" pip install --python .venv/bin/python --constraints constraints.txt --build-constraints constraints.txt \
-    -e "$PROJECT" --group dev >> "$LOG" 2>&1; then
+    --compile-bytecode -e "$PROJECT" --group dev >> "$LOG" 2>&1; then
     return
   fi
   say "uv could not install them; trying pip, which also reads this machine's pip configuration"

@@ -127,38 +127,29 @@ def build_tokenizer(words: Iterable[str], vocabulary: int) -> Any:
     """
     from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
     from tokenizers.models import BPE
+    from tokenizers.trainers import BpeTrainer
     from transformers import PreTrainedTokenizerFast
 
-    pieces, merges = _word_pieces(sorted(set(words)))
+    trained = Tokenizer(BPE())
+    trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = BpeTrainer(
+        vocab_size=vocabulary, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    trained.train_from_iterator([form for word in sorted(set(words)) for form in (word, f" {word}")], trainer)
+    learned = json.loads(trained.to_str())["model"]
+    pieces = sorted(learned["vocab"], key=learned["vocab"].__getitem__)
     free = [index for index in range(vocabulary) if index not in FIXED_TOKENS.values()]
     if len(pieces) > len(free):
         msg = f"{len(pieces)} pieces do not fit into a vocabulary of {vocabulary}"
         raise ValueError(msg)
     table = {**FIXED_TOKENS, **dict(zip(pieces, free, strict=False))}
+    merges = [tuple(merge) for merge in learned["merges"]]
     core = Tokenizer(BPE(vocab=table, merges=merges))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
     core.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in FIXED_TOKENS])
     roles = {"bos_token": "<|startoftext|>", "eos_token": "<|im_end|>", "pad_token": "<|pad|>"}
     return PreTrainedTokenizerFast(tokenizer_object=core, **roles)
-
-
-def _word_pieces(words: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
-    """Return the pieces (bytes first) and the merges that join each word, with and without its space."""
-    from tokenizers import pre_tokenizers
-
-    pieces = dict.fromkeys(sorted(pre_tokenizers.ByteLevel.alphabet()))
-    merges: dict[tuple[str, str], None] = {}
-    for word in words:
-        grown = ""
-        for letter in word:
-            if grown:
-                merges[grown, letter] = None
-            grown += letter
-            pieces[grown] = None
-        merges["Ġ", grown] = None
-        pieces["Ġ" + grown] = None
-    return list(pieces), list(merges)
 
 
 def build_model(config: dict[str, Any], seed: int) -> Any:

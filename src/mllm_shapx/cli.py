@@ -322,6 +322,35 @@ def report(directory: str, output: Path | None) -> None:
     click.echo(write_report(directory, output))
 
 
+@main.command()
+@with_configs
+@click.option("--rows", type=click.IntRange(min=1), help="Rows to explain; as many as the time allows.")
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    default=20.0,
+    show_default=True,
+    help="About how long each contestant is measured.",
+)
+@click.option("--rows-in-flight", type=click.IntRange(min=1), default=2, show_default=True)
+@click.option("--overhead", is_flag=True, help="Measure too what a coalition costs beside the model.")
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as data.")
+def bench(configs: Sequence[Path], overhead: bool, as_json: bool, **options: Any) -> None:
+    """Measure a config on this machine, beside mllm_shap's own runner and the bare model."""
+    from mllm_shapx.benchmark.bench import bench as measure
+    from mllm_shapx.benchmark.options import OVERHEAD_PLAYERS, BenchOptions
+
+    if len(configs) > 1:
+        raise UsageError(f"bench measures one config at a time, not {len(configs)}")
+    (loaded,) = load_configs(configs)
+    asked = BenchOptions(overhead=OVERHEAD_PLAYERS if overhead else (), **options)
+    found = measure(loaded, asked, lambda text: click.echo(text, err=True))
+    if as_json:
+        print_json(found.to_json())
+    else:
+        click.echo(found.to_text())
+
+
 def config_files(named: Sequence[str], config_list: Path | None) -> tuple[Path, ...]:
     """Return the config files that a call names, globs expanded in name order, each file once.
 

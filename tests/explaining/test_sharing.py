@@ -41,7 +41,8 @@ def test_a_similarity_that_is_added_later_costs_no_model_call() -> None:
     coalitions = open_row(row, first)
     explain(row, first, coalitions)
     generator = Generator()
-    resumed = open_row(row, second, dict(coalitions.stored))
+    resumed = open_row(row, second)
+    resumed.know(coalitions.stored)
     assert explain(row, second, resumed, generator).model_calls == 0
     assert generator.asked == []
 
@@ -53,7 +54,9 @@ def test_a_sample_that_is_resumed_in_its_middle_counts_as_if_it_had_not_been() -
     undisturbed = explain(row, run, whole)
     half = dict(list(whole.stored.items())[:20])
     generator = Generator()
-    resumed = explain(row, run, open_row(row, run, half), generator)
+    coalitions = open_row(row, run)
+    coalitions.know(half)
+    resumed = explain(row, run, coalitions, generator)
     assert len(generator.asked) == 2**6 - 20
     assert resumed.model_calls == undisturbed.model_calls
     assert resumed.player_values() == undisturbed.player_values()

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 
 from mllm_shapx.execution.messages import Answers
 from mllm_shapx.explaining.coalitions import StoredAnswer
@@ -29,7 +30,7 @@ class AnswerFiles:
             for run in runs
         }
         self._keys = {key: store_key(header) for key, header in self._headers.items()}
-        self._under_way: set[tuple[int, str]] = set()
+        self._under_way: dict[tuple[int, str], StoreHeader] = {}
 
     @property
     def keys(self) -> frozenset[str]:
@@ -40,23 +41,22 @@ class AnswerFiles:
         """Return the stored answers of a unit, and notes about files that were damaged."""
         key = unit.generation_key
         found = self._store.read(unit.row_index, self._keys[key], self._headers[key])
-        return {mask: _stored(row) for mask, row in found.answers.items()}, found.notes
+        by_mask = {mask: _stored(row) for mask, row in found.answers.items()}
+        return Answers(by_mask, found.snapshot_id), found.notes
 
     def add(self, unit: WorkUnit, answers: Answers) -> None:
         """Write new answers of a unit."""
         key = unit.generation_key
-        rows = {mask: _row(stored) for mask, stored in answers.items()}
-        self._store.append(unit.row_index, self._keys[key], self._headers[key], rows)
-        self._under_way.add((unit.row_index, key))
+        rows = {mask: _row(stored) for mask, stored in answers.by_mask.items()}
+        header = replace(self._headers[key], snapshot_id=answers.snapshot_id, num_players=answers.num_players)
+        self._store.append(unit.row_index, self._keys[key], header, rows)
+        self._under_way[unit.row_index, key] = header
 
     def close(self, unit: WorkUnit) -> tuple[str, ...]:
         """Pack the answers of a unit that is done into one file; return notes about damaged ones."""
-        place = (unit.row_index, unit.generation_key)
-        if place not in self._under_way:
-            return ()
-        self._under_way.discard(place)
         key = unit.generation_key
-        return self._store.merge(unit.row_index, self._keys[key], self._headers[key])
+        header = self._under_way.pop((unit.row_index, key), None)
+        return () if header is None else self._store.merge(unit.row_index, self._keys[key], header)
 
 
 def store_key(header: StoreHeader) -> str:

@@ -288,15 +288,15 @@ class Coordinator:
 
     def _known(self, unit: WorkUnit) -> Answers:
         if self._answer_files is None:
-            return {}
+            return Answers()
         answers, notes = self._answer_files.read(unit)
         self._notes.extend(notes)
         return answers
 
     def _write_answers(self, unit_id: str, answers: Answers) -> None:
-        if answers and self._answer_files is not None:
+        if answers.by_mask and self._answer_files is not None:
             self._answer_files.add(self._ledger.unit(unit_id), answers)
-            self._model_calls += sum(stored.asked_by != REUSED for stored in answers.values())
+            self._model_calls += sum(stored.asked_by != REUSED for stored in answers.by_mask.values())
 
     def _settle(self, unit_id: str, run_names: tuple[str, ...], *, failed: bool = False) -> None:
         """Note that some runs of a unit are done, or given up; with the last of them the unit is."""

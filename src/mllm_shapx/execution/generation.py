@@ -58,7 +58,9 @@ class RowGeneration:
                 if self._unanswered:
                     await self._take_back(round_size)
         finally:
-            spreading.cancel()
+            # Not in the middle of an exchange: answers that are on their way would be lost.
+            async with self._trading:
+                spreading.cancel()
             await asyncio.gather(spreading, return_exceptions=True)
 
     async def _work(self, round_size: Callable[[], int]) -> None:

@@ -11,8 +11,17 @@ from mllm_shapx.explaining.coalitions import StoredAnswer
 from mllm_shapx.planning.runs import RunSpec
 from mllm_shapx.planning.units import WorkUnit
 
-Answers = dict[int, StoredAnswer]
-"""Coalition (bit i = player i) -> its answer."""
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """Answers to coalitions of one conversation."""
+
+    by_mask: dict[int, StoredAnswer] = field(default_factory=dict)
+    """Coalition (bit i = player i) -> its answer."""
+    snapshot_id: str = ""
+    """mllm_shap's id of the conversation, empty where it is not known. Answers to another conversation, say
+    because a dataset file was changed in place, must not be taken for this one's."""
+    num_players: int = 0
 
 
 @dataclass(frozen=True)

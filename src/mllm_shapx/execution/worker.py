@@ -233,7 +233,9 @@ class Worker:
         unit = held.unit
         runs = [self._study.run(name) for name in unit.run_names]
         row = await asyncio.to_thread(self._read_row, unit.row_index, runs[0])
-        coalitions = held.coalitions = await asyncio.to_thread(open_row, row, runs[0], known)
+        coalitions = held.coalitions = await asyncio.to_thread(open_row, row, runs[0])
+        if known.snapshot_id in {"", coalitions.snapshot.snapshot_id}:
+            await asyncio.to_thread(coalitions.know, known.by_mask)
         for run in runs:
             try:
                 sample = await explain_run(
@@ -243,7 +245,7 @@ class Worker:
                 # It concerns this run alone (say, too many players for `exact`); the others go on.
                 await self._failed(held, (run.name,), error.reason, error, final=True)
                 continue
-            await self._desk.report(self._me, unit.unit_id, sample, coalitions.take_fresh())
+            await self._desk.report(self._me, unit.unit_id, sample, _fresh(coalitions))
 
     def _read_row(self, row_index: int, run: RunSpec) -> Row:
         return load_row(self._loaded.table, row_index, run.dataset, run.modality)
@@ -324,8 +326,8 @@ class Worker:
         held.flushed_at = time.monotonic()
         if held.coalitions is None:
             return
-        fresh = held.coalitions.take_fresh()
-        if fresh:
+        fresh = _fresh(held.coalitions)
+        if fresh.by_mask:
             await self._desk.flush(self._me, unit_id, fresh)
 
     async def _beat_on(self) -> None:
@@ -347,3 +349,9 @@ class Worker:
 
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
+
+
+def _fresh(coalitions: RowCoalitions) -> Answers:
+    """Return the answers that came since the last call."""
+    fresh = coalitions.take_fresh()
+    return Answers(fresh, coalitions.snapshot.snapshot_id, coalitions.players.num_players)

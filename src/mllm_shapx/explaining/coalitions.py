@@ -43,7 +43,6 @@ class RowCoalitions:
         players: PlayerSet,
         *,
         share_prompts: bool,
-        known: dict[int, StoredAnswer] | None = None,
     ) -> None:
         """Bind the row.
 
@@ -52,16 +51,19 @@ class RowCoalitions:
             players: Its players.
             share_prompts: Whether coalitions that give the same prompt share one answer: right for
                 greedy decoding, wrong for sampled answers.
-            known: Answers that are stored already.
         """
         self.snapshot = snapshot
         self.players = players
-        self.stored: dict[int, StoredAnswer] = dict(known or {})
+        self.stored: dict[int, StoredAnswer] = {}
         self._policy = DeletePolicy()
         self._fresh: dict[int, StoredAnswer] = {}
         self._mask_of_prompt: dict[str, int] | None = {} if share_prompts else None
+
+    def know(self, stored: Mapping[int, StoredAnswer]) -> None:
+        """Take in answers that were generated before; they are not asked for again."""
+        self.stored.update(stored)
         if self._mask_of_prompt is not None:
-            for mask in self.stored:
+            for mask in stored:
                 self._mask_of_prompt.setdefault(self.render(mask).snapshot_id, mask)
 
     def render(self, mask: int) -> ConversationSnapshot:

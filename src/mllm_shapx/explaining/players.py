@@ -1,6 +1,7 @@
 """The players of a row: what can be present in or absent from its prompt."""
 
 from collections.abc import Collection
+from typing import Literal
 
 from mllm_shap import ConversationSnapshot, PlayerSet, PlayerSpan
 
@@ -9,7 +10,9 @@ from mllm_shapx.data.tokens import player_spans
 from mllm_shapx.errors import RowError
 from mllm_shapx.planning.runs import RunSpec
 
-_ROLES = frozenset({"user", "assistant", "system"})
+RoleName = Literal["user", "assistant", "system"]
+
+_ROLES: tuple[RoleName, ...] = ("system", "user", "assistant")
 
 
 def player_set(snapshot: ConversationSnapshot, run: RunSpec) -> PlayerSet:
@@ -18,7 +21,8 @@ def player_set(snapshot: ConversationSnapshot, run: RunSpec) -> PlayerSet:
     Raises:
         RowError: `no_players` when the prompt holds none.
     """
-    roles = _ROLES - context_roles(run.chat)
+    context = context_roles(run.chat)
+    roles = [role for role in _ROLES if role not in context]
     if run.modality.has_audio_input:
         from mllm_shapx.explaining.audio_players import audio_player_set
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from mllm_shap import PluginGroup
 
 from mllm_shapx.data.conversations import Row, to_snapshot
-from mllm_shapx.explaining.coalitions import Generate, RowCoalitions, StoredAnswer
+from mllm_shapx.explaining.coalitions import Generate, RowCoalitions
 from mllm_shapx.explaining.conversation import attribution_summary, conversation_entries
 from mllm_shapx.explaining.games import Game
 from mllm_shapx.explaining.hierarchical import HierarchicalExplainer
@@ -32,16 +32,15 @@ class Outcome:
     num_levels: int | None = None
 
 
-def open_row(row: Row, run: RunSpec, known: dict[int, StoredAnswer] | None = None) -> RowCoalitions:
+def open_row(row: Row, run: RunSpec) -> RowCoalitions:
     """Return the row's coalitions under the run's generation key.
 
     Raises:
         RowError: When the row has no players or its recordings cannot be used.
     """
-    snapshot = to_snapshot(row, run.chat, run.modality)
-    return RowCoalitions(
-        snapshot, player_set(snapshot, run), share_prompts=run.generation.is_greedy, known=known
-    )
+    aligned = run.modality.has_audio_input and run.audio_segmentation.method == "sgpa"
+    snapshot = to_snapshot(row, run.chat, run.modality, with_transcripts=aligned)
+    return RowCoalitions(snapshot, player_set(snapshot, run), share_prompts=run.generation.is_greedy)
 
 
 async def explain_run(
