@@ -1,0 +1,111 @@
+"""The benchmark of a config: warm up, hold the contest, try settings, report."""
+
+import asyncio
+import os
+from collections.abc import Callable, Sequence
+
+from mllm_shapx.benchmark.options import BenchOptions
+from mllm_shapx.benchmark.ours import Explainer
+from mllm_shapx.benchmark.overhead import Overhead, measure_overhead
+from mllm_shapx.benchmark.probes import Prober
+from mllm_shapx.benchmark.report import BenchReport, Machine
+from mllm_shapx.benchmark.rounds import Contest, contest
+from mllm_shapx.benchmark.sharing import measure_sharing
+from mllm_shapx.benchmark.subject import Game, Subject
+from mllm_shapx.benchmark.warmup import FIRST_COALITIONS, Ready, warm_up
+from mllm_shapx.config.loading import LoadedConfig
+
+Say = Callable[[str], None]
+PROBE_SHARE = 0.05
+"""Share of a contestant's time that each setting is tried for."""
+FEWEST_PROBE_ROWS = 4
+SHARING_SHARE = 0.5
+"""Share of a contestant's time that the whole sweep is run for."""
+
+
+def bench(loaded: LoadedConfig, options: BenchOptions, say: Say) -> BenchReport:
+    """Measure a config on this machine; `say` is told what is going on.
+
+    Raises:
+        UsageError: For anything that the user can mend.
+    """
+    subject = Subject(loaded)
+    if subject.run.device == "cpu":
+        # mllm_shap's backend takes a GPU wherever it sees one.
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    return asyncio.run(_bench(subject, options, say))
+
+
+async def _bench(subject: Subject, options: BenchOptions, say: Say) -> BenchReport:
+    say(f"loading {subject.run.model_id}")
+    model = await asyncio.to_thread(subject.load_model)
+    machine = Machine.describe(model.identity)
+    ours = Explainer(model, options.rows_in_flight)
+    try:
+        ready = await warm_up(subject, model, ours, options, say)
+        try:
+            result = await contest(ready.games, ready.contestants, options, say)
+        finally:
+            if ready.contestants.library is not None:
+                await ready.contestants.library.aclose()
+        say("running the whole sweep on some rows")
+        sharing = await measure_sharing(
+            ours, ready.games, subject.sweep, SHARING_SHARE * options.seconds * ready.rate
+        )
+        games = _probe_games(ready, PROBE_SHARE * options.seconds)
+        largest = sum(sorted(game.coalitions for game in games)[-options.rows_in_flight :])
+        recommended = await Prober(model, games, largest, say).recommend(options.rows_in_flight)
+        return BenchReport(
+            model_id=subject.run.model_id,
+            machine=machine,
+            rows=len(ready.games),
+            contest=result,
+            raw_batch_size=None if ready.raw is None else ready.raw.batch_size,
+            raw_rates={} if ready.raw is None else ready.raw.rates,
+            sharing=sharing,
+            recommended=recommended,
+            batch_size=ours.engine.stats.batch_size,
+            rows_in_flight=options.rows_in_flight,
+            overhead=await _overhead(options.overhead, say),
+            notes=[*ready.notes, *_remarks(result, ready)],
+        )
+    finally:
+        await ours.engine.aclose()
+
+
+def _probe_games(ready: Ready, seconds: float) -> Sequence[Game]:
+    """Return games from the contest that take us about `seconds` in all, and a few at least."""
+    total = max(FIRST_COALITIONS, int(ready.rate * seconds))
+    games: list[Game] = []
+    for game in ready.games:
+        if len(games) >= FEWEST_PROBE_ROWS and sum(each.coalitions for each in games) >= total:
+            break
+        games.append(game.limited_to(max(FIRST_COALITIONS, total // 2)))
+    return games
+
+
+async def _overhead(player_counts: Sequence[int], say: Say) -> list[Overhead]:
+    found = []
+    for count in player_counts:
+        say(f"{1 << count:,} coalitions with a model that answers at once")
+        found.append(await measure_overhead(count))
+    return found
+
+
+def _remarks(result: Contest, ready: Ready) -> list[str]:
+    """Return what the reader should know of how the figures came about."""
+    remarks = []
+    if any(game.run.explainer_type != "exact" for game in ready.games):
+        remarks.append(
+            "some rows have too many players for the time at hand; part of their coalitions was asked"
+        )
+    if result.library_sampled:
+        remarks.append(
+            "mllm_shap's runner was given a part of some rows' coalitions; --seconds gives it more time"
+        )
+    if ready.contestants.library is not None and not ready.contestants.comparable:
+        remarks.append(
+            "values were not compared with the library's: answers are sampled, dtype is not float32, or the "
+            "similarity is not the library's"
+        )
+    return remarks

@@ -1,0 +1,94 @@
+"""The library's side: rows explained by mllm_shap's own runner on its own transformers backend."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from mllm_shap import ExplainConfig, ExplainRunner, MllmShapError, PluginContext, default_registry
+from mllm_shap.plugins.backends import instantiate_backend
+from mllm_shap.protocols.backend import SupportsAclose
+
+from mllm_shapx.benchmark.subject import Game, directory_of
+from mllm_shapx.errors import ShapxError
+from mllm_shapx.explaining.sample import open_row
+from mllm_shapx.explaining.settings import GameSettings, explain_config
+from mllm_shapx.planning.runs import RunSpec
+
+
+class LibraryError(ShapxError):
+    """The library could not explain a row; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class LibraryResult:
+    """What the library's runner made of one row."""
+
+    coalitions: int
+    """Coalitions that it evaluated."""
+    seconds: float
+    values: tuple[float, ...]
+    """One per player, normalized."""
+    base_value: float
+    grand_value: float
+
+
+class LibraryRunner:
+    """Explains rows with `mllm_shap.ExplainRunner`; its model is loaded once, at the first row.
+
+    Args:
+        run: Names the model.
+        model_path: The model's directory; None for a hub id.
+    """
+
+    def __init__(self, run: RunSpec, model_path: Path | None) -> None:
+        self._source = directory_of(run, model_path)
+        self._is_directory = model_path is not None
+        self._registry = default_registry()
+        config = self._config(run, 0, 1)
+        self._backend = instantiate_backend(PluginContext(config=config, registry=self._registry))
+
+    async def explain(self, game: Game) -> LibraryResult:
+        """Explain the game's row with the run's settings and seed.
+
+        Raises:
+            LibraryError: When the library refuses the config or cannot load the model.
+        """
+        snapshot = open_row(game.row, game.run).snapshot
+        config = self._config(game.run, game.run.seed_for(game.row.row_index), game.num_players)
+        runner = ExplainRunner(config, registry=self._registry, backend=self._backend)
+        started = time.perf_counter()
+        try:
+            output = await runner.explain(snapshot)
+        except MllmShapError as error:
+            raise LibraryError(f"mllm_shap: {error}") from error
+        return LibraryResult(
+            coalitions=output.metrics.requested,
+            seconds=time.perf_counter() - started,
+            values=output.result.values,
+            base_value=output.result.base_value,
+            grand_value=output.result.grand_value,
+        )
+
+    async def aclose(self) -> None:
+        """Release the model."""
+        if isinstance(self._backend, SupportsAclose):
+            await self._backend.aclose()
+
+    def _config(self, run: RunSpec, seed: int, num_players: int) -> ExplainConfig:
+        config = explain_config(run, GameSettings(run.explainer_type, run.budget, seed), num_players)
+        options = dict(config.backend.options)
+        if self._is_directory:
+            options["revision"] = None
+        if run.connector_kwargs.attn_implementation is not None:
+            options["attn_implementation"] = run.connector_kwargs.attn_implementation
+        backend = config.backend.model_copy(update={"model_id": self._source, "options": options})
+        return config.model_copy(update={"backend": backend})
+
+
+def comparable(run: RunSpec, dtype: str) -> bool:
+    """Say whether the library's values must equal ours: no draws, no rounding that hangs on the batch."""
+    shap = run.shap
+    same_score = not shap.needs_embeddings or (
+        shap.similarity == "CosineSimilarity" and shap.reducer == "MeanReducer" and run.embedding is None
+    )
+    return run.generation.is_greedy and dtype == "float32" and same_score

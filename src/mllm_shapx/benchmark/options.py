@@ -1,0 +1,19 @@
+"""What a call of `bench` asks for beside the config."""
+
+from dataclasses import dataclass
+
+OVERHEAD_PLAYERS = (12, 13, 14)
+"""Players of the games with a model that answers at once: 4096 to 16384 coalitions."""
+
+
+@dataclass(frozen=True, slots=True)
+class BenchOptions:
+    """The options of `mllm-shapx bench`."""
+
+    rows: int | None = None
+    """Rows to explain; None for as many as the time allows."""
+    seconds: float = 20.0
+    """About how long each contestant is measured."""
+    rows_in_flight: int = 2
+    overhead: tuple[int, ...] = ()
+    """Player counts of the games that show the cost beside the model."""

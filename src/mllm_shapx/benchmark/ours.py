@@ -1,0 +1,147 @@
+"""Our side: rows explained through the engine, as a worker does it."""
+
+import asyncio
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from mllm_shap import ConversationSnapshot
+
+from mllm_shapx.benchmark.subject import Game
+from mllm_shapx.config.models import EmbeddingConfig
+from mllm_shapx.explaining.coalitions import Keep, RowCoalitions
+from mllm_shapx.explaining.sample import explain_run, open_row
+from mllm_shapx.explaining.settings import answer_seed, decoding
+from mllm_shapx.explaining.similarity import Embedder, Vector
+from mllm_shapx.models.base import Answer, Model, Prompt
+from mllm_shapx.models.encoder import TextEncoder
+from mllm_shapx.models.engine import Engine
+from mllm_shapx.planning.runs import RunSpec
+from mllm_shapx.records.results import SampleResult
+
+
+@dataclass(slots=True)
+class Turn:
+    """Some games played to their end."""
+
+    coalitions: int = 0
+    """Coalitions evaluated."""
+    seconds: float = 0.0
+    """Wall time."""
+    busy_seconds: float = 0.0
+    """Of these, time that the device spent in the model."""
+    own_seconds: float = 0.0
+    """Processor time of the event loop's thread: sampling, rendering, scoring, estimating."""
+    samples: list[SampleResult] = field(default_factory=list)
+    """One per game, in the order of the games."""
+    prompts: list[ConversationSnapshot] = field(default_factory=list)
+    """What the model was asked."""
+
+
+class Explainer:
+    """Plays games on one model, several rows side by side."""
+
+    def __init__(self, model: Model, rows_in_flight: int) -> None:
+        self.engine = Engine(model)
+        self.rows_in_flight = rows_in_flight
+        self._embedders = _Embedders(self.engine)
+
+    async def play(self, games: Sequence[Game]) -> Turn:
+        """Explain the games' rows, each with answers of its own, and say how long it took."""
+        turn = Turn()
+        samples: dict[int, SampleResult] = {}
+        waiting = iter(enumerate(games))
+        busy = self.engine.stats.busy_seconds
+        own, started = time.thread_time(), time.perf_counter()
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(self.rows_in_flight, len(games))):
+                group.create_task(self._work(waiting, samples, turn))
+        turn.seconds = time.perf_counter() - started
+        turn.own_seconds = time.thread_time() - own
+        turn.busy_seconds = self.engine.stats.busy_seconds - busy
+        turn.samples = [samples[place] for place in range(len(games))]
+        turn.coalitions = sum(sample.n_calls for sample in turn.samples)
+        return turn
+
+    async def play_sweep(self, game: Game, runs: Sequence[RunSpec]) -> tuple[int, int]:
+        """Explain the game's row by all `runs`, sharing answers; return (coalitions, answers generated)."""
+        rows: dict[str, RowCoalitions] = {}
+        evaluated = generated = 0
+        for run in runs:
+            coalitions = rows.get(run.generation_key)
+            if coalitions is None:
+                coalitions = rows[run.generation_key] = await asyncio.to_thread(open_row, game.row, run)
+            generate = partial(self._generate, game.row.row_index, run, Turn())
+            sample = await explain_run(game.row, coalitions, run, generate, self._embedders.of(run))
+            evaluated += sample.n_calls
+            generated += sample.model_calls
+        return evaluated, generated
+
+    async def _work(
+        self, waiting: Iterator[tuple[int, Game]], samples: dict[int, SampleResult], turn: Turn
+    ) -> None:
+        for place, game in waiting:
+            coalitions = await asyncio.to_thread(open_row, game.row, game.run)
+            generate = partial(self._generate, game.row.row_index, game.run, turn)
+            samples[place] = await explain_run(
+                game.row, coalitions, game.run, generate, self._embedders.of(game.run)
+            )
+
+    async def _generate(
+        self,
+        row_index: int,
+        run: RunSpec,
+        turn: Turn,
+        prompts: Mapping[int, ConversationSnapshot],
+        keep: Keep,
+    ) -> None:
+        masks = list(prompts)
+        turn.prompts.extend(prompts.values())
+        seeds = [0] * len(masks)
+        if not run.generation.is_greedy:
+            seeds = [answer_seed(run, row_index, mask) for mask in masks]
+        await self.engine.answer(
+            list(prompts.values()), decoding(run), seeds, lambda index, answer: keep(masks[index], answer)
+        )
+
+
+class Borrowed:
+    """A model with another batch size that outlives the engine it is lent to."""
+
+    def __init__(self, model: Model, batch_size: int | None) -> None:
+        self._model = model
+        self.max_batch_size = batch_size
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def encode(self, snapshot: ConversationSnapshot, decoding: Any) -> Prompt:
+        """See `Model.encode`."""
+        return self._model.encode(snapshot, decoding)
+
+    def close(self) -> None:
+        """Leave the model loaded."""
+
+
+class _Embedders:
+    """What gives the vectors of runs that compare embeddings; external encoders are loaded once."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._encoders: dict[EmbeddingConfig, TextEncoder] = {}
+
+    def of(self, run: RunSpec) -> Embedder:
+        """Return what embeds the answers of `run`."""
+
+        async def embed(answers: Sequence[Answer]) -> list[Vector]:
+            if run.embedding is None:
+                return await self._engine.embed(answers, run.shap.mode, run.shap.reducer)
+            if run.embedding not in self._encoders:
+                self._encoders[run.embedding] = await asyncio.to_thread(TextEncoder.load, run.embedding)
+            encoder = self._encoders[run.embedding]
+            texts = [answer.text for answer in answers]
+            return await asyncio.to_thread(encoder.embed, texts, run.shap.reducer)
+
+        return embed

@@ -1,0 +1,122 @@
+"""The bare model: transformers' `generate` on the same prompts, left-padded and sorted by length."""
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from mllm_shap import ConversationSnapshot
+
+from mllm_shapx.models.base import Decoding
+from mllm_shapx.models.hf_text import HfTextModel
+
+BATCH_SIZES = (8, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+SLOWER = 0.97
+"""A batch size below this share of the best rate ends the search."""
+GOLDEN = (5**0.5 - 1) / 2
+"""Multiples of it, modulo 1, are spread evenly from the first few on."""
+
+
+class PlainGenerate:
+    """Answers prompts with nothing but `model.generate` on the model that we answer with.
+
+    Prompts are tokenized beforehand and answers are not turned into text: only the model counts.
+    """
+
+    def __init__(self, model: HfTextModel, decoding: Decoding) -> None:
+        self._model = model
+        self._network = model.network
+        self._decoding = decoding
+        self._vocabulary = model.vocabulary
+        self.batch_size = 1
+        """The best found by `find_batch_size`."""
+        self.rates: dict[int, float] = {}
+        """Batch size -> prompts per second, as `find_batch_size` measured them."""
+
+    def find_batch_size(self, snapshots: Sequence[ConversationSnapshot], seconds: float) -> None:
+        """Measure one batch size after the other, each for about `seconds`, until they get slower."""
+        prompts = self._encode(snapshots)
+        for size in BATCH_SIZES:
+            rate = self._rate_at(size, prompts, seconds)
+            if rate is None:
+                break
+            self.rates[size] = rate
+            if rate >= self.rates.get(self.batch_size, 0.0):
+                self.batch_size = size
+            elif rate < SLOWER * self.rates[self.batch_size]:
+                break
+
+    def seconds_for(self, snapshots: Sequence[ConversationSnapshot]) -> float:
+        """Return the seconds that it takes to answer all, in batches of at most the best size."""
+        prompts = self._encode(snapshots)
+        batches = -(-len(prompts) // self.batch_size)
+        size = -(-len(prompts) // batches)
+        started = time.perf_counter()
+        for first in range(0, len(prompts), size):
+            self._answer(prompts[first : first + size])
+        return time.perf_counter() - started
+
+    def _rate_at(self, size: int, prompts: list[tuple[int, ...]], seconds: float) -> float | None:
+        """Return prompts per second; None when the memory does not hold such a batch."""
+        import torch
+
+        answered, spent = 0, 0.0
+        batches = _batches(prompts, size)
+        try:
+            self._answer(next(batches))
+            while answered == 0 or spent < seconds:
+                batch = next(batches)
+                started = time.perf_counter()
+                self._answer(batch)
+                spent += time.perf_counter() - started
+                answered += len(batch)
+        except torch.cuda.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            return None
+        return answered / spent
+
+    def _encode(self, snapshots: Sequence[ConversationSnapshot]) -> list[tuple[int, ...]]:
+        encoded = [self._model.encode(snapshot, self._decoding).token_ids for snapshot in snapshots]
+        return sorted(encoded, key=len, reverse=True)
+
+    def _answer(self, prompts: Sequence[tuple[int, ...]]) -> None:
+        import torch
+
+        longest = max(len(prompt) for prompt in prompts)
+        padding = [longest - len(prompt) for prompt in prompts]
+        device = self._network.device
+        ids = [
+            [self._vocabulary.pad] * fill + list(prompt)
+            for fill, prompt in zip(padding, prompts, strict=True)
+        ]
+        mask = [[0] * fill + [1] * (longest - fill) for fill in padding]
+        with torch.inference_mode():
+            output = self._network.generate(
+                input_ids=torch.tensor(ids, device=device),
+                attention_mask=torch.tensor(mask, device=device),
+                max_new_tokens=self._decoding.max_new_tokens,
+                pad_token_id=self._vocabulary.pad,
+                eos_token_id=self._vocabulary.eos,
+                **self._sampling(),
+            )
+        output.cpu()  # an accelerator answers before it is done
+
+    def _sampling(self) -> dict[str, Any]:
+        if self._decoding.text_temperature == 0:
+            return {"do_sample": False}
+        settings: dict[str, Any] = {"do_sample": True, "temperature": self._decoding.text_temperature}
+        top_k = self._decoding.text_top_k
+        return settings if top_k is None else {**settings, "top_k": top_k}
+
+
+def _batches(prompts: list[tuple[int, ...]], size: int) -> Iterator[list[tuple[int, ...]]]:
+    """Yield batches of neighbouring lengths without end.
+
+    Few prompts are repeated to fill a batch; many are gone through with strides, so that a few batches see
+    all lengths.
+    """
+    pool = prompts * -(-size // len(prompts))
+    starts = list(range(0, len(pool) - size + 1, size))
+    order = sorted(starts, key=lambda start: start / size * GOLDEN % 1.0)
+    while True:
+        for start in order:
+            yield pool[start : start + size]

@@ -1,0 +1,204 @@
+"""The contest: rows in rounds, in each of which all contestants take turns on the same rows."""
+
+import asyncio
+import math
+import random
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import Protocol
+
+from mllm_shap import ConversationSnapshot
+
+from mllm_shapx.benchmark.library import LibraryResult, LibraryRunner
+from mllm_shapx.benchmark.options import BenchOptions
+from mllm_shapx.benchmark.ours import Explainer, Turn
+from mllm_shapx.benchmark.subject import Game
+
+MOST_ROUNDS = 5
+"""Rounds that the rows are cut into; medians are taken over them."""
+MOST_REPEATS = 4
+"""Turns of the fast contestants on either side of the library's one."""
+WORTH_ALL = 2.0
+"""The library plays a round's games whole when that takes at most so many times its share of the time."""
+WORTH_ALL_ASKED_FOR = 10.0
+"""The same when the user says how many rows there are to be."""
+
+
+class Prompts(Protocol):
+    """A contestant that answers prompts and explains nothing."""
+
+    def seconds_for(self, snapshots: Sequence[ConversationSnapshot]) -> float:
+        """Return the seconds that it takes to answer all."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """What one contestant did: coalitions and seconds of each round, or of each turn."""
+
+    rounds: list[tuple[float, float]] = field(default_factory=list)
+
+    def add(self, coalitions: float, seconds: float) -> None:
+        """Add one round."""
+        self.rounds.append((coalitions, seconds))
+
+    @property
+    def coalitions(self) -> float:
+        """Return the coalitions of all rounds."""
+        return sum(coalitions for coalitions, _ in self.rounds)
+
+    @property
+    def seconds(self) -> float:
+        """Return the seconds of all rounds."""
+        return sum(seconds for _, seconds in self.rounds)
+
+    @property
+    def median_rate(self) -> float | None:
+        """Return the median over the rounds of coalitions per second; None when there was no turn."""
+        if not self.rounds:
+            return None
+        return statistics.median(coalitions / seconds for coalitions, seconds in self.rounds)
+
+    @property
+    def total_rate(self) -> float | None:
+        """Return all coalitions by all seconds."""
+        return self.coalitions / self.seconds if self.rounds else None
+
+
+@dataclass(slots=True)
+class Contest:
+    """What came out of the rounds."""
+
+    ours: Tally = field(default_factory=Tally)
+    library: Tally = field(default_factory=Tally)
+    raw: Tally = field(default_factory=Tally)
+    package: Tally = field(default_factory=Tally)
+    turns: list[Turn] = field(default_factory=list)
+    """Our turns, without their prompts."""
+    library_sampled: bool = False
+    """Whether the library was given fewer coalitions of a row than we."""
+    compared_rows: int = 0
+    """Rows on which both games were the same, so that their values could be compared."""
+    largest_difference: float | None = None
+    """Largest difference between a value of ours and the library's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Contestants:
+    """Who takes part beside us."""
+
+    ours: Explainer
+    library: LibraryRunner | None
+    library_rate: float
+    """Coalitions per second, about."""
+    raw: Prompts | None
+    package: Prompts | None
+    package_rate: float
+    comparable: bool
+    """Whether the library's values must equal ours."""
+
+
+def cut_into_rounds(games: Sequence[Game], rows_in_flight: int) -> list[Sequence[Game]]:
+    """Cut the games into at most `MOST_ROUNDS` even rounds of neighbours that fill the rows in flight."""
+    count = max(1, min(MOST_ROUNDS, len(games) // rows_in_flight))
+    edges = [round(place * len(games) / count) for place in range(count + 1)]
+    return [games[first:last] for first, last in pairwise(edges)]
+
+
+async def contest(
+    games: Sequence[Game], contestants: Contestants, options: BenchOptions, say: Callable[[str], None]
+) -> Contest:
+    """Play all rounds; each contestant gets about `options.seconds` in all.
+
+    The library takes its turn in the middle of a round, the others before and after it, so that what else
+    the machine does meanwhile hits all alike.
+    """
+    result = Contest()
+    rounds = cut_into_rounds(games, contestants.ours.rows_in_flight)
+    for number, played in enumerate(rounds, start=1):
+        say(f"round {number} of {len(rounds)}: {len(played)} row(s)")
+        turns = _Round(played, contestants, options.seconds / len(rounds), result)
+        await turns.play(WORTH_ALL if options.rows is None else WORTH_ALL_ASKED_FOR)
+    return result
+
+
+class _Round:
+    def __init__(
+        self, games: Sequence[Game], contestants: Contestants, seconds: float, result: Contest
+    ) -> None:
+        self._games = games
+        self._with = contestants
+        self._seconds = seconds
+        self._result = result
+        self._ours, self._raw = Tally(), Tally()
+
+    async def play(self, patience: float) -> None:
+        """Take all turns and add them up; `patience` is how often over the library may spend its time."""
+        first = await self._our_turn()
+        prompts = first.prompts
+        await self._raw_turn(prompts)
+        spare = self._seconds / (self._ours.seconds + self._raw.seconds)
+        repeats = max(1, min(MOST_REPEATS, math.floor(spare / 2))) - 1
+        await self._repeat(repeats, prompts)
+        await self._library_turn(first, patience)
+        await self._package_turn(prompts)
+        await self._repeat(repeats + 1, prompts)
+        self._result.ours.add(self._ours.coalitions, self._ours.seconds)
+        if self._with.raw is not None:
+            self._result.raw.add(self._raw.coalitions, self._raw.seconds)
+
+    async def _repeat(self, times: int, prompts: Sequence[ConversationSnapshot]) -> None:
+        for _ in range(times):
+            await self._our_turn()
+            await self._raw_turn(prompts)
+
+    async def _our_turn(self) -> Turn:
+        turn = await self._with.ours.play(self._games)
+        self._result.turns.append(replace(turn, prompts=[]))
+        self._ours.add(turn.coalitions, turn.seconds)
+        return turn
+
+    async def _raw_turn(self, prompts: Sequence[ConversationSnapshot]) -> None:
+        if self._with.raw is not None:
+            seconds = await asyncio.to_thread(self._with.raw.seconds_for, prompts)
+            # Coalitions that give one prompt are asked once, by us and here.
+            self._raw.add(sum(game.coalitions for game in self._games), seconds)
+
+    async def _library_turn(self, ours: Turn, patience: float) -> None:
+        if self._with.library is None:
+            return
+        affordable = self._with.library_rate * self._seconds
+        results = []
+        if sum(game.coalitions for game in self._games) <= patience * affordable:
+            results = [await self._with.library.explain(game) for game in self._games]
+            self._compare(ours, results)
+        else:
+            self._result.library_sampled = True
+            results = [await self._with.library.explain(self._games[0].limited_to(int(affordable)))]
+        self._result.library.add(
+            sum(result.coalitions for result in results), sum(result.seconds for result in results)
+        )
+
+    async def _package_turn(self, prompts: Sequence[ConversationSnapshot]) -> None:
+        if self._with.package is None:
+            return
+        count = min(len(prompts), max(1, int(self._with.package_rate * self._seconds)))
+        chosen = random.Random(len(prompts)).sample(list(prompts), count)
+        share = count / len(prompts)
+        seconds = await asyncio.to_thread(self._with.package.seconds_for, chosen)
+        self._result.package.add(share * sum(game.coalitions for game in self._games), seconds)
+
+    def _compare(self, ours: Turn, theirs: Sequence[LibraryResult]) -> None:
+        if not self._with.comparable:
+            return
+        for sample, result in zip(ours.samples, theirs, strict=True):
+            values = sample.player_values()
+            if len(values) != len(result.values):
+                continue  # a token filter of ours took players away
+            differences = [
+                abs((own or 0.0) - other) for own, other in zip(values, result.values, strict=True)
+            ]
+            largest = max(*differences, self._result.largest_difference or 0.0)
+            self._result.largest_difference = largest
+            self._result.compared_rows += 1

@@ -1,0 +1,107 @@
+"""What is measured: a config's model and rows, and a game for each row that fits the time at hand."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from mllm_shapx.config.loading import LoadedConfig
+from mllm_shapx.config.models import FlatExplainerType
+from mllm_shapx.data.conversations import Row, load_row
+from mllm_shapx.data.selection import select_rows
+from mllm_shapx.data.sources import open_table
+from mllm_shapx.data.table import Table
+from mllm_shapx.errors import RowError, UsageError
+from mllm_shapx.explaining.sample import open_row
+from mllm_shapx.explaining.settings import decoding
+from mllm_shapx.models.base import Model
+from mllm_shapx.models.registry import load_model, model_identity
+from mllm_shapx.planning.runs import Budget, RunSpec
+from mllm_shapx.planning.sweep import expand
+
+ANSWERED_RUN = "bench"
+"""Name of the run that is measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Game:
+    """One row explained by one run."""
+
+    row: Row
+    run: RunSpec
+    num_players: int
+
+    @property
+    def coalitions(self) -> int:
+        """Return how many coalitions the run evaluates."""
+        return self.run.coalitions(self.num_players)
+
+    def limited_to(self, coalitions: int) -> "Game":
+        """Return the game with at most about `coalitions` of them: exact where that is enough."""
+        if 1 << self.num_players <= coalitions:
+            return replace(self, run=_as(self.run, "exact", Budget("all")))
+        budget = Budget("num_samples", max(coalitions, 1))
+        return replace(self, run=_as(self.run, "limited_mc", budget))
+
+
+class Subject:
+    """A config's runs and rows, and where its model lies.
+
+    Raises:
+        UsageError: For anything that the user can mend.
+    """
+
+    def __init__(self, loaded: LoadedConfig) -> None:
+        settings = loaded.experiment_set
+        self.sweep = expand(settings, str(loaded.path)).runs
+        self.run = _as(self.sweep[0], "exact", Budget("all"))
+        """Exact explanation with the settings of the sweep's first run."""
+        self._table: Table = open_table(settings.dataset, loaded.path)
+        self._rows = select_rows(
+            self._table, settings.dataset, settings.selection, settings.modality, settings.shap.token_filter
+        ).rows
+        self.model_path, self.revision = model_identity(self.run, loaded.path)
+        """The model's directory, None for a hub id; and its digest or hub commit."""
+
+    def load_model(self) -> Model:
+        """Load the config's model.
+
+        Raises:
+            ModelError: When it cannot be loaded.
+        """
+        return load_model(self.run, self.model_path, self.revision)
+
+    def games(self, model: Model) -> Iterator[Game]:
+        """Yield the exact game of each row that `model` can be asked about, in selection order.
+
+        Raises:
+            UsageError: When there is not one.
+        """
+        refused: RowError | None = None
+        found = False
+        for row_index in self._rows:
+            try:
+                row = load_row(self._table, row_index, self.run.dataset, self.run.modality)
+                opened = open_row(row, self.run)
+                model.encode(opened.snapshot, decoding(self.run))
+            except RowError as error:
+                refused = error
+                continue
+            found = True
+            yield Game(row, self.run, opened.players.num_players)
+        if not found:
+            raise UsageError(f"none of the {len(self._rows)} selected row(s) can be explained: {refused}")
+
+
+def _as(run: RunSpec, explainer_type: FlatExplainerType, budget: Budget) -> RunSpec:
+    return replace(
+        run,
+        name=ANSWERED_RUN,
+        explainer_type=explainer_type,
+        budget=budget,
+        hierarchical=None,
+    )
+
+
+def directory_of(run: RunSpec, model_path: Path | None) -> str:
+    """Return what transformers loads the model from: a directory or a hub id."""
+    return run.model_id if model_path is None else str(model_path)

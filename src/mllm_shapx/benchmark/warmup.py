@@ -1,0 +1,174 @@
+"""Before the contest: everybody loads, warms up, and shows about how fast it is."""
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from mllm_shap import ConversationSnapshot
+
+from mllm_shapx.benchmark.library import LibraryError, LibraryRunner, comparable
+from mllm_shapx.benchmark.options import BenchOptions
+from mllm_shapx.benchmark.ours import Explainer
+from mllm_shapx.benchmark.plain import PlainGenerate
+from mllm_shapx.benchmark.rounds import WORTH_ALL, Contestants, Prompts
+from mllm_shapx.benchmark.subject import Game, Subject
+from mllm_shapx.explaining.settings import decoding
+from mllm_shapx.models.base import Model
+from mllm_shapx.models.hf_text import HfTextModel
+
+ENOUGH_S = 1.0
+"""Our warm-up grows until one turn takes so long: by then the batch size has settled."""
+FIRST_COALITIONS = 64
+MOST_COALITIONS = 1 << 15
+MOST_ROWS = 512
+LIBRARY_COALITIONS = 16
+PACKAGE_PROMPTS = 4
+SEARCH_SHARE = 0.05
+"""Share of a contestant's time that each batch size gets in the search for the best one."""
+
+
+class GameSupply:
+    """The exact games of a subject's rows, read as they are needed."""
+
+    def __init__(self, subject: Subject, model: Model) -> None:
+        self._unread: Iterator[Game] = subject.games(model)
+        self._read: list[Game] = []
+
+    def first(self, count: int) -> list[Game]:
+        """Return the first `count` games, fewer when there are not so many."""
+        self._read += islice(self._unread, max(0, count - len(self._read)))
+        return self._read[:count]
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """Everybody loaded and warm, and the games that they will play."""
+
+    contestants: Contestants
+    games: Sequence[Game]
+    rate: float
+    """Our coalitions per second, about."""
+    raw: PlainGenerate | None
+    notes: tuple[str, ...]
+
+
+async def warm_up(
+    subject: Subject, model: Model, ours: Explainer, options: BenchOptions, say: Callable[[str], None]
+) -> Ready:
+    """Load and warm up all contestants and choose games that fit the time.
+
+    Raises:
+        UsageError: When no row can be explained.
+    """
+    supply = GameSupply(subject, model)
+    say("warming up")
+    rate, prompts = await _warm_up_ours(ours, supply)
+    notes: list[str] = []
+    library, library_rate = await _warm_up_library(subject, supply, notes, say)
+    raw = None
+    if isinstance(model, HfTextModel):
+        say("looking for the best batch size of plain generate")
+        raw = PlainGenerate(model, decoding(subject.run))
+        await asyncio.to_thread(raw.find_batch_size, prompts, SEARCH_SHARE * options.seconds)
+    package, package_rate = await _warm_up_package(subject, model, prompts, say)
+    return Ready(
+        contestants=Contestants(
+            ours=ours,
+            library=library,
+            library_rate=library_rate,
+            raw=raw,
+            package=package,
+            package_rate=package_rate,
+            comparable=comparable(subject.run, model.identity.dtype),
+        ),
+        games=_choose(supply, rate, library_rate, options),
+        rate=rate,
+        raw=raw,
+        notes=tuple(notes),
+    )
+
+
+async def _warm_up_ours(ours: Explainer, supply: GameSupply) -> tuple[float, list[ConversationSnapshot]]:
+    """Play larger and larger games; return coalitions per second and the prompts of the last turn."""
+    rows, most = 1, FIRST_COALITIONS
+    while True:
+        games = [game.limited_to(most) for game in supply.first(rows)]
+        turn = await ours.play(games)
+        if turn.seconds >= ENOUGH_S or turn.coalitions >= MOST_COALITIONS:
+            break
+        if games[0].coalitions >= most:
+            most *= 4
+        elif len(games) == rows:
+            rows *= 2
+        else:
+            break
+    return turn.coalitions / turn.seconds, turn.prompts
+
+
+async def _warm_up_library(
+    subject: Subject, supply: GameSupply, notes: list[str], say: Callable[[str], None]
+) -> tuple[LibraryRunner | None, float]:
+    """Return the library's runner and its coalitions per second; None with a note where it cannot run."""
+    if subject.run.connector != "hf_text":
+        notes.append(f"mllm_shap has no backend for connector {subject.run.connector!r}: no ratio")
+        return None, 0.0
+    say("loading the model into mllm_shap's own backend")
+    library = LibraryRunner(subject.run, subject.model_path)
+    game = supply.first(1)[0].limited_to(LIBRARY_COALITIONS)
+    try:
+        await library.explain(game)
+        result = await library.explain(game)
+    except LibraryError as error:
+        notes.append(f"no ratio: {error}")
+        await library.aclose()
+        return None, 0.0
+    return library, result.coalitions / result.seconds
+
+
+async def _warm_up_package(
+    subject: Subject, model: Model, prompts: Sequence[ConversationSnapshot], say: Callable[[str], None]
+) -> tuple[Prompts | None, float]:
+    """Return the liquid_audio package's own generator and its prompts per second."""
+    if subject.run.connector != "liquid_audio":
+        return None, 0.0
+    from mllm_shapx.benchmark.package import PackageGenerate
+
+    say("loading the model into the liquid_audio package's own generator")
+    folder = await asyncio.to_thread(_checkpoint_folder, subject)
+    package = await asyncio.to_thread(PackageGenerate, folder, model.identity, decoding(subject.run))
+    chosen = prompts[:: -(-len(prompts) // PACKAGE_PROMPTS)]
+    await asyncio.to_thread(package.seconds_for, chosen[:1])
+    return package, len(chosen) / await asyncio.to_thread(package.seconds_for, chosen)
+
+
+def _checkpoint_folder(subject: Subject) -> Path:
+    if subject.model_path is not None:
+        return subject.model_path
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(subject.run.model_id, revision=subject.revision, local_files_only=True))
+
+
+def _choose(supply: GameSupply, rate: float, library_rate: float, options: BenchOptions) -> list[Game]:
+    """Return games for the contest: as many as asked for, or as take the slower side about the time given.
+
+    A game too long for us is cut; where the library cannot play even one, our time alone counts.
+    """
+    most = max(FIRST_COALITIONS, int(rate * options.seconds / 3))
+    if options.rows is not None:
+        return [game.limited_to(most) for game in supply.first(options.rows)]
+    target = rate * options.seconds / 2
+    first = supply.first(1)[0].limited_to(most)
+    if 0 < first.coalitions <= WORTH_ALL * library_rate * options.seconds:
+        target = min(target, library_rate * options.seconds)
+    games: list[Game] = [first]
+    total = first.coalitions
+    while total < target and len(games) < MOST_ROWS:
+        more = supply.first(len(games) + 1)[len(games) :]
+        if not more:
+            break
+        games.append(more[0].limited_to(most))
+        total += games[-1].coalitions
+    return games

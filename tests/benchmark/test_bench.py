@@ -1,0 +1,159 @@
+"""`mllm-shapx bench` on the shipped model: what it reports, never how fast anything was."""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from mllm_shapx.benchmark.library import LibraryResult, LibraryRunner
+from mllm_shapx.benchmark.ours import Explainer, Turn
+from mllm_shapx.benchmark.subject import Subject
+from mllm_shapx.cli import main
+from mllm_shapx.config.loading import load_config
+
+ROOT = Path(__file__).resolve().parents[2]
+REQUIRED = {
+    "coalitions_per_second", "library_coalitions_per_second", "ratio", "raw_coalitions_per_second",
+    "raw_batch_size", "fraction_of_raw", "sharing_factor", "idle_fraction", "batch_size", "recommended",
+    "rows", "coalitions", "model", "device", "threads",
+}  # fmt: skip
+
+
+def write_config(folder: Path, **changes: Any) -> Path:
+    """Write the demo's config with fewer new tokens, and only its shortest rows."""
+    config = json.loads((ROOT / "configs" / "demo.json").read_text())
+    config["connector_kwargs"]["model_id"] = str(ROOT / "demo" / "model")
+    config["dataset"]["path"] = str(ROOT / "demo" / "rows.parquet")
+    config["generation"]["max_new_tokens"] = 4
+    config["selection"]["max_prompt_tokens"] = 6
+    config |= changes
+    path = folder / "config.json"
+    path.write_text(json.dumps(config))
+    return path
+
+
+def bench(config: Path, *options: str) -> Result:
+    return CliRunner().invoke(main, ["bench", "--config", str(config), *options], catch_exceptions=False)
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Return the JSON of one run; the time is ample, so that the library plays whole games on any machine."""
+    config = write_config(tmp_path_factory.mktemp("bench"))
+    result = bench(config, "--rows", "2", "--seconds", "3", "--json")
+    assert result.exit_code == 0, result.output
+    data: dict[str, Any] = json.loads(result.stdout)
+    return data
+
+
+def test_it_prints_one_object_with_all_figures(found: dict[str, Any]) -> None:
+    """Standard output is one JSON object; every figure of the contest is in it and is a positive number."""
+    assert found.keys() >= REQUIRED
+    numbers = REQUIRED - {"recommended", "model", "device", "idle_fraction"}
+    assert all(found[key] > 0 for key in numbers)
+    assert 0 <= found["idle_fraction"] <= 1
+    assert found["device"] == "cpu"
+
+
+def test_ratios_are_those_of_the_rates(found: dict[str, Any]) -> None:
+    """`ratio` and `fraction_of_raw` are our rate over the others', as printed."""
+    ours = found["coalitions_per_second"]
+    assert found["ratio"] == pytest.approx(ours / found["library_coalitions_per_second"])
+    assert found["fraction_of_raw"] == pytest.approx(ours / found["raw_coalitions_per_second"])
+
+
+def test_coalition_counts_agree(found: dict[str, Any]) -> None:
+    """Two rows of 6 players are 64 coalitions each, for us, for the library and for the bare model."""
+    assert found["rows"] == 2
+    turns = {name: [each["coalitions"] for each in rounds] for name, rounds in found["rounds"].items()}
+    assert all(count % 128 == 0 for count in turns["ours"])
+    assert turns["raw"] == turns["ours"]
+    assert turns["package"] == []
+    if not found["library_sampled"]:
+        assert turns["library"] == [128]
+
+
+def test_values_agree_with_the_librarys(found: dict[str, Any]) -> None:
+    """Where both played the same games, values of ours and of mllm_shap's own runner agree to 1e-9."""
+    if found["library_sampled"]:
+        pytest.skip("the machine was too slow for the library to play whole games")
+    assert found["rows_compared"] == 2
+    assert found["largest_value_difference"] < 1e-9
+
+
+def test_the_library_is_run_as_it_is(tmp_path: Path) -> None:
+    """One row explained through our engine and by mllm_shap's own runner and backend: equal to 1e-9."""
+    subject = Subject(load_config(write_config(tmp_path)))
+
+    async def both() -> tuple[Turn, LibraryResult]:
+        ours = Explainer(subject.load_model(), rows_in_flight=1)
+        library = LibraryRunner(subject.run, subject.model_path)
+        game = next(subject.games(ours.engine.model))
+        try:
+            return await ours.play([game]), await library.explain(game)
+        finally:
+            await library.aclose()
+            await ours.engine.aclose()
+
+    turn, result = asyncio.run(both())
+    assert turn.coalitions == result.coalitions == len(turn.prompts) == 64
+    assert turn.samples[0].player_values() == pytest.approx(list(result.values), abs=1e-9)
+    assert 0 < turn.busy_seconds <= turn.seconds
+
+
+def test_sharing_is_what_the_sweep_does(found: dict[str, Any]) -> None:
+    """With an exact run in the sweep, each row asks for its 64 coalitions once and evaluates more."""
+    sharing = found["sharing"]
+    assert sharing["measured"]
+    assert sharing["answers"] == 64 * sharing["rows"]
+    assert found["sharing_factor"] == pytest.approx(sharing["coalitions"] / sharing["answers"])
+    assert found["sharing_factor"] > 1
+
+
+def test_the_recommendation_is_one_of_what_was_tried(found: dict[str, Any]) -> None:
+    """It tries the automatic batch size and fixed ones, 1, 2 and 4 rows in flight, and recommends one."""
+    probes = found["probes"]
+    assert {"auto", 16} <= {probe["batch_size"] for probe in probes}
+    assert {1, 2, 4} == {probe["rows_in_flight"] for probe in probes}
+    assert found["recommended"]["batch_size"] in {probe["engine_batch_size"] for probe in probes}
+    assert found["recommended"]["rows_in_flight"] in {1, 2, 4}
+
+
+def test_sampled_answers_are_measured_but_not_compared(tmp_path: Path) -> None:
+    """With a temperature the table still names all contestants and says why values were not compared."""
+    config = write_config(tmp_path, generation={"max_new_tokens": 2, "text_temperature": 0.7})
+    result = bench(config, "--rows", "1", "--seconds", "0.5")
+    assert result.exit_code == 0, result.output
+    assert "mllm_shap's own runner" in result.stdout
+    assert "plain generate" in result.stdout
+    assert "values were not compared" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"connector": "hf_text", "connector_kwargs": {"model_id": "demo"}}, "demo"),
+        ({"selection": {"min_prompt_tokens": 50}}, "no row"),
+    ],
+)
+def test_what_the_user_can_mend_is_one_message(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    """A directory that is no model, and an empty selection, end with exit code 2 and no traceback."""
+    (tmp_path / "demo").mkdir()
+    result = bench(write_config(tmp_path, **changes), "--json")
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert "Traceback" not in result.output
+    assert result.stdout == ""
+
+
+def test_two_configs_are_refused(tmp_path: Path) -> None:
+    """It measures one config at a time and says so."""
+    first = write_config(tmp_path)
+    second = tmp_path / "other.json"
+    second.write_text(first.read_text())
+    result = bench(first, "--config", str(second))
+    assert result.exit_code == 2
+    assert "one config at a time" in result.stderr

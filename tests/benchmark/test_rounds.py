@@ -1,0 +1,37 @@
+"""How rows become rounds, and rounds become rates."""
+
+import pytest
+
+from mllm_shapx.benchmark.overhead import instant_game
+from mllm_shapx.benchmark.rounds import Tally, cut_into_rounds
+
+
+@pytest.mark.parametrize(("rows", "in_flight", "sizes"), [
+    (1, 2, [1]), (3, 2, [3]), (4, 2, [2, 2]), (10, 2, [2] * 5), (13, 1, [3, 2, 3, 2, 3]), (3, 1, [1, 1, 1]),
+])  # fmt: skip
+def test_rounds_are_even_and_fill_the_rows_in_flight(rows: int, in_flight: int, sizes: list[int]) -> None:
+    """At most five rounds of neighbours, each with at least the rows in flight where there are so many."""
+    games = [instant_game(players) for players in range(1, rows + 1)]
+    rounds = cut_into_rounds(games, in_flight)
+    assert sorted(map(len, rounds)) == sorted(sizes)
+    assert [game for played in rounds for game in played] == games
+
+
+def test_a_median_ignores_one_disturbed_round() -> None:
+    """One round ten times as slow changes the total rate but not the median."""
+    tally = Tally()
+    for seconds in (1.0, 10.0, 1.0):
+        tally.add(100, seconds)
+    assert tally.median_rate == 100
+    assert tally.total_rate == 25
+    assert Tally().median_rate is None
+
+
+@pytest.mark.parametrize(("players", "most", "type_", "coalitions"), [
+    (4, 16, "exact", 16), (4, 100, "exact", 16), (6, 20, "limited_mc", 20), (30, 64, "limited_mc", 64),
+])  # fmt: skip
+def test_games_are_cut_to_the_time_at_hand(players: int, most: int, type_: str, coalitions: int) -> None:
+    """A game stays exact where all its coalitions fit, and is sampled otherwise."""
+    game = instant_game(players).limited_to(most)
+    assert game.run.explainer_type == type_
+    assert game.coalitions == coalitions
