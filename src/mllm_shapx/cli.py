@@ -295,6 +295,63 @@ def retry(directory: str, reasons: Sequence[str], inline: bool, **options: Any) 
 
 
 @main.command()
+@with_configs
+@click.option("--overwrite", is_flag=True, help="Compute all samples again; old ones are moved aside.")
+@click.option("--max-samples", type=click.IntRange(min=1), help="Take at most so many rows.")
+def rescore(configs: Sequence[Path], overwrite: bool, max_samples: int | None) -> None:
+    """Compute runs from stored answers alone, without loading the model."""
+    from mllm_shapx.execution.options import RunOptions
+    from mllm_shapx.execution.rescoring import rescore_config
+    from mllm_shapx.reporting.progress import ProgressReporter
+
+    options = RunOptions(resume=not overwrite, overwrite=overwrite, max_samples=max_samples)
+    codes = [0]
+    for loaded in load_configs(configs):
+        interactive = None if loaded.experiment_set.runtime.progress_bar else False
+        with ProgressReporter(sys.stderr, interactive) as reporter:
+            outcome = rescore_config(loaded, options, reporter)
+        click.echo(outcome.to_text(str(loaded.path)))
+        codes.append(outcome.exit_code)
+    if max(codes):
+        sys.exit(max(codes))
+
+
+@main.group()
+def store() -> None:
+    """Look after the answers that are kept for other runs."""
+
+
+@store.command("info")
+@click.argument("directory")
+@click.option("--json", "as_json", is_flag=True, help="Print it as data.")
+def store_info(directory: str, as_json: bool) -> None:
+    """Say what answers a study keeps."""
+    from mllm_shapx.reporting.stored import stored
+
+    found = stored(directory)
+    if as_json:
+        print_json(found.to_json())
+    else:
+        click.echo(found.to_text(_width()), nl=False)
+
+
+@store.command("prune")
+@with_configs
+def store_prune(configs: Sequence[Path]) -> None:
+    """Remove answers that no run of the configs needs."""
+    from mllm_shapx.execution.options import RunOptions
+    from mllm_shapx.execution.preparation import prepare, prune_answers
+
+    for loaded in load_configs(configs):
+        study, _ = prepare(loaded, RunOptions())
+        removed = prune_answers(study)
+        click.echo(
+            f"{study.output_uri}: removed the answers of {removed.entries} row(s) and generation key(s), "
+            f"{removed.num_bytes / 1e6:.1f} MB"
+        )
+
+
+@main.command()
 @click.argument("directories", nargs=-1, required=True, metavar="DIRECTORY...")
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as data.")
 def verify(directories: Sequence[str], as_json: bool) -> None:
@@ -330,7 +387,7 @@ def report(directory: str, output: Path | None) -> None:
     type=click.FloatRange(min=0, min_open=True),
     default=20.0,
     show_default=True,
-    help="About how long each contestant is measured.",
+    help="About how long each contestant is measured; mllm_shap three times as long.",
 )
 @click.option("--rows-in-flight", type=click.IntRange(min=1), default=2, show_default=True)
 @click.option("--overhead", is_flag=True, help="Measure too what a coalition costs beside the model.")

@@ -2,16 +2,18 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 from mllm_shapx.execution.messages import Answers
 from mllm_shapx.explaining.coalitions import StoredAnswer
+from mllm_shapx.explaining.similarity import Vector
 from mllm_shapx.models.base import Answer
 from mllm_shapx.planning.runs import RunSpec
 from mllm_shapx.planning.units import WorkUnit
 from mllm_shapx.records.storage import Storage
-from mllm_shapx.records.store import AnswerRow, CoalitionStore, StoreHeader
+from mllm_shapx.records.store import AnswerRow, CoalitionStore, StoreEntry, StoreHeader
 
 
 class AnswerFiles:
@@ -23,12 +25,7 @@ class AnswerFiles:
 
     def __init__(self, storage: Storage, runs: Sequence[RunSpec], model_commit: str, dtype: str) -> None:
         self._store = CoalitionStore(storage)
-        self._headers = {
-            run.generation_key: StoreHeader(
-                {**run.generation_settings, "model_commit": model_commit, "dtype": dtype}
-            )
-            for run in runs
-        }
+        self._headers = {run.generation_key: StoreHeader(_settings(run, model_commit, dtype)) for run in runs}
         self._keys = {key: store_key(header) for key, header in self._headers.items()}
         self._under_way: dict[tuple[int, str], StoreHeader] = {}
 
@@ -52,11 +49,64 @@ class AnswerFiles:
         self._store.append(unit.row_index, self._keys[key], header, rows)
         self._under_way[unit.row_index, key] = header
 
+    def add_vectors(self, unit: WorkUnit, answers: Answers) -> tuple[str, ...]:
+        """Write the vectors of a unit's answers; return notes about damaged files."""
+        key = unit.generation_key
+        notes: tuple[str, ...] = ()
+        for kind, vectors in answers.vectors.items():
+            notes += self._store.merge_embeddings(
+                unit.row_index, self._keys[key], self._headers[key], kind, vectors
+            )
+        return notes
+
+    def vectors(self, unit: WorkUnit, kind: str) -> dict[bytes, Vector]:
+        """Return the stored vectors of one kind by the answer's `content_id`."""
+        key = unit.generation_key
+        return self._store.read_embeddings(unit.row_index, self._keys[key], self._headers[key], kind)[0]
+
     def close(self, unit: WorkUnit) -> tuple[str, ...]:
         """Pack the answers of a unit that is done into one file; return notes about damaged ones."""
         key = unit.generation_key
         header = self._under_way.pop((unit.row_index, key), None)
         return () if header is None else self._store.merge(unit.row_index, self._keys[key], header)
+
+
+def stored_dtype(storage: Storage, runs: Sequence[RunSpec], model_commit: str) -> str | None:
+    """Return the dtype that the stored answers of these runs were made with, None when none are stored."""
+    return next((str(entry.settings["dtype"]) for entry in _usable(storage, runs, model_commit)), None)
+
+
+def keys_in_use(storage: Storage, runs: Sequence[RunSpec], model_commit: str) -> frozenset[str]:
+    """Return the keys of stored answers that some run may use, whatever dtype they were made with."""
+    return frozenset(entry.key for entry in _usable(storage, runs, model_commit))
+
+
+def _usable(storage: Storage, runs: Sequence[RunSpec], model_commit: str) -> Iterator[StoreEntry]:
+    wanted = [_settings(run, model_commit, "") for run in runs]
+    for entry in CoalitionStore(storage).info():
+        if "dtype" in entry.settings and {**entry.settings, "dtype": ""} in wanted:
+            yield entry
+
+
+def _settings(run: RunSpec, model_commit: str, dtype: str) -> dict[str, Any]:
+    """Return everything that decides an answer; `dtype` is the one in memory, whatever the config says."""
+    return {**run.generation_settings, "model_commit": model_commit, "dtype": dtype}
+
+
+def vector_kind(run: RunSpec) -> str:
+    """Return the name of the run's kind of embedding: who made it, and how it was pooled."""
+    if run.embedding is None:
+        return f"own/{run.shap.mode}/{run.shap.reducer}"
+    encoder = run.embedding
+    return (
+        f"{encoder.model_id}@{encoder.revision}/{encoder.max_length}/"
+        f"{'unit' if encoder.l2_normalize else 'raw'}/{run.shap.reducer}"
+    )
+
+
+def content_id(answer: Answer) -> bytes:
+    """Return the key of an answer's vectors."""
+    return AnswerRow(answer.text, answer.token_ids, None, answer.audio_frames).content_id
 
 
 def store_key(header: StoreHeader) -> str:

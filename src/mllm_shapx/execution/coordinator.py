@@ -297,6 +297,8 @@ class Coordinator:
         if answers.by_mask and self._answer_files is not None:
             self._answer_files.add(self._ledger.unit(unit_id), answers)
             self._model_calls += sum(stored.asked_by != REUSED for stored in answers.by_mask.values())
+        if answers.vectors and self._answer_files is not None:
+            self._notes.extend(self._answer_files.add_vectors(self._ledger.unit(unit_id), answers))
 
     def _settle(self, unit_id: str, run_names: tuple[str, ...], *, failed: bool = False) -> None:
         """Note that some runs of a unit are done, or given up; with the last of them the unit is."""

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from mllm_shapx.config.models import DatasetConfig, RuntimeConfig, WandbConfig
 from mllm_shapx.execution.sharing import HelpTask
 from mllm_shapx.explaining.coalitions import StoredAnswer
+from mllm_shapx.explaining.similarity import Vector
 from mllm_shapx.planning.runs import RunSpec
 from mllm_shapx.planning.units import WorkUnit
 
@@ -22,6 +23,8 @@ class Answers:
     """mllm_shap's id of the conversation, empty where it is not known. Answers to another conversation, say
     because a dataset file was changed in place, must not be taken for this one's."""
     num_players: int = 0
+    vectors: dict[str, dict[bytes, Vector]] = field(default_factory=dict)
+    """Kind of embedding -> `AnswerRow.content_id` -> vector, for rescoring without the model."""
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from mllm_shapx.config.loading import LoadedConfig
 from mllm_shapx.data.selection import select_rows
 from mllm_shapx.data.sources import open_table
 from mllm_shapx.errors import OutputError
+from mllm_shapx.execution.answers import keys_in_use
 from mllm_shapx.execution.messages import Study
 from mllm_shapx.execution.options import RunOptions
 from mllm_shapx.models.registry import model_identity
@@ -23,6 +24,7 @@ from mllm_shapx.records.lock import OutputLock
 from mllm_shapx.records.runs import RunInspection, RunRecords
 from mllm_shapx.records.spec import RESULT_SETTINGS, SELECTED_ROWS, differences, selected_rows
 from mllm_shapx.records.storage import Storage, join_uri, open_storage, write_json
+from mllm_shapx.records.store import CoalitionStore, PruneResult
 
 CONFIG = "config.json"
 """Copy of the config, bases merged in, beside the runs' folders: `retry` needs nothing else."""
@@ -209,6 +211,22 @@ def _versions() -> dict[str, str]:
 
 def _absolute(uri: str) -> str:
     return uri if "://" in uri else str(Path(uri).resolve())
+
+
+def prune_answers(study: Study) -> PruneResult:
+    """Remove stored answers that no run of the study needs: other settings, other models, other rows.
+
+    Raises:
+        OutputError: When a driver is at work in the directory.
+    """
+    storage = open_storage(study.output_uri)
+    lock = OutputLock(storage)
+    lock.acquire()
+    try:
+        keys = keys_in_use(storage, study.runs, study.model_commit)
+        return CoalitionStore(storage).prune(keys, frozenset(study.rows))
+    finally:
+        lock.release()
 
 
 def study_config(directory: str) -> Path:

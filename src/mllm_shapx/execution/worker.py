@@ -18,6 +18,7 @@ from mllm_shapx.config.models import EmbeddingConfig
 from mllm_shapx.data.conversations import Row, load_row
 from mllm_shapx.data.sources import Table, open_table
 from mllm_shapx.errors import RowError
+from mllm_shapx.execution.answers import content_id, vector_kind
 from mllm_shapx.execution.generation import OnAnswer, RowGeneration
 from mllm_shapx.execution.messages import Answers, Beat, LeaseReply, Study, UnitFailure, WorkerInfo
 from mllm_shapx.execution.sharing import HelpTask, Offer, OfferReply
@@ -74,6 +75,7 @@ class _Held:
     def __init__(self, unit: WorkUnit) -> None:
         self.unit = unit
         self.coalitions: RowCoalitions | None = None
+        self.vectors: dict[str, dict[bytes, Vector]] = {}
         self.flushed_at = time.monotonic()
         self.task: asyncio.Task[None] | None = None
 
@@ -239,13 +241,13 @@ class Worker:
         for run in runs:
             try:
                 sample = await explain_run(
-                    row, coalitions, run, partial(self._generate, held, run), self._embedder(run)
+                    row, coalitions, run, partial(self._generate, held, run), self._embedder(held, run)
                 )
             except RowError as error:
                 # It concerns this run alone (say, too many players for `exact`); the others go on.
                 await self._failed(held, (run.name,), error.reason, error, final=True)
                 continue
-            await self._desk.report(self._me, unit.unit_id, sample, _fresh(coalitions))
+            await self._desk.report(self._me, unit.unit_id, sample, _fresh(held))
 
     def _read_row(self, row_index: int, run: RunSpec) -> Row:
         return load_row(self._loaded.table, row_index, run.dataset, run.modality)
@@ -299,17 +301,20 @@ class Worker:
             self._helped = (key, open_row(self._read_row(row_index, run), run))
         return self._helped[1]
 
-    def _embedder(self, run: RunSpec) -> Embedder:
+    def _embedder(self, held: _Held, run: RunSpec) -> Embedder:
         """Return what gives the run's vectors: the explained model's own states, or the config's encoder."""
         loaded = self._loaded
 
         async def embed(answers: Sequence[Answer]) -> list[Vector]:
             if run.embedding is None:
-                return await loaded.engine.embed(answers, run.shap.mode, run.shap.reducer)
-            encoder = await loaded.encoder(run)
-            return await asyncio.to_thread(
-                encoder.embed, [answer.text for answer in answers], run.shap.reducer
-            )
+                vectors = await loaded.engine.embed(answers, run.shap.mode, run.shap.reducer)
+            else:
+                encoder = await loaded.encoder(run)
+                texts = [answer.text for answer in answers]
+                vectors = await asyncio.to_thread(encoder.embed, texts, run.shap.reducer)
+            of_kind = held.vectors.setdefault(vector_kind(run), {})
+            of_kind.update(zip(map(content_id, answers), vectors, strict=True))
+            return vectors
 
         return embed
 
@@ -326,7 +331,7 @@ class Worker:
         held.flushed_at = time.monotonic()
         if held.coalitions is None:
             return
-        fresh = _fresh(held.coalitions)
+        fresh = _fresh(held)
         if fresh.by_mask:
             await self._desk.flush(self._me, unit_id, fresh)
 
@@ -351,7 +356,12 @@ class Worker:
                 torch.cuda.empty_cache()
 
 
-def _fresh(coalitions: RowCoalitions) -> Answers:
-    """Return the answers that came since the last call."""
-    fresh = coalitions.take_fresh()
-    return Answers(fresh, coalitions.snapshot.snapshot_id, coalitions.players.num_players)
+def _fresh(held: _Held) -> Answers:
+    """Return the answers and vectors of a unit that came since the last call."""
+    coalitions = held.coalitions
+    if coalitions is None:
+        return Answers()
+    vectors, held.vectors = held.vectors, {}
+    return Answers(
+        coalitions.take_fresh(), coalitions.snapshot.snapshot_id, coalitions.players.num_players, vectors
+    )

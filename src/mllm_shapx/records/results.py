@@ -68,8 +68,8 @@ class SampleResult:
     n_calls: int
     """Coalitions that the run evaluated."""
     model_calls: int
-    """Answers that were generated for this run and not for another one; where the row was resumed or done again,
-    those of the earlier tries count."""
+    """Answers that were generated for this run and not for another one. Where the row was resumed or done
+    again, those of the earlier tries count."""
     prompt_texts: tuple[str, ...]
     input_modality: str
     output_modality: str
