@@ -241,7 +241,12 @@ class Worker:
         for run in runs:
             try:
                 sample = await explain_run(
-                    row, coalitions, run, partial(self._generate, held, run), self._embedder(held, run)
+                    row,
+                    coalitions,
+                    run,
+                    partial(self._generate, held, run),
+                    self._embedder(held, run),
+                    decode_audio=getattr(self._loaded.engine.model, "decode_audio", None),
                 )
             except RowError as error:
                 # It concerns this run alone (say, too many players for `exact`); the others go on.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from mllm_shap import PluginGroup
 
 from mllm_shapx.data.conversations import Row, to_snapshot
+from mllm_shapx.explaining.audio_records import AudioRecords, DecodeAudio, answer_entry, audio_records
 from mllm_shapx.explaining.coalitions import Generate, RowCoalitions
 from mllm_shapx.explaining.conversation import attribution_summary, conversation_entries
 from mllm_shapx.explaining.games import Game
@@ -44,9 +45,17 @@ def open_row(row: Row, run: RunSpec) -> RowCoalitions:
 
 
 async def explain_run(
-    row: Row, coalitions: RowCoalitions, run: RunSpec, generate: Generate, embed: Embedder
+    row: Row,
+    coalitions: RowCoalitions,
+    run: RunSpec,
+    generate: Generate,
+    embed: Embedder,
+    *,
+    decode_audio: DecodeAudio | None = None,
 ) -> SampleResult:
     """Explain `row` by `run` and return the sample.
+
+    `decode_audio` turns a spoken answer into sound, where the model can.
 
     Runs of one generation key take the same `coalitions`, one after the other. Their order decides for
     which run a shared answer is generated, and so their `model_calls`; nothing else.
@@ -56,7 +65,8 @@ async def explain_run(
     """
     started = time.perf_counter()
     outcome = await _explain(row, coalitions, run, generate, embed)
-    return _sample(row, coalitions, run, outcome, time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    return _sample(row, coalitions, run, outcome, seconds=seconds, decode_audio=decode_audio)
 
 
 async def _explain(
@@ -79,7 +89,13 @@ async def _explain(
 
 
 def _sample(
-    row: Row, coalitions: RowCoalitions, run: RunSpec, outcome: Outcome, seconds: float
+    row: Row,
+    coalitions: RowCoalitions,
+    run: RunSpec,
+    outcome: Outcome,
+    *,
+    seconds: float,
+    decode_audio: DecodeAudio | None,
 ) -> SampleResult:
     players = coalitions.players
     seed = run.seed_for(row.row_index)
@@ -89,6 +105,13 @@ def _sample(
     values = normalizer.normalize(outcome.values)
     everyone = (1 << players.num_players) - 1
     response = coalitions.stored[everyone].answer
+    conversation = conversation_entries(coalitions.snapshot, players, values, response.text)
+    sound = AudioRecords({}, None)
+    if run.modality.has_audio_input or run.modality.output_modality == "audio":
+        sound = audio_records(row.row_index, coalitions.snapshot, response, decode_audio)
+        spoken = answer_entry(sound.artifacts)
+        if spoken is not None:
+            conversation = (*conversation[:-1], (*conversation[-1], spoken))
     return SampleResult(
         run_name=run.name,
         row_index=row.row_index,
@@ -101,7 +124,7 @@ def _sample(
         input_modality=run.modality.input_modality,
         output_modality=run.modality.output_modality,
         attr_summary=attribution_summary(players, values),
-        conversation=conversation_entries(coalitions.snapshot, players, values, response.text),
+        conversation=conversation,
         base_value=outcome.base_value,
         grand_value=outcome.grand_value,
         response=response.text,
@@ -109,4 +132,6 @@ def _sample(
         num_players=players.num_players,
         values_sum=sum(outcome.values),
         num_levels=outcome.num_levels,
+        audio_artifacts=sound.artifacts,
+        audio_files=sound.files,
     )

@@ -1,6 +1,7 @@
 """One row explained by one run, as it stands in `samples/sample_*_result.json` (formats.md)."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -87,6 +88,9 @@ class SampleResult:
     """Sum of the values before normalizing; equals grand - base when the estimator is efficient."""
     audio_artifacts: dict[str, Any] | None = None
     num_levels: int | None = None
+    audio_files: Mapping[str, bytes] = field(default_factory=dict, compare=False, repr=False)
+    """Recordings and answers that are written beside the sample: path below the run's directory ->
+    content. They are not part of the JSON, and are not read back with it."""
     extra: dict[str, Any] = field(default_factory=dict)
     """Fields read from a file that this version does not know; kept."""
 

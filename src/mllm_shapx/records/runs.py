@@ -182,7 +182,9 @@ class RunRecords:
             return None, (note,)
 
     def write_sample(self, sample: SampleResult) -> None:
-        """Write a sample; only then note the row in the checkpoint."""
+        """Write a sample, its audio first; only then note the row in the checkpoint."""
+        for path, content in sample.audio_files.items():
+            self.storage.write_bytes(f"{self.run_name}/{path}", content)
         write_json(self.storage, self.layout.sample(sample.row_index), sample.to_json())
 
     def read_sample(self, row_index: int) -> SampleResult:
