@@ -128,5 +128,12 @@ class OrdersPrompts(Protocol):
         """Return what to sort waiting prompts by; neighbours share a batch. Keys compare with each other."""
 
 
+class EncodesTogether(Protocol):
+    """A model that encodes several conversations in less time than one by one."""
+
+    def encode_all(self, snapshots: Sequence[ConversationSnapshot], decoding: Decoding) -> Sequence[Prompt]:
+        """Return what `encode` returns for each of `snapshots`."""
+
+
 class OutOfMemory(Exception):  # noqa: N818 -- it is a condition that the engine handles
     """The device's memory could not hold a batch."""

@@ -368,13 +368,22 @@ class Engine:
     def _entries(
         self, flush: int, call: _AnswerCall, first: int, count: int
     ) -> list[tuple[int, Any, int, _Item]]:
-        encode, key = self.model.encode, self._batch_key
+        key = self._batch_key
+        prompts = self._encode_piece(call.snapshots[first : first + count], call.decoding)
         entries = []
-        for index in range(first, min(first + count, len(call.snapshots))):
-            prompt = encode(call.snapshots[index], call.decoding)
+        for index, prompt in enumerate(prompts, start=first):
             item = _Item(call.request, index, prompt, call.seeds[index])
             entries.append((flush, key(prompt), next(self._sequence), item))
         return entries
+
+    def _encode_piece(
+        self, snapshots: Sequence[ConversationSnapshot], decoding: Decoding
+    ) -> Sequence[Prompt]:
+        together = getattr(self.model, "encode_all", None)
+        if together is None:
+            return [self.model.encode(snapshot, decoding) for snapshot in snapshots]
+        prompts: Sequence[Prompt] = together(snapshots, decoding)
+        return prompts
 
     # --- device thread
 

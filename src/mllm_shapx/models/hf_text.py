@@ -1,5 +1,6 @@
 """The `hf_text` connector: any causal language model of transformers, answering text prompts in batches."""
 
+import copy
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 from mllm_shap import ConversationSnapshot
+from mllm_shap.backends._chat import snapshot_has_audio, snapshot_to_chat_messages
+from mllm_shap.backends.transformers.chat import render_prompt
 from numpy.typing import NDArray
 
 from mllm_shapx.errors import ModelError, RowError
@@ -51,8 +54,9 @@ class HfTextModel:
         self._tokenizer = tokenizer
         self._identity = identity
         self._max_batch_size = max_batch_size
-        # Fast tokenizers are not thread-safe, and encoding runs beside decoding.
-        self._tokenizer_lock = threading.Lock()
+        # Fast tokenizers are not thread-safe, and prompts are encoded while answers are decoded.
+        self._decoding_tokenizer = copy.deepcopy(tokenizer)
+        self._encoding = threading.Lock()
         self._vocabulary = Vocabulary(eos=tokenizer.eos_token_id, pad=_padding(model, tokenizer))
         self._positions = _learned_positions(model)
         self._rows = model.get_input_embeddings().num_embeddings
@@ -129,22 +133,20 @@ class HfTextModel:
         Raises:
             RowError: When it holds audio, its prompt is empty, or it is longer than the model can read.
         """
-        from mllm_shap.backends._chat import snapshot_has_audio, snapshot_to_chat_messages
-        from mllm_shap.backends.transformers.chat import render_prompt
+        return self.encode_all([snapshot], decoding)[0]
 
-        if snapshot_has_audio(snapshot):
+    def encode_all(self, snapshots: Sequence[ConversationSnapshot], decoding: Decoding) -> list[TextPrompt]:
+        """Encode several conversations in one go, which costs less than one at a time (see `encode`)."""
+        if any(snapshot_has_audio(snapshot) for snapshot in snapshots):
             raise RowError(
                 "audio_input", "connector 'hf_text' takes text only, and this conversation holds audio"
             )
-        with self._tokenizer_lock:
-            prompt = render_prompt(self._tokenizer, snapshot_to_chat_messages(snapshot))
-            ids = self._tokenizer.encode(prompt + (decoding.assistant_prefill or ""), add_special_tokens=True)
-        if not ids:
-            raise RowError(
-                "empty_prompt", f"model {self._identity.model_id!r} turned the prompt into no tokens"
-            )
-        self._check_length(len(ids), decoding)
-        return TextPrompt(tuple(ids))
+        prefill = decoding.assistant_prefill or ""
+        messages = [snapshot_to_chat_messages(snapshot) for snapshot in snapshots]
+        with self._encoding:
+            texts = [render_prompt(self._tokenizer, each) + prefill for each in messages]
+            rows = self._tokenizer(texts, add_special_tokens=True, return_attention_mask=False)["input_ids"]
+        return [self._prompt(ids, decoding) for ids in rows]
 
     def batch_key(self, prompt: TextPrompt) -> bytes:
         """Order prompts so that those which cost least together come together.
@@ -184,10 +186,8 @@ class HfTextModel:
             torch.cuda.empty_cache()
 
     def _answers(self, generated: Sequence[Generated]) -> list[Answer]:
-        with self._tokenizer_lock:
-            texts = self._tokenizer.batch_decode(
-                [each.token_ids for each in generated], skip_special_tokens=True
-            )
+        ids = [each.token_ids for each in generated]
+        texts = self._decoding_tokenizer.batch_decode(ids, skip_special_tokens=True)
         return [
             Answer(
                 text=text.strip(),
@@ -212,6 +212,14 @@ class HfTextModel:
             states = output.hidden_states[-1]
         values = states.float().cpu().numpy().astype(np.float64)
         return [values[row, : len(ids)] for row, ids in enumerate(answers)]
+
+    def _prompt(self, ids: list[int], decoding: Decoding) -> TextPrompt:
+        if not ids:
+            raise RowError(
+                "empty_prompt", f"model {self._identity.model_id!r} turned the prompt into no tokens"
+            )
+        self._check_length(len(ids), decoding)
+        return TextPrompt(tuple(ids))
 
     def _check_memory(self, prompts: Sequence[Sequence[int]], decoding: Decoding) -> None:
         """Refuse a batch that main memory would not hold: the system would kill the process, not raise."""
