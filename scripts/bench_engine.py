@@ -46,9 +46,8 @@ SHAPES = {
     },
 }
 VOCABULARY = {"5m": 4000, "200m": 16000}
-WORDS = (  # noqa: SIM905 -- a sentence reads better than a list
-    "please describe how a small river finds its way through old stone towns before the winter comes".split()
-)
+PROMPT = "please describe how a small river finds its way through old stone towns before the winter comes"
+WORDS = tuple(PROMPT.split())
 TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>\n{{ message['content'] }}\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"

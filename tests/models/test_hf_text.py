@@ -241,3 +241,16 @@ def test_bfloat16_weights_pass_the_trial(model_directory: Directories) -> None:
     assert model.identity.dtype == "bfloat16"
     assert model.decoder.own is not None
     assert model.decoder.pads
+
+
+def test_a_model_that_does_not_fit_says_what_to_change(
+    model_directory: Directories, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory that is full while loading is an error of resources, with the settings that help."""
+
+    def full(*_: object) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GiB")
+
+    monkeypatch.setattr("mllm_shapx.models.hf_text.choose_decoder", full)
+    with pytest.raises(ResourceError, match=r"does not fit on cpu .*smaller dtype"):
+        HfTextModel.load(model_directory("llama"), device="cpu")

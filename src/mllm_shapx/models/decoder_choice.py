@@ -91,7 +91,7 @@ def choose_decoder(model: Any, vocabulary: Vocabulary) -> Decoder:
     window = attention_window(model.config.get_text_config())
     with torch.inference_mode():
         prompts = _trial_prompts(model)
-        alone = [_run(model, vocabulary, [prompt]) for prompt in prompts]
+        alone = [_padded(model, vocabulary, [prompt])[0] for prompt in prompts]
         pads = _agrees("a padded batch", model, alone, lambda: _padded(model, vocabulary, prompts))
         own = _own_loop(model, vocabulary, prompts, alone)
     return Decoder(model, vocabulary, own, window, pads)
@@ -142,10 +142,6 @@ def _trial_prompts(model: Any) -> list[list[int]]:
     rows = model.get_input_embeddings().num_embeddings
     ids = [(11 + 7 * place) % rows for place in range(12)]
     return [ids[:9], ids[:3] + ids[9:11]]
-
-
-def _run(model: Any, vocabulary: Vocabulary, prompts: Sequence[Sequence[int]]) -> _Trial:
-    return _padded(model, vocabulary, prompts)[0]
 
 
 def _padded(model: Any, vocabulary: Vocabulary, prompts: Sequence[Sequence[int]]) -> list[_Trial]:

@@ -346,8 +346,9 @@ class Engine:
 
     def _encode(self, flush: int, call: _AnswerCall) -> None:
         """Queue the prompts of one call, a piece at a time, so that the device starts on the first."""
-        piece = 4 * self._sizer.size
-        for first in range(0, len(call.snapshots), piece):
+        piece = self._sizer.size
+        first = 0
+        while first < len(call.snapshots):
             if call.request.dropped or self._queue.closed:
                 break
             started = time.perf_counter()
@@ -362,6 +363,8 @@ class Engine:
                 for entry in entries:
                     heapq.heappush(heap, entry)
                 self._queue.changed.notify_all()
+            # One batch is enough to start on; the more wait together, the better batches are composed.
+            first, piece = first + piece, 4 * piece
         if self._queue.closed:
             call.request.fail(_closed())
 

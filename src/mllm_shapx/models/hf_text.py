@@ -14,7 +14,7 @@ from mllm_shap.backends._chat import snapshot_has_audio, snapshot_to_chat_messag
 from mllm_shap.backends.transformers.chat import render_prompt
 from numpy.typing import NDArray
 
-from mllm_shapx.errors import ModelError, RowError
+from mllm_shapx.errors import ModelError, ResourceError, RowError
 from mllm_shapx.models.base import Answer, Decoding, EmbeddingMode, ModelIdentity, OutOfMemory
 from mllm_shapx.models.decoder_choice import choose_decoder
 from mllm_shapx.models.devices import free_memory, memory_errors, pick_device, pick_dtype
@@ -94,10 +94,6 @@ class HfTextModel:
         """
         place = pick_device(device)
         weights = pick_dtype(dtype, place)
-        tokenizer, model = _load(str(source), revision, weights, attn_implementation)
-        with memory_errors(place):
-            model.to(place)
-        model.eval()
         identity = ModelIdentity(
             connector="hf_text",
             model_id=model_id or str(source),
@@ -105,7 +101,15 @@ class HfTextModel:
             dtype=str(weights).removeprefix("torch."),
             device=str(place),
         )
-        return cls(model, tokenizer, identity, max_batch_size=max_batch_size)
+        try:
+            with memory_errors(place):
+                tokenizer, model = _load(str(source), revision, place, weights, attn_implementation)
+                return cls(model, tokenizer, identity, max_batch_size=max_batch_size)
+        except OutOfMemory as error:
+            raise ResourceError(
+                f"model {str(source)!r} does not fit on {place} ({error}); use a smaller dtype "
+                "(connector_kwargs.dtype), fewer workers per device, or a device with more memory"
+            ) from error
 
     @property
     def identity(self) -> ModelIdentity:
@@ -240,15 +244,22 @@ class HfTextModel:
             )
 
 
-def _load(source: str, revision: str | None, dtype: torch.dtype, attention: str | None) -> tuple[Any, Any]:
+def _load(
+    source: str, revision: str | None, device: torch.device, dtype: torch.dtype, attention: str | None
+) -> tuple[Any, Any]:
     import transformers
 
+    # Several workers share a terminal: the bars of all of them at once cannot be read.
+    transformers.utils.logging.disable_progress_bar()
     options: dict[str, Any] = {} if attention is None else {"attn_implementation": attention}
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, revision=revision)
+        # Straight to the device: main memory need not hold the weights of every worker.
         model = transformers.AutoModelForCausalLM.from_pretrained(
-            source, revision=revision, dtype=dtype, **options
+            source, revision=revision, dtype=dtype, device_map=str(device), **options
         )
+    except torch.cuda.OutOfMemoryError:
+        raise
     except (OSError, ValueError, ImportError, KeyError, RuntimeError, TypeError) as error:
         raise ModelError(
             f"connector 'hf_text' cannot load model {source!r}: {str(error).strip() or repr(error)}; "
@@ -257,7 +268,7 @@ def _load(source: str, revision: str | None, dtype: torch.dtype, attention: str 
         ) from error
     if tokenizer.pad_token_id is None and tokenizer.eos_token is not None:
         tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer, model
+    return tokenizer, model.eval()
 
 
 def _learned_positions(model: Any) -> int | None:
