@@ -1,0 +1,97 @@
+"""The house stays as it was designed: imports run downwards, and each heavy library has its room."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src" / "mllm_shapx"
+
+FLOORS = [
+    {"cli"},
+    {"execution"},
+    {"benchmark"},
+    {"explaining"},
+    {"models", "data", "tracking", "reporting"},
+    {"planning"},
+    {"records"},
+    {"config"},
+    {"errors"},
+]
+"""From the top. A room imports from its own and from lower floors, never from a neighbour's above."""
+
+HEAVY = {"ray": {"execution"}, "wandb": {"tracking"}, "liquid_audio": {"models", "benchmark"}}
+"""Library -> the rooms that may import it."""
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+def imported(path: Path) -> Iterator[tuple[str, int]]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            yield node.module, node.lineno
+
+
+def files() -> list[Path]:
+    return [path for path in sorted(SOURCE.rglob("*.py")) if room_of(path) != "__init__"]
+
+
+def floor(room: str) -> int:
+    return next(number for number, rooms in enumerate(FLOORS) if room in rooms)
+
+
+def test_every_room_has_its_floor() -> None:
+    assert {room_of(path) for path in files()} == set().union(*FLOORS)
+
+
+def test_imports_run_downwards() -> None:
+    upwards = []
+    for path in files():
+        room = room_of(path)
+        for name, line in imported(path):
+            parts = name.split(".")
+            if parts[0] == "mllm_shapx" and len(parts) > 1 and floor(parts[1]) < floor(room):
+                upwards.append(f"{path.relative_to(SOURCE)}:{line} imports {name}")
+    assert not upwards, "\n".join(upwards)
+
+
+@pytest.mark.parametrize("library", sorted(HEAVY))
+def test_heavy_libraries_stay_in_their_rooms(library: str) -> None:
+    strangers = [
+        f"{path.relative_to(SOURCE)}:{line}"
+        for path in files()
+        for name, line in imported(path)
+        if name.split(".")[0] == library and room_of(path) not in HEAVY[library]
+    ]
+    assert not strangers
+
+
+def test_no_module_imports_in_a_circle() -> None:
+    graph = {
+        ".".join(path.relative_to(SOURCE.parent).with_suffix("").parts): {
+            name for name, _ in imported(path) if name.startswith("mllm_shapx.")
+        }
+        for path in files()
+    }
+    done: set[str] = set()
+
+    def visit(module: str, chain: tuple[str, ...]) -> None:
+        assert module not in chain, " -> ".join([*chain, module])
+        if module in done:
+            return
+        for other in sorted(graph.get(module, ())):
+            visit(other, (*chain, module))
+        done.add(module)
+
+    for module in sorted(graph):
+        visit(module, ())
+
+
+def test_every_module_says_in_its_first_line_what_it_is_for() -> None:
+    silent = [path.name for path in files() if not ast.get_docstring(ast.parse(path.read_text()))]
+    assert not silent
