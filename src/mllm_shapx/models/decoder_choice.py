@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from mllm_shapx.errors import ModelError
 from mllm_shapx.models.base import Decoding
 from mllm_shapx.models.decoding import OwnLoop
 from mllm_shapx.models.plain_generate import (
@@ -87,11 +88,15 @@ class Decoder:
 
 
 def choose_decoder(model: Any, vocabulary: Vocabulary) -> Decoder:
-    """Return the fastest way of decoding that gives what `model.generate` gives for one prompt at a time."""
+    """Return the fastest way of decoding that gives what `model.generate` gives for one prompt at a time.
+
+    Raises:
+        ModelError: When the model does not generate at all.
+    """
     window = attention_window(model.config.get_text_config())
     with torch.inference_mode():
         prompts = _trial_prompts(model)
-        alone = [_padded(model, vocabulary, [prompt])[0] for prompt in prompts]
+        alone = _alone(model, vocabulary, prompts)
         pads = _agrees("a padded batch", model, alone, lambda: _padded(model, vocabulary, prompts))
         own = _own_loop(model, vocabulary, prompts, alone)
     return Decoder(model, vocabulary, own, window, pads)
@@ -142,6 +147,19 @@ def _trial_prompts(model: Any) -> list[list[int]]:
     rows = model.get_input_embeddings().num_embeddings
     ids = [(11 + 7 * place) % rows for place in range(12)]
     return [ids[:9], ids[:3] + ids[9:11]]
+
+
+def _alone(model: Any, vocabulary: Vocabulary, prompts: list[list[int]]) -> list[_Trial]:
+    try:
+        return [_padded(model, vocabulary, [prompt])[0] for prompt in prompts]
+    except (torch.cuda.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:
+        kind = getattr(model.config, "model_type", type(model).__name__)
+        raise ModelError(
+            f"connector 'hf_text': the model loads but does not generate ({kind}: {error!r}); "
+            "connector_kwargs.model_id must name a causal language model that transformers can run"
+        ) from error
 
 
 def _padded(model: Any, vocabulary: Vocabulary, prompts: Sequence[Sequence[int]]) -> list[_Trial]:

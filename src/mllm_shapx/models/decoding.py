@@ -14,7 +14,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
 from mllm_shapx.models.base import Decoding
 from mllm_shapx.models.plain_generate import Generated, Vocabulary, sampling_settings, token_logprobs
 from mllm_shapx.models.prefix_tree import Piece, PrefixTree, build_tree
-from mllm_shapx.models.sampling import Warp, draws_for, pick
+from mllm_shapx.models.sampling import Sampler, draws_for
 
 PIECE_NODES = {"cpu": 512, "cuda": 2048, "mps": 1024}
 """Tokens prefilled in one pass: enough to fill the device, and attention among them stays cheap."""
@@ -233,14 +233,14 @@ class _Chooser:
     def __init__(self, model: Any, decoding: Decoding, seeds: Sequence[int]) -> None:
         self._draws: torch.Tensor | None = None
         if decoding.text_temperature > 0:
-            self._warp = Warp(sampling_settings(model, decoding))
+            self._sample = Sampler(sampling_settings(model, decoding))
             self._draws = draws_for(seeds, decoding.max_new_tokens, model.device)
 
     def __call__(self, logits: torch.Tensor, step: int) -> torch.Tensor:
         """Return one token per row of `logits`, (answers, vocabulary)."""
         if self._draws is None:
             return logits.argmax(dim=-1)
-        return pick(self._warp(logits.float()), self._draws[:, step])
+        return self._sample(logits, self._draws[:, step])
 
     def keep(self, rows: torch.Tensor) -> None:
         """Drop the answers that are not among `rows`."""

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from mllm_shapx.models.base import Decoding
-from mllm_shapx.models.sampling import Warp, draws_for, pick
+from mllm_shapx.models.sampling import Sampler, draws_for
 
 IMPOSSIBLE = float("-inf")
 
@@ -126,12 +126,12 @@ class _Draw:
     """
 
     def __init__(self, model: Any, decoding: Decoding, seeds: Sequence[int]) -> None:
-        self._warp = Warp(sampling_settings(model, decoding))
+        self._sample = Sampler(sampling_settings(model, decoding))
         self._draws = draws_for(seeds, decoding.max_new_tokens, model.device)
         self._step = 0
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         del input_ids
-        chosen = pick(self._warp(scores.float()), self._draws[:, self._step])
+        chosen = self._sample(scores, self._draws[:, self._step])
         self._step += 1
         return torch.full_like(scores, IMPOSSIBLE).scatter_(1, chosen[:, None], 0.0)

@@ -33,32 +33,49 @@ def pick(scores: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
     return torch.searchsorted(mass, targets, right=True)[:, 0].clamp_(max=scores.shape[-1] - 1)
 
 
-class Warp:
-    """Temperature, top-k, top-p and what else a generation config asks of the scores when sampling.
+class Sampler:
+    """Draws tokens with the temperature, top-k, top-p and what else a generation config asks for.
 
-    The steps and their order are those of transformers' `generate` with `do_sample=True`.
+    The steps and their order are those of transformers' `generate` with `do_sample=True`; behind top-k they
+    see the k likeliest tokens only, instead of the whole vocabulary.
     """
 
     def __init__(self, settings: Any) -> None:
-        self._steps = _warpers(settings)
+        from transformers.generation import logits_process as steps
 
-    def __call__(self, scores: torch.Tensor) -> torch.Tensor:
-        """Return the warped scores, shaped as `scores` (prompts, vocabulary)."""
-        for step in self._steps:
+        self._top_k = int(settings.top_k or 0)
+        self._before: list[Any] = []
+        if settings.temperature not in {None, 1.0}:
+            self._before.append(steps.TemperatureLogitsWarper(float(settings.temperature)))
+        if getattr(settings, "top_h", None) is not None:
+            self._before.append(steps.TopHLogitsWarper(settings.top_h))
+        self._behind = _behind_top_k(settings)
+
+    def __call__(self, logits: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
+        """Return one token per row.
+
+        Args:
+            logits: The model's, shaped (prompts, vocabulary).
+            draws: One number in [0, 1) per prompt.
+        """
+        scores = logits.float()
+        for step in self._before:
             scores = step(None, scores)
-        return scores
+        ids: torch.Tensor | None = None
+        if 0 < self._top_k < scores.shape[-1]:
+            # In the order of the vocabulary, so that ties do not hang on how the device sorts.
+            ids = scores.topk(self._top_k, dim=-1).indices.sort(dim=-1).values
+            scores = scores.gather(1, ids)
+        for step in self._behind:
+            scores = step(None, scores)
+        chosen = pick(scores, draws)
+        return chosen if ids is None else ids.gather(1, chosen[:, None])[:, 0]
 
 
-def _warpers(settings: Any) -> list[Any]:
+def _behind_top_k(settings: Any) -> list[Any]:
     from transformers.generation import logits_process as steps
 
     found: list[Any] = []
-    if settings.temperature not in {None, 1.0}:
-        found.append(steps.TemperatureLogitsWarper(float(settings.temperature)))
-    if getattr(settings, "top_h", None) is not None:
-        found.append(steps.TopHLogitsWarper(settings.top_h))
-    if settings.top_k:
-        found.append(steps.TopKLogitsWarper(settings.top_k))
     if settings.top_p is not None and settings.top_p < 1.0:
         found.append(steps.TopPLogitsWarper(settings.top_p))
     if settings.min_p is not None:
