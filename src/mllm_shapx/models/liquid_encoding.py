@@ -10,6 +10,10 @@ import torch
 from mllm_shapx.models.liquid_chat import LiquidPrompt, Recording
 
 ENCODED_CACHE_BYTES = 256 * 2**20
+WORTHWHILE_GROUP = 8
+"""Recordings that are encoded together whatever padding that takes."""
+MOST_PADDING = 1.2
+"""Padded over real frames, above which more recordings are left to the next pass."""
 FRAMES_PER_PASS = 48_000
 """Feature frames, padding included, that the encoder takes in one pass (8 minutes of audio)."""
 
@@ -98,10 +102,15 @@ class PromptEmbedder:
 def _grouped(recordings: Sequence[Recording]) -> Iterable[list[Recording]]:
     """Yield recordings of similar length together, at most `FRAMES_PER_PASS` padded frames at a time."""
     group: list[Recording] = []
+    frames = 0
     for recording in sorted(recordings, key=lambda item: item.features.shape[1]):
-        if group and recording.features.shape[1] * (len(group) + 1) > FRAMES_PER_PASS:
+        length = recording.features.shape[1]
+        padded, real = length * (len(group) + 1), frames + length
+        wasteful = len(group) >= WORTHWHILE_GROUP and padded > MOST_PADDING * real
+        if group and (wasteful or padded > FRAMES_PER_PASS):
             yield group
-            group = []
+            group, frames = [], 0
         group.append(recording)
+        frames += length
     if group:
         yield group
