@@ -12,7 +12,7 @@ from typing import Protocol
 from mllm_shap import ConversationSnapshot
 
 from mllm_shapx.benchmark.library import LibraryResult, LibraryRunner
-from mllm_shapx.benchmark.options import BenchOptions
+from mllm_shapx.benchmark.options import LIBRARY_SHARE, BenchOptions
 from mllm_shapx.benchmark.ours import Explainer, Turn
 from mllm_shapx.benchmark.subject import Game
 
@@ -168,7 +168,7 @@ class _Round:
     async def _library_turn(self, ours: Turn, patience: float) -> None:
         if self._with.library is None:
             return
-        affordable = self._with.library_rate * self._seconds
+        affordable = self._with.library_rate * LIBRARY_SHARE * self._seconds
         results = []
         if sum(game.coalitions for game in self._games) <= patience * affordable:
             results = [await self._with.library.explain(game) for game in self._games]

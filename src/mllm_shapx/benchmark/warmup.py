@@ -161,8 +161,8 @@ def _choose(supply: GameSupply, rate: float, library_rate: float, options: Bench
         return [game.limited_to(most) for game in supply.first(options.rows)]
     target = rate * options.seconds / 2
     first = supply.first(1)[0].limited_to(most)
-    if 0 < first.coalitions <= WORTH_ALL * library_rate * options.seconds:
-        target = min(target, library_rate * options.seconds)
+    if 0 < first.coalitions <= WORTH_ALL * library_rate * options.library_seconds:
+        target = min(target, library_rate * options.library_seconds)
     games: list[Game] = [first]
     total = first.coalitions
     while total < target and len(games) < MOST_ROWS:
