@@ -119,10 +119,10 @@ class Coordinator:
     def exchange(self, me: WorkerInfo, offer: Offer) -> OfferReply:
         """Take an owner's chunks for idle workers and give it what they have answered."""
         self._saw(me)
-        idle = len(self._idle - {me.worker})
         if not self._ledger.holds(me.worker, offer.unit_id):
-            return OfferReply({}, (), 0, 0, 0)
-        return self._exchange.exchange(offer, self._ledger.unit(offer.unit_id).row_index, idle)
+            return OfferReply()
+        row_index = self._ledger.unit(offer.unit_id).row_index
+        return self._exchange.exchange(offer, row_index, self._helpers(me.worker))
 
     def helped(self, me: WorkerInfo, task_id: int, answers: dict[int, Answer]) -> None:
         """Take a helper's answers."""
@@ -220,7 +220,11 @@ class Coordinator:
         """Return how the study stands, with the news since the last call."""
         notes, self._notes = tuple(self._notes), []
         now = time.monotonic()
-        busy = {worker for worker in self._workers if self._ledger.held_by(worker)}
+        busy = {
+            worker
+            for worker in self._workers
+            if self._ledger.held_by(worker) or self._exchange.is_helping(worker)
+        }
         stalled = tuple(
             worker for worker in sorted(busy) if now - self._workers[worker].progress_at > self._stall_s
         )
@@ -393,6 +397,16 @@ class Coordinator:
                 run.checkpoint.fail(unit.row_index)
                 run.checkpoint.maybe_write()
                 self._notes.append(f"{name}: row {unit.row_index} is quarantined: {reason}: {message}")
+
+    def _helpers(self, owner: str) -> set[str]:
+        """Return the workers beside `owner` that help, or could.
+
+        Once no unit is left to take, that is at least one: who ends next finds something to do at once.
+        """
+        if not self._ledger.is_queue_empty:
+            return set()
+        others = self._workers.keys() - {owner}
+        return (self._idle | self._exchange.helping) & others or set(sorted(others)[:1])
 
     def _meet(self, me: WorkerInfo) -> _WorkerState:
         """Return what is known of a worker; it is met anew when the coordinator was restarted."""

@@ -3,6 +3,7 @@
 import contextlib
 import pickle
 import secrets
+import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ TICK_S = 0.5
 """Seconds between two looks at the actors."""
 START_FAILURES = 3
 """Workers in a row that may die before they have loaded the model."""
+COALITIONS_WORTH_A_WORKER = 256
+"""Coalitions for which loading the model once more pays, where rows are fewer than workers."""
 FINISH_S = 600.0
 """Seconds that the last writes and summaries may take."""
 FLUSH_S = 2.0
@@ -153,8 +156,8 @@ class Driver:
     # --- workers
 
     def _hire(self, snapshot: Snapshot) -> None:
-        """Start as many workers as there are places and units."""
-        wanted = min(self._resources.workers, snapshot.unfinished_units)
+        """Start as many workers as there are places and work."""
+        wanted = min(self._resources.workers, max(snapshot.unfinished_units, _worth_helping(snapshot)))
         while len(self._workers) < wanted:
             self._hired += 1
             name = f"worker-{self._hired}"
@@ -327,6 +330,14 @@ class Driver:
             with contextlib.suppress(RayError):
                 ray.kill(actor, no_restart=True)
         self._folder.cleanup()
+
+
+def _worth_helping(snapshot: Snapshot) -> int:
+    """Return how many workers the coalitions that are left are worth: a heavy row is spread over several."""
+    if not snapshot.unfinished_units:
+        return 0
+    left = snapshot.coalitions_total - snapshot.coalitions_done
+    return int(min(left / COALITIONS_WORTH_A_WORKER, sys.maxsize))
 
 
 def _is_preempted(error: RayError) -> bool:

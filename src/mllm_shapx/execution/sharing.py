@@ -1,11 +1,13 @@
-"""Spreading a heavy row over idle workers: chunks of its coalitions, and who has which. No ray.
+"""Spreading a heavy row over idle workers: a pool of its coalitions, and who answers which. No ray.
 
-The worker that holds the row stays its owner. It offers chunks, idle workers claim them, and the answers go
-back to the owner. A helper that dies costs its chunk only; an owner that dies costs what it has not fetched.
+The worker that holds the row stays its owner. It puts coalitions into the pool, idle workers take chunks of
+it, and the answers go back to the owner. A helper that dies costs its chunk only; an owner that dies costs
+what it has not fetched.
 """
 
+import secrets
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from mllm_shapx.models.base import Answer
@@ -28,26 +30,32 @@ class Offer:
 
     unit_id: str
     run_name: str
-    chunks: tuple[tuple[int, ...], ...] = ()
-    """Coalitions to give away, one chunk per helper at a time."""
-    reclaim: bool = False
-    """Whether the owner has nothing else to do and takes back what nobody has claimed."""
+    masks: tuple[int, ...] = ()
+    """Coalitions to put into the pool."""
+    take_back: int = 0
+    """Coalitions of the pool that the owner wants back, at most."""
+    least: int = 1
+    """Coalitions that fill a batch: chunks are multiples of it, but for the last one."""
+    most: int = 1
+    """Coalitions of the largest chunk."""
+    offer_id: str = field(default_factory=lambda: secrets.token_hex(8))
+    """The same when a message is sent again because no reply came."""
 
 
 @dataclass(frozen=True, slots=True)
 class OfferReply:
     """What the exchange says to an owner."""
 
-    answers: dict[int, Answer]
+    session: str = ""
+    """Changes when the exchange has forgotten what it had of the unit; empty: it knows no such unit."""
+    answers: dict[int, Answer] = field(default_factory=dict)
     """Answers that helpers have given since the last time."""
-    returned: tuple[int, ...]
+    returned: tuple[int, ...] = ()
     """Coalitions that come back unanswered."""
-    outstanding: int
-    """Coalitions of the owner that are queued or with helpers."""
-    queued_chunks: int
-    """Chunks of the owner that nobody has claimed."""
-    idle_workers: int
-    """Workers that could help."""
+    pooled: int = 0
+    """Coalitions of the owner that nobody has taken."""
+    helpers: int = 0
+    """Workers that help, or could."""
 
 
 @dataclass(slots=True)
@@ -55,65 +63,91 @@ class _Shared:
     """All that is given away of one unit."""
 
     row_index: int
-    queue: deque[tuple[str, tuple[int, ...]]] = field(default_factory=deque)
+    session: str = field(default_factory=lambda: secrets.token_hex(8))
+    run_name: str = ""
+    pool: deque[int] = field(default_factory=deque)
+    least: int = 1
+    most: int = 1
     answers: dict[int, Answer] = field(default_factory=dict)
     returned: list[int] = field(default_factory=list)
+    refused: set[str] = field(default_factory=set)
+    """Helpers that left coalitions unanswered; they get no more of this unit."""
+    last: tuple[str, OfferReply] = ("", OfferReply())
 
 
 class HelpExchange:
-    """Chunks on offer, chunks with helpers, and answers waiting for their owner."""
+    """Coalitions in the pool, chunks with helpers, and answers waiting for their owner.
+
+    Every call may be repeated: an offer that arrives twice gets the reply that it got at first.
+    """
 
     def __init__(self) -> None:
         self._shared: dict[str, _Shared] = {}
         self._claimed: dict[int, tuple[str, HelpTask]] = {}
         self._next_task = 0
 
-    def exchange(self, offer: Offer, row_index: int, idle_workers: int) -> OfferReply:
-        """Take an owner's chunks and give it what has come back."""
+    def exchange(self, offer: Offer, row_index: int, workers: Collection[str]) -> OfferReply:
+        """Take an owner's coalitions and give it what has come back.
+
+        Args:
+            offer: What the owner gives and wants.
+            row_index: The unit's row.
+            workers: Workers beside the owner that help, or could.
+        """
         shared = self._shared.setdefault(offer.unit_id, _Shared(row_index))
-        shared.queue.extend((offer.run_name, chunk) for chunk in offer.chunks)
-        if offer.reclaim:
-            shared.returned.extend(mask for _, chunk in shared.queue for mask in chunk)
-            shared.queue.clear()
-        answers, shared.answers = shared.answers, {}
-        returned, shared.returned = tuple(shared.returned), []
-        with_helpers = sum(
-            len(task.masks) for _, task in self._claimed.values() if task.unit_id == offer.unit_id
+        if shared.last[0] == offer.offer_id:
+            return shared.last[1]
+        shared.run_name, shared.least, shared.most = offer.run_name, offer.least, offer.most
+        shared.pool.extend(offer.masks)
+        back = [shared.pool.pop() for _ in range(min(offer.take_back, len(shared.pool)))]
+        reply = OfferReply(
+            session=shared.session,
+            answers=shared.answers,
+            returned=(*shared.returned, *back),
+            pooled=len(shared.pool),
+            helpers=len(set(workers) - shared.refused),
         )
-        queued = sum(len(chunk) for _, chunk in shared.queue)
-        return OfferReply(answers, returned, with_helpers + queued, len(shared.queue), idle_workers)
+        shared.answers, shared.returned = {}, []
+        shared.last = (offer.offer_id, reply)
+        return reply
 
     def claim(self, helper: str) -> HelpTask | None:
-        """Give `helper` a chunk, from the unit that has most on offer."""
-        unit_id = max(self._shared, key=lambda key: len(self._shared[key].queue), default=None)
-        if unit_id is None or not self._shared[unit_id].queue:
+        """Give `helper` a chunk of the unit that has most in the pool; None when there is nothing for it."""
+        unit_id = max(
+            (key for key, shared in self._shared.items() if shared.pool and helper not in shared.refused),
+            key=lambda key: len(self._shared[key].pool),
+            default=None,
+        )
+        if unit_id is None:
             return None
         shared = self._shared[unit_id]
-        run_name, masks = shared.queue.popleft()
+        parties = len({who for who, task in self._claimed.values() if task.unit_id == unit_id} | {helper}) + 1
+        size = chunk_size(len(shared.pool), parties, shared.least, shared.most)
+        masks = tuple(shared.pool.popleft() for _ in range(size))
         self._next_task += 1
-        task = HelpTask(self._next_task, unit_id, shared.row_index, run_name, masks)
+        task = HelpTask(self._next_task, unit_id, shared.row_index, shared.run_name, masks)
         self._claimed[task.task_id] = (helper, task)
         return task
 
     def deliver(self, task_id: int, answers: dict[int, Answer]) -> None:
         """Take a helper's answers; coalitions that it leaves out go back to the owner."""
-        claimed = self._claimed.pop(task_id, None)
-        if claimed is None:
-            return
-        task = claimed[1]
-        shared = self._shared.get(task.unit_id)
-        if shared is None:
+        helper, task = self._claimed.pop(task_id, (None, None))
+        shared = None if task is None else self._shared.get(task.unit_id)
+        if helper is None or task is None or shared is None:
             return
         shared.answers.update(answers)
-        shared.returned.extend(mask for mask in task.masks if mask not in answers)
+        missing = [mask for mask in task.masks if mask not in answers]
+        if missing:
+            shared.returned.extend(missing)
+            shared.refused.add(helper)
 
     def helper_lost(self, helper: str) -> None:
-        """Put the chunks of a dead helper on offer again."""
+        """Put what a dead helper had taken into the pool again."""
         for task_id, (owner, task) in list(self._claimed.items()):
             if owner == helper:
                 del self._claimed[task_id]
                 if task.unit_id in self._shared:
-                    self._shared[task.unit_id].queue.appendleft((task.run_name, task.masks))
+                    self._shared[task.unit_id].pool.extend(task.masks)
 
     def close(self, unit_id: str) -> None:
         """Forget a unit that is done, or whose owner is gone."""
@@ -123,15 +157,18 @@ class HelpExchange:
         """Whether `worker` has a chunk."""
         return any(helper == worker for helper, _ in self._claimed.values())
 
+    @property
+    def helping(self) -> frozenset[str]:
+        """Return the workers that have chunks."""
+        return frozenset(helper for helper, _ in self._claimed.values())
 
-def cut(masks: Sequence[int], chunks: int, size: int) -> list[tuple[int, ...]]:
-    """Cut the end of `masks` into at most `chunks` chunks of `size`, the last ones first."""
-    found = []
-    end = len(masks)
-    for _ in range(chunks):
-        if end <= 0:
-            break
-        start = max(0, end - size)
-        found.append(tuple(masks[start:end]))
-        end = start
-    return found
+
+def chunk_size(left: int, parties: int, least: int, most: int) -> int:
+    """Return how many of `left` coalitions one of `parties` workers takes at a time.
+
+    Guided self-scheduling: half of a fair share for each of the two chunks that a worker has in hand, so
+    that chunks shrink towards the end and all workers end together. At most `most`, and whole batches of
+    `least` as long as there are any.
+    """
+    batches = min(most, left // (4 * parties)) // least
+    return min(left, max(1, batches) * least)

@@ -22,7 +22,7 @@ from mllm_shapx.execution.answers import content_id, vector_kind
 from mllm_shapx.execution.generation import OnAnswer, RowGeneration
 from mllm_shapx.execution.messages import Answers, Beat, LeaseReply, Study, UnitFailure, WorkerInfo
 from mllm_shapx.execution.sharing import HelpTask, Offer, OfferReply
-from mllm_shapx.explaining.coalitions import Keep, RowCoalitions
+from mllm_shapx.explaining.coalitions import RowCoalitions
 from mllm_shapx.explaining.sample import explain_run, open_row
 from mllm_shapx.explaining.settings import answer_seed, decoding
 from mllm_shapx.explaining.similarity import Embedder, Vector
@@ -38,8 +38,8 @@ logger = logging.getLogger(__name__)
 
 IDLE_S = 0.4
 """Longest pause of a worker that has nothing to do before it asks again."""
-BATCHES_A_ROUND = 4
-"""Batches that the engine gets at a time: enough to order them by length, few enough to share the rest."""
+HELPED_ROWS = 4
+"""Other workers' rows that a helper keeps at hand."""
 BEAT_S = 1.0
 """Seconds between two signs of life."""
 
@@ -128,7 +128,7 @@ class Worker:
         self._asking = asyncio.Lock()
         self._stopping = asyncio.Event()
         self._draining = False
-        self._helped: tuple[tuple[int, str], RowCoalitions] | None = None
+        self._helped: dict[tuple[int, str], RowCoalitions] = {}
         self._maybe_loaded: _Loaded | None = None
 
     async def run(self) -> None:
@@ -240,14 +240,15 @@ class Worker:
             await asyncio.to_thread(coalitions.know, known.by_mask)
         for run in runs:
             try:
-                sample = await explain_run(
-                    row,
-                    coalitions,
-                    run,
-                    partial(self._generate, held, run),
-                    self._embedder(held, run),
-                    decode_audio=getattr(self._loaded.engine.model, "decode_audio", None),
-                )
+                async with self._generation(held, run) as generation:
+                    sample = await explain_run(
+                        row,
+                        coalitions,
+                        run,
+                        generation.answer,
+                        self._embedder(held, run),
+                        decode_audio=getattr(self._loaded.engine.model, "decode_audio", None),
+                    )
             except RowError as error:
                 # It concerns this run alone (say, too many players for `exact`); the others go on.
                 await self._failed(held, (run.name,), error.reason, error, final=True)
@@ -257,17 +258,15 @@ class Worker:
     def _read_row(self, row_index: int, run: RunSpec) -> Row:
         return load_row(self._loaded.table, row_index, run.dataset, run.modality)
 
-    async def _generate(
-        self, held: _Held, run: RunSpec, prompts: Mapping[int, ConversationSnapshot], keep: Keep
-    ) -> None:
-        """Answer coalitions of one row, here and on idle workers; `keep` gets each answer as it comes."""
-
-        async def here(masks: Sequence[int], on_answer: OnAnswer) -> None:
-            await self._answer(run, held.unit.row_index, {mask: prompts[mask] for mask in masks}, on_answer)
-
-        offer = Offer(held.unit.unit_id, run.name)
-        row = RowGeneration(prompts, keep, here, partial(self._desk.exchange, self._me), offer)
-        await row.run(self._round_size)
+    def _generation(self, held: _Held, run: RunSpec) -> RowGeneration:
+        """Return what answers the coalitions that `run` asks of the row, here and on idle workers."""
+        return RowGeneration(
+            held.unit.unit_id,
+            run.name,
+            partial(self._answer, run, held.unit.row_index),
+            partial(self._desk.exchange, self._me),
+            lambda: self._loaded.engine.stats.batch_size,
+        )
 
     async def _answer(
         self, run: RunSpec, row_index: int, prompts: Mapping[int, ConversationSnapshot], on_answer: OnAnswer
@@ -284,27 +283,27 @@ class Worker:
             seeds = [answer_seed(run, row_index, mask) for mask in masks]
         await self._loaded.engine.answer(list(prompts.values()), decoding(run), seeds, count)
 
-    def _round_size(self) -> int:
-        return BATCHES_A_ROUND * self._loaded.engine.stats.batch_size
-
     async def _help(self, task: HelpTask) -> None:
         """Answer coalitions of another worker's row; what fails here goes back to it."""
         run = self._study.run(task.run_name)
         answers: dict[int, Answer] = {}
         try:
-            coalitions = await asyncio.to_thread(self._helped_row, task.row_index, run)
-            prompts = {mask: coalitions.render(mask) for mask in task.masks}
+            prompts = await asyncio.to_thread(self._helped_prompts, task, run)
             await self._answer(run, task.row_index, prompts, answers.__setitem__)
         except Exception:
             logger.warning("helping with row %d failed", task.row_index, exc_info=True)
         await self._desk.helped(self._me, task.task_id, answers)
 
-    def _helped_row(self, row_index: int, run: RunSpec) -> RowCoalitions:
-        """Return the row of a help task, kept from the last one where it is the same."""
-        key = (row_index, run.generation_key)
-        if self._helped is None or self._helped[0] != key:
-            self._helped = (key, open_row(self._read_row(row_index, run), run))
-        return self._helped[1]
+    def _helped_prompts(self, task: HelpTask, run: RunSpec) -> dict[int, ConversationSnapshot]:
+        """Return the prompts of a help task; the rows of the last ones are kept."""
+        key = (task.row_index, run.generation_key)
+        coalitions = self._helped.pop(key, None)
+        if coalitions is None:
+            coalitions = open_row(self._read_row(task.row_index, run), run)
+        self._helped[key] = coalitions
+        for old in list(self._helped)[:-HELPED_ROWS]:
+            self._helped.pop(old, None)
+        return {mask: coalitions.render(mask) for mask in task.masks}
 
     def _embedder(self, held: _Held, run: RunSpec) -> Embedder:
         """Return what gives the run's vectors: the explained model's own states, or the config's encoder."""
