@@ -38,6 +38,14 @@ def test_auto_never_grows_without_end() -> None:
     assert settle(lambda _: 1.0) == LARGEST_SIZE
 
 
+def test_auto_keeps_to_the_largest_size_that_the_model_names() -> None:
+    """A model on processors bounds what noise on a shared machine might make of the curve."""
+    sizer = BatchSizer(largest=256)
+    for _ in range(30):
+        sizer.observe("greedy", sizer.size_for("greedy"), float(sizer.size), 1.0)
+    assert sizer.size_for("greedy") == 256
+
+
 def test_a_fixed_size_stays() -> None:
     """What the config says holds, whatever is measured."""
     sizer = BatchSizer(8)

@@ -128,6 +128,14 @@ class OrdersPrompts(Protocol):
         """Return what to sort waiting prompts by; neighbours share a batch. Keys compare with each other."""
 
 
+class BoundsBatches(Protocol):
+    """A model that knows beyond which batch size its device gains nothing."""
+
+    @property
+    def largest_batch(self) -> int:
+        """Return the most prompts that `auto` may put into a batch."""
+
+
 class EncodesTogether(Protocol):
     """A model that encodes several conversations in less time than one by one."""
 

@@ -28,12 +28,13 @@ class BatchSizer:
         fixed: The configured batch size; None looks for the knee: the size is doubled while prompts come
             out faster, and falls back to the best size when they do not.
 
-    A size that did not fit is remembered as positions (prompt plus new tokens, padded), which is what
+    `auto` never goes beyond `largest`. A size that did not fit is remembered as positions (prompt plus new tokens, padded), which is what
     memory goes by, so that shorter prompts may still fill larger batches.
     """
 
-    def __init__(self, fixed: int | None = None) -> None:
+    def __init__(self, fixed: int | None = None, largest: int = LARGEST_SIZE) -> None:
         self._fixed = fixed
+        self._largest = largest
         self._curves: dict[object, _Curve] = {}
         self._most_positions: int | None = None
         self.size = fixed or FIRST_SIZE
@@ -68,9 +69,8 @@ class BatchSizer:
             curve.size //= 2
             curve.settled = True
 
-    @staticmethod
-    def _grow(curve: _Curve) -> None:
-        if curve.size >= LARGEST_SIZE:
+    def _grow(self, curve: _Curve) -> None:
+        if 2 * curve.size > self._largest:
             curve.settled = True
         else:
             curve.size *= 2

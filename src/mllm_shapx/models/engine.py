@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from mllm_shapx.errors import ModelError
 from mllm_shapx.models.base import Answer, Decoding, EmbeddingMode, Model, OutOfMemory, Prompt
-from mllm_shapx.models.batch_size import BatchSizer
+from mllm_shapx.models.batch_size import LARGEST_SIZE, BatchSizer
 
 _log = logging.getLogger(__name__)
 
@@ -193,7 +193,7 @@ class Engine:
     def __init__(self, model: Model, *, on_batch: Callable[[BatchReport], None] | None = None) -> None:
         self.model = model
         self._on_batch = on_batch
-        self._sizer = BatchSizer(model.max_batch_size)
+        self._sizer = BatchSizer(model.max_batch_size, getattr(model, "largest_batch", LARGEST_SIZE))
         self._batch_key: Callable[[Any], Any] = getattr(model, "batch_key", _longest_first)
         self._queue = _Queue()
         self._counters = _Counters()

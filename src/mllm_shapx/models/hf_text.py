@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from mllm_shapx.errors import ModelError, ResourceError, RowError
 from mllm_shapx.models.base import Answer, Decoding, EmbeddingMode, ModelIdentity, OutOfMemory
+from mllm_shapx.models.batch_size import LARGEST_SIZE
 from mllm_shapx.models.decoder_choice import choose_decoder
 from mllm_shapx.models.devices import free_memory, memory_errors, pick_device, pick_dtype
 from mllm_shapx.models.plain_generate import Generated, Vocabulary
@@ -25,6 +26,8 @@ from mllm_shapx.planning.runs import RunSpec
 MEMORY_SHARE = 0.5
 """Share of the free main memory that a batch on the CPU may take: workers share a machine."""
 _LOGITS_COPIES = 3
+LARGEST_ON_CPU = 256
+"""Beyond it processors gain a few percent at most, and the clock of a shared machine cannot see them."""
 _LAST = b"\xff" * 4
 
 
@@ -130,6 +133,11 @@ class HfTextModel:
     def vocabulary(self) -> Vocabulary:
         """Return the tokens that end and pad an answer."""
         return self._vocabulary
+
+    @property
+    def largest_batch(self) -> int:
+        """Return the most prompts that `auto` may put into a batch: processors are busy long before GPUs."""
+        return LARGEST_ON_CPU if self._model.device.type == "cpu" else LARGEST_SIZE
 
     def encode(self, snapshot: ConversationSnapshot, decoding: Decoding) -> TextPrompt:
         """Render and tokenize one conversation.
