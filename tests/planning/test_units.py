@@ -111,3 +111,11 @@ def test_a_hierarchical_run_counts_beside_others() -> None:
     )
     both = expected_answers(runs, 9)
     assert max(run.coalitions(9) for run in runs) < both <= sum(run.coalitions(9) for run in runs)
+
+
+def test_a_run_that_plans_too_many_coalitions_is_expected_to_cost_nothing() -> None:
+    """It is refused when its row is read; its 2^2000 must not drown what the others need."""
+    runs = sweep({"explainer_type": "exact"}, {"num_samples": [2100]})
+    (unit,) = plan_units(runs, [0], {0: 2000}, {})
+    assert unit.run_names == ("exact", "limited_mc_ns2100")
+    assert unit.cost == 2100.0

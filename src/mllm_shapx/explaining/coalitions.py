@@ -1,5 +1,6 @@
 """The coalition store: an answer is generated once and scored by every run that needs it."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,10 +12,13 @@ Keep = Callable[[int, Answer], None]
 """Takes one answer as it comes: `(mask, answer)`."""
 
 Generate = Callable[[Mapping[int, ConversationSnapshot], Keep], Awaitable[None]]
-"""Generates the answers to coalitions, given as mask -> prompt, and hands each to `Keep`."""
+"""Generates the answers to coalitions, given as mask -> prompt, and hands each to `Keep`. Calls may run side
+by side."""
 
-_CHUNK = 1 << 15
-"""Prompts held in memory at a time."""
+_SLICE = 1 << 10
+"""Prompts rendered at a time, while the ones before are being answered."""
+_SLICES_IN_HAND = 1 << 5
+"""Slices held in memory at a time."""
 
 REUSED = ""
 """`StoredAnswer.asked_by` of an answer that was copied from a coalition with the same prompt."""
@@ -77,9 +81,7 @@ class RowCoalitions:
 
     async def answers(self, masks: Sequence[int], run_name: str, generate: Generate) -> list[Answer]:
         """Return the answers to `masks`, generating the missing ones for `run_name`."""
-        missing = self.missing(masks)
-        for start in range(0, len(missing), _CHUNK):
-            await self._generate(missing[start : start + _CHUNK], run_name, generate)
+        await self._generate(self.missing(masks), run_name, generate)
         return [self.stored[mask].answer for mask in masks]
 
     def model_calls(self, masks: Sequence[int], run_name: str) -> int:
@@ -93,22 +95,40 @@ class RowCoalitions:
 
     async def _generate(self, masks: Sequence[int], run_name: str, generate: Generate) -> None:
         """Generate the answers to `masks`; coalitions that give one prompt are asked once."""
+        room = asyncio.Semaphore(_SLICES_IN_HAND)
+
+        async def ask(prompts: Mapping[int, ConversationSnapshot]) -> None:
+            await generate(prompts, lambda mask, answer: self._keep(mask, StoredAnswer(answer, run_name)))
+            room.release()
+
+        twin_of: dict[int, int] = {}
+        try:
+            async with asyncio.TaskGroup() as group:
+                for start in range(0, len(masks), _SLICE):
+                    await room.acquire()
+                    prompts, twins = await asyncio.to_thread(self._prompts, masks[start : start + _SLICE])
+                    twin_of.update(twins)
+                    group.create_task(ask(prompts))
+        except ExceptionGroup as failures:
+            # One is enough: the others are the same, or follow from it.
+            raise failures.exceptions[0] from None
+        for mask, first in twin_of.items():
+            self._keep(mask, StoredAnswer(self.stored[first].answer, REUSED))
+
+    def _prompts(self, masks: Sequence[int]) -> tuple[dict[int, ConversationSnapshot], dict[int, int]]:
+        """Return the prompts to ask, and for each other coalition the one that has the same prompt."""
         prompts: dict[int, ConversationSnapshot] = {}
         twin_of: dict[int, int] = {}
         for mask in masks:
             prompt = self.render(mask)
-            if self._mask_of_prompt is None:
-                prompts[mask] = prompt
-                continue
-            first = self._mask_of_prompt.setdefault(prompt.snapshot_id, mask)
+            first = mask
+            if self._mask_of_prompt is not None:
+                first = self._mask_of_prompt.setdefault(prompt.snapshot_id, mask)
             if first == mask:
                 prompts[mask] = prompt
             else:
                 twin_of[mask] = first
-        if prompts:
-            await generate(prompts, lambda mask, answer: self._keep(mask, StoredAnswer(answer, run_name)))
-        for mask, first in twin_of.items():
-            self._keep(mask, StoredAnswer(self.stored[first].answer, REUSED))
+        return prompts, twin_of
 
     def _keep(self, mask: int, stored: StoredAnswer) -> None:
         self.stored[mask] = stored

@@ -4,6 +4,7 @@ TF-IDF and cosine are mllm_shap's, computed here once per distinct answer instea
 the Euclidean similarity and the reducers are ours.
 """
 
+import asyncio
 import math
 from collections import Counter
 from collections.abc import Awaitable, Callable, Hashable, Sequence
@@ -39,6 +40,11 @@ class TfIdfCosine:
 
     async def score(self, base: Answer, answers: Sequence[Answer]) -> list[float]:
         """Return the similarity of each answer to `base`."""
+        # In a thread: thousands of answers take a second, in which other rows want to go on.
+        return await asyncio.to_thread(self._score, base, answers)
+
+    @staticmethod
+    def _score(base: Answer, answers: Sequence[Answer]) -> list[float]:
         term_ids: dict[Hashable, int] = {}
         documents: dict[Hashable, Counter[int]] = {}
         repeats: Counter[Hashable] = Counter()
@@ -120,4 +126,6 @@ def _sparse_cosine(first: dict[int, float], second: dict[int, float]) -> float:
 
 def _same_length(first: Vector, second: Vector) -> tuple[Vector, Vector]:
     length = max(len(first), len(second))
+    if len(first) == len(second):
+        return first, second
     return np.pad(first, (0, length - len(first))), np.pad(second, (0, length - len(second)))

@@ -24,7 +24,7 @@ class WorkUnit:
     run_names: tuple[str, ...]
     """Exact runs first, then by falling coalitions, so that later runs find their answers stored."""
     cost: float
-    """Expected model calls."""
+    """Expected model calls; runs that plan too many coalitions are refused and cost nothing."""
 
 
 def plan_units(
@@ -115,5 +115,6 @@ class _Planner:
         key = (tuple(run.name for run in runs), num_players)
         if key not in self._known:
             names = tuple(run.name for run in explaining_order(runs, num_players))
-            self._known[key] = (names, expected_answers(runs, num_players))
+            possible = [run for run in runs if not run.is_hopeless(num_players)]
+            self._known[key] = (names, expected_answers(possible, num_players))
         return self._known[key]
