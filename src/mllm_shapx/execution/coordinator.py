@@ -30,6 +30,9 @@ from mllm_shapx.records.storage import open_storage
 
 logger = logging.getLogger(__name__)
 
+FAILURES_ALIKE = 10
+"""Rows that may fail with the same unforeseen error before anything was explained."""
+
 OnSample = Callable[[SampleResult], None]
 
 
@@ -94,6 +97,9 @@ class Coordinator:
         self._answer_files: AnswerFiles | None = None
         self._exchange = HelpExchange()
         self._idle: set[str] = set()
+        self._has_explained = False
+        self._last_reason = ""
+        self._alike = 0
 
     # --- workers
 
@@ -135,6 +141,7 @@ class Coordinator:
         with self._writing():
             self._write_answers(unit_id, answers)
             run = self._runs[sample.run_name]
+            self._has_explained = True
             if sample.row_index not in run.completed:
                 run.records.write_sample(sample)
                 if sample.row_index in run.failed or run.records.storage.exists(
@@ -181,6 +188,7 @@ class Coordinator:
             )
             if quarantined:
                 self._settle(unit.unit_id, failure.run_names, failed=True)
+                self._suspect_everything(failure)
 
     def beat(self, me: WorkerInfo, beat: Beat) -> LeaseReply:
         """Take a sign of life."""
@@ -246,6 +254,7 @@ class Coordinator:
             busy_workers=len(busy),
             finished=self._ledger.is_finished,
             unfinished_units=self._ledger.count(UnitState.QUEUED) + self._ledger.count(UnitState.LEASED),
+            draining=self._draining,
             stalled=stalled,
             notes=notes,
             fatal=self._fatal,
@@ -407,6 +416,18 @@ class Coordinator:
             return set()
         others = self._workers.keys() - {owner}
         return (self._idle | self._exchange.helping) & others or set(sorted(others)[:1])
+
+    def _suspect_everything(self, failure: UnitFailure) -> None:
+        """Stop a study in which nothing works: rows that fail alike, and none that was explained."""
+        if failure.final or self._has_explained:
+            return
+        self._alike = self._alike + 1 if failure.reason == self._last_reason else 1
+        self._last_reason = failure.reason
+        if self._alike >= FAILURES_ALIKE:
+            self.stop_early(
+                f"the first {self._alike} rows all failed with {failure.reason}: {failure.message}; stopping "
+                "early. Mend the cause, then try them again with retry"
+            )
 
     def _meet(self, me: WorkerInfo) -> _WorkerState:
         """Return what is known of a worker; it is met anew when the coordinator was restarted."""

@@ -142,6 +142,7 @@ class Driver:
                     self._start_failures = 0
                 self._replace_stuck(snapshot)
                 self._limit_failures(snapshot)
+                self._stopping = self._stopping or snapshot.draining
                 if deadline is None and not self._stopping:
                     self._hire(snapshot)
                 if self._stopping and not snapshot.busy_workers:

@@ -85,7 +85,7 @@ class Ledger:
         holder = self._holders.setdefault(worker, _Holder())
         if any(self._entries[unit_id].alone for unit_id in holder.units):
             return None
-        suspect = self._first(self._suspects)
+        suspect = self._first(self._suspects, alone=True)
         if suspect is not None and not holder.units:
             heapq.heappop(self._suspects)
             holder.draining = False
@@ -93,7 +93,7 @@ class Ledger:
         holder.draining = suspect is not None and (holder.draining or not self._somebody_drains(worker))
         if holder.draining:
             return None
-        unit_id = self._first(self._queue)
+        unit_id = self._first(self._queue, alone=False)
         if unit_id is None:
             return None
         heapq.heappop(self._queue)
@@ -157,7 +157,6 @@ class Ledger:
             if entry is None or entry.state in {UnitState.DONE, UnitState.QUARANTINED}:
                 drop.append(unit_id)
             elif entry.state is UnitState.QUEUED:
-                self._take_from_queues(unit_id)
                 self._hand_out(unit_id, worker)
             elif entry.holder != worker:
                 drop.append(unit_id)
@@ -231,16 +230,6 @@ class Ledger:
             if holder is not None:
                 holder.units.discard(entry.unit.unit_id)
             entry.holder = None
-        elif entry.state is UnitState.QUEUED:
-            self._take_from_queues(entry.unit.unit_id)
-
-    def _take_from_queues(self, unit_id: str) -> None:
-        """Remove a unit from the queues; rare, so a scan is fine."""
-        for queue in (self._queue, self._suspects):
-            rest = [item for item in queue if item[1] != unit_id]
-            if len(rest) != len(queue):
-                queue[:] = rest
-                heapq.heapify(queue)
 
     def _move(self, entry: _Entry, state: UnitState) -> None:
         self._counts[entry.state] -= 1
@@ -250,6 +239,11 @@ class Ledger:
     def _somebody_drains(self, worker: str) -> bool:
         return any(holder.draining for name, holder in self._holders.items() if name != worker)
 
-    @staticmethod
-    def _first(queue: list[tuple[int, str]]) -> str | None:
-        return queue[0][1] if queue else None
+    def _first(self, queue: list[tuple[int, str]], *, alone: bool) -> str | None:
+        """Return the first unit of a queue; what has moved on since it was queued is let go of here."""
+        while queue:
+            entry = self._entries[queue[0][1]]
+            if entry.state is UnitState.QUEUED and entry.alone is alone:
+                return entry.unit.unit_id
+            heapq.heappop(queue)
+        return None

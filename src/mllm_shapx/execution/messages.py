@@ -142,6 +142,8 @@ class Snapshot:
     busy_workers: int
     finished: bool
     unfinished_units: int
+    draining: bool
+    """Whether nothing more is handed out."""
     stalled: tuple[str, ...]
     """Workers that hold units and have shown no progress for the stall timeout."""
     notes: tuple[str, ...] = ()

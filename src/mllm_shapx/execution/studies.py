@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Iterator
 
 from mllm_shapx.config.loading import LoadedConfig
+from mllm_shapx.errors import DatasetError, ModelError, OutputError
 from mllm_shapx.execution.messages import Study
 from mllm_shapx.execution.options import RunOptions
 from mllm_shapx.execution.outcome import StudyOutcome
@@ -20,8 +21,9 @@ def run_config(
         UsageError: For anything that the user can mend; nothing is written then.
         StorageError: When results could not be written any more.
     """
-    study, warnings = prepare(loaded, options)
-    check_output(study, options)
+    with _naming(loaded):
+        study, warnings = prepare(loaded, options)
+        check_output(study, options)
     for warning in warnings:
         reporter.message(f"warning: {warning}")
     if inline:
@@ -37,6 +39,15 @@ def run_config(
 
         with _opened(study, options, reporter) as output:
             return Driver(study, options, resources, output, reporter).run()
+
+
+@contextlib.contextmanager
+def _naming(loaded: LoadedConfig) -> Iterator[None]:
+    """Let errors of the dataset, the model and the output say which config they belong to."""
+    try:
+        yield
+    except (DatasetError, ModelError, OutputError) as error:
+        raise type(error)(f"{loaded.path}: {error}") from error
 
 
 @contextlib.contextmanager
