@@ -12,6 +12,9 @@ from mllm_shapx.errors import ModelError
 _LFM_ALIASES = {"block_ff_dim": "intermediate_size"}
 """Keys of old configs and the fields of `Lfm2Config` they set."""
 
+_UNUSED = ("audio_embedding.to_logits.", "audio_embedding.embedding_norm.")
+"""Weights that generation never reads; a checkpoint may do without them."""
+
 
 @dataclass(frozen=True, slots=True)
 class LiquidCheckpoint:
@@ -167,7 +170,8 @@ def _check_complete(model: Any, folder: Path) -> None:
     names: dict[int, set[str]] = {}
     for name, weight in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(weight), set()).add(name)  # tied weights are stored under one of their names
-    missing = sorted(min(group) for group in names.values() if not group & stored)
+    needed = (group for group in names.values() if not min(group).startswith(_UNUSED))
+    missing = sorted(min(group) for group in needed if not group & stored)
     if missing:
         raise ValueError(f"{len(missing)} weights are missing, {missing[0]} the first of them")
 
