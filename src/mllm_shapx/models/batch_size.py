@@ -28,8 +28,8 @@ class BatchSizer:
         fixed: The configured batch size; None looks for the knee: the size is doubled while prompts come
             out faster, and falls back to the best size when they do not.
 
-    `auto` never goes beyond `largest`. A size that did not fit is remembered as positions (prompt plus new tokens, padded), which is what
-    memory goes by, so that shorter prompts may still fill larger batches.
+    `auto` never goes beyond `largest`. A size that did not fit is remembered as positions (prompt plus new
+    tokens, padded), which is what memory goes by, so that shorter prompts may still fill larger batches.
     """
 
     def __init__(self, fixed: int | None = None, largest: int = LARGEST_SIZE) -> None:
