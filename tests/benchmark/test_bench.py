@@ -43,7 +43,7 @@ def bench(config: Path, *options: str) -> Result:
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Return the JSON of one run; the time is ample, so that the library plays whole games on any machine."""
     config = write_config(tmp_path_factory.mktemp("bench"))
-    result = bench(config, "--rows", "2", "--seconds", "3", "--json")
+    result = bench(config, "--rows", "2", "--seconds", "1.5", "--json")
     assert result.exit_code == 0, result.output
     data: dict[str, Any] = json.loads(result.stdout)
     return data

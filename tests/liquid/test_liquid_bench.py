@@ -1,4 +1,4 @@
-"""`mllm-shapx bench` on a spoken prompt: mllm_shap has no backend for it, the package's generator stands in."""
+"""`mllm-shapx bench` on spoken prompts, for which mllm_shap has no backend."""
 
 import json
 from pathlib import Path

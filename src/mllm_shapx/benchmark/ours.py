@@ -32,6 +32,8 @@ class Turn:
     """Wall time."""
     busy_seconds: float = 0.0
     """Of these, time that the device spent in the model."""
+    encode_seconds: float = 0.0
+    """Time that the encoding thread spent beside it: templates, tokens, features of recordings."""
     own_seconds: float = 0.0
     """Processor time of the event loop's thread: sampling, rendering, scoring, estimating."""
     samples: list[SampleResult] = field(default_factory=list)
@@ -53,14 +55,16 @@ class Explainer:
         turn = Turn()
         samples: dict[int, SampleResult] = {}
         waiting = iter(enumerate(games))
-        busy = self.engine.stats.busy_seconds
+        before = self.engine.stats
         own, started = time.thread_time(), time.perf_counter()
         async with asyncio.TaskGroup() as group:
             for _ in range(min(self.rows_in_flight, len(games))):
                 group.create_task(self._work(waiting, samples, turn))
         turn.seconds = time.perf_counter() - started
         turn.own_seconds = time.thread_time() - own
-        turn.busy_seconds = self.engine.stats.busy_seconds - busy
+        after = self.engine.stats
+        turn.busy_seconds = after.busy_seconds - before.busy_seconds
+        turn.encode_seconds = after.encode_seconds - before.encode_seconds
         turn.samples = [samples[place] for place in range(len(games))]
         turn.coalitions = sum(sample.n_calls for sample in turn.samples)
         return turn

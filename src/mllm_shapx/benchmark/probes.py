@@ -14,6 +14,8 @@ CLEARLY = 1.03
 """A larger setting must be faster by this factor to be worth it."""
 SLOWER = 0.9
 """A batch size below this share of the best rate ends the search."""
+PROMISING = 0.7
+"""Settings above this share of the best rate are tried twice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,17 +71,32 @@ class Prober:
             if size > self._largest:
                 break
             sizes.append(await self._try(size, rows_in_flight))
-            best_rate = max(probe.coalitions_per_second for probe in sizes)
-            if sizes[-1].coalitions_per_second < SLOWER * best_rate and size > _best(sizes).engine_batch_size:
+            fastest = max(probe.coalitions_per_second for probe in sizes)
+            if sizes[-1].coalitions_per_second < SLOWER * fastest and size > _best(sizes).engine_batch_size:
                 break
+        sizes = await self._again(sizes)
         best = _best(sizes)
-        flights = [best if best.rows_in_flight == 1 else await self._try(best.batch_size, 1)]
-        for flight in ROWS_IN_FLIGHT[1:]:
-            known = flight == best.rows_in_flight
-            flights.append(best if known else await self._try(best.batch_size, flight))
+        flights = [best] + [
+            await self._try(best.batch_size, flight) for flight in ROWS_IN_FLIGHT if flight != rows_in_flight
+        ]
+        flights = await self._again(flights)
         chosen = _best(flights, key=lambda probe: probe.rows_in_flight)
-        extra = tuple(probe for probe in flights if probe is not best)
-        return Recommendation(best.engine_batch_size, chosen.rows_in_flight, (*sizes, *extra))
+        return Recommendation(best.engine_batch_size, chosen.rows_in_flight, (*sizes, *flights[1:]))
+
+    async def _again(self, probes: Sequence[Probe]) -> list[Probe]:
+        """Try the promising ones once more, the last first, and keep each one's better rate.
+
+        What else the machine does comes in bursts; a rate that was good once was not a burst.
+        """
+        fastest = max(probe.coalitions_per_second for probe in probes)
+        found = []
+        for probe in reversed(probes):
+            if probe.coalitions_per_second < PROMISING * fastest:
+                found.append(probe)
+                continue
+            again = await self._try(probe.batch_size, probe.rows_in_flight)
+            found.append(max(probe, again, key=lambda each: each.coalitions_per_second))
+        return found[::-1]
 
     async def _try(self, batch_size: int | None, rows_in_flight: int) -> Probe:
         shown = "auto" if batch_size is None else batch_size

@@ -77,6 +77,12 @@ class BenchReport:
         turns = self.contest.turns
         return 1e6 * sum(turn.own_seconds for turn in turns) / sum(turn.coalitions for turn in turns)
 
+    @property
+    def encoding_us(self) -> float:
+        """Return the microseconds per coalition that the encoding thread took, beside the device's thread."""
+        turns = self.contest.turns
+        return 1e6 * sum(turn.encode_seconds for turn in turns) / sum(turn.coalitions for turn in turns)
+
     def to_json(self) -> dict[str, Any]:
         """Return the report as one JSON object."""
         contest, machine = self.contest, self.machine
@@ -90,6 +96,7 @@ class BenchReport:
             "sharing_factor": self.sharing.factor,
             "idle_fraction": self.idle_fraction,
             "outside_model_us_per_coalition": self.outside_model_us,
+            "encoding_us_per_coalition": self.encoding_us,
             "batch_size": self.batch_size,
             "rows_in_flight": self.rows_in_flight,
             "recommended": {
@@ -162,8 +169,9 @@ class BenchReport:
         contest, sharing, best = self.contest, self.sharing, self.recommended
         lines = []
         lines.append(
-            f"The device was idle for {self.idle_fraction:.1%} of our time; sampling, rendering and scoring "
-            f"took {self.outside_model_us:,.0f} us of processor time a coalition."
+            f"The device was idle for {self.idle_fraction:.1%} of our time. A coalition took "
+            f"{self.outside_model_us:,.0f} us of sampling, rendering and scoring, and beside that "
+            f"{self.encoding_us:,.0f} us of encoding."
         )
         if sharing.factor is not None:
             how = "" if sharing.measured else ", as planned"

@@ -93,6 +93,7 @@ async def warm_up(
 async def _warm_up_ours(ours: Explainer, supply: GameSupply) -> tuple[float, list[ConversationSnapshot]]:
     """Play larger and larger games; return coalitions per second and the prompts of the last turn."""
     rows, most = 1, FIRST_COALITIONS
+    await ours.play([supply.first(1)[0].limited_to(most)])  # the first time, libraries wake up
     while True:
         games = [game.limited_to(most) for game in supply.first(rows)]
         turn = await ours.play(games)
