@@ -27,7 +27,6 @@ class AnswerFiles:
         self._store = CoalitionStore(storage)
         self._headers = {run.generation_key: StoreHeader(_settings(run, model_commit, dtype)) for run in runs}
         self._keys = {key: store_key(header) for key, header in self._headers.items()}
-        self._under_way: dict[tuple[int, str], StoreHeader] = {}
 
     @property
     def keys(self) -> frozenset[str]:
@@ -42,12 +41,9 @@ class AnswerFiles:
         return Answers(by_mask, found.snapshot_id), found.notes
 
     def add(self, unit: WorkUnit, answers: Answers) -> None:
-        """Write new answers of a unit."""
-        key = unit.generation_key
-        rows = {mask: _row(stored) for mask, stored in answers.by_mask.items()}
-        header = replace(self._headers[key], snapshot_id=answers.snapshot_id, num_players=answers.num_players)
-        self._store.append(unit.row_index, self._keys[key], header, rows)
-        self._under_way[unit.row_index, key] = header
+        """Write new answers of a unit under way."""
+        header, rows = self._file(unit, answers)
+        self._store.append(unit.row_index, self._keys[unit.generation_key], header, rows)
 
     def add_vectors(self, unit: WorkUnit, answers: Answers) -> tuple[str, ...]:
         """Write the vectors of a unit's answers; return notes about damaged files."""
@@ -64,11 +60,19 @@ class AnswerFiles:
         key = unit.generation_key
         return self._store.read_embeddings(unit.row_index, self._keys[key], self._headers[key], kind)[0]
 
-    def close(self, unit: WorkUnit) -> tuple[str, ...]:
-        """Pack the answers of a unit that is done into one file; return notes about damaged ones."""
-        key = unit.generation_key
-        header = self._under_way.pop((unit.row_index, key), None)
-        return () if header is None else self._store.merge(unit.row_index, self._keys[key], header)
+    def close(self, unit: WorkUnit, answers: Answers) -> tuple[str, ...]:
+        """Pack the last answers of a unit and what is stored of it into one file.
+
+        Returns:
+            Notes about files that were damaged.
+        """
+        header, rows = self._file(unit, answers)
+        return self._store.merge(unit.row_index, self._keys[unit.generation_key], header, rows)
+
+    def _file(self, unit: WorkUnit, answers: Answers) -> tuple[StoreHeader, dict[int, AnswerRow]]:
+        header = self._headers[unit.generation_key]
+        header = replace(header, snapshot_id=answers.snapshot_id, num_players=answers.num_players)
+        return header, {mask: _row(stored) for mask, stored in answers.by_mask.items()}
 
 
 def stored_dtype(storage: Storage, runs: Sequence[RunSpec], model_commit: str) -> str | None:

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from mllm_shapx.errors import StorageError
 from mllm_shapx.execution.answers import AnswerFiles
@@ -41,6 +41,8 @@ class _WorkerState:
     """What is known of a living worker."""
 
     info: WorkerInfo
+    announced: bool = False
+    """Whether it has said what it holds since this coordinator started."""
     answers: int = 0
     progress_at: float = field(default_factory=time.monotonic)
     unit_answers: Mapping[str, int] = field(default_factory=dict)
@@ -48,12 +50,20 @@ class _WorkerState:
 
 @dataclass(slots=True)
 class _RunState:
-    """One run's files and counts."""
+    """One run's files and rows."""
 
     records: RunRecords
     checkpoint: CheckpointWriter
     completed: set[int]
     failed: set[int]
+    attempts: dict[int, int]
+    """Attempts found on disk, of rows that are not completed."""
+    failure_files: set[int]
+    """Rows with a file below `failures/`."""
+    done_now: int
+    """Selected rows among `completed`: counting them anew at every look would cost more and more."""
+    failed_now: int
+    """The same of `failed`."""
 
 
 class Coordinator:
@@ -81,14 +91,16 @@ class Coordinator:
         self._stall_s = stall_s
         self._storage = open_storage(study.output_uri)
         self._notes: list[str] = []
+        self._rows = frozenset(study.rows)
         self._runs = {run.name: self._open_run(run.name, inspections) for run in study.runs}
         units = plan_units(study.runs, study.rows, study.players, self._settled())
         if study.retry_rows is not None:
             units = [unit for unit in units if self._is_retried(unit)]
         self._ledger = Ledger(units, max_attempts=study.max_attempts, attempts=self._attempts(units))
-        self._open_runs = {unit.unit_id: set(unit.run_names) for unit in units}
+        self._open_runs = {unit.unit_id: list(unit.run_names) for unit in units}
         self._failed_units: set[str] = set()
         self._workers: dict[str, _WorkerState] = {}
+        self._gone: set[str] = set()
         self._draining = False
         self._fatal: str | None = None
         self._cost_total = sum(unit.cost for unit in units)
@@ -105,7 +117,11 @@ class Coordinator:
 
     def lease(self, me: WorkerInfo, held: tuple[str, ...]) -> LeaseReply:
         """Give a worker a unit, after bringing its leases in line with what it says it holds."""
-        worker = self._meet(me).info.worker
+        worker = me.worker
+        if worker in self._gone:
+            return LeaseReply(None, order="stop")
+        state = self._meet(me)
+        state.announced = True
         drop = tuple(self._ledger.reconcile(worker, held))
         self._idle.discard(worker)
         if self._fatal is not None or self._ledger.is_finished:
@@ -114,57 +130,56 @@ class Coordinator:
             return LeaseReply(None, drop=drop, order="drain")
         unit = self._ledger.lease(worker)
         if unit is not None:
-            return LeaseReply(Lease(unit, self._known(unit)), drop=drop)
+            state.progress_at = time.monotonic()
+            return self._handed_out(unit, drop)
         if held or not self._ledger.is_queue_empty:
             return LeaseReply(None, drop=drop)
         task = self._exchange.claim(worker)
-        if task is None and not self._exchange.is_helping(worker):
+        if task is not None:
+            state.progress_at = time.monotonic()
+        elif not self._exchange.is_helping(worker):
             self._idle.add(worker)
         return LeaseReply(None, help=task, drop=drop)
 
     def exchange(self, me: WorkerInfo, offer: Offer) -> OfferReply:
         """Take an owner's chunks for idle workers and give it what they have answered."""
-        self._saw(me)
+        state = self._hear(me, offer.unit_id)
         if not self._ledger.holds(me.worker, offer.unit_id):
             return OfferReply()
         row_index = self._ledger.unit(offer.unit_id).row_index
-        return self._exchange.exchange(offer, row_index, self._helpers(me.worker))
+        reply = self._exchange.exchange(offer, row_index, self._helpers(me.worker))
+        # Trading alone is no progress: an owner whose model hangs would go on with it for ever.
+        if reply.answers:
+            state.progress_at = time.monotonic()
+        return reply
 
     def helped(self, me: WorkerInfo, task_id: int, answers: dict[int, Answer]) -> None:
         """Take a helper's answers."""
-        self._saw(me)
+        if me.worker not in self._gone:
+            self._meet(me).progress_at = time.monotonic()
         self._exchange.deliver(task_id, answers)
 
     def report(self, me: WorkerInfo, unit_id: str, sample: SampleResult, answers: Answers) -> None:
         """Write a sample and the answers behind it; then note it in the checkpoint."""
-        self._saw(me)
+        self._hear(me, unit_id).progress_at = time.monotonic()
         with self._writing():
-            self._write_answers(unit_id, answers)
+            is_last = self._open_runs.get(unit_id) == [sample.run_name]
+            self._write_answers(unit_id, answers, is_last=is_last)
             run = self._runs[sample.run_name]
             self._has_explained = True
             if sample.row_index not in run.completed:
-                run.records.write_sample(sample)
-                if sample.row_index in run.failed or run.records.storage.exists(
-                    run.records.layout.failure(sample.row_index)
-                ):
-                    run.records.clear_failure(sample.row_index)
-                run.completed.add(sample.row_index)
-                run.failed.discard(sample.row_index)
-                run.checkpoint.complete(sample.row_index)
-                run.checkpoint.maybe_write()
-                if self._on_sample is not None:
-                    self._on_sample(sample)
+                self._write_sample(run, sample)
             self._settle(unit_id, (sample.run_name,))
 
     def flush(self, me: WorkerInfo, unit_id: str, answers: Answers) -> None:
         """Write answers of a row under way."""
-        self._saw(me)
+        self._hear(me, unit_id).progress_at = time.monotonic()
         with self._writing():
             self._write_answers(unit_id, answers)
 
     def fail(self, me: WorkerInfo, failure: UnitFailure) -> None:
         """Record a failure of a unit, or of some of its runs; queue the unit again where that may help."""
-        self._saw(me)
+        self._hear(me, failure.unit_id).progress_at = time.monotonic()
         worker = me.worker
         if not self._ledger.holds(worker, failure.unit_id):
             return
@@ -192,8 +207,11 @@ class Coordinator:
 
     def beat(self, me: WorkerInfo, beat: Beat) -> LeaseReply:
         """Take a sign of life."""
-        drop = () if me.worker in self._workers else tuple(self._ledger.reconcile(me.worker, beat.held))
+        if me.worker in self._gone:
+            return LeaseReply(None, order="stop")
         state = self._meet(me)
+        drop = () if state.announced else tuple(self._ledger.reconcile(me.worker, beat.held))
+        state.announced = True
         if beat.answers != state.answers:
             state.progress_at = time.monotonic()
         state.answers = beat.answers
@@ -201,11 +219,15 @@ class Coordinator:
         with self._writing():
             for run in self._runs.values():
                 run.checkpoint.maybe_write()
+        if self._fatal is not None:
+            return LeaseReply(None, drop=drop, order="stop")
         return LeaseReply(None, drop=drop, order="drain" if self._draining else "go")
 
     def worker_lost(self, worker: str, *, innocent: bool, detail: str, log_tail: tuple[str, ...]) -> None:
         """Take back what a dead worker held, and record whom its death is charged to."""
         state = self._workers.pop(worker, None)
+        # Its last words may come after the news of its death: they lease nothing any more.
+        self._gone.add(worker)
         self._idle.discard(worker)
         self._exchange.helper_lost(worker)
         for unit_id in self._ledger.held_by(worker):
@@ -242,11 +264,10 @@ class Coordinator:
             for unit_id, count in state.unit_answers.items()
             if self._ledger.holds(state.info.worker, unit_id)
         )
-        rows = set(self._study.rows)
         return Snapshot(
-            done={name: len(run.completed & rows) for name, run in self._runs.items()},
-            failed={name: len(run.failed & rows) for name, run in self._runs.items()},
-            total=dict.fromkeys(self._runs, len(rows)),
+            done={name: run.done_now for name, run in self._runs.items()},
+            failed={name: run.failed_now for name, run in self._runs.items()},
+            total=dict.fromkeys(self._runs, len(self._rows)),
             coalitions_done=self._cost_done + under_way,
             coalitions_total=self._cost_total,
             model_calls=self._model_calls,
@@ -275,11 +296,16 @@ class Coordinator:
             self._notes.extend(inspection.notes)
         else:
             inspection = inspections[name]
-        checkpoint = records.checkpoint_writer(self._study.rows, inspection)
-        state = _RunState(records, checkpoint, set(inspection.completed), set(inspection.failed))
-        self._attempts_found = getattr(self, "_attempts_found", {})
-        self._attempts_found[name] = dict(inspection.attempts)
-        return state
+        return _RunState(
+            records,
+            records.checkpoint_writer(self._study.rows, inspection),
+            completed=set(inspection.completed),
+            failed=set(inspection.failed),
+            attempts=dict(inspection.attempts),
+            failure_files=set(inspection.attempts),
+            done_now=len(inspection.completed & self._rows),
+            failed_now=len(inspection.failed & self._rows),
+        )
 
     def _settled(self) -> dict[str, set[int]]:
         """Return the rows of each run that need no work: done, or quarantined and not retried."""
@@ -295,9 +321,16 @@ class Coordinator:
         if self._study.retry_rows is not None:
             return {}
         return {
-            unit.unit_id: max(self._attempts_found[name].get(unit.row_index, 0) for name in unit.run_names)
+            unit.unit_id: max(self._runs[name].attempts.get(unit.row_index, 0) for name in unit.run_names)
             for unit in units
         }
+
+    def _handed_out(self, unit: WorkUnit, drop: tuple[str, ...]) -> LeaseReply:
+        """Return a lease on the runs of a unit that are still open, with the answers that are stored."""
+        with self._writing():
+            open_unit = replace(unit, run_names=tuple(self._open_runs[unit.unit_id]))
+            return LeaseReply(Lease(open_unit, self._known(unit)), drop=drop)
+        return LeaseReply(None, drop=drop, order="stop")
 
     def _known(self, unit: WorkUnit) -> Answers:
         if self._answer_files is None:
@@ -306,19 +339,42 @@ class Coordinator:
         self._notes.extend(notes)
         return answers
 
-    def _write_answers(self, unit_id: str, answers: Answers) -> None:
-        if answers.by_mask and self._answer_files is not None:
-            self._answer_files.add(self._ledger.unit(unit_id), answers)
-            self._model_calls += sum(stored.asked_by != REUSED for stored in answers.by_mask.values())
-        if answers.vectors and self._answer_files is not None:
-            self._notes.extend(self._answer_files.add_vectors(self._ledger.unit(unit_id), answers))
+    def _write_sample(self, run: _RunState, sample: SampleResult) -> None:
+        row = sample.row_index
+        run.records.write_sample(sample)
+        if row in run.failure_files:
+            run.records.clear_failure(row)
+            run.failure_files.discard(row)
+        run.completed.add(row)
+        if row in run.failed:
+            run.failed.discard(row)
+            run.failed_now -= row in self._rows
+        run.done_now += row in self._rows
+        run.checkpoint.complete(row)
+        run.checkpoint.maybe_write()
+        if self._on_sample is not None:
+            self._on_sample(sample)
+
+    def _write_answers(self, unit_id: str, answers: Answers, *, is_last: bool = False) -> None:
+        """Write new answers and vectors of a unit; with its last sample they are packed into one file."""
+        # A unit that is not open is done: its answers are on disk already.
+        if self._answer_files is None or unit_id not in self._open_runs:
+            return
+        unit = self._ledger.unit(unit_id)
+        if is_last:
+            self._notes.extend(self._answer_files.close(unit, answers))
+        elif answers.by_mask:
+            self._answer_files.add(unit, answers)
+        self._model_calls += sum(stored.asked_by != REUSED for stored in answers.by_mask.values())
+        if answers.vectors:
+            self._notes.extend(self._answer_files.add_vectors(unit, answers))
 
     def _settle(self, unit_id: str, run_names: tuple[str, ...], *, failed: bool = False) -> None:
         """Note that some runs of a unit are done, or given up; with the last of them the unit is."""
         still_open = self._open_runs.get(unit_id)
         if still_open is None:
             return
-        still_open.difference_update(run_names)
+        still_open[:] = [name for name in still_open if name not in run_names]
         if failed:
             self._failed_units.add(unit_id)
         if still_open:
@@ -326,8 +382,6 @@ class Coordinator:
         del self._open_runs[unit_id]
         self._exchange.close(unit_id)
         self._cost_done += self._ledger.unit(unit_id).cost
-        if self._answer_files is not None:
-            self._notes.extend(self._answer_files.close(self._ledger.unit(unit_id)))
         if unit_id in self._failed_units:
             self._ledger.quarantine(unit_id)
         else:
@@ -401,7 +455,9 @@ class Coordinator:
                     at=time.time(),
                 )
             )
+            run.failure_files.add(unit.row_index)
             if quarantined:
+                run.failed_now += unit.row_index not in run.failed
                 run.failed.add(unit.row_index)
                 run.checkpoint.fail(unit.row_index)
                 run.checkpoint.maybe_write()
@@ -437,8 +493,17 @@ class Coordinator:
             )
         return self._workers.setdefault(me.worker, _WorkerState(me))
 
-    def _saw(self, me: WorkerInfo) -> None:
-        self._meet(me).progress_at = time.monotonic()
+    def _hear(self, me: WorkerInfo, unit_id: str) -> _WorkerState:
+        """Return what is known of a worker that speaks of a unit, which it therefore holds.
+
+        A coordinator that was started again takes its word for it, before it says so itself.
+        """
+        if me.worker in self._gone:
+            return _WorkerState(me)
+        state = self._meet(me)
+        if not state.announced:
+            self._ledger.claim(me.worker, unit_id)
+        return state
 
     def _writing(self) -> "_Writing":
         return _Writing(self)

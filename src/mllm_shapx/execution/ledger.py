@@ -162,6 +162,12 @@ class Ledger:
                 drop.append(unit_id)
         return drop
 
+    def claim(self, worker: str, unit_id: str) -> None:
+        """Lease a queued unit to the worker that turns out to hold it."""
+        entry = self._entries.get(unit_id)
+        if entry is not None and entry.state is UnitState.QUEUED:
+            self._hand_out(unit_id, worker)
+
     def holds(self, worker: str, unit_id: str) -> bool:
         """Whether the unit is leased to `worker`."""
         entry = self._entries.get(unit_id)
