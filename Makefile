@@ -1,6 +1,6 @@
 # `make` alone lists what there is. Every target sets the checkout up first; that costs nothing the second time.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check clean
+.PHONY: help setup demo demo-audio test check clean
 
 BIN := .venv/bin
 SOURCES := src tests scripts
@@ -10,6 +10,7 @@ ARGS ?=
 help:
 	@echo "make setup   make .venv with Python 3.12 and the pinned packages (needs Python 3.8+; about 5 GB)"
 	@echo "make demo    explain the demo's rows with four explainers on two workers, and show some"
+	@echo "make demo-audio  the same with recordings: where is the sound that the answer names?"
 	@echo "make test    run the tests (ARGS=... goes to pytest)"
 	@echo "make check   lint, formatting and types"
 	@echo "make clean   remove .venv, .tools and caches; results stay"
@@ -19,6 +20,10 @@ setup:
 
 demo: setup
 	$(BIN)/mllm-shapx demo
+
+demo-audio: setup
+	$(BIN)/mllm-shapx demo --config configs/demo_audio.json
+	$(BIN)/python scripts/check_planted_sound.py
 
 test: setup
 	$(BIN)/python -m pytest $(ARGS)

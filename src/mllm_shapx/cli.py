@@ -507,8 +507,9 @@ def _show_table(config: "LoadedConfig", directory: str, column: str | None) -> N
     from mllm_shapx.reporting.table import results_table, wants_color
 
     marks = {}
-    if column is not None:
-        words = open_table(config.experiment_set.dataset, config.path).column(column)
+    table = open_table(config.experiment_set.dataset, config.path)
+    if column is not None and column in table.columns:
+        words = table.column(column)
         marks = {index: Mark(column, str(word)) for index, word in enumerate(words) if word is not None}
     click.echo(results_table(directory, marks=marks, width=_width(), color=wants_color(sys.stdout)))
 

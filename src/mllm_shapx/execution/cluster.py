@@ -70,7 +70,10 @@ def _start_here() -> None:
 
     for attempt in range(1, START_ATTEMPTS + 1):
         try:
-            ray.init(address="local", include_dashboard=False, **_init_options())
+            # Everything stays on this machine, so nothing of it needs to be reached from outside.
+            ray.init(
+                address="local", include_dashboard=False, _node_ip_address="127.0.0.1", **_init_options()
+            )
         except Exception as error:
             ray.shutdown()
             if attempt == START_ATTEMPTS:

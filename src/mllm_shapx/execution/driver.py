@@ -348,8 +348,7 @@ def _is_preempted(error: RayError) -> bool:
 def _describe(error: RayError, node_gone: bool) -> str:
     if node_gone:
         return "its node was lost"
-    text = str(error).strip()
-    for line in text.splitlines():
-        if "exit" in line.lower() or "killed" in line.lower() or "memory" in line.lower():
-            return line.strip()
-    return text.splitlines()[-1].strip() if text else type(error).__name__
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    telling = [line for line in lines if "exit" in line.lower() or "memory" in line.lower()]
+    # Ray adds a paragraph of common causes that would bury the news.
+    return (telling or lines[-1:])[0].partition(" Some common causes")[0].strip()
