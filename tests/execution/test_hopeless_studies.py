@@ -21,7 +21,9 @@ def test_rows_that_all_fail_alike_stop_the_study(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(HfTextModel, "answer", broken)
     config = tmp_path / "config.json"
     config.write_text(json.dumps({
-        "base": str(ROOT / "configs/demo.json"), "output_root": str(tmp_path), "experiment_set_id": "hopeless",
+        "base": str(ROOT / "configs/demo.json"),
+        "output_root": str(tmp_path),
+        "experiment_set_id": "hopeless",
         "experiments": [{"explainer_type": "limited_mc", "num_samples": [-1]}],
     }))  # fmt: skip
     result = CliRunner().invoke(main, ["run", "--config", str(config), "--inline"])
