@@ -92,6 +92,22 @@ def test_unknown_until_measured_and_zero_at_the_end() -> None:
     assert left.seconds == 0.0
 
 
+@pytest.mark.parametrize("gap", [0.7, 5.0, 60.0])
+def test_waiting_for_news_is_no_slowness(gap: float) -> None:
+    """Work that is heard of in lumps, the first one late, is timed as the steady work that it is."""
+    now = 0.0
+    left = TimeLeft(clock=lambda: now)
+    lumps = 40
+    for tick in range(int(30 * gap / 0.5)):
+        now = tick * 0.5
+        heard = max(0, int((now - 2 * gap) / gap))
+        left.update(100.0 * heard, 100.0 * lumps)
+        if heard >= 4:
+            assert left.seconds is not None
+            truth = (lumps + 3) * gap - now
+            assert left.seconds == pytest.approx(truth, rel=0.15, abs=1.5 * gap)
+
+
 def test_rate_does_not_hang_on_how_often_it_is_asked() -> None:
     """Steady work gives the same rate from a hundred short steps and from a few long ones."""
     for steps in (3, 100):

@@ -4,6 +4,9 @@ import math
 import time
 from collections.abc import Callable
 
+SHORT_GAP_S = 2.0
+"""Seconds without news that are usual in every study."""
+
 
 class Rate:
     """Work per second, the recent past weighing most (exponential smoothing over unequal steps).
@@ -51,11 +54,19 @@ class TimeLeft:
     what it took, so that an expectation that is off by a factor is corrected by the measured rate. The
     memory grows with the run (half-life half of its length, at least 20 s): a start-up hiccup is
     forgotten, and one heavy unit does not make the estimate jump.
+
+    Work is heard of in lumps. The rate is taken from lump to lump, so that neither the wait for the first
+    one nor the time since the last one counts as slowness, as long as the latter is no longer than usual.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._rate = Rate(lambda elapsed: max(20.0, elapsed / 2.0))
+        self._from_start = _lasting_rate()
+        self._from_first_lump = _lasting_rate()
+        self._start_done: float | None = None
+        self._done = 0.0
+        self._heard = 0.0
+        self._longest_gap = 0.0
         self._left: float | None = None
 
     def update(self, done: float, total: float) -> None:
@@ -64,16 +75,43 @@ class TimeLeft:
         Call it at least every few seconds, also when nothing was done: standing still is a rate too. The
         first call sets the start; make it when the workers are ready.
         """
-        self._rate.observe(self._clock(), done)
+        now = self._clock()
         self._left = max(0.0, total - done)
+        if self._start_done is None:
+            self._start_done = self._done = done
+            self._heard = now
+            self._from_start.observe(now, done)
+        elif done > self._done:
+            if self._done > self._start_done:
+                self._longest_gap = max(self._longest_gap, now - self._heard)
+            self._done, self._heard = done, now
+            self._observe(now)
+        elif now - self._heard > self._usual_gap:
+            self._observe(now)
 
     @property
     def seconds(self) -> float | None:
         """Return the seconds left, None while nothing was measured."""
         if not self._left:
             return self._left
-        rate = self._rate.per_second
-        return self._left / rate if rate else None
+        rate = self._from_first_lump.per_second or self._from_start.per_second
+        if not rate:
+            return None
+        waited = self._clock() - self._heard
+        return max(0.0, self._left / rate - (waited if waited <= self._usual_gap else 0.0))
+
+    def _observe(self, now: float) -> None:
+        self._from_start.observe(now, self._done)
+        if self._start_done is not None and self._done > self._start_done:
+            self._from_first_lump.observe(now, self._done)
+
+    @property
+    def _usual_gap(self) -> float:
+        return max(SHORT_GAP_S, 2.0 * self._longest_gap)
+
+
+def _lasting_rate() -> Rate:
+    return Rate(lambda elapsed: max(20.0, elapsed / 2.0))
 
 
 def format_duration(seconds: float) -> str:
