@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mllm_shapx.errors import DatasetError, ShapxError, UsageError
+from mllm_shapx.execution.signals import StopNow
 
 if TYPE_CHECKING:
     from mllm_shapx.config.loading import LoadedConfig
@@ -42,6 +43,10 @@ class _Commands(click.Group):
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
             ctx.exit(_INTERRUPTED)
+        except StopNow as stop:
+            # An ordinary end would wait for the threads in which a model may compute for minutes.
+            sys.stdout.flush()
+            os._exit(int(stop.code or 0))
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -13,7 +13,7 @@ import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError
 
 from mllm_shapx.execution.aggregator import Aggregator
-from mllm_shapx.execution.coordinator import Coordinator
+from mllm_shapx.execution.coordinator import Coordinator, OnSample
 from mllm_shapx.execution.messages import (
     Answers,
     Beat,
@@ -25,9 +25,12 @@ from mllm_shapx.execution.messages import (
 )
 from mllm_shapx.execution.sharing import Offer, OfferReply
 from mllm_shapx.execution.worker import Worker
+from mllm_shapx.execution.workerlog import own_log
 from mllm_shapx.models.base import Answer
 from mllm_shapx.records.results import SampleResult
 from mllm_shapx.records.runs import RunInspection
+
+logger = logging.getLogger(__name__)
 
 NAMESPACE = "mllm_shapx"
 """Ray namespace of the actors that are looked up by name."""
@@ -40,15 +43,10 @@ class CoordinatorActor:
     """Holds the `Coordinator`. After a restart it finds out from the directory what is done."""
 
     def __init__(self, shared: str, aggregator_name: str, stall_s: float) -> None:
-        # By name: a handle would be a reference, and an actor that is started again may lack it.
-        aggregator = ray.get_actor(aggregator_name, namespace=NAMESPACE)
         _set_up_logging()
         study, inspections = _read(shared)
         restarted = ray.get_runtime_context().was_current_actor_reconstructed
-
-        def on_sample(sample: SampleResult) -> None:
-            aggregator.log.remote(sample)
-
+        on_sample = _log_of(aggregator_name)
         self._coordinator = Coordinator(study, None if restarted else inspections, on_sample, stall_s)
 
     def pid(self) -> int:
@@ -128,9 +126,9 @@ class WorkerActor:
         _set_up_logging()
         self._worker = Worker(worker, study, ActorDesk(coordinator))
 
-    async def place(self) -> tuple[str, int]:
-        """Return the id of the node and of the process."""
-        return ray.get_runtime_context().get_node_id(), os.getpid()
+    async def place(self) -> tuple[str, str | None]:
+        """Return the id of the node, and the path there of this process's log."""
+        return ray.get_runtime_context().get_node_id(), own_log()
 
     async def run(self) -> None:
         """See `Worker.run`."""
@@ -192,6 +190,21 @@ class ActorDesk:
                 if time.monotonic() > deadline:
                     raise
                 await asyncio.sleep(0.5)
+
+
+def _log_of(aggregator_name: str) -> OnSample | None:
+    """Return what hands samples to the aggregator; None when it is dead: the files are what counts."""
+    try:
+        # By name: a handle would be a reference, and an actor that is started again may lack it.
+        aggregator = ray.get_actor(aggregator_name, namespace=NAMESPACE)
+    except ValueError:
+        logger.warning("the aggregator is gone; summaries are made from the files at the end")
+        return None
+
+    def log(sample: SampleResult) -> None:
+        aggregator.log.remote(sample)
+
+    return log
 
 
 def _read(path: str) -> tuple[Study, dict[str, RunInspection]]:

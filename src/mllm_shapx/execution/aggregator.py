@@ -1,6 +1,5 @@
 """The aggregator: run-level summaries and their way to Weights & Biases. Its actor is a thin shell."""
 
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,12 +26,13 @@ class Aggregator:
         self._study = study
         self._storage = open_storage(study.output_uri)
         self._warnings: list[str] = []
-        self._tracker = WandbTracker(study.wandb, study.experiment_set_id, warn=self._warnings.append)
+        local = None if "://" in study.output_uri else Path(study.output_uri)
+        self._tracker = WandbTracker(
+            study.wandb, study.experiment_set_id, directory=local, warn=self._warnings.append
+        )
         for name, spec in specs.items():
             found = inspections[name]
-            self._tracker.start(
-                name, spec, samples_done=len(found.completed), salt=str(found.created_at or time.time())
-            )
+            self._tracker.start(name, spec, samples_done=len(found.completed), salt=str(found.created_at))
 
     def log(self, sample: SampleResult) -> None:
         """Pass a sample's metrics on to the tracker."""

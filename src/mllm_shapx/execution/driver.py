@@ -1,17 +1,20 @@
 """The driver: starts the actors, watches them, replaces what dies, shows progress, and ends in good order."""
 
 import contextlib
+import math
 import pickle
 import secrets
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayError
+from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mllm_shapx.errors import ShapxError, StorageError
@@ -19,22 +22,32 @@ from mllm_shapx.execution.actors import NAMESPACE, AggregatorActor, CoordinatorA
 from mllm_shapx.execution.cluster import WorkerResources
 from mllm_shapx.execution.messages import Snapshot, Study
 from mllm_shapx.execution.options import RunOptions
-from mllm_shapx.execution.outcome import StudyOutcome, ended
+from mllm_shapx.execution.outcome import StudyOutcome, ended, failure_limit
 from mllm_shapx.execution.preparation import OpenOutput
 from mllm_shapx.execution.progress import ProgressFeed
-from mllm_shapx.execution.signals import StopRequest, stop_requests
+from mllm_shapx.execution.signals import StopRequest
 from mllm_shapx.execution.workerlog import log_tail
 from mllm_shapx.reporting.progress import ProgressReporter
 
 TICK_S = 0.5
 """Seconds between two looks at the actors."""
 START_FAILURES = 3
-"""Workers in a row that may die before they have loaded the model."""
+"""Workers in a row that may die before they have loaded the model, when none ever has."""
+LATER_START_FAILURES = 10
+"""The same once a worker has loaded it: the model is not what is wrong."""
+RESTART_S = 300.0
+"""Seconds that the coordinator may take to come back: it reads the whole directory."""
+DEAD_S = 10.0
+"""Seconds after which Ray is believed that the coordinator does not come back."""
+NO_PLACE_S = 60.0
+"""Seconds without any worker that has a place on the cluster, after which the user is told."""
+LOG_S = 10.0
+"""Seconds that fetching a dead worker's log may take."""
 COALITIONS_WORTH_A_WORKER = 256
 """Coalitions for which loading the model once more pays, where rows are fewer than workers."""
 FINISH_S = 600.0
 """Seconds that the last writes and summaries may take."""
-FLUSH_S = 2.0
+FLUSH_S = 1.5
 """Seconds that workers get to hand in their answers at the first signal; `ray job stop` kills after 3."""
 
 
@@ -48,7 +61,9 @@ class _Hired:
     """Reference that becomes ready when the worker has no work left, or is dead."""
     place: Any
     node_id: str | None = None
-    pid: int | None = None
+    log: str | None = None
+    """Its log on that node."""
+    placed_at: float = 0.0
     stuck: bool = False
     """Whether the driver killed it for showing no progress."""
 
@@ -63,13 +78,17 @@ class Driver:
         resources: WorkerResources,
         output: OpenOutput,
         reporter: ProgressReporter,
+        *,
+        request: StopRequest,
     ) -> None:
         self._study = study
         self._options = options
         self._resources = resources
+        self._lock = output.lock
         self._reporter = reporter
+        self._request = request
         self._feed = ProgressFeed(reporter)
-        here = ray.get_runtime_context().get_node_id()
+        self._here = here = ray.get_runtime_context().get_node_id()
         on_this_node = {
             "num_cpus": 0,
             "scheduling_strategy": NodeAffinitySchedulingStrategy(node_id=here, soft=False),
@@ -96,9 +115,10 @@ class Driver:
         self._hired = 0
         self._start_failures = 0
         self._met: set[str] = set()
-        self._coordinator_away = False
-        self._snapshot: Snapshot | None = None
-        self._model_calls_of_the_dead = 0
+        self._away_since: float | None = None
+        self._placed_at = time.monotonic()
+        self._stopping = False
+        self._failed_before: int | None = None
 
     def run(self) -> StudyOutcome:
         """Explain everything that is left.
@@ -106,15 +126,16 @@ class Driver:
         Raises:
             ModelError: When the model cannot be loaded.
             StorageError: When results cannot be written any more.
+            OutputError: When another driver has taken the output directory.
         """
         started = time.monotonic()
-        with stop_requests() as request:
-            try:
-                self._watch(request)
-                snapshot = self._wind_up(request)
-                warnings = self._summaries(request)
-            finally:
-                self._dismiss_all()
+        request = self._request
+        try:
+            self._watch(request)
+            snapshot = self._wind_up(request)
+            warnings = self._summaries(request)
+        finally:
+            self._dismiss_all()
         interrupted = request.signal is not None and not snapshot.finished
         return StudyOutcome(
             experiment_set_id=self._study.experiment_set_id,
@@ -132,6 +153,7 @@ class Driver:
         """Keep the study going until it is finished, stopped or hopeless."""
         deadline: float | None = None
         while True:
+            self._lock.check()
             self._look_after_workers()
             snapshot = self._look()
             if snapshot is not None:
@@ -140,8 +162,12 @@ class Driver:
                 self._met.update(snapshot.workers)
                 if self._met & set(self._workers):
                     self._start_failures = 0
+                self._bury(snapshot)
                 self._replace_stuck(snapshot)
                 self._limit_failures(snapshot)
+                if self._stopping and not snapshot.draining:
+                    # It was started again since it was told.
+                    self._tell(self._coordinator.drain.remote)
                 self._stopping = self._stopping or snapshot.draining
                 if deadline is None and not self._stopping:
                     self._hire(snapshot)
@@ -188,43 +214,84 @@ class Driver:
             del self._workers[worker.name]
             try:
                 ray.get(reference)
-            except ShapxError:
+            except ShapxError as error:
                 # The model or the dataset cannot be loaded: no other worker would fare better.
-                raise
+                raise getattr(error, "cause", error) from None
             except RayError as error:
                 self._lost(worker, error)
 
-    @staticmethod
-    def _note_place(worker: _Hired) -> None:
+    def _note_place(self, worker: _Hired) -> None:
         if worker.node_id is None:
             with contextlib.suppress(RayError):
-                worker.node_id, worker.pid = ray.get(worker.place, timeout=0)
+                worker.node_id, worker.log = ray.get(worker.place, timeout=0)
+                worker.placed_at = time.monotonic()
+        now = time.monotonic()
+        if any(hired.node_id for hired in self._workers.values()):
+            self._placed_at = now
+        elif now - self._placed_at > NO_PLACE_S:
+            self._placed_at = math.inf
+            self._reporter.message(
+                f"no worker has a place on the cluster yet: each needs {self._resources.cpus:g} CPU(s) and "
+                f"{self._resources.gpus:g} GPU(s), which others may hold, or a lost node had; waiting"
+            )
 
     def _lost(self, worker: _Hired, error: RayError) -> None:
-        innocent = _is_preempted(error) or self._is_node_gone(worker)
-        detail = (
-            "it showed no progress and was replaced"
-            if worker.stuck
-            else _describe(error, self._is_node_gone(worker))
-        )
-        if worker.name not in self._met:
-            self._start_failures += 0 if innocent else 1
-            if self._start_failures >= START_FAILURES:
+        """Tell the coordinator of a worker that is gone.
+
+        Nobody is to blame for a lost node, nor for an error that the worker told of before it ended.
+        """
+        node_gone = self._is_node_gone(worker)
+        innocent = _is_preempted(error) or node_gone or isinstance(error, RayTaskError)
+        detail = _describe(error, node_gone=node_gone)
+        if worker.stuck:
+            detail = "it showed no progress and was replaced"
+        if worker.name not in self._met and not node_gone:
+            self._start_failures += 1
+            allowed = LATER_START_FAILURES if self._met else START_FAILURES
+            if self._start_failures >= allowed:
                 raise ShapxError(
-                    f"{START_FAILURES} workers in a row died before they had loaded the model; "
+                    f"{allowed} workers in a row died before they had loaded the model; "
                     f"the last one: {detail}"
                 ) from error
-        tail = () if worker.pid is None else log_tail(worker.pid)
+        tail = () if node_gone else self._log_tail(worker)
         self._reporter.message(f"{worker.name} is gone: {detail}")
         self._tell(lambda: self._coordinator.worker_lost.remote(worker.name, innocent, detail, tail))
+
+    def _log_tail(self, worker: _Hired) -> tuple[str, ...]:
+        """Return the worker's last log lines, from the node where it ran."""
+        if worker.log is None or worker.node_id is None:
+            return ()
+        if worker.node_id == self._here:
+            return log_tail(worker.log)
+        there = NodeAffinitySchedulingStrategy(node_id=worker.node_id, soft=False)
+        task = ray.remote(log_tail).options(num_cpus=0, scheduling_strategy=there, max_retries=0)
+        try:
+            lines: tuple[str, ...] = ray.get(task.remote(worker.log), timeout=LOG_S)
+        except RayError as error:
+            return (f"(its log could not be fetched: {type(error).__name__})",)
+        return lines
 
     def _is_node_gone(self, worker: _Hired) -> bool:
         if worker.node_id is None:
             return False
         return not any(node["NodeID"] == worker.node_id and node["Alive"] for node in ray.nodes())
 
+    def _bury(self, snapshot: Snapshot) -> None:
+        """Tell the coordinator of workers that it takes for living: it was started again, or they ended."""
+        for name in snapshot.workers:
+            if name not in self._workers:
+                self._tell(partial(self._coordinator.worker_lost.remote, name, True, "it has ended", ()))
+
     def _replace_stuck(self, snapshot: Snapshot) -> None:
-        for name in snapshot.stalled:
+        now = time.monotonic()
+        loading_too_long = {
+            worker.name
+            for worker in self._workers.values()
+            if worker.node_id is not None
+            and worker.name not in self._met
+            and now - worker.placed_at > self._options.stall_s
+        }
+        for name in sorted({*snapshot.stalled, *loading_too_long}):
             worker = self._workers.get(name)
             if worker is not None and not worker.stuck:
                 worker.stuck = True
@@ -234,14 +301,15 @@ class Driver:
                 ray.kill(worker.actor, no_restart=True)
 
     def _limit_failures(self, snapshot: Snapshot) -> None:
-        allowed = self._options.failures_allowed(sum(snapshot.total.values()))
-        failed = sum(snapshot.failed.values())
-        if allowed is not None and failed > allowed and not self._stopping:
+        reason = failure_limit(snapshot, self._options, self._failed_at_start(snapshot))
+        if reason is not None and not self._stopping:
             self._stopping = True
-            reason = f"{failed} sample(s) are quarantined and {allowed} are allowed; stopping early"
             self._tell(lambda: self._coordinator.stop_early.remote(reason))
 
-    _stopping = False
+    def _failed_at_start(self, snapshot: Snapshot) -> int:
+        if self._failed_before is None:
+            self._failed_before = sum(snapshot.failed.values())
+        return self._failed_before
 
     # --- coordinator
 
@@ -249,31 +317,39 @@ class Driver:
         """Return how the study stands and show it; None while the coordinator is being restarted."""
         try:
             snapshot: Snapshot = ray.get(self._coordinator.snapshot.remote(), timeout=60.0)
-        except (RayActorError, GetTimeoutError):
-            if not self._coordinator_away:
-                self._coordinator_away = True
-                self._reporter.message(
-                    "the coordinator is gone; it is restarted and reads the directory again"
-                )
+        except (RayActorError, GetTimeoutError) as error:
+            self._miss(error)
             time.sleep(TICK_S)
             return None
-        if self._coordinator_away:
-            self._coordinator_away = False
+        if self._away_since is not None:
+            self._away_since = None
             self._reporter.message("the coordinator is back")
-        self._snapshot = snapshot
         self._feed.show(snapshot)
         return snapshot
 
-    def _tell(self, call: Any) -> None:
+    def _miss(self, error: RayError) -> None:
+        """Note that the coordinator does not answer; give up when it does not come back."""
+        now = time.monotonic()
+        if self._away_since is None:
+            self._away_since = now
+            self._reporter.message("the coordinator is gone; it is restarted and reads the directory again")
+        away = now - self._away_since
+        if away > RESTART_S or (isinstance(error, ActorDiedError) and away > DEAD_S):
+            raise ShapxError(
+                f"the coordinator could not be restarted: {error}. What was written is valid; go on with "
+                "--resume"
+            ) from error
+
+    def _tell(self, call: Callable[[], Any]) -> None:
         """Make a call to the coordinator, again while it is being restarted."""
-        for _ in range(240):
+        while True:
             try:
                 ray.get(call(), timeout=60.0)
-            except (RayActorError, GetTimeoutError):
+            except (RayActorError, GetTimeoutError) as error:
+                self._miss(error)
                 time.sleep(TICK_S)
             else:
                 return
-        raise ShapxError("the coordinator could not be restarted")
 
     # --- the end
 
@@ -284,10 +360,9 @@ class Driver:
             "a second signal stops at once"
         )
         self._stopping = True
-        with contextlib.suppress(RayError):
-            ray.get(self._coordinator.drain.remote(), timeout=FLUSH_S)
-            flushes = [worker.actor.flush.remote() for worker in self._workers.values()]
-            ray.wait(flushes, num_returns=len(flushes), timeout=FLUSH_S) if flushes else None
+        calls = [self._coordinator.drain.remote()]
+        calls += [worker.actor.flush.remote() for worker in self._workers.values()]
+        ray.wait(calls, num_returns=len(calls), timeout=FLUSH_S)
 
     def _stop_workers(self) -> None:
         stops = [worker.actor.stop.remote() for worker in self._workers.values()]
@@ -345,7 +420,7 @@ def _is_preempted(error: RayError) -> bool:
     return bool(getattr(error, "preempted", False))
 
 
-def _describe(error: RayError, node_gone: bool) -> str:
+def _describe(error: RayError, *, node_gone: bool) -> str:
     if node_gone:
         return "its node was lost"
     lines = str(error).strip().splitlines() or [type(error).__name__]

@@ -8,11 +8,11 @@ from mllm_shapx.execution.aggregator import Aggregator
 from mllm_shapx.execution.coordinator import Coordinator
 from mllm_shapx.execution.messages import Answers, Beat, LeaseReply, Study, UnitFailure, WorkerInfo
 from mllm_shapx.execution.options import RunOptions
-from mllm_shapx.execution.outcome import StudyOutcome, ended
+from mllm_shapx.execution.outcome import StudyOutcome, ended, failure_limit
 from mllm_shapx.execution.preparation import OpenOutput
 from mllm_shapx.execution.progress import ProgressFeed
 from mllm_shapx.execution.sharing import Offer, OfferReply
-from mllm_shapx.execution.signals import StopRequest, stop_requests
+from mllm_shapx.execution.signals import StopRequest
 from mllm_shapx.execution.worker import Worker
 from mllm_shapx.models.base import Answer
 from mllm_shapx.records.results import SampleResult
@@ -59,15 +59,24 @@ def run_inline(
     options: RunOptions,
     output: OpenOutput,
     reporter: ProgressReporter,
+    request: StopRequest,
 ) -> StudyOutcome:
     """Explain everything in this process with one worker.
 
     Raises:
         ModelError: When the model cannot be loaded.
         StorageError: When results cannot be written any more.
+        OutputError: When another driver has taken the output directory.
     """
-    with stop_requests() as request:
-        return asyncio.run(_run(study, options, output, reporter, request))
+    runner = asyncio.Runner()
+    try:
+        outcome = runner.run(_run(study, options, output, reporter, request))
+    except Exception:
+        runner.close()
+        raise
+    # At a second signal the runner is left as it is: closing it would wait for the model.
+    runner.close()
+    return outcome
 
 
 async def _run(
@@ -82,13 +91,19 @@ async def _run(
     coordinator = Coordinator(study, output.inspections, aggregator.log, options.stall_s)
     snapshot = coordinator.snapshot()
     feed = ProgressFeed(reporter)
+    failed_before = sum(snapshot.failed.values())
     if not snapshot.finished:
         worker = Worker("inline", study, DirectDesk(coordinator))
         work = asyncio.create_task(worker.run())
         deadline: float | None = None
         while not work.done():
             await asyncio.wait([work], timeout=0.25)
-            feed.show(coordinator.snapshot())
+            output.lock.check()
+            snapshot = coordinator.snapshot()
+            feed.show(snapshot)
+            reason = failure_limit(snapshot, options, failed_before)
+            if reason is not None and not snapshot.draining:
+                coordinator.stop_early(reason)
             if request.signal is not None and deadline is None:
                 reporter.message(
                     f"{request.name}: finishing the rows under way, for {options.grace_s:g} s at most"

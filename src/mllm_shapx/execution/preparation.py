@@ -4,8 +4,9 @@ Nothing is written before `open_output`, so that a wrong config leaves no trace.
 """
 
 import platform
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from mllm_shapx.execution.options import RunOptions
 from mllm_shapx.models.registry import model_identity
 from mllm_shapx.planning.runs import RunSpec
 from mllm_shapx.planning.sweep import expand
+from mllm_shapx.records.layout import GENERATIONS
 from mllm_shapx.records.lock import OutputLock
 from mllm_shapx.records.runs import RunInspection, RunRecords
 from mllm_shapx.records.spec import RESULT_SETTINGS, SELECTED_ROWS, differences, selected_rows
@@ -144,7 +146,11 @@ def _take_over(
             )
         inspection = records.inspect(study.rows)
         notes += inspection.notes
-        inspections[run.name] = inspection
+        # The moment that the checkpoint will name: W&B knows a run again by it.
+        created_at = time.time() if inspection.created_at is None else inspection.created_at
+        inspections[run.name] = replace(inspection, created_at=created_at)
+    if (count := CoalitionStore(storage).remove_leftovers()) > 0:
+        notes.append(f"{GENERATIONS}: {count} unfinished file(s) of writes that were cut short removed")
     write_json(storage, CONFIG, study.config)
     for run in study.runs:
         records = RunRecords(storage, run.name)

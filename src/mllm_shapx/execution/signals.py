@@ -1,13 +1,14 @@
 """SIGINT and SIGTERM: the first asks for a drain, the second ends at once."""
 
 import contextlib
+import os
 import signal
 from collections.abc import Iterator
 from types import FrameType
 
 
-class StopNowError(BaseException):
-    """A second signal came. Not an `Exception`, so that no recovery swallows it."""
+class StopNow(SystemExit):
+    """A second signal came. A `SystemExit`, which neither recovery nor an event loop holds up."""
 
 
 class StopRequest:
@@ -29,7 +30,9 @@ class StopRequest:
     def handle(self, number: int, _frame: FrameType | None) -> None:
         """Note the first signal, end at the second."""
         if self.signal is not None:
-            raise StopNowError
+            # Not print: the handler may have interrupted one.
+            os.write(2, b"\nstopped at once; what was written is valid, go on with --resume\n")
+            raise StopNow(128 + number)
         self.signal = number
 
 

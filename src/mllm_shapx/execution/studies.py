@@ -9,6 +9,7 @@ from mllm_shapx.execution.messages import Study
 from mllm_shapx.execution.options import RunOptions
 from mllm_shapx.execution.outcome import StudyOutcome
 from mllm_shapx.execution.preparation import OpenOutput, check_output, open_output, prepare
+from mllm_shapx.execution.signals import stop_requests
 from mllm_shapx.reporting.progress import ProgressReporter
 
 
@@ -29,16 +30,17 @@ def run_config(
     if inline:
         from mllm_shapx.execution.inline import run_inline
 
-        with _opened(study, options, reporter) as output:
-            return run_inline(study, options, output, reporter)
+        with stop_requests() as request, _opened(study, options, reporter) as output:
+            return run_inline(study, options, output, reporter, request)
     from mllm_shapx.execution.cluster import connected, plan_resources
 
-    with connected(options):
+    # The handlers come after `ray.init`, which replaces them.
+    with connected(options), stop_requests() as request:
         resources = plan_resources(options, study.runs[0].device)
         from mllm_shapx.execution.driver import Driver
 
         with _opened(study, options, reporter) as output:
-            return Driver(study, options, resources, output, reporter).run()
+            return Driver(study, options, resources, output, reporter, request=request).run()
 
 
 @contextlib.contextmanager

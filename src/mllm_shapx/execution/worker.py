@@ -106,8 +106,48 @@ class _Loaded:
 
 
 def _load(study: Study) -> _Loaded:
-    table = open_table(study.dataset, study.config_path)
+    _keep_the_terminal_readable()
+    dataset = study.dataset
+    if study.dataset_commit is not None:
+        # The commit that the rows were selected from, whatever the branch has become since.
+        dataset = dataset.model_copy(update={"revision": study.dataset_commit})
+    table = open_table(dataset, study.config_path)
     return _Loaded(table, Engine(load_model(study.runs[0], study.model_path, study.model_commit)))
+
+
+class _Once(logging.Filter):
+    """Lets a warning through once, whatever numbers it names: some come with every row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        is_new = record.msg not in self._said
+        self._said.add(record.msg)
+        return is_new
+
+
+_once = _Once()
+
+
+def _keep_the_terminal_readable() -> None:
+    """Silence what libraries would write between the lines of the progress."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("mllm_shap.estimation._shared").addFilter(_once)
+
+
+class DeviceLostError(RuntimeError):
+    """The device does not work any more in this process; another process may have more luck."""
+
+
+def is_device_lost(error: BaseException) -> bool:
+    """Return whether every later call to the device would fail too, as after CUDA's device-side assert."""
+    import torch
+
+    return isinstance(error, torch.AcceleratorError) and not isinstance(error, torch.OutOfMemoryError)
 
 
 class Worker:
@@ -136,20 +176,20 @@ class Worker:
 
         Raises:
             ModelError: When the model cannot be loaded.
+            ExceptionGroup: With a `DeviceLostError` when the device broke, or with what else ended the work.
         """
         loaded = self._maybe_loaded = await asyncio.to_thread(_load, self._study)
         identity = loaded.engine.model.identity
         self._me = WorkerInfo(self._me.worker, self._me.node, self._me.pid, identity.device, identity.dtype)
-        beats = asyncio.create_task(self._beat_on())
         try:
             async with asyncio.TaskGroup() as group:
-                for _ in range(self._study.rows_in_flight):
-                    group.create_task(self._work())
+                # In the group: a worker that gives no sign of life must not go on.
+                beats = group.create_task(self._beat_on())
+                work = [group.create_task(self._work()) for _ in range(self._study.rows_in_flight)]
+                await asyncio.wait(work)
+                beats.cancel()
         finally:
             self._stopping.set()
-            beats.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await beats
             await self.flush()
             await loaded.engine.aclose()
 
@@ -206,7 +246,10 @@ class Worker:
 
     def _obey(self, reply: LeaseReply) -> None:
         self._draining = self._draining or reply.order == "drain"
-        for unit_id in reply.drop:
+        if reply.order == "stop":
+            # Nothing is left that would be taken from it: all is done, or results cannot be written any more.
+            self._stopping.set()
+        for unit_id in list(self._held) if reply.order == "stop" else reply.drop:
             held = self._held.get(unit_id)
             if held is not None and held.task is not None:
                 held.task.cancel()
@@ -224,6 +267,8 @@ class Worker:
             # Only this unit was let go: it was dropped, or the worker is stopping.
         except RowError as error:
             await self._failed(held, unit.run_names, error.reason, error, final=True)
+        except DeviceLostError:
+            raise
         except Exception as error:
             logger.warning("row %d failed", unit.row_index, exc_info=True)
             await self._failed(held, unit.run_names, type(error).__name__, error, final=False)
@@ -238,6 +283,7 @@ class Worker:
         coalitions = held.coalitions = await asyncio.to_thread(open_row, row, runs[0])
         if known.snapshot_id in {"", coalitions.snapshot.snapshot_id}:
             await asyncio.to_thread(coalitions.know, known.by_mask)
+        failed: dict[str, Exception] = {}
         for run in runs:
             try:
                 async with self._generation(held, run) as generation:
@@ -249,11 +295,20 @@ class Worker:
                         self._embedder(held, run),
                         decode_audio=getattr(self._loaded.engine.model, "decode_audio", None),
                     )
+            # Either concerns this run alone (say, too many players for `exact`); the others go on.
             except RowError as error:
-                # It concerns this run alone (say, too many players for `exact`); the others go on.
                 await self._failed(held, (run.name,), error.reason, error, final=True)
                 continue
+            except Exception as error:
+                logger.warning("row %d failed in run %s", unit.row_index, run.name, exc_info=True)
+                failed[run.name] = error
+                if is_device_lost(error):
+                    break
+                continue
             await self._desk.report(self._me, unit.unit_id, sample, _fresh(held))
+        if failed:
+            first = next(iter(failed.values()))
+            await self._failed(held, tuple(failed), type(first).__name__, first, final=False)
 
     def _read_row(self, row_index: int, run: RunSpec) -> Row:
         return load_row(self._loaded.table, row_index, run.dataset, run.modality)
@@ -330,6 +385,8 @@ class Worker:
         await self._desk.fail(
             self._me, UnitFailure(held.unit.unit_id, run_names, reason, str(error), trace, final)
         )
+        if is_device_lost(error):
+            raise DeviceLostError(str(error)) from error
 
     async def _flush_unit(self, unit_id: str, held: _Held) -> None:
         held.flushed_at = time.monotonic()
