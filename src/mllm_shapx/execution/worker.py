@@ -24,7 +24,7 @@ from mllm_shapx.execution.messages import Answers, Beat, LeaseReply, Study, Unit
 from mllm_shapx.execution.sharing import HelpTask, Offer, OfferReply
 from mllm_shapx.explaining.coalitions import RowCoalitions
 from mllm_shapx.explaining.sample import explain_run, open_row
-from mllm_shapx.explaining.settings import answer_seed, decoding
+from mllm_shapx.explaining.settings import answer_seed, decoding, plugins
 from mllm_shapx.explaining.similarity import Embedder, Vector
 from mllm_shapx.models.base import Answer
 from mllm_shapx.models.encoder import TextEncoder
@@ -107,6 +107,7 @@ class _Loaded:
 
 def _load(study: Study) -> _Loaded:
     _keep_the_terminal_readable()
+    plugins()  # now rather than with the first row
     dataset = study.dataset
     if study.dataset_commit is not None:
         # The commit that the rows were selected from, whatever the branch has become since.

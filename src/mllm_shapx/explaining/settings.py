@@ -1,5 +1,6 @@
 """A run's words into mllm_shap's: the one place where the config meets the library's settings."""
 
+import functools
 import hashlib
 from dataclasses import dataclass
 from typing import Any
@@ -105,15 +106,11 @@ def _plugin_options(run: RunSpec) -> dict[str, dict[str, object]]:
 
 def resolve(config: ExplainConfig, group: PluginGroup, name: str) -> Any:
     """Build one of the library's plugins for `config`."""
-    registry = _registry()
+    registry = plugins()
     return registry.resolve(group, name, PluginContext(config=config, registry=registry))
 
 
-def _registry() -> PluginRegistry:
-    global _cached_registry  # noqa: PLW0603 -- entry points are scanned once per process
-    if _cached_registry is None:
-        _cached_registry = default_registry()
-    return _cached_registry
-
-
-_cached_registry: PluginRegistry | None = None
+@functools.cache
+def plugins() -> PluginRegistry:
+    """Return the library's plugins and the installed ones; looking for them takes a moment, once."""
+    return default_registry()
