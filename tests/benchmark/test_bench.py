@@ -114,12 +114,12 @@ def test_sharing_is_what_the_sweep_does(found: dict[str, Any]) -> None:
 
 
 def test_the_recommendation_is_one_of_what_was_tried(found: dict[str, Any]) -> None:
-    """It tries the automatic batch size and fixed ones, 1, 2 and 4 rows in flight, and recommends one."""
+    """It tries the automatic batch size first, others and more rows in flight as time allows."""
     probes = found["probes"]
-    assert {"auto", 16} <= {probe["batch_size"] for probe in probes}
-    assert {1, 2, 4} == {probe["rows_in_flight"] for probe in probes}
+    assert probes[0]["batch_size"] == "auto"
+    assert {probe["rows_in_flight"] for probe in probes} <= {1, 2, 4}
     assert found["recommended"]["batch_size"] in {probe["engine_batch_size"] for probe in probes}
-    assert found["recommended"]["rows_in_flight"] in {1, 2, 4}
+    assert found["recommended"]["rows_in_flight"] in {probe["rows_in_flight"] for probe in probes}
 
 
 def test_sampled_answers_are_measured_but_not_compared(tmp_path: Path) -> None:

@@ -12,13 +12,16 @@ from mllm_shapx.benchmark.report import BenchReport, Machine
 from mllm_shapx.benchmark.rounds import Contest, contest
 from mllm_shapx.benchmark.sharing import measure_sharing
 from mllm_shapx.benchmark.subject import Game, Subject
-from mllm_shapx.benchmark.warmup import FIRST_COALITIONS, Ready, warm_up
+from mllm_shapx.benchmark.warmup import Ready, warm_up
 from mllm_shapx.config.loading import LoadedConfig
 
 Say = Callable[[str], None]
 PROBE_SHARE = 0.05
 """Share of a contestant's time that each setting is tried for."""
+PROBES_SHARE = 2.0
+"""How often that time is spent on all settings together, about."""
 FEWEST_PROBE_ROWS = 4
+FEWEST_COALITIONS = 16
 SHARING_SHARE = 0.5
 """Share of a contestant's time that the whole sweep is run for."""
 
@@ -54,7 +57,9 @@ async def _bench(subject: Subject, options: BenchOptions, say: Say) -> BenchRepo
         )
         games = _probe_games(ready, PROBE_SHARE * options.seconds)
         largest = sum(sorted(game.coalitions for game in games)[-options.rows_in_flight :])
-        recommended = await Prober(model, games, largest, say).recommend(options.rows_in_flight)
+        recommended = await Prober(model, games, largest, say).recommend(
+            options.rows_in_flight, PROBES_SHARE * options.seconds
+        )
         return BenchReport(
             model_id=subject.run.model_id,
             machine=machine,
@@ -75,12 +80,12 @@ async def _bench(subject: Subject, options: BenchOptions, say: Say) -> BenchRepo
 
 def _probe_games(ready: Ready, seconds: float) -> Sequence[Game]:
     """Return games from the contest that take us about `seconds` in all, and a few at least."""
-    total = max(FIRST_COALITIONS, int(ready.rate * seconds))
+    total = max(FEWEST_COALITIONS, int(ready.rate * seconds))
     games: list[Game] = []
     for game in ready.games:
         if len(games) >= FEWEST_PROBE_ROWS and sum(each.coalitions for each in games) >= total:
             break
-        games.append(game.limited_to(max(FIRST_COALITIONS, total // 2)))
+        games.append(game.limited_to(max(FEWEST_COALITIONS, total // 2)))
     return games
 
 

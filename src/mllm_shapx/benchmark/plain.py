@@ -10,6 +10,8 @@ from mllm_shapx.models.base import Decoding
 from mllm_shapx.models.hf_text import HfTextModel
 
 BATCH_SIZES = (8, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+SEARCH_SHARE = 0.05
+"""Share of the time that each batch size is measured for, and for one batch at least."""
 SLOWER = 0.97
 """A batch size below this share of the best rate ends the search."""
 GOLDEN = (5**0.5 - 1) / 2
@@ -33,10 +35,13 @@ class PlainGenerate:
         """Batch size -> prompts per second, as `find_batch_size` measured them."""
 
     def find_batch_size(self, snapshots: Sequence[ConversationSnapshot], seconds: float) -> None:
-        """Measure one batch size after the other, each for about `seconds`, until they get slower."""
+        """Measure one batch size after the other until they get slower or one batch takes `seconds`."""
         prompts = self._encode(snapshots)
+        self._answer(prompts[: BATCH_SIZES[0]])
         for size in BATCH_SIZES:
-            rate = self._rate_at(size, prompts, seconds)
+            if self.rates and size > seconds * self.rates[self.batch_size]:
+                break
+            rate = self._rate_at(size, prompts, SEARCH_SHARE * seconds)
             if rate is None:
                 break
             self.rates[size] = rate
@@ -62,7 +67,6 @@ class PlainGenerate:
         answered, spent = 0, 0.0
         batches = _batches(prompts, size)
         try:
-            self._answer(next(batches))
             while answered == 0 or spent < seconds:
                 batch = next(batches)
                 started = time.perf_counter()

@@ -1,5 +1,6 @@
 """Which batch size and how many rows in flight suit this model and machine, found by trying them."""
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,11 +10,13 @@ from mllm_shapx.benchmark.subject import Game
 from mllm_shapx.models.base import Model
 
 ROWS_IN_FLIGHT = (1, 2, 4)
-BATCH_SIZES = (16, 32, 64, 128, 256, 512, 1024, 2048)
+SMALLEST_SIZE, LARGEST_SIZE = 8, 4096
 CLEARLY = 1.03
 """A larger setting must be faster by this factor to be worth it."""
 SLOWER = 0.9
-"""A batch size below this share of the best rate ends the search."""
+"""A batch size below this share of the best rate ends the walk that came to it."""
+FLIGHTS_SHARE = 0.4
+"""Share of the time that is kept for trying rows in flight."""
 PROMISING = 0.7
 """Settings above this share of the best rate are tried twice."""
 
@@ -53,7 +56,7 @@ class Prober:
 
     Args:
         model: The loaded model; it stays loaded.
-        games: Played once for each setting, several at a time, after a warm-up on the first of them.
+        games: Played once for each setting, several at a time.
         largest: No batch larger than this is tried.
         say: Told what is going on.
     """
@@ -63,25 +66,40 @@ class Prober:
         self._games = games
         self._largest = largest
         self._say = say
+        self._deadline = 0.0
 
-    async def recommend(self, rows_in_flight: int) -> Recommendation:
-        """Try batch sizes with `rows_in_flight`, then rows in flight with the best batch size."""
+    async def recommend(self, rows_in_flight: int, seconds: float) -> Recommendation:
+        """Try batch sizes around the automatic one, then rows in flight with the best batch size.
+
+        After `seconds` nothing new is begun: on a slow model what was tried until then has to do.
+        """
+        self._deadline = time.monotonic() + seconds * (1 - FLIGHTS_SHARE)
         sizes = [await self._try(None, rows_in_flight)]
-        for size in BATCH_SIZES:
-            if size > self._largest:
-                break
-            sizes.append(await self._try(size, rows_in_flight))
-            fastest = max(probe.coalitions_per_second for probe in sizes)
-            if sizes[-1].coalitions_per_second < SLOWER * fastest and size > _best(sizes).engine_batch_size:
-                break
+        found = sizes[0].engine_batch_size
+        await self._walk(sizes, [found >> step for step in range(1, found.bit_length())])
+        await self._walk(sizes, [found << step for step in range(1, LARGEST_SIZE.bit_length())])
         sizes = await self._again(sizes)
         best = _best(sizes)
-        flights = [best] + [
-            await self._try(best.batch_size, flight) for flight in ROWS_IN_FLIGHT if flight != rows_in_flight
-        ]
-        flights = await self._again(flights)
+        self._deadline += seconds * FLIGHTS_SHARE
+        others = [flight for flight in ROWS_IN_FLIGHT if flight != rows_in_flight]
+        tried = [await self._try(best.batch_size, flight) for flight in others if self._has_time()]
+        flights = await self._again([best, *tried])
         chosen = _best(flights, key=lambda probe: probe.rows_in_flight)
         return Recommendation(best.engine_batch_size, chosen.rows_in_flight, (*sizes, *flights[1:]))
+
+    async def _walk(self, probes: list[Probe], sizes: Sequence[int]) -> None:
+        """Try one size after the other until they get clearly slower."""
+        for size in sizes:
+            if not SMALLEST_SIZE <= size <= self._largest or not self._has_time():
+                break
+            probe = await self._try(size, probes[0].rows_in_flight)
+            probes.append(probe)
+            fastest = max(each.coalitions_per_second for each in probes)
+            if probe.coalitions_per_second < SLOWER * fastest:
+                break
+
+    def _has_time(self) -> bool:
+        return time.monotonic() < self._deadline
 
     async def _again(self, probes: Sequence[Probe]) -> list[Probe]:
         """Try the promising ones once more, the last first, and keep each one's better rate.
@@ -91,7 +109,7 @@ class Prober:
         fastest = max(probe.coalitions_per_second for probe in probes)
         found = []
         for probe in reversed(probes):
-            if probe.coalitions_per_second < PROMISING * fastest:
+            if probe.coalitions_per_second < PROMISING * fastest or not self._has_time():
                 found.append(probe)
                 continue
             again = await self._try(probe.batch_size, probe.rows_in_flight)
@@ -103,7 +121,8 @@ class Prober:
         self._say(f"trying batch size {shown} with {rows_in_flight} row(s) in flight")
         explainer = Explainer(Borrowed(self._model, batch_size), rows_in_flight)
         try:
-            await explainer.play(self._games[:1] if batch_size else self._games)
+            if batch_size is None:
+                await explainer.play(self._games)  # it finds its size
             turn = await explainer.play(self._games)
             size = explainer.engine.stats.batch_size
         finally:

@@ -42,6 +42,10 @@ class Game:
         budget = Budget("num_samples", max(coalitions, 1))
         return replace(self, run=_as(self.run, "limited_mc", budget))
 
+    def smallest(self) -> "Game":
+        """Return a game of two coalitions on the same row."""
+        return replace(self, run=_as(self.run, "standard_mc", Budget("num_samples", 2)))
+
 
 class Subject:
     """A config's runs and rows, and where its model lies.

@@ -25,8 +25,6 @@ MOST_COALITIONS = 1 << 15
 MOST_ROWS = 512
 LIBRARY_COALITIONS = 16
 PACKAGE_PROMPTS = 4
-SEARCH_SHARE = 0.05
-"""Share of a contestant's time that each batch size gets in the search for the best one."""
 
 
 class GameSupply:
@@ -71,7 +69,7 @@ async def warm_up(
     if isinstance(model, HfTextModel):
         say("looking for the best batch size of plain generate")
         raw = PlainGenerate(model, decoding(subject.run))
-        await asyncio.to_thread(raw.find_batch_size, prompts, SEARCH_SHARE * options.seconds)
+        await asyncio.to_thread(raw.find_batch_size, prompts, options.seconds)
     package, package_rate = await _warm_up_package(subject, model, prompts, say)
     return Ready(
         contestants=Contestants(
@@ -93,7 +91,7 @@ async def warm_up(
 async def _warm_up_ours(ours: Explainer, supply: GameSupply) -> tuple[float, list[ConversationSnapshot]]:
     """Play larger and larger games; return coalitions per second and the prompts of the last turn."""
     rows, most = 1, FIRST_COALITIONS
-    await ours.play([supply.first(1)[0].limited_to(most)])  # the first time, libraries wake up
+    await ours.play([supply.first(1)[0].smallest()])  # the first time, libraries wake up
     while True:
         games = [game.limited_to(most) for game in supply.first(rows)]
         turn = await ours.play(games)
@@ -119,7 +117,7 @@ async def _warm_up_library(
     library = LibraryRunner(subject.run, subject.model_path)
     game = supply.first(1)[0].limited_to(LIBRARY_COALITIONS)
     try:
-        await library.explain(game)
+        await library.explain(game.smallest())  # loads the model
         result = await library.explain(game)
     except LibraryError as error:
         notes.append(f"no ratio: {error}")
