@@ -1,6 +1,7 @@
 """Joining or starting a Ray cluster, and what the study may take of it."""
 
 import contextlib
+import io
 import logging
 import os
 from collections.abc import Iterator
@@ -42,14 +43,24 @@ def connected(options: RunOptions) -> Iterator[None]:
 
     address = options.address or os.environ.get("RAY_ADDRESS") or "local"
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-    if address == "local":
-        _start_here()
-    else:
-        _join(address)
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    with contextlib.redirect_stdout(_Logged()):
+        if address == "local":
+            _start_here()
+        else:
+            _join(address)
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+class _Logged(io.TextIOBase):
+    """Takes what Ray prints: standard output belongs to results, and of dead workers the driver tells."""
+
+    def write(self, text: str, /) -> int:
+        if text.strip():
+            logger.info("%s", text.strip())
+        return len(text)
 
 
 def _join(address: str) -> None:

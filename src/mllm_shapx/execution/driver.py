@@ -3,6 +3,7 @@
 import contextlib
 import math
 import pickle
+import re
 import secrets
 import sys
 import tempfile
@@ -14,7 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.exceptions import (
+    ActorDiedError,
+    ActorUnavailableError,
+    GetTimeoutError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+)
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mllm_shapx.errors import ShapxError, StorageError
@@ -39,6 +47,8 @@ RESTART_S = 300.0
 """Seconds that the coordinator may take to come back: it reads the whole directory."""
 DEAD_S = 10.0
 """Seconds after which Ray is believed that the coordinator does not come back."""
+SILENCE_S = 60.0
+"""Seconds that a worker may be out of reach before it is given up."""
 NO_PLACE_S = 60.0
 """Seconds without any worker that has a place on the cluster, after which the user is told."""
 LOG_S = 10.0
@@ -64,6 +74,8 @@ class _Hired:
     log: str | None = None
     """Its log on that node."""
     placed_at: float = 0.0
+    silent_since: float | None = None
+    """When its connection was lost; it is asked for a sign of life since."""
     stuck: bool = False
     """Whether the driver killed it for showing no progress."""
 
@@ -211,14 +223,35 @@ class Driver:
             self._note_place(worker)
         for reference in ready:
             worker = runs[reference]
-            del self._workers[worker.name]
             try:
                 ray.get(reference)
+            except ActorUnavailableError as error:
+                if self._ask_again(worker):
+                    continue
+                self._lost(worker, error)
             except ShapxError as error:
                 # The model or the dataset cannot be loaded: no other worker would fare better.
                 raise getattr(error, "cause", error) from None
             except RayError as error:
                 self._lost(worker, error)
+            else:
+                if worker.silent_since is not None:
+                    self._lost(worker, RayError("its connection was lost"))
+            ray.kill(worker.actor, no_restart=True)
+            del self._workers[worker.name]
+
+    def _ask_again(self, worker: _Hired) -> bool:
+        """Ask a worker that cannot be reached for a sign of life: only the answer says what became of it.
+
+        Returns:
+            False when it has been silent for too long.
+        """
+        now = time.monotonic()
+        worker.silent_since = worker.silent_since or now
+        if now - worker.silent_since > SILENCE_S:
+            return False
+        worker.run = worker.actor.place.remote()
+        return True
 
     def _note_place(self, worker: _Hired) -> None:
         if worker.node_id is None:
@@ -238,13 +271,15 @@ class Driver:
     def _lost(self, worker: _Hired, error: RayError) -> None:
         """Tell the coordinator of a worker that is gone.
 
-        Nobody is to blame for a lost node, nor for an error that the worker told of before it ended.
+        A row is to blame for a crash alone: not for a lost node or connection, nor for an error that the
+        worker told of before it ended.
         """
-        node_gone = self._is_node_gone(worker)
-        innocent = _is_preempted(error) or node_gone or isinstance(error, RayTaskError)
+        node_gone = "node has died" in str(error) or self._is_node_gone(worker)
+        is_crash = isinstance(error, ActorDiedError) and not _is_preempted(error) and not node_gone
         detail = _describe(error, node_gone=node_gone)
         if worker.stuck:
             detail = "it showed no progress and was replaced"
+            is_crash = True
         if worker.name not in self._met and not node_gone:
             self._start_failures += 1
             allowed = LATER_START_FAILURES if self._met else START_FAILURES
@@ -255,7 +290,7 @@ class Driver:
                 ) from error
         tail = () if node_gone else self._log_tail(worker)
         self._reporter.message(f"{worker.name} is gone: {detail}")
-        self._tell(lambda: self._coordinator.worker_lost.remote(worker.name, innocent, detail, tail))
+        self._tell(lambda: self._coordinator.worker_lost.remote(worker.name, not is_crash, detail, tail))
 
     def _log_tail(self, worker: _Hired) -> tuple[str, ...]:
         """Return the worker's last log lines, from the node where it ran."""
@@ -421,9 +456,12 @@ def _is_preempted(error: RayError) -> bool:
 
 
 def _describe(error: RayError, *, node_gone: bool) -> str:
+    """Return why a worker is gone, in a line."""
     if node_gone:
         return "its node was lost"
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    telling = [line for line in lines if "exit" in line.lower() or "memory" in line.lower()]
-    # Ray adds a paragraph of common causes that would bury the news.
-    return (telling or lines[-1:])[0].partition(" Some common causes")[0].strip()
+    text = str(error).strip()
+    if isinstance(error, RayTaskError):
+        return f"it ended with {text.splitlines()[-1].strip()}"
+    if found := re.search(r"Worker exit detail: (.+?)(?:\. Some common causes|$)", text, re.MULTILINE):
+        return f"its process died: {found[1].strip()}"
+    return " ".join(text.split()) or type(error).__name__
