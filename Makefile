@@ -25,8 +25,9 @@ demo-audio: setup
 	$(BIN)/mllm-shapx demo --config configs/demo_audio.json
 	$(BIN)/python scripts/check_planted_sound.py
 
+# One thread each: several processes with a thread per core stand in each other's way.
 test: setup
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest $(ARGS)
 
 check: setup
 	$(BIN)/ruff check $(SOURCES)
