@@ -10,6 +10,8 @@ from mllm_shapx.models.base import Decoding
 from mllm_shapx.models.hf_text import HfTextModel
 
 BATCH_SIZES = (8, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+ALWAYS_TRIED = 64
+"""Batch sizes up to it are tried however slow the model is."""
 SEARCH_SHARE = 0.05
 """Share of the time that each batch size is measured for, and for one batch at least."""
 SLOWER = 0.97
@@ -39,7 +41,7 @@ class PlainGenerate:
         prompts = self._encode(snapshots)
         self._answer(prompts[: BATCH_SIZES[0]])
         for size in BATCH_SIZES:
-            if self.rates and size > seconds * self.rates[self.batch_size]:
+            if size > ALWAYS_TRIED and size > seconds * self.rates[self.batch_size]:
                 break
             rate = self._rate_at(size, prompts, SEARCH_SHARE * seconds)
             if rate is None:
