@@ -1,0 +1,207 @@
+"""Small real studies on the demo's model, run through the real command line in processes of their own."""
+
+import contextlib
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from demo_task import ENGLISH, draw_prompt
+
+ROOT = Path(__file__).resolve().parents[2]
+MODEL = ROOT / "demo" / "model"
+
+VARIANTS: list[dict[str, Any]] = [
+    {"explainer_type": "exact"},
+    {"explainer_type": "limited_mc", "fractions": [0.5]},
+    {"explainer_type": "standard_cc", "num_samples": [16]},
+]
+"""Explainers that share their answers; the last two hang on seeds."""
+
+TIMINGS = ("runtime_sec", "runtime_sec_total", "runtime_sec_avg")
+
+
+def write_rows(path: Path, count: int, *, words: int = 5, seed: int = 3) -> None:
+    """Write `count` rows whose prompts have `words` words each."""
+    rng = random.Random(seed)
+    rows = []
+    for _ in range(count):
+        prompt = draw_prompt(rng, ENGLISH)
+        rows.append({"prompt": " ".join(prompt.words[:words]), "language": prompt.language})
+    pq.write_table(pa.Table.from_pylist(rows), path)
+
+
+@dataclass
+class Study:
+    """A config, its rows and its output in one folder."""
+
+    folder: Path
+    rows: int = 6
+    words: int = 5
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Keys of the config that differ from the usual ones."""
+    env: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_rows(self.folder / "rows.parquet", self.rows, words=self.words)
+        self.write_config()
+
+    @property
+    def config(self) -> Path:
+        return self.folder / "config.json"
+
+    @property
+    def output(self) -> Path:
+        return self.folder / "output" / "study"
+
+    def write_config(self, **changes: Any) -> None:
+        """Write the config with the usual settings, those of the study, and `changes`."""
+        usual = {
+            "experiment_set_id": "study",
+            "output_root": str(self.folder / "output"),
+            "connector": "hf_text",
+            "connector_kwargs": {"model_id": str(MODEL), "dtype": "float32"},
+            "device": "cpu",
+            "dataset": {"source": "local_parquet", "path": str(self.folder / "rows.parquet")},
+            "selection": {"shuffle_seed": None},
+            "generation": {"max_new_tokens": 6, "text_temperature": 0.0},
+            "wandb": {"enabled": False},
+            "experiments": VARIANTS,
+        }
+        self.config.write_text(json.dumps({**usual, **self.settings, **changes}, indent=2))
+
+    def start(self, *args: str, verb: str = "run", env: Mapping[str, str] | None = None) -> "Process":
+        """Start `mllm-shapx run` on the config, in a session of its own."""
+        target = ["--config", str(self.config)] if verb == "run" else [str(self.output)]
+        return Process([verb, *target, *args], {**self.env, **(env or {})}, self.folder)
+
+    def run(
+        self, *args: str, verb: str = "run", env: Mapping[str, str] | None = None, timeout: float = 240.0
+    ) -> "Finished":
+        """Run it to its end."""
+        return self.start(*args, verb=verb, env=env).wait(timeout)
+
+    def samples_on_disk(self) -> int:
+        return len(list(self.output.glob("*/samples/sample_*.json")))
+
+
+@dataclass(frozen=True)
+class Finished:
+    """How a call ended."""
+
+    code: int
+    out: str
+
+    def __post_init__(self) -> None:
+        assert "Traceback (most recent call last)" not in self.out, self.out
+
+
+class Process:
+    """A call of the command line under way; its output goes to a file, so that no full pipe stops it."""
+
+    def __init__(self, args: Sequence[str], env: Mapping[str, str], folder: Path) -> None:
+        self._log = folder / f"log-{time.monotonic_ns()}.txt"
+        with self._log.open("w") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "mllm_shapx.cli", *args],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=folder,
+                env=environment(env),
+                start_new_session=True,
+            )
+        self.pid = self._process.pid
+
+    @property
+    def out(self) -> str:
+        return self._log.read_text(errors="replace")
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        self._process.send_signal(number)
+
+    def kill_group(self, number: int) -> None:
+        """Send a signal to the whole group, as a terminal's Ctrl-C does."""
+        os.killpg(self.pid, number)
+
+    def is_running(self) -> bool:
+        return self._process.poll() is None
+
+    def wait(self, timeout: float = 240.0) -> Finished:
+        try:
+            code = self._process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            self._process.wait()
+            raise AssertionError(f"no end after {timeout:g} s:\n{self.out}") from None
+        return Finished(code, self.out)
+
+    def wait_for(self, what: Callable[[], bool], timeout: float = 180.0) -> None:
+        """Wait until `what()` holds while the process runs."""
+        deadline = time.monotonic() + timeout
+        while not what():
+            assert self.is_running(), f"it ended too early:\n{self.out}"
+            assert time.monotonic() < deadline, f"not seen in {timeout:g} s:\n{self.out}"
+            time.sleep(0.05)
+
+
+def environment(more: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of a call: no cluster of somebody else, no account, one thread."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "WANDB_"))}
+    return {**kept, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **more}
+
+
+def without_timings(data: Any) -> Any:
+    """Return JSON data without what differs between two equal runs."""
+    if isinstance(data, dict):
+        return {key: without_timings(value) for key, value in data.items() if key not in TIMINGS}
+    if isinstance(data, list):
+        return [without_timings(item) for item in data]
+    return data
+
+
+def results(output: Path) -> dict[str, Any]:
+    """Return every sample and summary by its path, timings left out."""
+    files = [*output.glob("*/samples/*.json"), *output.glob("*/summary/*.json")]
+    return {
+        str(file.relative_to(output)): without_timings(json.loads(file.read_text()))
+        for file in files
+        if "set_aside" not in str(file)
+    }
+
+
+def answers_asked(output: Path) -> int:
+    """Return how many answers the store holds that a model gave."""
+    from mllm_shapx.records.storage import open_storage
+    from mllm_shapx.records.store import CoalitionStore
+
+    return sum(entry.answers for entry in CoalitionStore(open_storage(str(output))).info())
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def everything_below(folder: Path) -> set[str]:
+    """Return the relative path of every file and folder but the logs of calls."""
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.name.startswith("log-")}
+
+
+@contextlib.contextmanager
+def untouched(folder: Path) -> Iterator[None]:
+    """Hold that nothing below `folder` comes or goes."""
+    before = everything_below(folder)
+    yield
+    assert everything_below(folder) == before
