@@ -1,0 +1,159 @@
+"""A Ray cluster of its own on loopback: `ray start` in the foreground, ended by its process id."""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Self
+
+import psutil
+
+START_S = 120.0
+"""Seconds that a node may take to start on a busy machine."""
+
+
+class Node:
+    """One node: the `ray start` process and what it started."""
+
+    def __init__(self, args: list[str], env: Mapping[str, str], log: Path) -> None:
+        self.log = log
+        with log.open("w") as file:
+            self._process = subprocess.Popen(
+                [str(Path(sys.executable).with_name("ray")), "start", "--block", *args],
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env=dict(env),
+                start_new_session=True,
+            )
+
+    def wait_started(self) -> None:
+        """Wait until Ray says that the node runs."""
+        deadline = time.monotonic() + START_S
+        while "Ray runtime started" not in self.log.read_text(errors="replace"):
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise AssertionError(f"the node did not start:\n{self.log.read_text(errors='replace')}")
+            time.sleep(0.1)
+
+    def processes(self) -> list[psutil.Process]:
+        """Return the node's living processes, workers included."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return list(psutil.Process(self._process.pid).children(recursive=True))
+        return []
+
+    def raylet(self) -> psutil.Process | None:
+        """Return the process that starts the node's workers."""
+        return next((process for process in self.processes() if _name(process) == "raylet"), None)
+
+    def is_alive(self) -> bool:
+        """Return whether `ray start` still holds the node together."""
+        return self._process.poll() is None
+
+    def stop(self) -> None:
+        """End the node and everything that it started."""
+        processes = self.processes()
+        with contextlib.suppress(ProcessLookupError):
+            self._process.send_signal(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(15)
+        for process in processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        self._process.kill()
+        self._process.wait()
+
+
+class LoopbackCluster:
+    """A head and, on demand, more nodes on this machine.
+
+    Args:
+        cpus: Logical CPUs of the head.
+        gpus: Logical GPUs of the head; no real ones are needed.
+        dashboard: Whether the job server runs, for `ray job submit`.
+    """
+
+    def __init__(self, *, cpus: int, gpus: int = 0, dashboard: bool = False) -> None:
+        # Paths of sockets are short, so a test's own folder would not do.
+        self._folder = Path(tempfile.mkdtemp(prefix="shapx-ray-", dir="/tmp"))
+        port, client_port, self.dashboard_port = free_ports(3)
+        self.address = f"127.0.0.1:{port}"
+        self._env = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
+            "RAY_AUTH_MODE": "disabled",
+            "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+            "OMP_NUM_THREADS": "1",
+        }
+        args = ["--head", f"--port={port}", f"--temp-dir={self._folder / 't'}", f"--num-gpus={gpus}"]
+        if dashboard:
+            args += ["--include-dashboard=true", f"--dashboard-port={self.dashboard_port}"]
+            args += ["--dashboard-host=127.0.0.1"]
+        else:
+            args += ["--include-dashboard=false"]
+        self.nodes: list[Node] = []
+        self.head = self._start([*args, f"--ray-client-server-port={client_port}"], cpus)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def env(self) -> dict[str, str]:
+        """Environment that a driver on this cluster needs."""
+        return {"RAY_AUTH_MODE": "disabled"}
+
+    def add_node(self, *, cpus: int) -> Node:
+        """Start one more node."""
+        return self._start([f"--address={self.address}", "--num-gpus=0"], cpus)
+
+    def processes(self, name: str) -> Iterator[psutil.Process]:
+        """Yield the living processes whose title contains `name`, such as `ray::WorkerActor`."""
+        for node in self.nodes:
+            for process in node.processes():
+                if name in _name(process):
+                    yield process
+
+    def stop(self) -> None:
+        """End every process of the cluster and remove its folder."""
+        for node in reversed(self.nodes):
+            node.stop()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _start(self, args: list[str], cpus: int) -> Node:
+        common = ["--node-ip-address=127.0.0.1", f"--num-cpus={cpus}", "--disable-usage-stats"]
+        common += ["--object-store-memory=100000000", "--min-worker-port=0", "--max-worker-port=0"]
+        node = Node([*args, *common], self._env, self._folder / f"node-{len(self.nodes)}.log")
+        self.nodes.append(node)
+        try:
+            node.wait_started()
+        except AssertionError:
+            self.stop()
+            raise
+        return node
+
+
+def free_ports(count: int) -> list[int]:
+    """Return ports of loopback that nobody listens on."""
+    with contextlib.ExitStack() as stack:
+        listeners = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for listener in listeners:
+            listener.bind(("127.0.0.1", 0))
+        return [int(listener.getsockname()[1]) for listener in listeners]
+
+
+def _name(process: psutil.Process) -> str:
+    """Return a process's title: Ray's workers set their own, others are named by their program."""
+    try:
+        line = process.cmdline()
+    except psutil.Error:
+        return ""
+    if not line:
+        return ""
+    return line[0] if line[0].startswith("ray::") else Path(line[0]).name

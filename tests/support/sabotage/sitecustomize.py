@@ -1,0 +1,116 @@
+"""Breaks things on purpose in processes that have this folder on PYTHONPATH; the product knows nothing of it.
+
+SABOTAGE is a JSON object: `die`, `raise`, `hang` and `slow` list rows whose worker kills itself, raises, is
+stopped, or takes SABOTAGE_SLOW_S seconds longer, each time that the row is read. With `once` (a folder) a row
+does so only the first time. SMALL_DISK_BYTES is the size of the disk behind `smalldisk://` URIs, and
+SMALL_DISK_ROOT the folder that fills it.
+"""
+
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+ROWS = "mllm_shapx.data.conversations"
+STORAGE = "mllm_shapx.records.storage"
+
+
+def sabotaged(load_row: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a `load_row` that breaks at some rows."""
+    wanted = json.loads(os.environ["SABOTAGE"])
+
+    def broken(table: Any, row_index: int, *rest: Any) -> Any:
+        for kind, act in _ACTS.items():
+            if row_index in wanted.get(kind, ()) and _is_due(wanted.get("once"), kind, row_index):
+                act()
+        return load_row(table, row_index, *rest)
+
+    return broken
+
+
+def _is_due(folder: str | None, kind: str, row_index: int) -> bool:
+    if folder is None:
+        return True
+    try:
+        (Path(folder) / f"{kind}-{row_index}").touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _die() -> None:
+    print("the poison takes effect", file=sys.stderr, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _raise() -> None:
+    raise ArithmeticError("the row is poisoned")
+
+
+def _hang() -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def _slow() -> None:
+    time.sleep(float(os.environ["SABOTAGE_SLOW_S"]))
+
+
+_ACTS: dict[str, Callable[[], None]] = {"slow": _slow, "hang": _hang, "die": _die, "raise": _raise}
+
+
+def add_small_disk() -> None:
+    """Make `smalldisk:///folder` a directory on a disk of SMALL_DISK_BYTES bytes."""
+    import errno
+
+    import fsspec
+    from fsspec.implementations.local import LocalFileSystem
+
+    class SmallDisk(LocalFileSystem):  # type: ignore[misc]
+        protocol = ("smalldisk",)
+
+        def pipe_file(self, path: str, value: bytes, **options: Any) -> None:
+            root = Path(os.environ["SMALL_DISK_ROOT"])
+            used = sum(file.stat().st_size for file in root.rglob("*") if file.is_file())
+            if used + len(value) > int(os.environ["SMALL_DISK_BYTES"]):
+                raise OSError(errno.ENOSPC, "No space left on device")
+            super().pipe_file(path, value, **options)
+
+        @classmethod
+        def _strip_protocol(cls, path: str) -> str:
+            return str(LocalFileSystem._strip_protocol(path.removeprefix("smalldisk://")))
+
+    fsspec.register_implementation("smalldisk", SmallDisk, clobber=True)
+
+
+class _Saboteur(importlib.abc.MetaPathFinder):
+    """Changes modules as they are imported."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if fullname not in {ROWS, STORAGE}:
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
+        if spec is not None and spec.loader is not None:
+            load = spec.loader.exec_module
+
+            def exec_module(module: ModuleType) -> None:
+                load(module)
+                if fullname == ROWS and "SABOTAGE" in os.environ:
+                    module.load_row = sabotaged(module.load_row)  # type: ignore[attr-defined]
+                if fullname == STORAGE and "SMALL_DISK_BYTES" in os.environ:
+                    add_small_disk()
+
+            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
+
+
+sys.meta_path.insert(0, _Saboteur())
