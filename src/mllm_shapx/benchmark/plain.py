@@ -15,7 +15,9 @@ ALWAYS_TRIED = 64
 SEARCH_SHARE = 0.05
 """Share of the time that each batch size is measured for, and for one batch at least."""
 SLOWER = 0.97
-"""A batch size below this share of the best rate ends the search."""
+LARGER = 2
+"""A batch size more than twice the best one and below `SLOWER` of its rate ends the search: one alone may
+have met a busy moment."""
 GOLDEN = (5**0.5 - 1) / 2
 """Multiples of it, modulo 1, are spread evenly from the first few on."""
 
@@ -49,7 +51,7 @@ class PlainGenerate:
             self.rates[size] = rate
             if rate >= self.rates.get(self.batch_size, 0.0):
                 self.batch_size = size
-            elif rate < SLOWER * self.rates[self.batch_size]:
+            elif size > LARGER * self.batch_size and rate < SLOWER * self.rates[self.batch_size]:
                 break
 
     def seconds_for(self, snapshots: Sequence[ConversationSnapshot]) -> float:
