@@ -16,7 +16,10 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from click.testing import CliRunner
 from demo_task import ENGLISH, draw_prompt
+
+from mllm_shapx.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "demo" / "model"
@@ -83,14 +86,23 @@ class Study:
 
     def start(self, *args: str, verb: str = "run", env: Mapping[str, str] | None = None) -> "Process":
         """Start `mllm-shapx run` on the config, in a session of its own."""
-        target = ["--config", str(self.config)] if verb == "run" else [str(self.output)]
-        return Process([verb, *target, *args], {**self.env, **(env or {})}, self.folder)
+        return Process([verb, *self._target(verb), *args], {**self.env, **(env or {})}, self.folder)
 
     def run(
         self, *args: str, verb: str = "run", env: Mapping[str, str] | None = None, timeout: float = 240.0
     ) -> "Finished":
         """Run it to its end."""
         return self.start(*args, verb=verb, env=env).wait(timeout)
+
+    def call(self, *args: str, verb: str = "run") -> "Finished":
+        """Run it to its end in this process, which has imported already what takes seconds; without Ray."""
+        assert verb != "run" or "--inline" in args
+        found = CliRunner().invoke(main, [verb, *self._target(verb), *args])
+        assert found.exception is None or isinstance(found.exception, SystemExit), found.exception
+        return Finished(found.exit_code, found.output)
+
+    def _target(self, verb: str) -> list[str]:
+        return ["--config", str(self.config)] if verb == "run" else [str(self.output)]
 
     def samples_on_disk(self) -> int:
         return len(list(self.output.glob("*/samples/sample_*.json")))
