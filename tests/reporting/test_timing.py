@@ -140,3 +140,16 @@ def test_durations_read_well(seconds: float, text: str) -> None:
 def test_rates_read_well(rate: float, text: str) -> None:
     """Slow work is given per minute."""
     assert format_rate(rate) == text
+
+
+def test_lost_work_is_no_standstill() -> None:
+    """When a worker dies, or a restarted coordinator counts from nought, the rate stays what it was."""
+    now = 0.0
+    left = TimeLeft(clock=lambda: now)
+    for second in range(100):
+        now = float(second)
+        left.update(10.0 * second, 2000.0)
+    for second in range(100, 110):
+        now = float(second)
+        left.update(10.0 * (second - 100), 1000.0)
+    assert left.seconds == pytest.approx(91.0, rel=0.1)

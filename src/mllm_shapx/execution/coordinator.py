@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from mllm_shapx.errors import StorageError
 from mllm_shapx.execution.answers import AnswerFiles
+from mllm_shapx.execution.forecast import Forecast
 from mllm_shapx.execution.ledger import Blame, Ledger, UnitState
 from mllm_shapx.execution.messages import (
     Answers,
@@ -105,6 +106,7 @@ class Coordinator:
         self._fatal: str | None = None
         self._cost_total = sum(unit.cost for unit in units)
         self._cost_done = 0.0
+        self._forecast = Forecast(units, study.players)
         self._model_calls = 0
         self._answer_files: AnswerFiles | None = None
         self._exchange = HelpExchange()
@@ -216,6 +218,9 @@ class Coordinator:
             state.progress_at = time.monotonic()
         state.answers = beat.answers
         state.unit_answers = dict(beat.unit_answers)
+        self._forecast.hear(me.worker, beat)
+        if self._forecast.is_order_due():
+            self._ledger.reorder(self._forecast.cost)
         with self._writing():
             for run in self._runs.values():
                 run.checkpoint.maybe_write()
@@ -258,17 +263,18 @@ class Coordinator:
         stalled = tuple(
             worker for worker in sorted(busy) if now - self._workers[worker].progress_at > self._stall_s
         )
-        under_way = sum(
-            min(float(count), self._ledger.unit(unit_id).cost)
+        under_way = [
+            (unit, min(float(count), unit.cost))
             for state in self._workers.values()
             for unit_id, count in state.unit_answers.items()
             if self._ledger.holds(state.info.worker, unit_id)
-        )
+            for unit in (self._ledger.unit(unit_id),)
+        ]
         return Snapshot(
             done={name: run.done_now for name, run in self._runs.items()},
             failed={name: run.failed_now for name, run in self._runs.items()},
             total=dict.fromkeys(self._runs, len(self._rows)),
-            coalitions_done=self._cost_done + under_way,
+            coalitions_done=self._cost_done + sum(answers for _, answers in under_way),
             coalitions_total=self._cost_total,
             model_calls=self._model_calls,
             workers=tuple(sorted(self._workers)),
@@ -277,6 +283,8 @@ class Coordinator:
             unfinished_units=self._ledger.count(UnitState.QUEUED) + self._ledger.count(UnitState.LEASED),
             draining=self._draining,
             stalled=stalled,
+            device_seconds=self._forecast.device_seconds,
+            device_seconds_left=self._forecast.seconds_left(under_way),
             notes=notes,
             fatal=self._fatal,
         )
@@ -329,7 +337,9 @@ class Coordinator:
         """Return a lease on the runs of a unit that are still open, with the answers that are stored."""
         with self._writing():
             open_unit = replace(unit, run_names=tuple(self._open_runs[unit.unit_id]))
-            return LeaseReply(Lease(open_unit, self._known(unit)), drop=drop)
+            known = self._known(unit)
+            self._forecast.handed_out(unit, len(known.by_mask))
+            return LeaseReply(Lease(open_unit, known), drop=drop)
         return LeaseReply(None, drop=drop, order="stop")
 
     def _known(self, unit: WorkUnit) -> Answers:
@@ -382,6 +392,7 @@ class Coordinator:
         del self._open_runs[unit_id]
         self._exchange.close(unit_id)
         self._cost_done += self._ledger.unit(unit_id).cost
+        self._forecast.settled(self._ledger.unit(unit_id))
         if unit_id in self._failed_units:
             self._ledger.quarantine(unit_id)
         else:

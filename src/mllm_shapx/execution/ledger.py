@@ -1,7 +1,7 @@
 """The queue's state machine: which unit is queued, leased, done or quarantined, and who is to blame."""
 
 import heapq
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -98,6 +98,17 @@ class Ledger:
             return None
         heapq.heappop(self._queue)
         return self._hand_out(unit_id, worker)
+
+    def reorder(self, cost: Callable[[WorkUnit], float]) -> None:
+        """Hand out what is queued by falling `cost` from now on."""
+        queued = [entry for entry in self._entries.values() if entry.state is UnitState.QUEUED]
+        ranks = sorted(entry.rank for entry in queued)
+        queued.sort(key=lambda entry: (-cost(entry.unit), entry.rank))
+        for rank, entry in zip(ranks, queued, strict=True):
+            entry.rank = rank
+        for queue in (self._queue, self._suspects):
+            queue[:] = [(self._entries[unit_id].rank, unit_id) for _, unit_id in queue]
+            heapq.heapify(queue)
 
     def complete(self, unit_id: str) -> bool:
         """Note that all runs of a unit are done; return False when that was known already."""

@@ -9,6 +9,7 @@ from mllm_shapx.config.models import DatasetConfig, RuntimeConfig, WandbConfig
 from mllm_shapx.execution.sharing import HelpTask
 from mllm_shapx.explaining.coalitions import StoredAnswer
 from mllm_shapx.explaining.similarity import Vector
+from mllm_shapx.planning.costs import Generated
 from mllm_shapx.planning.runs import RunSpec
 from mllm_shapx.planning.units import WorkUnit
 
@@ -109,6 +110,8 @@ class Beat:
     """Time that its device spent in the model."""
     unit_answers: Mapping[str, int] = field(default_factory=dict)
     """Answers at hand for each unit that it holds."""
+    generated: Mapping[str, Generated] = field(default_factory=dict)
+    """Generation key -> answers generated since it started, for whomever."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +149,10 @@ class Snapshot:
     """Whether nothing more is handed out."""
     stalled: tuple[str, ...]
     """Workers that hold units and have shown no progress for the stall timeout."""
+    device_seconds: float = 0.0
+    """Time that the workers' devices have spent in the model."""
+    device_seconds_left: float | None = None
+    """What the rest is expected to take of it; None while too little was measured."""
     notes: tuple[str, ...] = ()
     """News since the last snapshot, in words."""
     fatal: str | None = None

@@ -14,13 +14,17 @@ class ProgressFeed:
     def __init__(self, reporter: ProgressReporter) -> None:
         self._reporter = reporter
         self._started = time.monotonic()
-        self._time_left = TimeLeft()
+        self._by_answers = TimeLeft()
+        self._by_device_seconds = TimeLeft()
 
     def show(self, snapshot: Snapshot) -> None:
         """Show a snapshot and its notes."""
         elapsed = time.monotonic() - self._started
         if snapshot.workers:
-            self._time_left.update(snapshot.coalitions_done, snapshot.coalitions_total)
+            self._by_answers.update(snapshot.coalitions_done, snapshot.coalitions_total)
+            if snapshot.device_seconds_left is not None:
+                total = snapshot.device_seconds + snapshot.device_seconds_left
+                self._by_device_seconds.update(snapshot.device_seconds, total)
         for note in snapshot.notes:
             self._reporter.message(note)
         self._reporter.update(
@@ -35,6 +39,12 @@ class ProgressFeed:
                 workers=len(snapshot.workers),
                 busy_workers=snapshot.busy_workers,
                 elapsed_s=elapsed,
-                eta_s=self._time_left.seconds,
+                eta_s=self._seconds_left,
             )
         )
+
+    @property
+    def _seconds_left(self) -> float | None:
+        """Return the time left by what answers were measured to cost, else as if all cost the same."""
+        measured = self._by_device_seconds.seconds
+        return self._by_answers.seconds if measured is None else measured

@@ -30,6 +30,7 @@ from mllm_shapx.models.base import Answer
 from mllm_shapx.models.encoder import TextEncoder
 from mllm_shapx.models.engine import Engine
 from mllm_shapx.models.registry import load_model
+from mllm_shapx.planning.costs import Generated
 from mllm_shapx.planning.runs import RunSpec
 from mllm_shapx.planning.units import WorkUnit
 from mllm_shapx.records.results import SampleResult
@@ -166,6 +167,7 @@ class Worker:
         self._desk = desk
         self._held: dict[str, _Held] = {}
         self._answers = 0
+        self._generated: dict[str, Generated] = {}
         self._asking = asyncio.Lock()
         self._stopping = asyncio.Event()
         self._draining = False
@@ -332,6 +334,8 @@ class Worker:
 
         def count(index: int, answer: Answer) -> None:
             self._answers += 1
+            before = self._generated.get(run.generation_key, Generated())
+            self._generated[run.generation_key] = before.plus(masks[index])
             on_answer(masks[index], answer)
 
         seeds = [0] * len(masks)
@@ -402,7 +406,7 @@ class Worker:
             await asyncio.sleep(BEAT_S)
             busy = self._loaded.engine.stats.busy_seconds
             counts = {unit_id: held.answers for unit_id, held in self._held.items()}
-            beat = Beat(tuple(self._held), self._answers, busy, counts)
+            beat = Beat(tuple(self._held), self._answers, busy, counts, dict(self._generated))
             self._obey(await self._desk.beat(self._me, beat))
             for unit_id, held in list(self._held.items()):
                 if time.monotonic() - held.flushed_at >= self._study.flush_s:

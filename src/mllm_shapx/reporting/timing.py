@@ -65,6 +65,7 @@ class TimeLeft:
         self._from_first_lump = _lasting_rate()
         self._start_done: float | None = None
         self._done = 0.0
+        self._lost = 0.0
         self._heard = 0.0
         self._longest_gap = 0.0
         self._left: float | None = None
@@ -77,6 +78,9 @@ class TimeLeft:
         """
         now = self._clock()
         self._left = max(0.0, total - done)
+        # What was done can be lost: with a worker, or with what a coordinator knew that was restarted.
+        self._lost = max(self._lost, self._done - done)
+        done += self._lost
         if self._start_done is None:
             self._start_done = self._done = done
             self._heard = now

@@ -1,0 +1,106 @@
+"""What the rest of a study takes: planned answers, corrected by what was generated and what that took."""
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+
+from mllm_shapx.execution.messages import Beat
+from mllm_shapx.planning.costs import AnswerCost, Generated
+from mllm_shapx.planning.units import NOMINAL_PLAYERS, WorkUnit
+
+REORDER_S = 30.0
+"""Seconds between two corrections of the queue's order."""
+
+
+class Forecast:
+    """Foretells device seconds from the workers' signs of life.
+
+    Args:
+        units: Everything that is to be done.
+        players: Players of each row; None, or a row missing, where they are not known.
+        clock: Gives the time in seconds.
+    """
+
+    def __init__(
+        self,
+        units: Iterable[WorkUnit],
+        players: Mapping[int, int] | None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.device_seconds = 0.0
+        """Time that the workers' devices have spent in the model."""
+        self._cost = AnswerCost()
+        self._players = players or {}
+        self._clock = clock
+        self._calls: defaultdict[tuple[str, int], float] = defaultdict(float)
+        for unit in units:
+            self._calls[self._kind(unit)] += unit.cost
+        self._settled = 0.0
+        self._generated = 0
+        self._stored: dict[str, float] = {}
+        self._busy: dict[str, float] = {}
+        self._measured: dict[str, Beat] = {}
+        self._reordered = clock()
+
+    def handed_out(self, unit: WorkUnit, stored: int) -> None:
+        """Take note that a unit was given to a worker with so many answers that need not be generated."""
+        self._stored.setdefault(unit.unit_id, min(float(stored), unit.cost))
+
+    def settled(self, unit: WorkUnit) -> None:
+        """Take note that a unit needs nothing more."""
+        self._calls[self._kind(unit)] -= unit.cost
+        self._settled += unit.cost
+
+    def hear(self, worker: str, beat: Beat) -> None:
+        """Learn from a worker's sign of life what answers cost."""
+        self.device_seconds += max(0.0, beat.busy_seconds - self._busy.get(worker, 0.0))
+        self._busy[worker] = beat.busy_seconds
+        before, nothing = self._measured.get(worker, Beat((), 0, 0.0)), Generated()
+        new = {key: now.since(before.generated.get(key, nothing)) for key, now in beat.generated.items()}
+        answers = sum(each.answers for each in new.values())
+        if answers > 0:
+            self._measured[worker] = beat
+            self._generated += answers
+            self._cost.observe(self._clock(), beat.busy_seconds - before.busy_seconds, new)
+
+    def is_order_due(self) -> bool:
+        """Whether the queue's order should be corrected now: its units differ in more than their players."""
+        if len({key for key, _ in self._calls}) < 2 or self._clock() - self._reordered < REORDER_S:  # noqa: PLR2004
+            return False
+        self._reordered = self._clock()
+        return True
+
+    def cost(self, unit: WorkUnit) -> float:
+        """Return what a unit takes: device seconds, or expected answers while too little was measured."""
+        key, players = self._kind(unit)
+        return unit.cost * (self._each(key, players) or 1.0)
+
+    def seconds_left(self, under_way: Iterable[tuple[WorkUnit, float]]) -> float | None:
+        """Return the device seconds that are left; None while too little was measured.
+
+        Args:
+            under_way: Units that workers hold, with the answers that each has already.
+        """
+        left, at_hand = self._calls.copy(), 0.0
+        for unit, answers in under_way:
+            left[self._kind(unit)] -= answers
+            at_hand += answers
+        total = 0.0
+        for (key, players), calls in left.items():
+            each = self._each(key, players)
+            if each is None:
+                return None
+            total += max(0.0, calls) * each
+        return total * self._share_generated(self._settled + at_hand)
+
+    def _share_generated(self, done: float) -> float:
+        """Return how many of the expected answers had to be generated: coalitions may have one prompt."""
+        fresh = done - sum(self._stored.values())
+        return self._generated / fresh if fresh > 0.0 and self._generated else 1.0
+
+    def _each(self, key: str, players: int) -> float | None:
+        # Half of the players are present in a coalition, in the mean of every sampler.
+        return self._cost.seconds(key, players / 2.0)
+
+    def _kind(self, unit: WorkUnit) -> tuple[str, int]:
+        return unit.generation_key, self._players.get(unit.row_index, NOMINAL_PLAYERS)
