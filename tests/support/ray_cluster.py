@@ -76,9 +76,12 @@ class LoopbackCluster:
         cpus: Logical CPUs of the head.
         gpus: Logical GPUs of the head; no real ones are needed.
         dashboard: Whether the job server runs, for `ray job submit`.
+        env: Environment of the workers beside the usual one.
     """
 
-    def __init__(self, *, cpus: int, gpus: int = 0, dashboard: bool = False) -> None:
+    def __init__(
+        self, *, cpus: int, gpus: int = 0, dashboard: bool = False, env: Mapping[str, str] | None = None
+    ) -> None:
         # Paths of sockets are short, so a test's own folder would not do.
         self._folder = Path(tempfile.mkdtemp(prefix="shapx-ray-", dir="/tmp"))
         port, client_port, self.dashboard_port = free_ports(3)
@@ -88,6 +91,7 @@ class LoopbackCluster:
             "RAY_AUTH_MODE": "disabled",
             "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
             "OMP_NUM_THREADS": "1",
+            **(env or {}),
         }
         args = ["--head", f"--port={port}", f"--temp-dir={self._folder / 't'}", f"--num-gpus={gpus}"]
         if dashboard:

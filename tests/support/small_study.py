@@ -24,6 +24,8 @@ from mllm_shapx.cli import main
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "demo" / "model"
 
+SABOTAGE = ROOT / "tests" / "support" / "sabotage"
+
 VARIANTS: list[dict[str, Any]] = [
     {"explainer_type": "exact"},
     {"explainer_type": "limited_mc", "fractions": [0.5]},
@@ -165,6 +167,24 @@ class Process:
             assert self.is_running(), f"it ended too early:\n{self.out}"
             assert time.monotonic() < deadline, f"not seen in {timeout:g} s:\n{self.out}"
             time.sleep(0.05)
+
+
+class Sabotage:
+    """What breaks in the processes that get its environment; see sabotage/sitecustomize.py."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = folder / "sabotage.json"
+        self.set()
+
+    @property
+    def env(self) -> dict[str, str]:
+        return {"PYTHONPATH": str(SABOTAGE), "SABOTAGE_FILE": str(self._file)}
+
+    def set(self, **wanted: Any) -> None:
+        """Say what breaks from now on, such as `die=[3]`; nothing by default."""
+        new = self._file.with_suffix(".new")
+        new.write_text(json.dumps(wanted))
+        new.replace(self._file)
 
 
 def environment(more: Mapping[str, str]) -> dict[str, str]:

@@ -109,6 +109,7 @@ async def _run(
                     f"{request.name}: finishing the rows under way, for {options.grace_s:g} s at most"
                 )
                 coordinator.drain()
+                await worker.flush()
                 deadline = time.monotonic() + options.grace_s
             if deadline is not None and time.monotonic() > deadline:
                 await worker.stop()

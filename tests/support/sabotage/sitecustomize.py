@@ -1,9 +1,9 @@
 """Breaks things on purpose in processes that have this folder on PYTHONPATH; the product knows nothing of it.
 
-SABOTAGE is a JSON object: `die`, `raise`, `hang` and `slow` list rows whose worker kills itself, raises, is
-stopped, or takes SABOTAGE_SLOW_S seconds longer, each time that the row is read. With `once` (a folder) a row
-does so only the first time. SMALL_DISK_BYTES is the size of the disk behind `smalldisk://` URIs, and
-SMALL_DISK_ROOT the folder that fills it.
+SABOTAGE_FILE names a JSON object that is read anew for every row: `die`, `raise`, `hang` and `slow` list rows
+whose worker kills itself, raises, is stopped, or takes `slow_s` seconds longer, each time that the row is
+read. With `once` (a folder) a row does so only the first time. SMALL_DISK_BYTES is the size of the disk
+behind `smalldisk://` URIs, and SMALL_DISK_ROOT the folder that fills it.
 """
 
 import importlib.abc
@@ -25,12 +25,12 @@ STORAGE = "mllm_shapx.records.storage"
 
 def sabotaged(load_row: Callable[..., Any]) -> Callable[..., Any]:
     """Return a `load_row` that breaks at some rows."""
-    wanted = json.loads(os.environ["SABOTAGE"])
 
     def broken(table: Any, row_index: int, *rest: Any) -> Any:
+        wanted = json.loads(Path(os.environ["SABOTAGE_FILE"]).read_text())
         for kind, act in _ACTS.items():
             if row_index in wanted.get(kind, ()) and _is_due(wanted.get("once"), kind, row_index):
-                act()
+                act(wanted)
         return load_row(table, row_index, *rest)
 
     return broken
@@ -46,24 +46,24 @@ def _is_due(folder: str | None, kind: str, row_index: int) -> bool:
     return True
 
 
-def _die() -> None:
+def _die(_wanted: Any) -> None:
     print("the poison takes effect", file=sys.stderr, flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _raise() -> None:
+def _raise(_wanted: Any) -> None:
     raise ArithmeticError("the row is poisoned")
 
 
-def _hang() -> None:
+def _hang(_wanted: Any) -> None:
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
-def _slow() -> None:
-    time.sleep(float(os.environ["SABOTAGE_SLOW_S"]))
+def _slow(wanted: Any) -> None:
+    time.sleep(wanted["slow_s"])
 
 
-_ACTS: dict[str, Callable[[], None]] = {"slow": _slow, "hang": _hang, "die": _die, "raise": _raise}
+_ACTS: dict[str, Callable[[Any], None]] = {"slow": _slow, "hang": _hang, "die": _die, "raise": _raise}
 
 
 def add_small_disk() -> None:
@@ -104,7 +104,7 @@ class _Saboteur(importlib.abc.MetaPathFinder):
 
             def exec_module(module: ModuleType) -> None:
                 load(module)
-                if fullname == ROWS and "SABOTAGE" in os.environ:
+                if fullname == ROWS and "SABOTAGE_FILE" in os.environ:
                     module.load_row = sabotaged(module.load_row)  # type: ignore[attr-defined]
                 if fullname == STORAGE and "SMALL_DISK_BYTES" in os.environ:
                     add_small_disk()

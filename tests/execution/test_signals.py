@@ -1,0 +1,102 @@
+"""SIGINT and SIGTERM without Ray: a drain that says how to go on, no wait at the second; full disks."""
+
+import json
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from small_study import SABOTAGE, Sabotage, Study, results
+
+from mllm_shapx.records.storage import open_storage
+from mllm_shapx.records.store import CoalitionStore
+
+ROWS = 6
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    study = Study(tmp_path_factory.mktemp("undisturbed"), rows=ROWS)
+    assert study.call("--inline").code == 0
+    return study
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_lets_rows_under_way_end_and_says_how_to_go_on(
+    undisturbed: Study, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    saboteur = Sabotage(tmp_path)
+    saboteur.set(slow=list(range(ROWS)), slow_s=1.5)
+    study = Study(tmp_path, rows=ROWS, env=saboteur.env)
+    run = study.start("--inline", "--rows-in-flight", "1")
+    run.wait_for(lambda: study.samples_on_disk() >= 3)
+    run.kill(number)
+    ended = run.wait(60)
+    assert ended.code == code, ended.out
+    assert f"{number.name}: finishing the rows under way" in ended.out
+    assert f"to go on: mllm-shapx run --config {study.config} --resume" in ended.out
+    assert 3 <= study.samples_on_disk() < 3 * ROWS
+    assert json.loads((study.output / "exact" / "checkpoint.json").read_text())["completed_indices"]
+    saboteur.set()
+    assert study.call("--inline", "--resume").code == 0
+    assert results(study.output) == results(undisturbed.output)
+
+
+@pytest.mark.slow
+def test_a_second_signal_ends_at_once_and_partial_answers_of_a_long_row_are_kept(tmp_path: Path) -> None:
+    """A row of 4,096 coalitions is cut short; what was flushed is not asked again."""
+    rows = {
+        "experiments": [{"explainer_type": "exact"}],
+        "generation": {"max_new_tokens": 2, "text_temperature": 0.0},
+    }
+    study = Study(tmp_path, rows=1, words=9, settings=rows)
+    long_row(study)
+    run = study.start("--inline", "--flush-every", "0.2")
+    run.wait_for(lambda: len(list(study.output.glob("generations/*.parts/*.parquet"))) >= 3)
+    run.kill(signal.SIGTERM)
+    run.wait_for(lambda: "SIGTERM: finishing" in run.out)
+    started = time.monotonic()
+    run.kill(signal.SIGTERM)
+    ended = run.wait(30)
+    assert time.monotonic() - started < 5
+    assert ended.code == 143
+    assert "stopped at once" in ended.out
+    assert study.samples_on_disk() == 0
+    (entry,) = CoalitionStore(open_storage(str(study.output))).info()
+    assert 0 < entry.answers < 4096
+    ended = study.call("--inline", "--resume")
+    assert ended.code == 0
+    assert f"({4096 - entry.answers:,} model calls" in ended.out
+    sample = json.loads(next(study.output.glob("exact/samples/*.json")).read_text())
+    assert sample["model_calls"] == 4096, "those of the earlier try count"
+    assert not list(study.output.glob("generations/*.parts"))
+
+
+def long_row(study: Study) -> None:
+    """Give the study one row of twelve words."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    prompt = "please tell our tall sailor about the harbor and every ferry tomorrow"
+    pq.write_table(
+        pa.Table.from_pylist([{"prompt": prompt, "language": "en"}]), study.folder / "rows.parquet"
+    )
+
+
+@pytest.mark.slow
+def test_a_disk_that_fills_up_ends_the_run_with_the_reason_and_resumes_once_there_is_room(
+    undisturbed: Study, tmp_path: Path
+) -> None:
+    room = sum(file.stat().st_size for file in undisturbed.output.rglob("*") if file.is_file()) // 2
+    root = tmp_path / "disk"
+    root.mkdir()
+    study = Study(tmp_path, rows=ROWS, settings={"output_root": f"smalldisk://{root}"})
+    disk = {"PYTHONPATH": str(SABOTAGE), "SMALL_DISK_ROOT": str(root), "SMALL_DISK_BYTES": str(room)}
+    ended = study.run("--inline", env=disk)
+    assert ended.code == 1, ended.out
+    assert "No space left on device" in ended.out
+    assert "--resume" in ended.out
+    ended = study.run("--inline", "--resume", env={**disk, "SMALL_DISK_BYTES": "1000000"})
+    assert ended.code == 0, ended.out
+    assert results(root / "study") == results(undisturbed.output)
