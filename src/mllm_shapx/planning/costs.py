@@ -7,7 +7,7 @@ from dataclasses import dataclass
 _BASE = ("base", "")
 _PRESENT = ("present", "")
 
-NOISE = 0.25
+NOISE = 0.15
 """Relative spread between measurements of the same work."""
 SPREAD_OF_SLOPE = 0.5
 """How far the players present are expected to decide an answer's cost, relative to it, at first."""
