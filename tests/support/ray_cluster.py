@@ -36,10 +36,14 @@ class Node:
     def wait_started(self) -> None:
         """Wait until Ray says that the node runs."""
         deadline = time.monotonic() + START_S
-        while "Ray runtime started" not in self.log.read_text(errors="replace"):
+        while not self.has_started():
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise AssertionError(f"the node did not start:\n{self.log.read_text(errors='replace')}")
             time.sleep(0.1)
+
+    def has_started(self) -> bool:
+        """Return whether Ray has said that the node runs."""
+        return "Ray runtime started" in self.log.read_text(errors="replace")
 
     def processes(self) -> list[psutil.Process]:
         """Return the node's living processes, workers included."""
@@ -50,10 +54,6 @@ class Node:
     def raylet(self) -> psutil.Process | None:
         """Return the process that starts the node's workers."""
         return next((process for process in self.processes() if _name(process) == "raylet"), None)
-
-    def is_alive(self) -> bool:
-        """Return whether `ray start` still holds the node together."""
-        return self._process.poll() is None
 
     def stop(self) -> None:
         """End the node and everything that it started."""
@@ -113,9 +113,9 @@ class LoopbackCluster:
         """Environment that a driver on this cluster needs."""
         return {"RAY_AUTH_MODE": "disabled"}
 
-    def add_node(self, *, cpus: int) -> Node:
+    def add_node(self, *, cpus: int, wait: bool = True) -> Node:
         """Start one more node."""
-        return self._start([f"--address={self.address}", "--num-gpus=0"], cpus)
+        return self._start([f"--address={self.address}", "--num-gpus=0"], cpus, wait=wait)
 
     def processes(self, name: str) -> Iterator[psutil.Process]:
         """Yield the living processes whose title contains `name`, such as `ray::WorkerActor`."""
@@ -130,13 +130,14 @@ class LoopbackCluster:
             node.stop()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _start(self, args: list[str], cpus: int) -> Node:
+    def _start(self, args: list[str], cpus: int, *, wait: bool = True) -> Node:
         common = ["--node-ip-address=127.0.0.1", f"--num-cpus={cpus}", "--disable-usage-stats"]
         common += ["--object-store-memory=100000000", "--min-worker-port=0", "--max-worker-port=0"]
         node = Node([*args, *common], self._env, self._folder / f"node-{len(self.nodes)}.log")
         self.nodes.append(node)
         try:
-            node.wait_started()
+            if wait:
+                node.wait_started()
         except AssertionError:
             self.stop()
             raise
