@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from small_study import SABOTAGE, Sabotage, Study, results
+from small_study import LONG_PROMPTS, SABOTAGE, Sabotage, Study, results
 
 from mllm_shapx.records.storage import open_storage
 from mllm_shapx.records.store import CoalitionStore
@@ -45,15 +45,11 @@ def test_a_signal_lets_rows_under_way_end_and_says_how_to_go_on(
 
 @pytest.mark.slow
 def test_a_second_signal_ends_at_once_and_partial_answers_of_a_long_row_are_kept(tmp_path: Path) -> None:
-    """A row of 4,096 coalitions is cut short; what was flushed is not asked again."""
-    rows = {
-        "experiments": [{"explainer_type": "exact"}],
-        "generation": {"max_new_tokens": 2, "text_temperature": 0.0},
-    }
-    study = Study(tmp_path, rows=1, words=9, settings=rows)
-    long_row(study)
+    """A row of 2,048 coalitions is cut short; what was flushed is not asked again."""
+    study = Study(tmp_path, settings={"experiments": [{"explainer_type": "exact"}]})
+    study.write_prompts(LONG_PROMPTS[0])
     run = study.start("--inline", "--flush-every", "0.2")
-    run.wait_for(lambda: len(list(study.output.glob("generations/*.parts/*.parquet"))) >= 3)
+    run.wait_for(lambda: len(list(study.output.glob("generations/*.parts/*.parquet"))) >= 1)
     run.kill(signal.SIGTERM)
     run.wait_for(lambda: "SIGTERM: finishing" in run.out)
     started = time.monotonic()
@@ -64,24 +60,13 @@ def test_a_second_signal_ends_at_once_and_partial_answers_of_a_long_row_are_kept
     assert "stopped at once" in ended.out
     assert study.samples_on_disk() == 0
     (entry,) = CoalitionStore(open_storage(str(study.output))).info()
-    assert 0 < entry.answers < 4096
+    assert 0 < entry.answers < 2048
     ended = study.call("--inline", "--resume")
     assert ended.code == 0
-    assert f"({4096 - entry.answers:,} model calls" in ended.out
+    assert f"({2048 - entry.answers:,} model calls" in ended.out
     sample = json.loads(next(study.output.glob("exact/samples/*.json")).read_text())
-    assert sample["model_calls"] == 4096, "those of the earlier try count"
+    assert sample["model_calls"] == 2048, "those of the earlier try count"
     assert not list(study.output.glob("generations/*.parts"))
-
-
-def long_row(study: Study) -> None:
-    """Give the study one row of twelve words."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    prompt = "please tell our tall sailor about the harbor and every ferry tomorrow"
-    pq.write_table(
-        pa.Table.from_pylist([{"prompt": prompt, "language": "en"}]), study.folder / "rows.parquet"
-    )
 
 
 @pytest.mark.slow

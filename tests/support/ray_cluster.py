@@ -84,7 +84,7 @@ class LoopbackCluster:
     ) -> None:
         # Paths of sockets are short, so a test's own folder would not do.
         self._folder = Path(tempfile.mkdtemp(prefix="shapx-ray-", dir="/tmp"))
-        port, client_port, self.dashboard_port = free_ports(3)
+        port, client_port, agent_port, self.dashboard_port = free_ports(4)
         self.address = f"127.0.0.1:{port}"
         self._env = {
             **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
@@ -96,7 +96,7 @@ class LoopbackCluster:
         args = ["--head", f"--port={port}", f"--temp-dir={self._folder / 't'}", f"--num-gpus={gpus}"]
         if dashboard:
             args += ["--include-dashboard=true", f"--dashboard-port={self.dashboard_port}"]
-            args += ["--dashboard-host=127.0.0.1"]
+            args += ["--dashboard-host=127.0.0.1", f"--dashboard-agent-listen-port={agent_port}"]
         else:
             args += ["--include-dashboard=false"]
         self.nodes: list[Node] = []

@@ -33,6 +33,12 @@ VARIANTS: list[dict[str, Any]] = [
 ]
 """Explainers that share their answers; the last two hang on seeds."""
 
+LONG_PROMPTS = (
+    "please tell our tall sailor about the harbor and every ferry",
+    "kindly remind my young painter that this museum shows old masks",
+)
+"""Eleven words each: 2,048 coalitions, which take a while."""
+
 TIMINGS = ("runtime_sec", "runtime_sec_total", "runtime_sec_avg")
 
 
@@ -85,6 +91,11 @@ class Study:
             "experiments": VARIANTS,
         }
         self.config.write_text(json.dumps({**usual, **self.settings, **changes}, indent=2))
+
+    def write_prompts(self, *prompts: str) -> None:
+        """Explain these prompts instead."""
+        rows = [{"prompt": prompt, "language": "en"} for prompt in prompts]
+        pq.write_table(pa.Table.from_pylist(rows), self.folder / "rows.parquet")
 
     def start(self, *args: str, verb: str = "run", env: Mapping[str, str] | None = None) -> "Process":
         """Start `mllm-shapx run` on the config, in a session of its own."""
