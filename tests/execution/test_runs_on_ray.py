@@ -134,13 +134,14 @@ def title(process: psutil.Process) -> str:
 
 
 def test_poison_is_quarantined_with_its_traces_and_retried_alone(undisturbed: Study, tmp_path: Path) -> None:
-    """On a cluster of its own: one row kills its process every time, one raises; all others are done."""
+    """On a cluster of its own: a row kills its process every time, one raises, one stops its worker once."""
     saboteur = Sabotage(tmp_path)
     study = Study(tmp_path, rows=ROWS, words=6, env=saboteur.env)
-    saboteur.set(**{"die": [3], "raise": [5], "slow": list(range(ROWS)), "slow_s": 0.2})
-    ended = study.run("--num-workers", "2", timeout=400)
+    slow = {"slow": list(range(ROWS)), "slow_s": 0.2}
+    saboteur.set(**{"die": [3], "raise": [5], "hang": [7], "once": str(tmp_path), **slow})
+    ended = study.run("--num-workers", "2", "--stall-timeout", "20", timeout=400)
     assert ended.code == 3, ended.out
-    assert "quarantined" in ended.out
+    assert "has shown no progress for 20 s; it is replaced" in ended.out
     assert "mllm-shapx failures" in ended.out
     assert study.samples_on_disk() == 3 * (ROWS - 2)
     failed = {failure["row"]: failure for failure in failures_of(study)}

@@ -51,6 +51,8 @@ SILENCE_S = 60.0
 """Seconds that a worker may be out of reach before it is given up."""
 NO_PLACE_S = 60.0
 """Seconds without any worker that has a place on the cluster, after which the user is told."""
+LOADING_S = 600.0
+"""Seconds that loading the model may take, however short the timeout for workers without progress is."""
 LOG_S = 10.0
 """Seconds that fetching a dead worker's log may take."""
 COALITIONS_WORTH_A_WORKER = 256
@@ -324,7 +326,7 @@ class Driver:
             for worker in self._workers.values()
             if worker.node_id is not None
             and worker.name not in self._met
-            and now - worker.placed_at > self._options.stall_s
+            and now - worker.placed_at > max(self._options.stall_s, LOADING_S)
         }
         for name in sorted({*snapshot.stalled, *loading_too_long}):
             worker = self._workers.get(name)

@@ -1,9 +1,9 @@
 """Breaks things on purpose in processes that have this folder on PYTHONPATH; the product knows nothing of it.
 
-SABOTAGE_FILE names a JSON object that is read anew for every row: `die`, `raise`, `hang` and `slow` list rows
-whose worker kills itself, raises, is stopped, or takes `slow_s` seconds longer, each time that the row is
-read. With `once` (a folder) a row does so only the first time. SMALL_DISK_BYTES is the size of the disk
-behind `smalldisk://` URIs, and SMALL_DISK_ROOT the folder that fills it.
+SABOTAGE_FILE names a JSON object that is read anew for every row: `die`, `raise` and `slow` list rows whose
+worker kills itself, raises, or takes `slow_s` seconds longer, each time that the row is read; `hang` lists
+rows that stop their worker's process the first time, noted in the folder `once`. SMALL_DISK_BYTES is the size
+of the disk behind `smalldisk://` URIs, and SMALL_DISK_ROOT the folder that fills it.
 """
 
 import importlib.abc
@@ -29,18 +29,17 @@ def sabotaged(load_row: Callable[..., Any]) -> Callable[..., Any]:
     def broken(table: Any, row_index: int, *rest: Any) -> Any:
         wanted = json.loads(Path(os.environ["SABOTAGE_FILE"]).read_text())
         for kind, act in _ACTS.items():
-            if row_index in wanted.get(kind, ()) and _is_due(wanted.get("once"), kind, row_index):
+            if row_index in wanted.get(kind, ()) and (kind != "hang" or _is_due(wanted["once"], row_index)):
                 act(wanted)
         return load_row(table, row_index, *rest)
 
     return broken
 
 
-def _is_due(folder: str | None, kind: str, row_index: int) -> bool:
-    if folder is None:
-        return True
+def _is_due(folder: str, row_index: int) -> bool:
+    """Return whether it is the row's first time."""
     try:
-        (Path(folder) / f"{kind}-{row_index}").touch(exist_ok=False)
+        (Path(folder) / f"hung-{row_index}").touch(exist_ok=False)
     except FileExistsError:
         return False
     return True
