@@ -6,12 +6,14 @@ BIN := .venv/bin
 SOURCES := src tests scripts
 # Handed on to pytest, such as ARGS="tests/demo -x".
 ARGS ?=
+# Processes that run tests; 0 for all in one, as a debugger wants it.
+JOBS ?= 2
 
 help:
 	@echo "make setup   make .venv with Python 3.12 and the pinned packages (needs Python 3.8+; about 5 GB)"
 	@echo "make demo    explain the demo's rows with four explainers on two workers, and show some"
 	@echo "make demo-audio  the same with recordings: where is the sound that the answer names?"
-	@echo "make test    run the tests (ARGS=... goes to pytest)"
+	@echo "make test    run the tests (ARGS=... goes to pytest, JOBS=0 runs them in one process)"
 	@echo "make check   lint, formatting and types"
 	@echo "make clean   remove .venv, .tools and caches; results stay"
 
@@ -25,9 +27,10 @@ demo-audio: setup
 	$(BIN)/mllm-shapx demo --config configs/demo_audio.json
 	$(BIN)/python scripts/check_planted_sound.py
 
-# One thread each: several processes with a thread per core stand in each other's way.
+# One thread each: several processes with a thread per core stand in each other's way. The tests that start Ray
+# clusters are in two groups (xdist_group), so that at most two clusters run at a time.
 test: setup
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n $(JOBS) $(ARGS)
 
 check: setup
 	$(BIN)/ruff check $(SOURCES)

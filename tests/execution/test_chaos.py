@@ -9,6 +9,7 @@ SEED = 5
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("chaos")
 @pytest.mark.timeout(900)
 def test_a_study_survives_the_death_of_all_its_parts(tmp_path: Path) -> None:
     """SIGKILL to a worker, the coordinator, the aggregator, a second node's raylet and the driver."""

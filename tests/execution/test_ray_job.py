@@ -1,5 +1,6 @@
 """A study as a Ray job: `ray job stop` leaves its driver three seconds, and nothing is lost."""
 
+import re
 import subprocess
 import sys
 import time
@@ -7,9 +8,10 @@ from pathlib import Path
 
 import pytest
 from ray_cluster import LoopbackCluster
-from small_study import LONG_PROMPTS, Study, environment, results
+from small_study import LONG_PROMPTS, Sabotage, Study, environment, results
 
 RAY = str(Path(sys.executable).with_name("ray"))
+ANSWERED = re.compile(r" [1-9]\d*/[\d,]+ coalitions")
 
 
 def ray_job(cluster: LoopbackCluster, *args: str) -> str:
@@ -33,6 +35,7 @@ def ray_job(cluster: LoopbackCluster, *args: str) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("chaos")
 @pytest.mark.timeout(600)
 def test_a_stopped_job_keeps_its_answers_and_goes_on_elsewhere(tmp_path: Path) -> None:
     """What the rows under way had of answers is on disk, and the resumed study equals an undisturbed one."""
@@ -41,11 +44,13 @@ def test_a_stopped_job_keeps_its_answers_and_goes_on_elsewhere(tmp_path: Path) -
     study = Study(tmp_path / "job", settings=one_run)
     for each in (undisturbed, study):
         each.write_prompts(*LONG_PROMPTS)
-    with LoopbackCluster(cpus=2, dashboard=True) as cluster:
+    saboteur = Sabotage(tmp_path)
+    saboteur.set(batch_s=2)
+    with LoopbackCluster(cpus=2, dashboard=True, env=saboteur.env) as cluster:
         command = [sys.executable, "-m", "mllm_shapx.cli", "run", "--config", str(study.config)]
         ray_job(cluster, "submit", "--no-wait", "--submission-id", "study", "--", *command)
         deadline = time.monotonic() + 240
-        while "1/1 workers busy" not in ray_job(cluster, "logs", "study"):
+        while not ANSWERED.search(ray_job(cluster, "logs", "study")):
             assert time.monotonic() < deadline
         assert not parts(study), "nothing is flushed in the first 30 s"
         ray_job(cluster, "stop", "study")

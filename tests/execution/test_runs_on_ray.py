@@ -17,7 +17,7 @@ from mllm_shapx.records.store import CoalitionStore
 ACTORS = "ray::CoordinatorActor", "ray::AggregatorActor", "ray::WorkerActor"
 ROWS = 24
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.xdist_group("cluster")]
 
 
 @pytest.fixture(scope="module")
@@ -139,9 +139,9 @@ def test_poison_is_quarantined_with_its_traces_and_retried_alone(undisturbed: St
     study = Study(tmp_path, rows=ROWS, words=6, env=saboteur.env)
     slow = {"slow": list(range(ROWS)), "slow_s": 0.2}
     saboteur.set(**{"die": [3], "raise": [5], "hang": [7], "once": str(tmp_path), **slow})
-    ended = study.run("--num-workers", "2", "--stall-timeout", "20", timeout=400)
+    ended = study.run("--num-workers", "2", "--stall-timeout", "10", timeout=400)
     assert ended.code == 3, ended.out
-    assert "has shown no progress for 20 s; it is replaced" in ended.out
+    assert "has shown no progress for 10 s; it is replaced" in ended.out
     assert "mllm-shapx failures" in ended.out
     assert study.samples_on_disk() == 3 * (ROWS - 2)
     failed = {failure["row"]: failure for failure in failures_of(study)}

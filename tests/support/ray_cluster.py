@@ -87,7 +87,8 @@ class LoopbackCluster:
         port, client_port, agent_port, self.dashboard_port = free_ports(4)
         self.address = f"127.0.0.1:{port}"
         self._env = {
-            **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
+            # Without a list of real GPUs, so that there may be logical ones.
+            **{name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "CUDA_"))},
             "RAY_AUTH_MODE": "disabled",
             "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
             "OMP_NUM_THREADS": "1",

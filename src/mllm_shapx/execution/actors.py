@@ -47,7 +47,14 @@ class CoordinatorActor:
         study, inspections = _read(shared)
         restarted = ray.get_runtime_context().was_current_actor_reconstructed
         on_sample = _log_of(aggregator_name)
-        self._coordinator = Coordinator(study, None if restarted else inspections, on_sample, stall_s)
+        rows = frozenset(study.rows)
+        self._coordinator = Coordinator(
+            study,
+            None if restarted else inspections,
+            on_sample,
+            stall_s,
+            sum(len(found.failed & rows) for found in inspections.values()),
+        )
 
     def pid(self) -> int:
         """Return the process id."""
@@ -88,10 +95,6 @@ class CoordinatorActor:
     def drain(self) -> None:
         """See `Coordinator.drain`."""
         self._coordinator.drain()
-
-    def stop_early(self, reason: str) -> None:
-        """See `Coordinator.stop_early`."""
-        self._coordinator.stop_early(reason)
 
     def snapshot(self) -> Snapshot:
         """See `Coordinator.snapshot`."""

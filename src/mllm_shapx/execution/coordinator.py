@@ -78,6 +78,7 @@ class Coordinator:
         inspections: What was found in each run's directory; None to look now.
         on_sample: Told of each new sample, after it is on disk.
         stall_s: Seconds without progress after which a worker that holds units counts as stuck.
+        failed_before: Samples that were quarantined when the call began, where that is not now.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class Coordinator:
         inspections: Mapping[str, RunInspection] | None = None,
         on_sample: OnSample | None = None,
         stall_s: float = 1800.0,
+        failed_before: int | None = None,
     ) -> None:
         self._study = study
         self._on_sample = on_sample
@@ -114,6 +116,8 @@ class Coordinator:
         self._has_explained = False
         self._last_reason = ""
         self._alike = 0
+        failed = sum(run.failed_now for run in self._runs.values())
+        self._quarantined = 0 if failed_before is None else max(0, failed - failed_before)
 
     # --- workers
 
@@ -206,6 +210,7 @@ class Coordinator:
             if quarantined:
                 self._settle(unit.unit_id, failure.run_names, failed=True)
                 self._suspect_everything(failure)
+        self._limit_failures()
 
     def beat(self, me: WorkerInfo, beat: Beat) -> LeaseReply:
         """Take a sign of life."""
@@ -239,16 +244,12 @@ class Coordinator:
             self._exchange.close(unit_id)
         for blame in self._ledger.worker_lost(worker, innocent=innocent):
             self._note_loss(blame, worker, state, detail, log_tail)
+        self._limit_failures()
 
     # --- driver
 
     def drain(self) -> None:
         """Hand out nothing more."""
-        self._draining = True
-
-    def stop_early(self, reason: str) -> None:
-        """Hand out nothing more because of `reason`."""
-        self._notes.append(reason)
         self._draining = True
 
     def snapshot(self) -> Snapshot:
@@ -470,6 +471,7 @@ class Coordinator:
             if quarantined:
                 run.failed_now += unit.row_index not in run.failed
                 run.failed.add(unit.row_index)
+                self._quarantined += 1
                 run.checkpoint.fail(unit.row_index)
                 run.checkpoint.maybe_write()
                 self._notes.append(f"{name}: row {unit.row_index} is quarantined: {reason}: {message}")
@@ -491,9 +493,22 @@ class Coordinator:
         self._alike = self._alike + 1 if failure.reason == self._last_reason else 1
         self._last_reason = failure.reason
         if self._alike >= FAILURES_ALIKE:
-            self.stop_early(
+            self._stop_early(
                 f"the first {self._alike} rows all failed with {failure.reason}: {failure.message}; stopping "
                 "early. Mend the cause, then try them again with retry"
+            )
+
+    def _stop_early(self, reason: str) -> None:
+        """Hand out nothing more because of `reason`."""
+        self._notes.append(reason)
+        self._draining = True
+
+    def _limit_failures(self) -> None:
+        """Stop a study in which more samples were quarantined than the call allows."""
+        allowed = self._study.failures_allowed
+        if allowed is not None and self._quarantined > allowed and not self._draining:
+            self._stop_early(
+                f"{self._quarantined} sample(s) were quarantined and {allowed} are allowed; stopping early"
             )
 
     def _meet(self, me: WorkerInfo) -> _WorkerState:

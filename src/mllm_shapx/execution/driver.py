@@ -30,10 +30,11 @@ from mllm_shapx.execution.actors import NAMESPACE, AggregatorActor, CoordinatorA
 from mllm_shapx.execution.cluster import WorkerResources
 from mllm_shapx.execution.messages import Snapshot, Study
 from mllm_shapx.execution.options import RunOptions
-from mllm_shapx.execution.outcome import StudyOutcome, ended, failure_limit
+from mllm_shapx.execution.outcome import StudyOutcome, ended
 from mllm_shapx.execution.preparation import OpenOutput
 from mllm_shapx.execution.progress import ProgressFeed
 from mllm_shapx.execution.signals import StopRequest
+from mllm_shapx.execution.worker import leaf
 from mllm_shapx.execution.workerlog import log_tail
 from mllm_shapx.reporting.progress import ProgressReporter
 
@@ -132,7 +133,6 @@ class Driver:
         self._away_since: float | None = None
         self._placed_at = time.monotonic()
         self._stopping = False
-        self._failed_before: int | None = None
 
     def run(self) -> StudyOutcome:
         """Explain everything that is left.
@@ -178,7 +178,6 @@ class Driver:
                     self._start_failures = 0
                 self._bury(snapshot)
                 self._replace_stuck(snapshot)
-                self._limit_failures(snapshot)
                 if self._stopping and not snapshot.draining:
                     # It was started again since it was told.
                     self._tell(self._coordinator.drain.remote)
@@ -337,17 +336,6 @@ class Driver:
                 )
                 ray.kill(worker.actor, no_restart=True)
 
-    def _limit_failures(self, snapshot: Snapshot) -> None:
-        reason = failure_limit(snapshot, self._options, self._failed_at_start(snapshot))
-        if reason is not None and not self._stopping:
-            self._stopping = True
-            self._tell(lambda: self._coordinator.stop_early.remote(reason))
-
-    def _failed_at_start(self, snapshot: Snapshot) -> int:
-        if self._failed_before is None:
-            self._failed_before = sum(snapshot.failed.values())
-        return self._failed_before
-
     # --- coordinator
 
     def _look(self) -> Snapshot | None:
@@ -463,7 +451,8 @@ def _describe(error: RayError, *, node_gone: bool) -> str:
         return "its node was lost"
     text = str(error).strip()
     if isinstance(error, RayTaskError):
-        return f"it ended with {text.splitlines()[-1].strip()}"
+        cause = leaf(getattr(error, "cause", error))
+        return f"it ended with {type(cause).__name__}: {' '.join(str(cause).split())}"
     if found := re.search(r"Worker exit detail: (.+?)(?:\. Some common causes|$)", text, re.MULTILINE):
         return f"its process died: {found[1].strip()}"
     return " ".join(text.split()) or type(error).__name__

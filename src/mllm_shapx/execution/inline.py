@@ -3,17 +3,17 @@
 import asyncio
 import time
 
-from mllm_shapx.errors import StorageError
+from mllm_shapx.errors import ShapxError, StorageError
 from mllm_shapx.execution.aggregator import Aggregator
 from mllm_shapx.execution.coordinator import Coordinator
 from mllm_shapx.execution.messages import Answers, Beat, LeaseReply, Study, UnitFailure, WorkerInfo
 from mllm_shapx.execution.options import RunOptions
-from mllm_shapx.execution.outcome import StudyOutcome, ended, failure_limit
+from mllm_shapx.execution.outcome import StudyOutcome, ended
 from mllm_shapx.execution.preparation import OpenOutput
 from mllm_shapx.execution.progress import ProgressFeed
 from mllm_shapx.execution.sharing import Offer, OfferReply
 from mllm_shapx.execution.signals import StopRequest
-from mllm_shapx.execution.worker import Worker
+from mllm_shapx.execution.worker import DeviceLostError, Worker, leaf
 from mllm_shapx.models.base import Answer
 from mllm_shapx.records.results import SampleResult
 from mllm_shapx.reporting.progress import ProgressReporter
@@ -79,6 +79,23 @@ def run_inline(
     return outcome
 
 
+async def _ended(work: asyncio.Task[None]) -> None:
+    """Wait for the worker.
+
+    Raises:
+        ShapxError: When its device broke: only another process may have more luck.
+    """
+    try:
+        await work
+    except ExceptionGroup as group:
+        if group.subgroup(DeviceLostError) is None:
+            raise
+        reason = "the device does not work any more in this process"
+        raise ShapxError(
+            f"{reason}: {leaf(group)}. What was written is valid; go on with --resume"
+        ) from group
+
+
 async def _run(
     study: Study,
     options: RunOptions,
@@ -91,7 +108,6 @@ async def _run(
     coordinator = Coordinator(study, output.inspections, aggregator.log, options.stall_s)
     snapshot = coordinator.snapshot()
     feed = ProgressFeed(reporter)
-    failed_before = sum(snapshot.failed.values())
     if not snapshot.finished:
         worker = Worker("inline", study, DirectDesk(coordinator))
         work = asyncio.create_task(worker.run())
@@ -101,9 +117,6 @@ async def _run(
             output.lock.check()
             snapshot = coordinator.snapshot()
             feed.show(snapshot)
-            reason = failure_limit(snapshot, options, failed_before)
-            if reason is not None and not snapshot.draining:
-                coordinator.stop_early(reason)
             if request.signal is not None and deadline is None:
                 reporter.message(
                     f"{request.name}: finishing the rows under way, for {options.grace_s:g} s at most"
@@ -113,7 +126,7 @@ async def _run(
                 deadline = time.monotonic() + options.grace_s
             if deadline is not None and time.monotonic() > deadline:
                 await worker.stop()
-        await work
+        await _ended(work)
     coordinator.finish()
     snapshot = coordinator.snapshot()
     feed.show(snapshot)

@@ -50,6 +50,8 @@ class Study:
     wandb: WandbConfig
     runtime: RuntimeConfig
     max_attempts: int = 3
+    failures_allowed: int | None = None
+    """Samples that may be quarantined in this call before it stops early; None for any number."""
     rows_in_flight: int = 2
     """Rows that a worker explains side by side, so that the device is never idle between two."""
     flush_s: float = 30.0

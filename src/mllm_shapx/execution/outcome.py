@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from mllm_shapx.execution.messages import Snapshot
-from mllm_shapx.execution.options import RunOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,21 +52,6 @@ class StudyOutcome:
             "seconds": self.seconds,
             "exit_code": self.exit_code,
         }
-
-
-def failure_limit(snapshot: Snapshot, options: RunOptions, failed_before: int) -> str | None:
-    """Return why the study should stop early: more samples were quarantined than the call allows.
-
-    Args:
-        snapshot: How the study stands.
-        options: The call's.
-        failed_before: Samples that were quarantined before it; a resumed study may go on in spite of them.
-    """
-    allowed = options.failures_allowed(sum(snapshot.total.values()))
-    failed = sum(snapshot.failed.values()) - failed_before
-    if allowed is None or failed <= allowed:
-        return None
-    return f"{failed} sample(s) were quarantined and {allowed} are allowed; stopping early"
 
 
 def ended(snapshot: Snapshot) -> int:

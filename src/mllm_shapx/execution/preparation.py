@@ -76,6 +76,7 @@ def prepare(loaded: LoadedConfig, options: RunOptions) -> tuple[Study, tuple[str
         wandb=experiment_set.wandb,
         runtime=experiment_set.runtime,
         max_attempts=options.max_attempts,
+        failures_allowed=options.failures_allowed(len(selection.rows) * len(sweep.runs)),
         rows_in_flight=options.rows_in_flight,
         flush_s=options.flush_s,
         retry_rows=options.retry_rows,

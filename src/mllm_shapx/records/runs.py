@@ -12,6 +12,7 @@ from mllm_shapx.records.failures import FailureRecord
 from mllm_shapx.records.layout import GENERATIONS, RunLayout, row_of_failure, row_of_sample
 from mllm_shapx.records.results import SampleResult
 from mllm_shapx.records.sample_file import parse_sample
+from mllm_shapx.records.spec import RESULT_SETTINGS
 from mllm_shapx.records.storage import (
     TEMP_PREFIX,
     Storage,
@@ -172,7 +173,9 @@ class RunRecords:
     def heal_spec(self) -> tuple[dict[str, Any] | None, tuple[str, ...]]:
         """Return the resolved config and notes; a damaged file is moved aside and counts as missing."""
         try:
-            return self.read_spec(), ()
+            spec = self.read_spec()
+            if spec is not None and not isinstance(spec.get(RESULT_SETTINGS), dict):
+                raise ValueError(f"it holds no {RESULT_SETTINGS}")  # noqa: TRY301
         except ValueError as error:
             kept = self.move_aside(self.layout.spec)
             note = (
@@ -180,6 +183,7 @@ class RunRecords:
                 "The settings that the samples were made with could not be compared"
             )
             return None, (note,)
+        return spec, ()
 
     def write_sample(self, sample: SampleResult) -> None:
         """Write a sample, its audio first; only then note the row in the checkpoint."""
@@ -333,6 +337,8 @@ class RunRecords:
             content = read_json(self.storage, self.layout.summary)
             if not isinstance(content, dict):
                 raise ValueError("it is not a JSON object")  # noqa: TRY004, TRY301
+            if "n_samples" not in content:
+                raise ValueError("it holds no n_samples")  # noqa: TRY301
         except FileNotFoundError:
             return
         except ValueError as error:

@@ -2,7 +2,8 @@
 
 SABOTAGE_FILE names a JSON object that is read anew for every row: `die`, `raise` and `slow` list rows whose
 worker kills itself, raises, or takes `slow_s` seconds longer, each time that the row is read; `hang` lists
-rows that stop their worker's process the first time, noted in the folder `once`. SMALL_DISK_BYTES is the size
+rows that stop their worker's process the first time, noted in the folder `once`; `batch_s` are the seconds
+that every batch of the model takes longer. SMALL_DISK_BYTES is the size
 of the disk behind `smalldisk://` URIs, and SMALL_DISK_ROOT the folder that fills it.
 """
 
@@ -21,19 +22,34 @@ from typing import Any
 
 ROWS = "mllm_shapx.data.conversations"
 STORAGE = "mllm_shapx.records.storage"
+ENGINE = "mllm_shapx.models.engine"
 
 
 def sabotaged(load_row: Callable[..., Any]) -> Callable[..., Any]:
     """Return a `load_row` that breaks at some rows."""
 
     def broken(table: Any, row_index: int, *rest: Any) -> Any:
-        wanted = json.loads(Path(os.environ["SABOTAGE_FILE"]).read_text())
+        wanted = _wanted()
         for kind, act in _ACTS.items():
             if row_index in wanted.get(kind, ()) and (kind != "hang" or _is_due(wanted["once"], row_index)):
                 act(wanted)
         return load_row(table, row_index, *rest)
 
     return broken
+
+
+def slowed(answer: Callable[..., Any]) -> Callable[..., Any]:
+    """Return an `answer` whose batches take longer."""
+
+    def slow(*args: Any) -> Any:
+        time.sleep(_wanted().get("batch_s", 0))
+        return answer(*args)
+
+    return slow
+
+
+def _wanted() -> Any:
+    return json.loads(Path(os.environ["SABOTAGE_FILE"]).read_text())
 
 
 def _is_due(folder: str, row_index: int) -> bool:
@@ -95,7 +111,7 @@ class _Saboteur(importlib.abc.MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if fullname not in {ROWS, STORAGE}:
+        if fullname not in {ROWS, STORAGE, ENGINE}:
             return None
         spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
         if spec is not None and spec.loader is not None:
@@ -105,6 +121,8 @@ class _Saboteur(importlib.abc.MetaPathFinder):
                 load(module)
                 if fullname == ROWS and "SABOTAGE_FILE" in os.environ:
                     module.load_row = sabotaged(module.load_row)  # type: ignore[attr-defined]
+                if fullname == ENGINE and "SABOTAGE_FILE" in os.environ:
+                    module.Engine._answer = slowed(module.Engine._answer)
                 if fullname == STORAGE and "SMALL_DISK_BYTES" in os.environ:
                     add_small_disk()
 
