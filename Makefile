@@ -27,8 +27,8 @@ demo-audio: setup
 	$(BIN)/mllm-shapx demo --config configs/demo_audio.json
 	$(BIN)/python scripts/check_planted_sound.py
 
-# One thread each: several processes with a thread per core stand in each other's way. The tests that start Ray
-# clusters are in two groups (xdist_group), so that at most two clusters run at a time.
+# One thread each: several processes with a thread per core stand in each other's way. A file's tests
+# stay in one process, which makes its fixtures once.
 test: setup
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n $(JOBS) $(ARGS)
 

@@ -35,7 +35,6 @@ def ray_job(cluster: LoopbackCluster, *args: str) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("chaos")
 @pytest.mark.timeout(600)
 def test_a_stopped_job_keeps_its_answers_and_goes_on_elsewhere(tmp_path: Path) -> None:
     """What the rows under way had of answers is on disk, and the resumed study equals an undisturbed one."""

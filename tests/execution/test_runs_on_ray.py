@@ -15,9 +15,9 @@ from mllm_shapx.records.storage import open_storage
 from mllm_shapx.records.store import CoalitionStore
 
 ACTORS = "ray::CoordinatorActor", "ray::AggregatorActor", "ray::WorkerActor"
-ROWS = 24
+ROWS = 16
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.xdist_group("cluster")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")

@@ -508,7 +508,6 @@ def counting_workers(folder: Path, workers: int) -> type[WorkerActor]:
     return CountingWorkerActor
 
 
-@pytest.mark.xdist_group("chaos")
 def test_a_heavy_row_uses_two_processes_and_gives_the_values_of_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
