@@ -5,6 +5,7 @@ the Euclidean similarity and the reducers are ours.
 """
 
 import asyncio
+import functools
 import math
 from collections import Counter
 from collections.abc import Awaitable, Callable, Hashable, Sequence
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from mllm_shapx.models.base import Answer
 
 Vector = NDArray[np.float64]
+_Content = tuple[str, tuple[tuple[int, ...], ...]]
 Embedder = Callable[[Sequence[Answer]], Awaitable[list[Vector]]]
 """Gives one vector per answer, pooled by the run's reducer."""
 
@@ -45,24 +47,25 @@ class TfIdfCosine:
 
     @staticmethod
     def _score(base: Answer, answers: Sequence[Answer]) -> list[float]:
-        term_ids: dict[Hashable, int] = {}
-        documents: dict[Hashable, Counter[int]] = {}
-        repeats: Counter[Hashable] = Counter()
-        for answer in (base, *answers):
-            key = _content(answer)
-            repeats[key] += 1
-            if key not in documents:
-                documents[key] = Counter(term_ids.setdefault(term, len(term_ids)) for term in _terms(answer))
-        frequency: Counter[int] = Counter()
-        for key, document in documents.items():
+        contents = [_content(answer) for answer in answers]
+        repeats = Counter(contents)
+        base_content = _content(base)
+        repeats[base_content] += 1
+        documents = {content: _term_frequencies(*content) for content in repeats}
+        frequency: Counter[Hashable] = Counter()
+        for content, document in documents.items():
+            count = repeats[content]
             for term in document:
-                frequency[term] += repeats[key]
+                frequency[term] += count
         total = len(answers) + 1
         idf = {term: math.log((total + 1) / (count + 1)) + 1.0 for term, count in frequency.items()}
-        vectors = {key: _tf_idf(document, idf) for key, document in documents.items()}
-        base_vector = vectors[_content(base)]
-        scores = {key: _sparse_cosine(base_vector, vector) for key, vector in vectors.items()}
-        return [scores[_content(answer)] for answer in answers]
+        vectors = {
+            content: {term: share * idf[term] for term, share in document.items()}
+            for content, document in documents.items()
+        }
+        base_vector = vectors[base_content]
+        scores = {content: _sparse_cosine(base_vector, vector) for content, vector in vectors.items()}
+        return [scores[content] for content in contents]
 
 
 class EmbeddingSimilarity:
@@ -101,27 +104,26 @@ def build_similarity(name: str, embed: Embedder) -> Similarity:
     return EmbeddingSimilarity(embed, cosine if name == "CosineSimilarity" else euclidean)
 
 
-def _content(answer: Answer) -> Hashable:
+def _content(answer: Answer) -> _Content:
     return (answer.text, answer.audio_frames)
 
 
-def _terms(answer: Answer) -> list[Hashable]:
-    return [*answer.text.split(), *answer.audio_frames]
+@functools.lru_cache(maxsize=1 << 14)
+def _term_frequencies(text: str, audio_frames: tuple[tuple[int, ...], ...]) -> dict[Hashable, float]:
+    """Return tf of an answer's terms; all runs of a row ask for the same ones."""
+    counts: Counter[Hashable] = Counter(text.split())
+    counts.update(audio_frames)
+    largest = max(counts.values(), default=1)
+    return {term: count / largest for term, count in counts.items()}
 
 
-def _tf_idf(document: Counter[int], idf: dict[int, float]) -> dict[int, float]:
-    if not document:
-        return {}
-    largest = max(document.values())
-    return {term: (count / largest) * idf[term] for term, count in document.items()}
+def _sparse_cosine(first: dict[Hashable, float], second: dict[Hashable, float]) -> float:
+    dot = sum(weight * second[term] for term, weight in first.items() if term in second)
+    return dot / (_norm(first) * _norm(second))
 
 
-def _sparse_cosine(first: dict[int, float], second: dict[int, float]) -> float:
-    vocabulary = sorted(first.keys() | second.keys())
-    return cosine(
-        np.array([first.get(term, 0.0) for term in vocabulary], dtype=np.float64),
-        np.array([second.get(term, 0.0) for term in vocabulary], dtype=np.float64),
-    )
+def _norm(vector: dict[Hashable, float]) -> float:
+    return max(math.hypot(*vector.values()), _EPSILON)
 
 
 def _same_length(first: Vector, second: Vector) -> tuple[Vector, Vector]:
