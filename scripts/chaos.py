@@ -25,6 +25,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=None, help="drawn and printed when it is not given")
     parser.add_argument("--rows", type=int, default=240, help="units of the study")
     parser.add_argument("--words", type=int, default=8, help="players of a row, at most")
+    parser.add_argument("--batch-seconds", type=float, default=2.0, help="that each batch takes longer")
     options = parser.parse_args()
     seed = secrets.randbelow(10**6) if options.seed is None else options.seed
     sys.path[:0] = [str(ROOT / "tests" / "support"), str(ROOT / "scripts")]
@@ -37,7 +38,13 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory(prefix="mllm-shapx-chaos-") as folder:
         figures = run_chaos(
-            Path(folder), seed=seed, kills=options.kills, rows=options.rows, words=options.words, say=say
+            Path(folder),
+            seed=seed,
+            kills=options.kills,
+            rows=options.rows,
+            words=options.words,
+            batch_s=options.batch_seconds,
+            say=say,
         )
     print(figures.text())
 

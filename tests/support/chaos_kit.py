@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 from ray_cluster import LoopbackCluster
-from small_study import Process, Study, results
+from small_study import Process, Sabotage, Study, results
 
 KINDS = {"worker": 9, "coordinator": 5, "driver": 4, "raylet": 3, "aggregator": 1}
 """What is killed, and how often each is drawn."""
@@ -190,9 +190,12 @@ def run_chaos(
     rows: int,
     words: int,
     longest_delay_s: float = 8.0,
+    batch_s: float = 0.0,
     say: Callable[[str], None] = print,
 ) -> Figures:
     """Run a study undisturbed and under chaos; both must come to the same.
+
+    Under chaos every batch of the model takes `batch_s` seconds longer, so that the kills find it at work.
 
     Raises:
         AssertionError: When something was lost, done twice, or came out differently.
@@ -207,7 +210,9 @@ def run_chaos(
     rng = random.Random(seed)
     plan = plan_kills(rng, kills, figures.samples, longest_delay_s)
     say(f"seed {seed}: {json.dumps([[kill.kind, kill.samples, round(kill.delay_s, 2)] for kill in plan])}")
-    with LoopbackCluster(cpus=2) as cluster, timed(figures, "seconds"):
+    saboteur = Sabotage(folder)
+    saboteur.set(batch_s=batch_s)
+    with LoopbackCluster(cpus=2, env=saboteur.env) as cluster, timed(figures, "seconds"):
         Chaos(disturbed, cluster, say).carry_out(plan, rng, figures)
     check = disturbed.run(verb="verify")
     assert check.code == 0, check.out
