@@ -167,22 +167,34 @@ def validate(configs: Sequence[Path], check_dataset: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as data.")
 @click.option("--skip-data", is_flag=True, help="Do not touch the dataset: runs only, no figures.")
 def plan(configs: Sequence[Path], as_json: bool, skip_data: bool) -> None:
-    """Show the runs, the rows, and what they will ask of the model."""
+    """Show the runs, the rows, what they will ask of the model, and what of it is done."""
     from mllm_shapx.planning.plan import make_plan
     from mllm_shapx.planning.sweep import expand
+    from mllm_shapx.records.storage import join_uri
+    from mllm_shapx.reporting.standing import standing
 
-    plans = []
+    plans, standings = [], []
     for loaded in load_configs(configs):
         sweep = expand(loaded.experiment_set, str(loaded.path))
         selection = None if skip_data else _select(loaded)
         _warn(loaded, sweep, selection)
         rows, players = (None, None) if selection is None else (selection.rows, selection.players)
-        plans.append(make_plan(loaded.experiment_set.experiment_set_id, sweep.runs, rows, players))
+        settings = loaded.experiment_set
+        plans.append(make_plan(settings.experiment_set_id, sweep.runs, rows, players))
+        uri = join_uri(settings.output_root, settings.experiment_set_id)
+        standings.append(None if rows is None else standing(uri, sweep.runs, rows, players))
     if as_json:
-        data = [item.to_json() for item in plans]
+        data = [
+            {**item.to_json(), "standing": None if done is None else done.to_json()}
+            for item, done in zip(plans, standings, strict=True)
+        ]
         print_json(data[0] if len(data) == 1 else data)
-    else:
-        click.echo("\n\n".join(item.to_text() for item in plans))
+        return
+    texts = (
+        item.to_text() if done is None else f"{item.to_text()}\n\n{done.to_text()}"
+        for item, done in zip(plans, standings, strict=True)
+    )
+    click.echo("\n\n".join(texts))
 
 
 @main.command()

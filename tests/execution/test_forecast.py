@@ -115,3 +115,17 @@ def test_one_generation_key_needs_no_new_order() -> None:
     forecast = Forecast([unit(0, "key", 4.0), unit(1, "key", 2.0)], None, clock)
     clock.now += 10 * REORDER_S
     assert not forecast.is_order_due()
+
+
+def test_the_pace_left_behind_foretells_what_the_progress_foretold() -> None:
+    players = {row: 6 + row % 3 for row in range(12)}
+    units = [unit(row, "cheap", 2.0 ** players[row]) for row in players]
+    clock = Clock()
+    forecast = Forecast(units, players, clock)
+    assert not forecast.pace([])
+    device = Device(forecast, clock, players, seed=1)
+    for each in units[:4]:
+        device.do(each, twins=0.2)
+    pace = forecast.pace([])["cheap"]
+    left = sum(each.cost * pace[players[each.row_index]] for each in units[4:])
+    assert left == pytest.approx(forecast.seconds_left([]))

@@ -11,6 +11,7 @@ import pytest
 from ray_cluster import LoopbackCluster
 from small_study import Sabotage, Study, results
 
+from mllm_shapx.records.pace import read_pace
 from mllm_shapx.records.storage import open_storage
 from mllm_shapx.records.store import CoalitionStore
 
@@ -72,6 +73,9 @@ def test_four_two_and_one_worker_stopped_killed_and_resumed_give_what_one_proces
     assert f"to go on: mllm-shapx run --config {study.config} --resume" in ended.out
     done = study.samples_on_disk()
     assert 6 <= done < 3 * ROWS
+    pace = read_pace(open_storage(str(study.output)))
+    assert pace is not None, "what answers cost is left behind for `plan`"
+    assert pace.workers == 4
     until(lambda: not actors(cluster, *ACTORS))
 
     second = study.start("--num-workers", "2", "--num-gpus", "0", "--resume", *to_cluster)

@@ -25,6 +25,7 @@ from mllm_shapx.models.base import Answer
 from mllm_shapx.planning.units import WorkUnit, plan_units
 from mllm_shapx.records.checkpoint import CheckpointWriter
 from mllm_shapx.records.failures import FailureRecord
+from mllm_shapx.records.pace import Pace, write_pace
 from mllm_shapx.records.results import SampleResult
 from mllm_shapx.records.runs import RunInspection, RunRecords
 from mllm_shapx.records.storage import open_storage
@@ -33,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 FAILURES_ALIKE = 10
 """Rows that may fail with the same unforeseen error before anything was explained."""
+PACE_S = 10.0
+"""Seconds between two notes of what answers cost."""
 
 OnSample = Callable[[SampleResult], None]
 
@@ -114,6 +117,8 @@ class Coordinator:
         self._exchange = HelpExchange()
         self._idle: set[str] = set()
         self._has_explained = False
+        self._most_workers = 0
+        self._paced_at = time.monotonic()
         self._last_reason = ""
         self._alike = 0
         failed = sum(run.failed_now for run in self._runs.values())
@@ -226,9 +231,12 @@ class Coordinator:
         self._forecast.hear(me.worker, beat)
         if self._forecast.is_order_due():
             self._ledger.reorder(self._forecast.cost)
+        self._most_workers = max(self._most_workers, len(self._workers))
         with self._writing():
             for run in self._runs.values():
                 run.checkpoint.maybe_write()
+            if time.monotonic() - self._paced_at > PACE_S:
+                self._write_pace()
         if self._fatal is not None:
             return LeaseReply(None, drop=drop, order="stop")
         return LeaseReply(None, drop=drop, order="drain" if self._draining else "go")
@@ -264,13 +272,7 @@ class Coordinator:
         stalled = tuple(
             worker for worker in sorted(busy) if now - self._workers[worker].progress_at > self._stall_s
         )
-        under_way = [
-            (unit, min(float(count), unit.cost))
-            for state in self._workers.values()
-            for unit_id, count in state.unit_answers.items()
-            if self._ledger.holds(state.info.worker, unit_id)
-            for unit in (self._ledger.unit(unit_id),)
-        ]
+        under_way = self._under_way()
         return Snapshot(
             done={name: run.done_now for name, run in self._runs.items()},
             failed={name: run.failed_now for name, run in self._runs.items()},
@@ -295,8 +297,26 @@ class Coordinator:
         with self._writing():
             for run in self._runs.values():
                 run.checkpoint.write()
+            self._write_pace()
 
     # --- the inside
+
+    def _under_way(self) -> list[tuple[WorkUnit, float]]:
+        """Return the units that workers hold, with the answers that each has."""
+        return [
+            (unit, min(float(count), unit.cost))
+            for state in self._workers.values()
+            for unit_id, count in state.unit_answers.items()
+            if self._ledger.holds(state.info.worker, unit_id)
+            for unit in (self._ledger.unit(unit_id),)
+        ]
+
+    def _write_pace(self) -> None:
+        """Leave behind what answers cost, for `plan`."""
+        self._paced_at = time.monotonic()
+        seconds = self._forecast.pace(self._under_way())
+        if seconds:
+            write_pace(self._storage, Pace(max(1, self._most_workers), seconds))
 
     def _open_run(self, name: str, inspections: Mapping[str, RunInspection] | None) -> _RunState:
         records = RunRecords(self._storage, name)

@@ -75,6 +75,20 @@ class Forecast:
         key, players = self._kind(unit)
         return unit.cost * (self._each(key, players) or 1.0)
 
+    def pace(self, under_way: Iterable[tuple[WorkUnit, float]]) -> dict[str, dict[int, float]]:
+        """Return generation key -> players -> device seconds per expected answer, where that is known.
+
+        Args:
+            under_way: Units that workers hold, with the answers that each has already.
+        """
+        share = self._share_generated(self._settled + sum(answers for _, answers in under_way))
+        found: defaultdict[str, dict[int, float]] = defaultdict(dict)
+        for key, players in self._calls:
+            each = self._each(key, players)
+            if each is not None:
+                found[key][players] = each * share
+        return dict(found)
+
     def seconds_left(self, under_way: Iterable[tuple[WorkUnit, float]]) -> float | None:
         """Return the device seconds that are left; None while too little was measured.
 

@@ -41,7 +41,7 @@ IDLE_S = 0.4
 """Longest pause of a worker that has nothing to do before it asks again."""
 HELPED_ROWS = 4
 """Other workers' rows that a helper keeps at hand."""
-BEAT_S = 1.0
+BEAT_S = 0.5
 """Seconds between two signs of life."""
 
 

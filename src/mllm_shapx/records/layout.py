@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 GENERATIONS = "generations"
 LOCK = ".lock"
+PACE = "pace.json"
 
 _SAMPLE = re.compile(r"sample_(\d{5,})_result\.json")
 _FAILURE = re.compile(r"sample_(\d{5,})\.json")

@@ -1,0 +1,79 @@
+"""How much of a plan is done already, from the files, and how long the rest will take."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from mllm_shapx.planning.runs import RunSpec
+from mllm_shapx.planning.units import NOMINAL_PLAYERS, WorkUnit, plan_units
+from mllm_shapx.records.pace import Pace, read_pace
+from mllm_shapx.records.runs import RunRecords
+from mllm_shapx.records.storage import open_storage
+from mllm_shapx.reporting.timing import format_duration
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How far a plan is."""
+
+    samples_done: int
+    samples: int
+    seconds_left: float | None
+    """What the rest takes with as many workers as before; None where too little was measured."""
+    workers: int | None
+    """Workers that the time left counts on."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the same as JSON data."""
+        return asdict(self)
+
+    def to_text(self) -> str:
+        """Return it in a sentence."""
+        text = f"{self.samples_done:,} of {self.samples:,} samples are done"
+        if self.samples_done == self.samples:
+            return f"{text}: nothing is left."
+        if self.seconds_left is None:
+            return f"{text}."
+        workers = "one worker" if self.workers == 1 else f"{self.workers} workers"
+        return f"{text}; the rest takes about {format_duration(self.seconds_left)} on {workers}, as before."
+
+
+def standing(
+    uri: str,
+    runs: Sequence[RunSpec],
+    rows: Sequence[int],
+    players: Mapping[int, int] | None,
+) -> Standing | None:
+    """Return how far the plan is in the experiment set's directory `uri`; None when nothing of it is there.
+
+    The time left is what was measured when the study was last at work (`pace.json`), for the rows and runs
+    that the plan has now. Answers stored for rows that are not done make it less.
+
+    Raises:
+        StorageError: When the directory cannot be read.
+    """
+    storage = open_storage(uri)
+    planned = frozenset(rows)
+    done = {run.name: planned.intersection(RunRecords(storage, run.name).sample_rows()) for run in runs}
+    if not any(done.values()):
+        return None
+    pace = read_pace(storage)
+    left = plan_units(runs, rows, players, done)
+    return Standing(
+        samples_done=sum(len(of_run) for of_run in done.values()),
+        samples=len(planned) * len(runs),
+        seconds_left=None if pace is None else _seconds(left, players or {}, pace),
+        workers=None if pace is None else pace.workers,
+    )
+
+
+def _seconds(units: Sequence[WorkUnit], players: Mapping[int, int], pace: Pace) -> float | None:
+    """Return the time that units take with as many workers as before; None when some cost is not known."""
+    total = 0.0
+    for unit in units:
+        of_key = pace.seconds.get(unit.generation_key, {})
+        each = of_key.get(players.get(unit.row_index, NOMINAL_PLAYERS))
+        if each is None:
+            return None
+        total += unit.cost * each
+    return total / pace.workers
