@@ -16,7 +16,7 @@ from mllm_shapx.records.storage import open_storage
 from mllm_shapx.records.store import CoalitionStore
 
 ACTORS = "ray::CoordinatorActor", "ray::AggregatorActor", "ray::WorkerActor"
-ROWS = 16
+ROWS = 24
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -60,7 +60,8 @@ def test_four_two_and_one_worker_stopped_killed_and_resumed_give_what_one_proces
     """Four GPU actors until SIGTERM, two workers until the driver's SIGKILL, one for the rest."""
     study = Study(tmp_path, rows=ROWS, words=6, env=cluster.env)
     to_cluster = ("--address", cluster.address, "--flush-every", "0.3")
-    saboteur.set(slow=list(range(ROWS)), slow_s=1.0)
+    # So slow that the first worker is not through before the fourth has loaded.
+    saboteur.set(slow=list(range(ROWS)), slow_s=10.0)
 
     first = study.start("--num-gpus", "4", *to_cluster)
     first.wait_for(lambda: len(actors(cluster, "ray::WorkerActor")) == 4)
@@ -78,6 +79,7 @@ def test_four_two_and_one_worker_stopped_killed_and_resumed_give_what_one_proces
     assert pace.workers == 4
     until(lambda: not actors(cluster, *ACTORS))
 
+    saboteur.set(slow=list(range(ROWS)), slow_s=1.0)
     second = study.start("--num-workers", "2", "--num-gpus", "0", "--resume", *to_cluster)
     second.wait_for(lambda: study.samples_on_disk() >= done + 6)
     second.kill()
