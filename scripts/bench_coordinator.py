@@ -254,14 +254,11 @@ def main() -> None:
     from mllm_shapx.execution.cluster import connected
     from mllm_shapx.execution.options import RunOptions
 
+    print(f"{WORKERS} workers, {ANSWERS} answers with each sample, on {os.cpu_count()} CPUs", HEAD, sep="\n")
     with connected(RunOptions(address="local")):
-        measured = []
         for units in options.units:
             with tempfile.TemporaryDirectory(prefix="mllm-shapx-bench-", dir=options.folder) as folder:
-                measured.append(measure(Path(folder), units))
-    print(f"{WORKERS} workers, {ANSWERS} answers with each sample, on {os.cpu_count()} CPUs", HEAD, sep="\n")
-    for each in measured:
-        print(each.row())
+                print(measure(Path(folder), units).row(), flush=True)
 
 
 if __name__ == "__main__":

@@ -79,3 +79,10 @@ class RowError(ShapxError):
 
     def __reduce__(self) -> tuple[type["RowError"], tuple[str, str]]:
         return (type(self), (self.reason, str(self)))
+
+
+def first_of(error: BaseException) -> BaseException:
+    """Return the first error of a group, of groups too; the error itself where it is none."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

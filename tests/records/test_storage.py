@@ -143,6 +143,7 @@ def test_a_directory_that_cannot_be_written_is_refused_with_the_reason() -> None
 
 def test_a_directory_without_write_permission_is_refused(tmp_path: Path) -> None:
     if os.geteuid() == 0:
+        # Root passes every permission; the test before this one holds the refusal for root too.
         pytest.skip("root may write everywhere")
     tmp_path.chmod(0o500)
     try:
@@ -363,6 +364,7 @@ def test_a_disk_that_fills_up_and_one_that_turns_read_only_are_named_and_keep_wh
     try:
         subprocess.run([*unshare, mount, "sh", str(tmp_path)], check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError):
+        # Where user namespaces are forbidden; test_signals.py fills a disk without mounting one.
         pytest.skip("this machine lets nobody mount a small disk")
     done = subprocess.run(
         [

@@ -42,6 +42,7 @@ def half_done(tmp_path: Path) -> Study:
 def test_the_rest_is_told_from_what_was_measured(half_done: Study) -> None:
     assert standing(half_done) == {
         "samples_done": 6,
+        "samples_failed": 0,
         "samples": 12,
         "seconds_left": pytest.approx(2 * 2**WORDS * 0.5 / 2),
         "workers": 2,

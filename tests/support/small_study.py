@@ -5,7 +5,6 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -221,20 +220,6 @@ def results(output: Path) -> dict[str, Any]:
         for file in files
         if "set_aside" not in str(file)
     }
-
-
-def answers_asked(output: Path) -> int:
-    """Return how many answers the store holds that a model gave."""
-    from mllm_shapx.records.storage import open_storage
-    from mllm_shapx.records.store import CoalitionStore
-
-    return sum(entry.answers for entry in CoalitionStore(open_storage(str(output))).info())
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def everything_below(folder: Path) -> set[str]:

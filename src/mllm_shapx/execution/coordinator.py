@@ -123,6 +123,7 @@ class Coordinator:
         self._alike = 0
         failed = sum(run.failed_now for run in self._runs.values())
         self._quarantined = 0 if failed_before is None else max(0, failed - failed_before)
+        self._limit_failures()
 
     # --- workers
 

@@ -25,7 +25,7 @@ from ray.exceptions import (
 )
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from mllm_shapx.errors import ShapxError, StorageError
+from mllm_shapx.errors import ShapxError, StorageError, first_of
 from mllm_shapx.execution.actors import NAMESPACE, AggregatorActor, CoordinatorActor, WorkerActor
 from mllm_shapx.execution.cluster import WorkerResources
 from mllm_shapx.execution.messages import Snapshot, Study
@@ -34,7 +34,6 @@ from mllm_shapx.execution.outcome import StudyOutcome, ended
 from mllm_shapx.execution.preparation import OpenOutput
 from mllm_shapx.execution.progress import ProgressFeed
 from mllm_shapx.execution.signals import StopRequest
-from mllm_shapx.execution.worker import leaf
 from mllm_shapx.execution.workerlog import log_tail
 from mllm_shapx.reporting.progress import ProgressReporter
 
@@ -451,7 +450,7 @@ def _describe(error: RayError, *, node_gone: bool) -> str:
         return "its node was lost"
     text = str(error).strip()
     if isinstance(error, RayTaskError):
-        cause = leaf(getattr(error, "cause", error))
+        cause = first_of(getattr(error, "cause", error))
         return f"it ended with {type(cause).__name__}: {' '.join(str(cause).split())}"
     if found := re.search(r"Worker exit detail: (.+?)(?:\. Some common causes|$)", text, re.MULTILINE):
         return f"its process died: {found[1].strip()}"

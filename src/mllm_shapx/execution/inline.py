@@ -3,7 +3,7 @@
 import asyncio
 import time
 
-from mllm_shapx.errors import ShapxError, StorageError
+from mllm_shapx.errors import ShapxError, StorageError, first_of
 from mllm_shapx.execution.aggregator import Aggregator
 from mllm_shapx.execution.coordinator import Coordinator
 from mllm_shapx.execution.messages import Answers, Beat, LeaseReply, Study, UnitFailure, WorkerInfo
@@ -13,7 +13,7 @@ from mllm_shapx.execution.preparation import OpenOutput
 from mllm_shapx.execution.progress import ProgressFeed
 from mllm_shapx.execution.sharing import Offer, OfferReply
 from mllm_shapx.execution.signals import StopRequest
-from mllm_shapx.execution.worker import DeviceLostError, Worker, leaf
+from mllm_shapx.execution.worker import DeviceLostError, Worker
 from mllm_shapx.models.base import Answer
 from mllm_shapx.records.results import SampleResult
 from mllm_shapx.reporting.progress import ProgressReporter
@@ -79,7 +79,7 @@ def run_inline(
     return outcome
 
 
-async def _ended(work: asyncio.Task[None]) -> None:
+async def _let_end(work: asyncio.Task[None]) -> None:
     """Wait for the worker.
 
     Raises:
@@ -92,7 +92,7 @@ async def _ended(work: asyncio.Task[None]) -> None:
             raise
         reason = "the device does not work any more in this process"
         raise ShapxError(
-            f"{reason}: {leaf(group)}. What was written is valid; go on with --resume"
+            f"{reason}: {first_of(group)}. What was written is valid; go on with --resume"
         ) from group
 
 
@@ -126,7 +126,7 @@ async def _run(
                 deadline = time.monotonic() + options.grace_s
             if deadline is not None and time.monotonic() > deadline:
                 await worker.stop()
-        await _ended(work)
+        await _let_end(work)
     coordinator.finish()
     snapshot = coordinator.snapshot()
     feed.show(snapshot)

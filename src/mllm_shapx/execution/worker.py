@@ -152,13 +152,6 @@ def is_device_lost(error: BaseException) -> bool:
     return isinstance(error, torch.AcceleratorError) and not isinstance(error, torch.OutOfMemoryError)
 
 
-def leaf(error: BaseException) -> BaseException:
-    """Return the first error of a group of groups; the error itself where it is none."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
-
-
 class Worker:
     """Explains units until the coordinator has none left.
 

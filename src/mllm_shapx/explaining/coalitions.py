@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from mllm_shap import CoalitionMask, ConversationSnapshot, DeletePolicy, PlayerSet
 
+from mllm_shapx.errors import first_of
 from mllm_shapx.models.base import Answer
 
 Keep = Callable[[int, Answer], None]
@@ -111,7 +112,7 @@ class RowCoalitions:
                     group.create_task(ask(prompts))
         except ExceptionGroup as failures:
             # One is enough: the others are the same, or follow from it.
-            raise failures.exceptions[0] from None
+            raise first_of(failures) from None
         for mask, first in twin_of.items():
             self._keep(mask, StoredAnswer(self.stored[first].answer, REUSED))
 

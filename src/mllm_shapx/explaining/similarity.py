@@ -64,7 +64,11 @@ class TfIdfCosine:
             for content, document in documents.items()
         }
         base_vector = vectors[base_content]
-        scores = {content: _sparse_cosine(base_vector, vector) for content, vector in vectors.items()}
+        base_norm = _norm(base_vector)
+        scores = {
+            content: _dot(base_vector, vector) / (base_norm * _norm(vector))
+            for content, vector in vectors.items()
+        }
         return [scores[content] for content in contents]
 
 
@@ -117,9 +121,8 @@ def _term_frequencies(text: str, audio_frames: tuple[tuple[int, ...], ...]) -> d
     return {term: count / largest for term, count in counts.items()}
 
 
-def _sparse_cosine(first: dict[Hashable, float], second: dict[Hashable, float]) -> float:
-    dot = sum(weight * second[term] for term, weight in first.items() if term in second)
-    return dot / (_norm(first) * _norm(second))
+def _dot(first: dict[Hashable, float], second: dict[Hashable, float]) -> float:
+    return sum(weight * second[term] for term, weight in first.items() if term in second)
 
 
 def _norm(vector: dict[Hashable, float]) -> float:

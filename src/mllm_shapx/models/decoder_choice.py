@@ -184,6 +184,7 @@ def _agrees(what: str, model: Any, alone: list[_Trial], attempt: Callable[[], li
     """Say whether an attempt gives the logits that each prompt gives alone, up to rounding."""
     try:
         found = attempt()
+    # What a model of any origin may raise when it cannot be called so; then it is decoded another way.
     except (
         RuntimeError,
         TypeError,

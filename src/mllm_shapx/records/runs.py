@@ -229,6 +229,10 @@ class RunRecords:
                 # `inspect` and `verify` are the ones to speak of a damaged file.
                 continue
 
+    def quarantined_rows(self) -> set[int]:
+        """Return the rows that were given up, as far as their failures can be read."""
+        return {failure.row_index for failure in self.read_failures() if failure.quarantined}
+
     def clear_failure(self, row_index: int) -> None:
         """Remove a row's failure, if there is one."""
         self.storage.remove(self.layout.failure(row_index))

@@ -351,6 +351,7 @@ class FsspecStorage:
             except FileExistsError:
                 return False
             except (NotImplementedError, TypeError, ValueError):
+                # Backends that do not know `mode` say so in these ways.
                 self._put(target, data)
             return bool(self._fs.cat_file(target) == data)
 

@@ -73,7 +73,7 @@ def _figures(study: StudyFiles, run: RunFiles, marks: Mapping[int, Mark]) -> Run
     return RunFigures(
         name=run.name,
         samples=len(run.sample_rows),
-        failed=sum(failure.quarantined for failure in run.records.read_failures()),
+        failed=len(run.records.quarantined_rows()),
         mean_n_calls=calls / samples if calls is not None and samples else None,
         model_calls=model_calls,
         seconds_per_sample=summary.get("runtime_sec_avg") if samples else None,

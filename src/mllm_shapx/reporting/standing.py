@@ -17,6 +17,8 @@ class Standing:
     """How far a plan is."""
 
     samples_done: int
+    samples_failed: int
+    """Given up; they are no part of the time left."""
     samples: int
     seconds_left: float | None
     """What the rest takes with as many workers as before; None where too little was measured."""
@@ -30,7 +32,9 @@ class Standing:
     def to_text(self) -> str:
         """Return it in a sentence."""
         text = f"{self.samples_done:,} of {self.samples:,} samples are done"
-        if self.samples_done == self.samples:
+        if self.samples_failed:
+            text += f", {self.samples_failed:,} failed"
+        if self.samples_done + self.samples_failed == self.samples:
             return f"{text}: nothing is left."
         if self.seconds_left is None:
             return f"{text}."
@@ -54,13 +58,16 @@ def standing(
     """
     storage = open_storage(uri)
     planned = frozenset(rows)
-    done = {run.name: planned.intersection(RunRecords(storage, run.name).sample_rows()) for run in runs}
+    records = {run.name: RunRecords(storage, run.name) for run in runs}
+    done = {name: planned.intersection(of_run.sample_rows()) for name, of_run in records.items()}
+    failed = {name: planned & of_run.quarantined_rows() - done[name] for name, of_run in records.items()}
     if not any(done.values()):
         return None
     pace = read_pace(storage)
-    left = plan_units(runs, rows, players, done)
+    left = plan_units(runs, rows, players, {name: done[name] | failed[name] for name in done})
     return Standing(
-        samples_done=sum(len(of_run) for of_run in done.values()),
+        samples_done=sum(map(len, done.values())),
+        samples_failed=sum(map(len, failed.values())),
         samples=len(planned) * len(runs),
         seconds_left=None if pace is None else _seconds(left, players or {}, pace),
         workers=None if pace is None else pace.workers,

@@ -117,13 +117,9 @@ def status(directory: str) -> StudyStatus:
 
 def _run_status(run: RunFiles, *, is_held: bool) -> RunStatus:
     done = frozenset(run.sample_rows)
-    failed = {
-        failure.row_index
-        for failure in run.records.read_failures()
-        if failure.quarantined
-        and failure.row_index not in done
-        and (run.planned is None or failure.row_index in run.planned)
-    }
+    failed = run.records.quarantined_rows() - done
+    if run.planned is not None:
+        failed &= run.planned
     return RunStatus(
         name=run.name,
         total=run.total,
