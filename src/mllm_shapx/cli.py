@@ -91,9 +91,7 @@ def with_resources(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--rows-in-flight",
             type=click.IntRange(min=1),
-            default=2,
-            show_default=True,
-            help="Rows that one worker explains side by side.",
+            help="Rows that one worker explains side by side; as many as fill its batches by default.",
         ),
         click.option(
             "--address", help="Ray cluster to join; RAY_ADDRESS, else one on this machine, by default."
@@ -406,7 +404,11 @@ def report(directory: str, output: Path | None) -> None:
     show_default=True,
     help="About how long each contestant is measured; mllm_shap three times as long.",
 )
-@click.option("--rows-in-flight", type=click.IntRange(min=1), default=2, show_default=True)
+@click.option(
+    "--rows-in-flight",
+    type=click.IntRange(min=1),
+    help="Rows side by side; as many as fill the batches by default.",
+)
 @click.option("--overhead", is_flag=True, help="Measure too what a coalition costs beside the model.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as data.")
 def bench(configs: Sequence[Path], overhead: bool, as_json: bool, **options: Any) -> None:

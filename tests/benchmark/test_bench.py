@@ -115,12 +115,22 @@ def test_sharing_is_what_the_sweep_does(found: dict[str, Any]) -> None:
 
 
 def test_the_recommendation_is_one_of_what_was_tried(found: dict[str, Any]) -> None:
-    """It tries the automatic batch size first, others and more rows in flight as time allows."""
+    """It tries the size that auto found first, others and more rows in flight as time allows."""
     probes = found["probes"]
-    assert probes[0]["batch_size"] == "auto"
-    assert {probe["rows_in_flight"] for probe in probes} <= {1, 2, 4}
-    assert found["recommended"]["batch_size"] in {probe["engine_batch_size"] for probe in probes}
+    assert probes[0]["batch_size"] == min(found["batch_size"], 64 * found["rows"])
+    assert probes[0]["rows_in_flight"] == found["rows_in_flight"] == 2
+    assert found["recommended"]["batch_size"] in {probe["batch_size"] for probe in probes}
     assert found["recommended"]["rows_in_flight"] in {probe["rows_in_flight"] for probe in probes}
+
+
+def test_without_time_to_try_settings_the_automatic_ones_are_recommended(tmp_path: Path) -> None:
+    """It says that nothing else was tried."""
+    result = bench(write_config(tmp_path), "--rows", "1", "--seconds", "0.01", "--json")
+    assert result.exit_code == 0, result.output
+    data = json.loads(result.stdout)
+    assert data["probes"] == []
+    assert data["recommended"] == {key: data[key] for key in ("batch_size", "rows_in_flight")}
+    assert any("--seconds" in note and "batch sizes" in note for note in data["notes"])
 
 
 def test_sampled_answers_are_measured_but_not_compared(tmp_path: Path) -> None:

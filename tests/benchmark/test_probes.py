@@ -6,27 +6,33 @@ from mllm_shapx.benchmark.overhead import InstantModel, instant_game
 from mllm_shapx.benchmark.probes import Prober, Recommendation
 
 
-def recommend(seconds: float) -> Recommendation:
-    games = [instant_game(5) for _ in range(4)]
+def recommend(seconds: float, rows: int = 4) -> Recommendation:
+    games = [instant_game(5) for _ in range(rows)]
     prober = Prober(InstantModel(), games, largest=64, say=lambda _: None)
-    return asyncio.run(prober.recommend(2, seconds))
+    return asyncio.run(prober.recommend(32, 2, seconds))
 
 
 def test_with_time_it_tries_sizes_and_rows_in_flight() -> None:
-    """It tries the automatic size first, others no larger than there are prompts, and 1, 2 and 4 rows."""
+    """It tries the size found first, others no larger than there are prompts, and 1, 2 and 4 rows."""
     found = recommend(60.0)
-    assert found.probes[0].batch_size is None
+    assert found.probes[0].batch_size == 32
     assert {probe.rows_in_flight for probe in found.probes} == {1, 2, 4}
-    fixed = [probe.batch_size for probe in found.probes if probe.batch_size is not None]
-    assert fixed
-    assert all(8 <= size <= 64 for size in fixed)
-    assert found.batch_size in {probe.engine_batch_size for probe in found.probes}
+    sizes = {probe.batch_size for probe in found.probes}
+    assert len(sizes) > 1
+    assert all(8 <= size <= 64 for size in sizes)
+    assert found.batch_size in sizes
     assert found.rows_in_flight in {1, 2, 4}
 
 
-def test_without_time_the_automatic_size_has_to_do() -> None:
+def test_without_time_the_size_found_has_to_do() -> None:
     """On a slow model nothing new is begun once the time is over; there is a recommendation all the same."""
     found = recommend(0.0)
-    assert [(probe.batch_size, probe.rows_in_flight) for probe in found.probes] == [(None, 2)]
-    assert found.batch_size == found.probes[0].engine_batch_size
+    assert [(probe.batch_size, probe.rows_in_flight) for probe in found.probes] == [(32, 2)]
+    assert (found.batch_size, found.rows_in_flight) == (32, 2)
+
+
+def test_one_row_says_nothing_of_rows_in_flight() -> None:
+    """Where there is one row to try on, only batch sizes are tried."""
+    found = recommend(60.0, rows=1)
+    assert {probe.rows_in_flight for probe in found.probes} == {2}
     assert found.rows_in_flight == 2

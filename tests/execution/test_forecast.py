@@ -20,7 +20,7 @@ class Clock:
 
 
 def unit(row: int, key: str, cost: float) -> WorkUnit:
-    return WorkUnit(f"{row}-{key}", row, row, key, ("run",), cost)
+    return WorkUnit(f"{row}-{key}", row, row, key, key, ("run",), cost)
 
 
 class Device:

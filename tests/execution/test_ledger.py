@@ -9,7 +9,7 @@ from mllm_shapx.planning.units import WorkUnit
 
 
 def units(count: int) -> list[WorkUnit]:
-    return [WorkUnit(f"{row:05d}-key", row, row, "key", ("exact",), 1.0) for row in range(count)]
+    return [WorkUnit(f"{row:05d}-key", row, row, "key", "key", ("exact",), 1.0) for row in range(count)]
 
 
 def leased(ledger: Ledger, worker: str) -> str:

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from mllm_shapx.planning.costs import AnswerCost, Generated
+from mllm_shapx.planning.costs import EARLY_S, AnswerCost, Generated
 
 
 def left_after(share: float, *, slope: float, dear: float, seed: int) -> tuple[float, float]:
@@ -67,3 +67,31 @@ def test_what_warming_up_took_is_forgotten() -> None:
     for step in range(200):
         cost.observe(100.0 + step * 10.0, 1.0, {"a": Generated(10, 40)})
     assert cost.seconds("a", 4.0) == pytest.approx(0.1, rel=0.1)
+
+
+@pytest.mark.parametrize("dear", [1.0, 2.5, 6.0])
+def test_a_slow_start_is_not_taken_for_what_a_setting_costs(dear: float) -> None:
+    """Both settings are met while all is twice as slow, and later one alone: the other is not overrated."""
+    draw = random.Random(1)
+    cost = AnswerCost()
+    for step in range(100):
+        now = 0.5 * step
+        slower = 2.0 if now < EARLY_S else 1.0
+        keys = {"a": 1.0, "b": dear} if now < EARLY_S / 2 else {"a": 1.0}
+        for key, times in keys.items():
+            seconds = 64 * 0.01 * times * slower * draw.uniform(0.8, 1.2)
+            cost.observe(now, seconds, {key: Generated(64, 64 * 4)})
+    assert cost.seconds("a", 4.0) == pytest.approx(0.01, rel=0.2)
+    assert cost.seconds("b", 4.0) == pytest.approx(0.01 * dear, rel=0.25)
+
+
+def test_few_measurements_never_make_players_cost_more_than_in_proportion() -> None:
+    """Batches that get faster while prompts get shorter say little: half the players cost half at least."""
+    cost = AnswerCost()
+    for step, present in enumerate((9, 8, 7, 6)):
+        cost.observe(0.5 * step, 64 * 0.01 * 2.0**-step, {"a": Generated(64, 64 * present)})
+    usual, half = cost.seconds("a", 7.5), cost.seconds("a", 3.75)
+    assert usual is not None
+    assert half is not None
+    assert usual / 2 <= half * 1.001
+    assert half <= usual

@@ -119,3 +119,41 @@ def test_a_run_that_plans_too_many_coalitions_is_expected_to_cost_nothing() -> N
     (unit,) = plan_units(runs, [0], {0: 2000}, {})
     assert unit.run_names == ("exact", "limited_mc_ns2100")
     assert unit.cost == 2100.0
+
+
+def test_scouts_of_every_way_of_generating_go_early() -> None:
+    """The longest unit comes first, then middling ones of other keys, twice; the rest longest first."""
+    runs = sweep(
+        {"explainer_type": "exact"},
+        {"num_samples": [16], "name": "long", "generation_override": {"max_new_tokens": 64}},
+        {"num_samples": [16], "name": "short", "generation_override": {"max_new_tokens": 7}},
+    )
+    rows = list(range(60))
+    players = {row: 6 + row % 6 for row in rows}
+    units = plan_units(runs, rows, players, {})
+    exact = runs[0].cost_key
+    assert units[0].cost == 2**11
+    assert {unit.cost_key for unit in units[1:3]} == {run.cost_key for run in runs[1:]}
+    second = [place for place, unit in enumerate(units[3:], start=3) if unit.cost_key != exact][:2]
+    assert {units[place].cost_key for place in second} == {run.cost_key for run in runs[1:]}
+    assert sum(unit.cost for unit in units[: second[-1]]) < 0.1 * sum(unit.cost for unit in units)
+    rest = [unit.cost for place, unit in enumerate(units[3:], start=3) if place not in second]
+    assert rest == sorted(rest, reverse=True)
+    assert len({unit.unit_id for unit in units}) == len(units) == 180
+
+
+def test_runs_that_draw_answers_of_their_own_cost_alike() -> None:
+    """They share no answers, but what an answer costs is one thing to learn, and needs no scouts."""
+    runs = sweep({"num_samples": [5, 6, 7]}, generation={"text_temperature": 1.0})
+    assert len({run.generation_key for run in runs}) == 3
+    assert len({run.cost_key for run in runs}) == 1
+    units = plan_units(runs, [0, 1], {0: 4, 1: 6}, {})
+    assert [unit.cost for unit in units] == sorted((unit.cost for unit in units), reverse=True)
+    shared = sweep({"num_samples": [5]}, {"num_samples": [6], "generation_override": {"max_new_tokens": 9}})
+    assert len({run.cost_key for run in shared}) == 2
+    assert shared[0].cost_key == shared[0].generation_key
+
+
+def test_nothing_left_needs_no_scouts() -> None:
+    done = {run.name: {0} for run in GRID}
+    assert plan_units(GRID, [0], {0: 4}, done) == []

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from mllm_shapx.benchmark.options import BenchOptions
 from mllm_shapx.benchmark.ours import Explainer
 from mllm_shapx.benchmark.overhead import Overhead, measure_overhead
-from mllm_shapx.benchmark.probes import Prober
+from mllm_shapx.benchmark.probes import Prober, Recommendation
 from mllm_shapx.benchmark.report import BenchReport, Machine
 from mllm_shapx.benchmark.rounds import Contest, contest
 from mllm_shapx.benchmark.sharing import measure_sharing
@@ -20,8 +20,10 @@ PROBE_SHARE = 0.05
 """Share of a contestant's time that each setting is tried for."""
 PROBES_SHARE = 2.0
 """How often that time is spent on all settings together, about."""
-FEWEST_PROBE_ROWS = 4
+MOST_PROBE_ROWS = 4
 FEWEST_COALITIONS = 16
+FEWEST_PROBES = 4
+"""Less than so many settings tried says nothing."""
 SHARING_SHARE = 0.5
 """Share of a contestant's time that the whole sweep is run for."""
 
@@ -55,11 +57,7 @@ async def _bench(subject: Subject, options: BenchOptions, say: Say) -> BenchRepo
         sharing = await measure_sharing(
             ours, ready.games, subject.sweep, SHARING_SHARE * options.seconds * ready.rate
         )
-        games = _probe_games(ready, PROBE_SHARE * options.seconds)
-        largest = sum(sorted(game.coalitions for game in games)[-options.rows_in_flight :])
-        recommended = await Prober(model, games, largest, say).recommend(
-            options.rows_in_flight, PROBES_SHARE * options.seconds
-        )
+        recommended = await _recommend(ours, ready, options, say)
         return BenchReport(
             model_id=subject.run.model_id,
             machine=machine,
@@ -70,22 +68,36 @@ async def _bench(subject: Subject, options: BenchOptions, say: Say) -> BenchRepo
             sharing=sharing,
             recommended=recommended,
             batch_size=ours.engine.stats.batch_size,
-            rows_in_flight=options.rows_in_flight,
+            rows_in_flight=ours.flight.most,
             overhead=await _overhead(options.overhead, say),
-            notes=[*ready.notes, *_remarks(result, ready)],
+            notes=[*ready.notes, *_remarks(result, ready, recommended)],
         )
     finally:
         await ours.engine.aclose()
 
 
-def _probe_games(ready: Ready, seconds: float) -> Sequence[Game]:
-    """Return games from the contest that take us about `seconds` in all, and a few at least."""
-    total = max(FEWEST_COALITIONS, int(ready.rate * seconds))
+async def _recommend(ours: Explainer, ready: Ready, options: BenchOptions, say: Say) -> Recommendation:
+    """Try settings, each on coalitions for about two batches of the size that `auto` found."""
+    found, rows = ours.engine.stats.batch_size, ours.flight.most
+    seconds = PROBES_SHARE * options.seconds
+    games = _probe_games(ready, max(2 * found, int(ready.rate * PROBE_SHARE * options.seconds)))
+    total = sum(game.coalitions for game in games)
+    if FEWEST_PROBES * total > seconds * ready.rate:
+        return Recommendation(found, rows)
+    found = min(found, 1 << (total.bit_length() - 1))  # few rows fill no larger batch
+    largest = sum(sorted(game.coalitions for game in games)[-rows:])
+    prober = Prober(ours.engine.model, games, largest, say)
+    return await prober.recommend(found, rows, seconds)
+
+
+def _probe_games(ready: Ready, total: int) -> Sequence[Game]:
+    """Return games from the contest with `total` coalitions in all, or all games; several where there are."""
+    most = max(FEWEST_COALITIONS, -(-total // min(MOST_PROBE_ROWS, len(ready.games))))
     games: list[Game] = []
     for game in ready.games:
-        if len(games) >= FEWEST_PROBE_ROWS and sum(each.coalitions for each in games) >= total:
+        if sum(each.coalitions for each in games) >= total:
             break
-        games.append(game.limited_to(max(FEWEST_COALITIONS, total // 2)))
+        games.append(game.limited_to(most))
     return games
 
 
@@ -97,7 +109,7 @@ async def _overhead(player_counts: Sequence[int], say: Say) -> list[Overhead]:
     return found
 
 
-def _remarks(result: Contest, ready: Ready) -> list[str]:
+def _remarks(result: Contest, ready: Ready, recommended: Recommendation) -> list[str]:
     """Return what the reader should know of how the figures came about."""
     remarks = []
     if any(game.run.explainer_type != "exact" for game in ready.games):
@@ -112,5 +124,9 @@ def _remarks(result: Contest, ready: Ready) -> list[str]:
         remarks.append(
             "values were not compared with the library's: answers are sampled, dtype is not float32, or the "
             "similarity is not the library's"
+        )
+    if not recommended.probes:
+        remarks.append(
+            "the time did not suffice to try other batch sizes and rows in flight; --seconds gives more"
         )
     return remarks

@@ -16,7 +16,8 @@ class BenchOptions:
     """Rows to explain; None for as many as the time allows."""
     seconds: float = 20.0
     """About how long each contestant is measured, the library three times as long."""
-    rows_in_flight: int = 2
+    rows_in_flight: int | None = None
+    """Rows side by side; None for as many as fill the batches."""
     overhead: tuple[int, ...] = ()
     """Player counts of the games that show the cost beside the model."""
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -18,6 +18,7 @@ from mllm_shapx.explaining.similarity import Embedder, Vector
 from mllm_shapx.models.base import Answer, Model, Prompt
 from mllm_shapx.models.encoder import TextEncoder
 from mllm_shapx.models.engine import Engine
+from mllm_shapx.models.flight import Flight
 from mllm_shapx.planning.runs import RunSpec
 from mllm_shapx.records.results import SampleResult
 
@@ -43,23 +44,33 @@ class Turn:
 
 
 class Explainer:
-    """Plays games on one model, several rows side by side."""
+    """Plays games on one model, several rows side by side.
 
-    def __init__(self, model: Model, rows_in_flight: int) -> None:
+    Args:
+        model: The loaded model.
+        rows_in_flight: Rows side by side; None for as many as fill the batches, as `run` does it.
+    """
+
+    def __init__(self, model: Model, rows_in_flight: int | None) -> None:
         self.engine = Engine(model)
-        self.rows_in_flight = rows_in_flight
+        self.flight = Flight(rows_in_flight, lambda: self.engine.stats.batch_size)
         self._embedders = _Embedders(self.engine)
 
     async def play(self, games: Sequence[Game]) -> Turn:
         """Explain the games' rows, each with answers of its own, and say how long it took."""
         turn = Turn()
         samples: dict[int, SampleResult] = {}
-        waiting = iter(enumerate(games))
+        self.flight.most = 0
         before = self.engine.stats
         own, started = time.thread_time(), time.perf_counter()
+        room = asyncio.Event()
         async with asyncio.TaskGroup() as group:
-            for _ in range(min(self.rows_in_flight, len(games))):
-                group.create_task(self._work(waiting, samples, turn))
+            for place, game in enumerate(games):
+                while not self.flight.has_room:
+                    room.clear()
+                    await room.wait()
+                self.flight.begin(str(place), game.coalitions)
+                group.create_task(self._explain(place, game, samples, turn, room.set))
         turn.seconds = time.perf_counter() - started
         turn.own_seconds = time.thread_time() - own
         after = self.engine.stats
@@ -83,15 +94,25 @@ class Explainer:
             generated += sample.model_calls
         return evaluated, generated
 
-    async def _work(
-        self, waiting: Iterator[tuple[int, Game]], samples: dict[int, SampleResult], turn: Turn
+    async def _explain(
+        self,
+        place: int,
+        game: Game,
+        samples: dict[int, SampleResult],
+        turn: Turn,
+        on_change: Callable[[], None],
     ) -> None:
-        for place, game in waiting:
-            coalitions = await asyncio.to_thread(open_row, game.row, game.run)
-            generate = partial(self._generate, game.row.row_index, game.run, turn)
-            samples[place] = await explain_run(
-                game.row, coalitions, game.run, generate, self._embedders.of(game.run)
-            )
+        def answered() -> None:
+            self.flight.answered(str(place))
+            on_change()
+
+        coalitions = await asyncio.to_thread(open_row, game.row, game.run)
+        generate = partial(self._generate, game.row.row_index, game.run, turn, on_answer=answered)
+        samples[place] = await explain_run(
+            game.row, coalitions, game.run, generate, self._embedders.of(game.run)
+        )
+        self.flight.end(str(place))
+        on_change()
 
     async def _generate(
         self,
@@ -100,15 +121,20 @@ class Explainer:
         turn: Turn,
         prompts: Mapping[int, ConversationSnapshot],
         keep: Keep,
+        *,
+        on_answer: Callable[[], None] = lambda: None,
     ) -> None:
         masks = list(prompts)
         turn.prompts.extend(prompts.values())
         seeds = [0] * len(masks)
         if not run.generation.is_greedy:
             seeds = [answer_seed(run, row_index, mask) for mask in masks]
-        await self.engine.answer(
-            list(prompts.values()), decoding(run), seeds, lambda index, answer: keep(masks[index], answer)
-        )
+
+        def take(index: int, answer: Answer) -> None:
+            keep(masks[index], answer)
+            on_answer()
+
+        await self.engine.answer(list(prompts.values()), decoding(run), seeds, take)
 
 
 class Borrowed:

@@ -9,7 +9,6 @@ from mllm_shapx.benchmark.ours import Borrowed, Explainer
 from mllm_shapx.benchmark.subject import Game
 from mllm_shapx.models.base import Model
 
-ROWS_IN_FLIGHT = (1, 2, 4)
 SMALLEST_SIZE, LARGEST_SIZE = 8, 4096
 CLEARLY = 1.03
 """A larger setting must be faster by this factor to be worth it."""
@@ -25,20 +24,16 @@ PROMISING = 0.7
 class Probe:
     """One setting tried."""
 
-    batch_size: int | None
-    """None for `auto`."""
+    batch_size: int
     rows_in_flight: int
     coalitions_per_second: float
-    engine_batch_size: int
-    """What the engine worked with in the end."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the probe as JSON data."""
         return {
-            "batch_size": "auto" if self.batch_size is None else self.batch_size,
+            "batch_size": self.batch_size,
             "rows_in_flight": self.rows_in_flight,
             "coalitions_per_second": self.coalitions_per_second,
-            "engine_batch_size": self.engine_batch_size,
         }
 
 
@@ -48,7 +43,8 @@ class Recommendation:
 
     batch_size: int
     rows_in_flight: int
-    probes: tuple[Probe, ...]
+    probes: tuple[Probe, ...] = ()
+    """Empty where the time did not suffice to try anything: then it is what the contest was held with."""
 
 
 class Prober:
@@ -68,24 +64,26 @@ class Prober:
         self._say = say
         self._deadline = 0.0
 
-    async def recommend(self, rows_in_flight: int, seconds: float) -> Recommendation:
-        """Try batch sizes around the automatic one, then rows in flight with the best batch size.
+    async def recommend(self, found: int, rows_in_flight: int, seconds: float) -> Recommendation:
+        """Try batch sizes around the one that `auto` found, then rows in flight with the best of them.
 
         After `seconds` nothing new is begun: on a slow model what was tried until then has to do.
         """
         self._deadline = time.monotonic() + seconds * (1 - FLIGHTS_SHARE)
-        sizes = [await self._try(None, rows_in_flight)]
-        found = sizes[0].engine_batch_size
+        sizes = [await self._try(found, rows_in_flight)]
         await self._walk(sizes, [found >> step for step in range(1, found.bit_length())])
         await self._walk(sizes, [found << step for step in range(1, LARGEST_SIZE.bit_length())])
         sizes = await self._again(sizes)
         best = _best(sizes)
         self._deadline += seconds * FLIGHTS_SHARE
-        others = [flight for flight in ROWS_IN_FLIGHT if flight != rows_in_flight]
-        tried = [await self._try(best.batch_size, flight) for flight in others if self._has_time()]
-        flights = await self._again([best, *tried])
+        most = len(self._games)
+        others = {1, min(most, rows_in_flight // 2), min(most, 2 * rows_in_flight)} - {0, rows_in_flight}
+        tried: list[Probe] = []
+        if most > 1:
+            tried = [await self._try(best.batch_size, rows) for rows in sorted(others) if self._has_time()]
+        flights = await self._again([best, *tried]) if tried else [best]
         chosen = _best(flights, key=lambda probe: probe.rows_in_flight)
-        return Recommendation(best.engine_batch_size, chosen.rows_in_flight, (*sizes, *flights[1:]))
+        return Recommendation(best.batch_size, chosen.rows_in_flight, (*sizes, *flights[1:]))
 
     async def _walk(self, probes: list[Probe], sizes: Sequence[int]) -> None:
         """Try one size after the other until they get clearly slower."""
@@ -116,23 +114,17 @@ class Prober:
             found.append(max(probe, again, key=lambda each: each.coalitions_per_second))
         return found[::-1]
 
-    async def _try(self, batch_size: int | None, rows_in_flight: int) -> Probe:
-        shown = "auto" if batch_size is None else batch_size
-        self._say(f"trying batch size {shown} with {rows_in_flight} row(s) in flight")
+    async def _try(self, batch_size: int, rows_in_flight: int) -> Probe:
+        self._say(f"trying batch size {batch_size} with {rows_in_flight} row(s) in flight")
         explainer = Explainer(Borrowed(self._model, batch_size), rows_in_flight)
         try:
-            if batch_size is None:
-                await explainer.play(self._games)  # it finds its size
             turn = await explainer.play(self._games)
-            size = explainer.engine.stats.batch_size
         finally:
             await explainer.engine.aclose()
-        return Probe(batch_size, rows_in_flight, turn.coalitions / turn.seconds, size)
+        return Probe(batch_size, rows_in_flight, turn.coalitions / turn.seconds)
 
 
-def _best(
-    probes: Sequence[Probe], key: Callable[[Probe], int] = lambda probe: probe.engine_batch_size
-) -> Probe:
+def _best(probes: Sequence[Probe], key: Callable[[Probe], int] = lambda probe: probe.batch_size) -> Probe:
     """Return the fastest probe, or one that is smaller by `key` and hardly slower."""
     fastest = max(probe.coalitions_per_second for probe in probes)
     close = [probe for probe in probes if probe.coalitions_per_second * CLEARLY >= fastest]

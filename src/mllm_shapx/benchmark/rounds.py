@@ -15,6 +15,7 @@ from mllm_shapx.benchmark.library import LibraryResult, LibraryRunner
 from mllm_shapx.benchmark.options import LIBRARY_SHARE, BenchOptions
 from mllm_shapx.benchmark.ours import Explainer, Turn
 from mllm_shapx.benchmark.subject import Game
+from mllm_shapx.models.flight import FEWEST_ROWS
 
 MOST_ROUNDS = 5
 """Rounds that the rows are cut into; medians are taken over them."""
@@ -99,9 +100,9 @@ class Contestants:
     """Whether the library's values must equal ours."""
 
 
-def cut_into_rounds(games: Sequence[Game], rows_in_flight: int) -> list[Sequence[Game]]:
-    """Cut the games into at most `MOST_ROUNDS` even rounds of neighbours that fill the rows in flight."""
-    count = max(1, min(MOST_ROUNDS, len(games) // rows_in_flight))
+def cut_into_rounds(games: Sequence[Game], fewest: int) -> list[Sequence[Game]]:
+    """Cut the games into at most `MOST_ROUNDS` even rounds of neighbours, of `fewest` games at least."""
+    count = max(1, min(MOST_ROUNDS, len(games) // fewest))
     edges = [round(place * len(games) / count) for place in range(count + 1)]
     return [games[first:last] for first, last in pairwise(edges)]
 
@@ -115,7 +116,7 @@ async def contest(
     the machine does meanwhile hits all alike.
     """
     result = Contest()
-    rounds = cut_into_rounds(games, contestants.ours.rows_in_flight)
+    rounds = cut_into_rounds(games, contestants.ours.flight.fixed or FEWEST_ROWS)
     for number, played in enumerate(rounds, start=1):
         say(f"round {number} of {len(rounds)}: {len(played)} row(s)")
         turns = _Round(played, contestants, options.seconds / len(rounds), result)

@@ -19,10 +19,14 @@ from mllm_shapx.models.base import Model
 from mllm_shapx.models.hf_text import HfTextModel
 
 ENOUGH_S = 1.0
-"""Our warm-up grows until one turn takes so long: by then the batch size has settled."""
+"""Our warm-up grows until one turn takes so long."""
+GROWING_SHARE = 0.25
+"""While the batch size still grows, the warm-up goes on until a turn takes this share of the time."""
 FIRST_COALITIONS = 64
 MOST_COALITIONS = 1 << 15
 MOST_ROWS = 512
+MOST_LONG_ROWS = 3
+"""Rows that share the time when the user says how many there are to be; more take longer in sum."""
 LIBRARY_COALITIONS = 16
 PACKAGE_PROMPTS = 4
 
@@ -62,7 +66,7 @@ async def warm_up(
     """
     supply = GameSupply(subject, model)
     say("warming up")
-    rate, prompts = await _warm_up_ours(ours, supply)
+    rate, prompts = await _warm_up_ours(ours, supply, GROWING_SHARE * options.seconds)
     notes: list[str] = []
     library, library_rate = await _warm_up_library(subject, supply, notes, say)
     raw = None
@@ -88,14 +92,22 @@ async def warm_up(
     )
 
 
-async def _warm_up_ours(ours: Explainer, supply: GameSupply) -> tuple[float, list[ConversationSnapshot]]:
-    """Play larger and larger games; return coalitions per second and the prompts of the last turn."""
+async def _warm_up_ours(
+    ours: Explainer, supply: GameSupply, patience: float
+) -> tuple[float, list[ConversationSnapshot]]:
+    """Play larger and larger games until the batch size has settled or a turn takes `patience` seconds.
+
+    Returns:
+        Coalitions per second, and the prompts of the last turn.
+    """
     rows, most = 1, FIRST_COALITIONS
     await ours.play([supply.first(1)[0].smallest()])  # the first time, libraries wake up
     while True:
         games = [game.limited_to(most) for game in supply.first(rows)]
+        size = ours.engine.stats.batch_size
         turn = await ours.play(games)
-        if turn.seconds >= ENOUGH_S or turn.coalitions >= MOST_COALITIONS:
+        enough = ENOUGH_S if ours.engine.stats.batch_size == size else max(ENOUGH_S, patience)
+        if turn.seconds >= enough or turn.coalitions >= MOST_COALITIONS:
             break
         if games[0].coalitions >= most:
             most *= 4
@@ -153,9 +165,12 @@ def _checkpoint_folder(subject: Subject) -> Path:
 def _choose(supply: GameSupply, rate: float, library_rate: float, options: BenchOptions) -> list[Game]:
     """Return games for the contest: as many as asked for, or as take the slower side about the time given.
 
-    A game too long for us is cut; where the library cannot play even one, our time alone counts.
+    A game too long for us is cut to the time, and played alone: coalitions of one row share more than those
+    of several, so that many short games would show less than the whole ones of a study. Where the library
+    cannot play even one, our time alone counts.
     """
-    most = max(FIRST_COALITIONS, int(rate * options.seconds / 3))
+    alike = min(options.rows or 1, MOST_LONG_ROWS)
+    most = max(FIRST_COALITIONS, int(rate * options.seconds / alike))
     if options.rows is not None:
         return [game.limited_to(most) for game in supply.first(options.rows)]
     target = rate * options.seconds / 2

@@ -76,7 +76,7 @@ class Forecast:
         return unit.cost * (self._each(key, players) or 1.0)
 
     def pace(self, under_way: Iterable[tuple[WorkUnit, float]]) -> dict[str, dict[int, float]]:
-        """Return generation key -> players -> device seconds per expected answer, where that is known.
+        """Return cost key -> players -> device seconds per expected answer, where that is known.
 
         Args:
             under_way: Units that workers hold, with the answers that each has already.
@@ -117,4 +117,4 @@ class Forecast:
         return self._cost.seconds(key, players / 2.0)
 
     def _kind(self, unit: WorkUnit) -> tuple[str, int]:
-        return unit.generation_key, self._players.get(unit.row_index, NOMINAL_PLAYERS)
+        return unit.cost_key, self._players.get(unit.row_index, NOMINAL_PLAYERS)

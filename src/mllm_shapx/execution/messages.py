@@ -52,8 +52,8 @@ class Study:
     max_attempts: int = 3
     failures_allowed: int | None = None
     """Samples that may be quarantined in this call before it stops early; None for any number."""
-    rows_in_flight: int = 2
-    """Rows that a worker explains side by side, so that the device is never idle between two."""
+    rows_in_flight: int | None = None
+    """Rows that a worker explains side by side; None for as many as fill its batches."""
     flush_s: float = 30.0
     """Seconds after which answers of a row under way are written out."""
     retry_rows: Mapping[str, tuple[int, ...]] | None = None
@@ -113,7 +113,7 @@ class Beat:
     unit_answers: Mapping[str, int] = field(default_factory=dict)
     """Answers at hand for each unit that it holds."""
     generated: Mapping[str, Generated] = field(default_factory=dict)
-    """Generation key -> answers generated since it started, for whomever."""
+    """Cost key -> answers generated since it started, for whomever."""
 
 
 @dataclass(frozen=True, slots=True)

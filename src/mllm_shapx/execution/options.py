@@ -18,7 +18,8 @@ class RunOptions:
     workers_per_gpu: int = 1
     gpus_per_worker: float | None = None
     """GPUs that one worker takes; None for 1 / workers_per_gpu."""
-    rows_in_flight: int = 2
+    rows_in_flight: int | None = None
+    """Rows that a worker explains side by side; None for as many as fill its batches."""
     address: str | None = None
     """Ray cluster to join; None for RAY_ADDRESS, else a cluster of its own on this machine."""
     max_attempts: int = 3

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import math
 import os
 import socket
 import time
@@ -29,6 +30,7 @@ from mllm_shapx.explaining.similarity import Embedder, Vector
 from mllm_shapx.models.base import Answer
 from mllm_shapx.models.encoder import TextEncoder
 from mllm_shapx.models.engine import Engine
+from mllm_shapx.models.flight import FEWEST_ROWS, Flight
 from mllm_shapx.models.registry import load_model
 from mllm_shapx.planning.costs import Generated
 from mllm_shapx.planning.runs import RunSpec
@@ -168,6 +170,9 @@ class Worker:
         self._held: dict[str, _Held] = {}
         self._answers = 0
         self._generated: dict[str, Generated] = {}
+        self._flight = Flight(study.rows_in_flight, self._batch_size)
+        self._further: asyncio.TaskGroup | None = None
+        self._further_at = 0.0
         self._asking = asyncio.Lock()
         self._stopping = asyncio.Event()
         self._draining = False
@@ -188,8 +193,7 @@ class Worker:
             async with asyncio.TaskGroup() as group:
                 # In the group: a worker that gives no sign of life must not go on.
                 beats = group.create_task(self._beat_on())
-                work = [group.create_task(self._work()) for _ in range(self._study.rows_in_flight)]
-                await asyncio.wait(work)
+                await self._work_on()
                 beats.cancel()
         finally:
             self._stopping.set()
@@ -209,12 +213,41 @@ class Worker:
             if held.task is not None:
                 held.task.cancel()
 
+    def _batch_size(self) -> int:
+        return self._loaded.engine.stats.batch_size
+
     @property
     def _loaded(self) -> "_Loaded":
         if self._maybe_loaded is None:
             msg = "the worker has loaded nothing yet"
             raise RuntimeError(msg)
         return self._maybe_loaded
+
+    async def _work_on(self) -> None:
+        """Take units until nothing is left: some side by side always, more while batches are not full."""
+        async with asyncio.TaskGroup() as group:
+            if self._flight.fixed is None:
+                self._further = group
+            for _ in range(self._flight.fixed or FEWEST_ROWS):
+                group.create_task(self._work())
+
+    def _take_more(self) -> None:
+        """Ask for a further unit when those at hand do not fill the device's batches."""
+        if self._further is None or self._draining or self._stopping.is_set():
+            return
+        if self._flight.has_room and time.monotonic() >= self._further_at:
+            self._further_at = math.inf  # one question at a time
+            self._further.create_task(self._work_once())
+
+    async def _work_once(self) -> None:
+        """Take a unit if there is one."""
+        reply, held = await self._ask()
+        self._obey(reply)
+        self._further_at = time.monotonic() + (0.0 if reply.lease is not None else IDLE_S)
+        if reply.lease is not None and held is not None:
+            await self._explain(held, reply.lease.known)
+        elif reply.help is not None:
+            await self._help(reply.help)
 
     async def _work(self) -> None:
         """Take one unit after the other."""
@@ -240,7 +273,9 @@ class Worker:
             reply = await self._desk.lease(self._me, tuple(self._held))
             if reply.lease is None:
                 return reply, None
-            held = self._held[reply.lease.unit.unit_id] = _Held(reply.lease.unit)
+            unit = reply.lease.unit
+            held = self._held[unit.unit_id] = _Held(unit)
+            self._flight.begin(unit.unit_id, unit.cost - len(reply.lease.known.by_mask))
             return reply, held
 
     async def _pause(self, seconds: float) -> None:
@@ -260,6 +295,7 @@ class Worker:
     async def _explain(self, held: _Held, known: Answers) -> None:
         """Explain one unit; what goes wrong with it is reported, not raised."""
         unit = held.unit
+        self._take_more()
         held.task = asyncio.create_task(self._explain_unit(held, known))
         try:
             await asyncio.shield(held.task)
@@ -277,6 +313,7 @@ class Worker:
             await self._failed(held, unit.run_names, type(error).__name__, error, final=False)
         finally:
             self._held.pop(unit.unit_id, None)
+            self._flight.end(unit.unit_id)
             self._tidy()
 
     async def _explain_unit(self, held: _Held, known: Answers) -> None:
@@ -321,12 +358,24 @@ class Worker:
         return RowGeneration(
             held.unit.unit_id,
             run.name,
-            partial(self._answer, run, held.unit.row_index),
+            partial(self._answer, run, held.unit),
             partial(self._desk.exchange, self._me),
-            lambda: self._loaded.engine.stats.batch_size,
+            self._batch_size,
         )
 
     async def _answer(
+        self, run: RunSpec, unit: WorkUnit, prompts: Mapping[int, ConversationSnapshot], on_answer: OnAnswer
+    ) -> None:
+        """Answer coalitions of an own unit."""
+
+        def count(mask: int, answer: Answer) -> None:
+            self._flight.answered(unit.unit_id)
+            self._take_more()
+            on_answer(mask, answer)
+
+        await self._generate(run, unit.row_index, prompts, count)
+
+    async def _generate(
         self, run: RunSpec, row_index: int, prompts: Mapping[int, ConversationSnapshot], on_answer: OnAnswer
     ) -> None:
         """Answer coalitions with this worker's model."""
@@ -334,8 +383,8 @@ class Worker:
 
         def count(index: int, answer: Answer) -> None:
             self._answers += 1
-            before = self._generated.get(run.generation_key, Generated())
-            self._generated[run.generation_key] = before.plus(masks[index])
+            before = self._generated.get(run.cost_key, Generated())
+            self._generated[run.cost_key] = before.plus(masks[index])
             on_answer(masks[index], answer)
 
         seeds = [0] * len(masks)
@@ -349,7 +398,7 @@ class Worker:
         answers: dict[int, Answer] = {}
         try:
             prompts = await asyncio.to_thread(self._helped_prompts, task, run)
-            await self._answer(run, task.row_index, prompts, answers.__setitem__)
+            await self._generate(run, task.row_index, prompts, answers.__setitem__)
         except Exception:
             logger.warning("helping with row %d failed", task.row_index, exc_info=True)
         await self._desk.helped(self._me, task.task_id, answers)

@@ -76,4 +76,9 @@ class BatchSizer:
             curve.size *= 2
 
     def _curve(self, key: object) -> _Curve:
-        return self._curves.setdefault(key, _Curve(FIRST_SIZE))
+        if key not in self._curves:
+            # Where the knee lies hangs on model and device more than on how long answers are.
+            self._curves[key] = _Curve(
+                max((curve.size for curve in self._curves.values()), default=FIRST_SIZE)
+            )
+        return self._curves[key]

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -116,8 +117,12 @@ class RunSpec:
     @cached_property
     def generation_key(self) -> str:
         """Hash of `generation_settings`, 16 hex digits; the model's commit is added where it is known."""
-        text = json.dumps(self.generation_settings, sort_keys=True, ensure_ascii=False)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return _digest(self.generation_settings)
+
+    @cached_property
+    def cost_key(self) -> str:
+        """Hash of what decides an answer's cost: runs that draw answers of their own cost alike."""
+        return _digest({key: value for key, value in self.generation_settings.items() if key != "run"})
 
     @property
     def shares_answers(self) -> bool:
@@ -245,3 +250,9 @@ def _group_counts(num_players: int, size: int) -> list[tuple[int, int]]:
     """Return (players, groups) of cutting `num_players` into groups of `size`, the rest a smaller one."""
     full, rest = divmod(num_players, size)
     return [(size, full)] if rest == 0 else [(size, full), (rest, 1)]
+
+
+def _digest(settings: Mapping[str, Any]) -> str:
+    """Return the hash of JSON data, 16 hex digits."""
+    text = json.dumps(settings, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Work units: a row and all the runs of one generation key that still need it, dearest first."""
+"""Work units: a row and all the runs of one generation key that still need it, and their order."""
 
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -9,6 +9,8 @@ from mllm_shapx.planning.runs import RunSpec
 
 NOMINAL_PLAYERS = 10
 """Players that a row counts for when they are known only once it is read: spoken prompts."""
+SCOUTED_AT = 0.04
+"""Share of the expected answers after which the second scouts are sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +23,8 @@ class WorkUnit:
     position: int
     """Place in selection order."""
     generation_key: str
+    cost_key: str
+    """Units of one cost key pay the same for an answer to as many players."""
     run_names: tuple[str, ...]
     """Exact runs first, then by falling coalitions, so that later runs find their answers stored."""
     cost: float
@@ -33,13 +37,18 @@ def plan_units(
     players: Mapping[int, int] | None,
     done: Mapping[str, Collection[int]],
 ) -> list[WorkUnit]:
-    """Return the units that are left to do, longest expected first.
+    """Return the units that are left to do, longest expected first but for two scouts of each cost key.
 
     Args:
         runs: The sweep.
         rows: Row indices in selection order, each once.
         players: Players per row; None, or a row missing, where they are not known yet.
         done: Run name -> row indices that need no more work.
+
+    Keys differ in what an answer costs, by a multiple where they generate more tokens. Longest first, the
+    keys of shorter games would be met late, and until then nobody could say how long the study takes. So
+    where there are several, units of middling cost of each further key follow on the longest, and again when
+    a few hundredths of the work are done.
 
     The order is the same for the same arguments: by cost, then selection order, then generation key.
     """
@@ -54,8 +63,27 @@ def plan_units(
             count = NOMINAL_PLAYERS if players is None else players.get(row_index, NOMINAL_PLAYERS)
             names, cost = planner.order(needed, count)
             unit_id = f"{row_index:05d}-{key}"
-            units.append(WorkUnit(unit_id, row_index, position, key, names, cost))
-    return sorted(units, key=lambda unit: (-unit.cost, unit.position, unit.generation_key))
+            units.append(WorkUnit(unit_id, row_index, position, key, sharing[0].cost_key, names, cost))
+    return _with_scouts(sorted(units, key=lambda unit: (-unit.cost, unit.position, unit.generation_key)))
+
+
+def _with_scouts(units: list[WorkUnit]) -> list[WorkUnit]:
+    """Return `units`, longest first, with scouts of the keys that the first of them tells nothing of."""
+    by_key: dict[str, list[WorkUnit]] = {}
+    for unit in units:
+        by_key.setdefault(unit.cost_key, []).append(unit)
+    others = [of_key for key, of_key in by_key.items() if key != units[0].cost_key]
+    if not others:
+        return units  # of one key, or none at all
+    # The first ones are explained while devices warm up; the second ones tell more.
+    scouts = [[of_key[place * len(of_key) // 3] for of_key in others] for place in (1, 2)]
+    sent = {unit.unit_id for side_by_side in scouts for unit in side_by_side}
+    first, *rest = [unit for unit in units if unit.unit_id not in sent]
+    found, total, done = [first, *scouts[0]], sum(unit.cost for unit in units), first.cost
+    while rest and done < SCOUTED_AT * total:
+        found.append(rest.pop(0))
+        done += found[-1].cost
+    return list({unit.unit_id: unit for unit in (*found, *scouts[1], *rest)}.values())
 
 
 def runs_by_key(runs: Sequence[RunSpec]) -> dict[str, list[RunSpec]]:

@@ -15,7 +15,7 @@ class Pace:
     workers: int
     """Workers that were there at a time, at most."""
     seconds: Mapping[str, Mapping[int, float]]
-    """Generation key -> players of a row -> seconds of a worker's device per expected answer."""
+    """`RunSpec.cost_key` -> players of a row -> seconds of a worker's device per expected answer."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the file's content."""

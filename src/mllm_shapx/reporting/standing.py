@@ -78,7 +78,7 @@ def _seconds(units: Sequence[WorkUnit], players: Mapping[int, int], pace: Pace) 
     """Return the time that units take with as many workers as before; None when some cost is not known."""
     total = 0.0
     for unit in units:
-        of_key = pace.seconds.get(unit.generation_key, {})
+        of_key = pace.seconds.get(unit.cost_key, {})
         each = of_key.get(players.get(unit.row_index, NOMINAL_PLAYERS))
         if each is None:
             return None
