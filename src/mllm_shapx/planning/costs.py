@@ -58,14 +58,14 @@ class _Moments:
         self.sums: defaultdict[_Name, float] = defaultdict(float)
         self.busy = 0.0
 
-    def add(self, features: Mapping[_Name, float], busy: float, answers: int) -> None:
-        """Add a measurement: features and seconds of a mean answer."""
+    def add(self, features: Mapping[_Name, float], busy: float, answers: int, weight: float = 1.0) -> None:
+        """Add a measurement: the features of a mean answer, and the seconds that all took."""
         for one, value in features.items():
-            self.targets[one] += value * busy / answers
-            self.sums[one] += value * answers
+            self.targets[one] += weight * value * busy / answers
+            self.sums[one] += weight * value * answers
             for other, second in features.items():
-                self.products[one, other] += value * second
-        self.busy += busy
+                self.products[one, other] += weight * value * second
+        self.busy += weight * busy
 
     def fade(self, keep: float) -> None:
         """Let everything count less."""
@@ -108,8 +108,12 @@ class AnswerCost:
                 continue
             features["base", key] = each.answers / answers
             features["present", key] = each.present / answers
-        (self._early if at - first < EARLY_S else self._later).add(features, busy, answers)
-        self._lately.add(features, busy, answers)
+        if at - first < EARLY_S:
+            self._early.add(features, busy, answers, EARLY_WEIGHT)
+            self._lately.add(features, busy, answers, EARLY_WEIGHT)
+        else:
+            self._later.add(features, busy, answers)
+            self._lately.add(features, busy, answers)
         self._count += 1
         self._solution = None
 
@@ -154,14 +158,12 @@ class AnswerCost:
         early, later = self._early, self._later
         names = list(self._lately.sums)
         both = [(one, other) for one in names for other in names]
-        products = [
-            EARLY_WEIGHT * early.products.get(pair, 0.0) + later.products.get(pair, 0.0) for pair in both
-        ]
+        products = [early.products.get(pair, 0.0) + later.products.get(pair, 0.0) for pair in both]
         matrix = np.array(products).reshape(len(names), len(names))
         usual = self._lately.sums[_PRESENT] / self._lately.sums[_BASE]
         for place, name in enumerate(names):
             matrix[place, place] += self._pull(name, usual)
-        at_first = EARLY_WEIGHT * np.array([early.targets.get(name, 0.0) for name in names])
+        at_first = np.array([early.targets.get(name, 0.0) for name in names])
         targets = np.array([later.targets.get(name, 0.0) for name in names])
         slower = 1.0
         for _ in range(TURNS if later.busy > 0.0 else 1):
