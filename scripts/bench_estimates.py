@@ -195,7 +195,7 @@ def measure(folder: Path, model: Path, rows: int, workers: int) -> None:
     promised = Plan(again).seconds_left()
     began = time.monotonic()
     listener, ended = run(again, workers, None, resume=True)
-    first = next((each.at for each in listener.said if each.share > stopped), began)
+    first = next(each.at for each in listener.said if each.share > listener.said[0].share)
     if promised is None:
         click.echo("  plan, after an interruption: nothing was said")
     else:

@@ -342,3 +342,26 @@ def test_counts_are_of_selected_rows_alone(desk: Desk) -> None:
     snapshot = desk.restart(study).snapshot()
     assert (snapshot.done["exact"], snapshot.total["exact"], snapshot.finished) == (2, 2, True)
     assert len(list((desk.folder.output / "exact" / "samples").iterdir())) == ROWS, "the others are kept"
+
+
+def test_a_worker_that_fills_its_batches_leaves_the_others_their_share(desk: Desk) -> None:
+    """Two rows each are taken in any case; a third one only while everybody else could have as many."""
+    coordinator, one, other = desk.coordinator, me("worker-1"), me("worker-2")
+    held = [desk.lease(one).unit_id]
+    coordinator.beat(other, Beat((), 0, 0.0))
+    held.append(desk.lease(one, *held).unit_id)
+    queued = coordinator.snapshot().unfinished_units - len(held)
+    assert queued == 2, "as many as the other worker may have"
+    held.append(desk.lease(one, *held).unit_id)
+    assert coordinator.lease(one, tuple(held)).lease is None
+    assert coordinator.lease(other, ()).lease is not None
+
+
+def test_rows_in_flight_that_are_asked_for_are_had(tmp_path: Path) -> None:
+    desk = Desk(tmp_path, rows_in_flight=4)
+    coordinator, one = desk.coordinator, me("worker-1")
+    coordinator.beat(me("worker-2"), Beat((), 0, 0.0))
+    held: list[str] = []
+    for _ in range(ROWS):
+        held.append(desk.lease(one, *held).unit_id)
+    assert len(set(held)) == ROWS

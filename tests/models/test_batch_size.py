@@ -72,3 +72,18 @@ def test_a_batch_that_did_not_fit_is_halved_in_positions() -> None:
     sizer.too_large(32, 100)
     assert not sizer.fits(32, 100)
     assert sizer.fits(1, 10**9), "one prompt is always tried"
+
+
+def test_another_way_of_decoding_begins_just_below_the_knee_that_is_known() -> None:
+    """It need not grow from the smallest size again, and finds a knee of its own above or at it."""
+    sizer = BatchSizer()
+    for _ in range(60):
+        size = sizer.size_for("short")
+        sizer.observe("short", size, float(size), 1.0 + max(0.0, size - 256) / 256)
+    known = sizer.size_for("short")
+    assert known >= 256
+    assert sizer.size_for("long") == known // 2
+    for _ in range(60):
+        size = sizer.size_for("long")
+        sizer.observe("long", size, float(size), 1.0 + 0.5 * size)
+    assert sizer.size_for("long") == known // 2

@@ -244,6 +244,33 @@ def test_a_failing_model_call_fails_the_callers_of_that_batch_only() -> None:
     with_engine(model, work)
 
 
+def test_who_shared_a_batch_with_a_prompt_that_breaks_the_model_is_answered() -> None:
+    """The batch holds prompts of three callers; one of them gets the error, and the others their answers."""
+    tried: list[int] = []
+
+    class Noting(EchoModel):
+        def answer(
+            self, prompts: Sequence[WordPrompt], decoding: Decoding, seeds: Sequence[int]
+        ) -> list[Answer]:
+            tried.append(len(prompts))
+            return super().answer(prompts, decoding, seeds)
+
+    async def work(engine: Engine) -> None:
+        first, error, last = await asyncio.gather(
+            engine.answer(texts("a", "b"), DECODING, [0, 0]),
+            engine.answer(texts("broken"), DECODING, [0]),
+            engine.answer(texts("c"), DECODING, [0]),
+            return_exceptions=True,
+        )
+        assert isinstance(error, RuntimeError)
+        assert isinstance(first, list)
+        assert isinstance(last, list)
+        assert (len(first), len(last)) == (2, 1)
+
+    with_engine(Noting(), work)
+    assert tried == [4, 2, 1, 1]
+
+
 def test_a_prompt_that_cannot_be_encoded_fails_its_own_call_only() -> None:
     """The row's error reaches the row; prompts beside it are answered."""
 

@@ -27,29 +27,27 @@ def test_a_fixed_number_is_kept_to() -> None:
     assert rows_taken(Flight(1, lambda: 256), 1e9) == 1
 
 
-def test_answers_and_ends_make_room() -> None:
-    """A row counts for what it still needs, and for nothing once it has ended."""
+def test_a_row_counts_for_all_of_it_until_it_ends() -> None:
+    """Also when more turns out to be needed than was expected, or an endless row is refused."""
     flight = Flight(None, lambda: 8)
-    assert rows_taken(flight, 8.0) == 2
-    flight.answered("row0")
-    assert flight.has_room
-    flight.begin("another", 8.0)
+    flight.begin("row0", 2.0)
+    flight.begin("row1", 8.0)
+    assert flight.has_room_for_more
+    flight.begin("row0", math.inf)
     assert not flight.has_room
-    flight.end("row1")
+    flight.end("row0")
     assert flight.has_room
-    assert flight.most == 3
+    assert flight.most == 2
 
 
-def test_more_answers_than_expected_do_no_harm() -> None:
-    """An expectation may be too low, or infinite for a row that will be refused."""
-    flight = Flight(None, lambda: 1)
-    flight.begin("short", 1.0)
-    for _ in range(5):
-        flight.answered("short")
-    flight.begin("hopeless", math.inf)
-    flight.answered("hopeless")
-    flight.answered("nobody's")
-    assert not flight.has_room
-    flight.end("hopeless")
-    flight.end("short")
+def test_beyond_the_first_rows_there_is_room_only_while_batches_are_not_full() -> None:
+    """The first ones are taken in any case, and are nobody else's to take."""
+    flight = Flight(None, lambda: 8)
+    flight.begin("row0", 1.0)
     assert flight.has_room
+    assert not flight.has_room_for_more
+    flight.begin("row1", 1.0)
+    assert flight.has_room_for_more
+    fixed = Flight(3, lambda: 8)
+    assert rows_taken(fixed, 1.0) == 3
+    assert not fixed.has_room_for_more

@@ -3,6 +3,7 @@
 import asyncio
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from mllm_shapx.benchmark.options import BenchOptions
 from mllm_shapx.benchmark.ours import Explainer
@@ -14,6 +15,7 @@ from mllm_shapx.benchmark.sharing import measure_sharing
 from mllm_shapx.benchmark.subject import Game, Subject
 from mllm_shapx.benchmark.warmup import Ready, warm_up
 from mllm_shapx.config.loading import LoadedConfig
+from mllm_shapx.models.flight import FEWEST_ROWS
 
 Say = Callable[[str], None]
 PROBE_SHARE = 0.05
@@ -78,16 +80,19 @@ async def _bench(subject: Subject, options: BenchOptions, say: Say) -> BenchRepo
 
 async def _recommend(ours: Explainer, ready: Ready, options: BenchOptions, say: Say) -> Recommendation:
     """Try settings, each on coalitions for about two batches of the size that `auto` found."""
-    found, rows = ours.engine.stats.batch_size, ours.flight.most
+    # One long row in the contest does not mean that a study should do with one.
+    found, rows = ours.engine.stats.batch_size, max(FEWEST_ROWS, ours.flight.most)
     seconds = PROBES_SHARE * options.seconds
     games = _probe_games(ready, max(2 * found, int(ready.rate * PROBE_SHARE * options.seconds)))
     total = sum(game.coalitions for game in games)
     if FEWEST_PROBES * total > seconds * ready.rate:
         return Recommendation(found, rows)
-    found = min(found, 1 << (total.bit_length() - 1))  # few rows fill no larger batch
+    start = min(found, 1 << (total.bit_length() - 1))  # few rows fill no larger batch
     largest = sum(sorted(game.coalitions for game in games)[-rows:])
     prober = Prober(ours.engine.model, games, largest, say)
-    return await prober.recommend(found, rows, seconds)
+    best = await prober.recommend(start, rows, seconds)
+    # Where the largest that these rows fill is the best, what was found with more rows stands.
+    return replace(best, batch_size=found) if best.batch_size == start < found else best
 
 
 def _probe_games(ready: Ready, total: int) -> Sequence[Game]:

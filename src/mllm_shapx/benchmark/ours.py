@@ -100,19 +100,15 @@ class Explainer:
         game: Game,
         samples: dict[int, SampleResult],
         turn: Turn,
-        on_change: Callable[[], None],
+        on_end: Callable[[], None],
     ) -> None:
-        def answered() -> None:
-            self.flight.answered(str(place))
-            on_change()
-
         coalitions = await asyncio.to_thread(open_row, game.row, game.run)
-        generate = partial(self._generate, game.row.row_index, game.run, turn, on_answer=answered)
+        generate = partial(self._generate, game.row.row_index, game.run, turn)
         samples[place] = await explain_run(
             game.row, coalitions, game.run, generate, self._embedders.of(game.run)
         )
         self.flight.end(str(place))
-        on_change()
+        on_end()
 
     async def _generate(
         self,
@@ -121,20 +117,15 @@ class Explainer:
         turn: Turn,
         prompts: Mapping[int, ConversationSnapshot],
         keep: Keep,
-        *,
-        on_answer: Callable[[], None] = lambda: None,
     ) -> None:
         masks = list(prompts)
         turn.prompts.extend(prompts.values())
         seeds = [0] * len(masks)
         if not run.generation.is_greedy:
             seeds = [answer_seed(run, row_index, mask) for mask in masks]
-
-        def take(index: int, answer: Answer) -> None:
-            keep(masks[index], answer)
-            on_answer()
-
-        await self.engine.answer(list(prompts.values()), decoding(run), seeds, take)
+        await self.engine.answer(
+            list(prompts.values()), decoding(run), seeds, lambda index, answer: keep(masks[index], answer)
+        )
 
 
 class Borrowed:

@@ -88,7 +88,9 @@ class Prober:
     async def _walk(self, probes: list[Probe], sizes: Sequence[int]) -> None:
         """Try one size after the other until they get clearly slower."""
         for size in sizes:
-            if not SMALLEST_SIZE <= size <= self._largest or not self._has_time():
+            if size < SMALLEST_SIZE:
+                continue
+            if size > self._largest or not self._has_time():
                 break
             probe = await self._try(size, probes[0].rows_in_flight)
             probes.append(probe)

@@ -191,7 +191,7 @@ class BenchReport:
         ]
         lines += [f"Note: {note}." for note in self.notes]
         lines.append(
-            f"Recommended: batch size {best.batch_size} (auto found {self.batch_size}), "
+            f"Recommended: batch size {best.batch_size} (the contest came to {self.batch_size}), "
             f"{best.rows_in_flight} row(s) in flight."
         )
         return lines

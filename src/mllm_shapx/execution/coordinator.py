@@ -22,6 +22,7 @@ from mllm_shapx.execution.messages import (
 from mllm_shapx.execution.sharing import HelpExchange, Offer, OfferReply
 from mllm_shapx.explaining.coalitions import REUSED
 from mllm_shapx.models.base import Answer
+from mllm_shapx.models.flight import FEWEST_ROWS
 from mllm_shapx.planning.units import WorkUnit, plan_units
 from mllm_shapx.records.checkpoint import CheckpointWriter
 from mllm_shapx.records.failures import FailureRecord
@@ -140,7 +141,7 @@ class Coordinator:
             return LeaseReply(None, drop=drop, order="stop")
         if self._draining:
             return LeaseReply(None, drop=drop, order="drain")
-        unit = self._ledger.lease(worker)
+        unit = None if self._has_its_share(len(held)) else self._ledger.lease(worker)
         if unit is not None:
             state.progress_at = time.monotonic()
             return self._handed_out(unit, drop)
@@ -152,6 +153,12 @@ class Coordinator:
         elif not self._exchange.is_helping(worker):
             self._idle.add(worker)
         return LeaseReply(None, help=task, drop=drop)
+
+    def _has_its_share(self, held: int) -> bool:
+        """Whether a further row would be at the expense of others, who cannot help with short ones."""
+        if self._study.rows_in_flight is not None or held < FEWEST_ROWS:
+            return False
+        return self._ledger.count(UnitState.QUEUED) < held * (len(self._workers) - 1)
 
     def exchange(self, me: WorkerInfo, offer: Offer) -> OfferReply:
         """Take an owner's chunks for idle workers and give it what they have answered."""

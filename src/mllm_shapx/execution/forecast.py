@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from mllm_shapx.execution.messages import Beat
 from mllm_shapx.planning.costs import AnswerCost, Generated
-from mllm_shapx.planning.units import NOMINAL_PLAYERS, WorkUnit
+from mllm_shapx.planning.units import NOMINAL_PLAYERS, SCOUTED_AT, WorkUnit
 
 REORDER_S = 30.0
 """Seconds between two corrections of the queue's order."""
@@ -67,6 +67,8 @@ class Forecast:
         """Whether the queue's order should be corrected now: its units differ in more than their players."""
         if len({key for key, _ in self._calls}) < 2 or self._clock() - self._reordered < REORDER_S:  # noqa: PLR2004
             return False
+        if self._settled < 2 * SCOUTED_AT * (self._settled + sum(self._calls.values())):
+            return False  # the scouts are not out yet
         self._reordered = self._clock()
         return True
 

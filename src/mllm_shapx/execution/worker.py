@@ -34,7 +34,7 @@ from mllm_shapx.models.flight import FEWEST_ROWS, Flight
 from mllm_shapx.models.registry import load_model
 from mllm_shapx.planning.costs import Generated
 from mllm_shapx.planning.runs import RunSpec
-from mllm_shapx.planning.units import WorkUnit
+from mllm_shapx.planning.units import WorkUnit, expected_answers
 from mllm_shapx.records.results import SampleResult
 
 logger = logging.getLogger(__name__)
@@ -226,8 +226,7 @@ class Worker:
     async def _work_on(self) -> None:
         """Take units until nothing is left: some side by side always, more while batches are not full."""
         async with asyncio.TaskGroup() as group:
-            if self._flight.fixed is None:
-                self._further = group
+            self._further = group
             for _ in range(self._flight.fixed or FEWEST_ROWS):
                 group.create_task(self._work())
 
@@ -235,19 +234,17 @@ class Worker:
         """Ask for a further unit when those at hand do not fill the device's batches."""
         if self._further is None or self._draining or self._stopping.is_set():
             return
-        if self._flight.has_room and time.monotonic() >= self._further_at:
+        if self._flight.has_room_for_more and time.monotonic() >= self._further_at:
             self._further_at = math.inf  # one question at a time
-            self._further.create_task(self._work_once())
+            self._further.create_task(self._work_further())
 
-    async def _work_once(self) -> None:
-        """Take a unit if there is one."""
-        reply, held = await self._ask()
+    async def _work_further(self) -> None:
+        """Take a unit if there is one and still room for it."""
+        reply, held = await self._ask(further=True)
         self._obey(reply)
         self._further_at = time.monotonic() + (0.0 if reply.lease is not None else IDLE_S)
         if reply.lease is not None and held is not None:
             await self._explain(held, reply.lease.known)
-        elif reply.help is not None:
-            await self._help(reply.help)
 
     async def _work(self) -> None:
         """Take one unit after the other."""
@@ -267,15 +264,17 @@ class Worker:
                 continue
             pause = IDLE_S / 8
 
-    async def _ask(self) -> tuple[LeaseReply, "_Held | None"]:
+    async def _ask(self, *, further: bool = False) -> tuple[LeaseReply, "_Held | None"]:
         """Ask for a unit, one question at a time: what is held must be true when the coordinator hears it."""
         async with self._asking:
+            if further and not self._flight.has_room_for_more:
+                return LeaseReply(None), None
             reply = await self._desk.lease(self._me, tuple(self._held))
             if reply.lease is None:
                 return reply, None
             unit = reply.lease.unit
             held = self._held[unit.unit_id] = _Held(unit)
-            self._flight.begin(unit.unit_id, unit.cost - len(reply.lease.known.by_mask))
+            self._flight.begin(unit.unit_id, unit.cost)
             return reply, held
 
     async def _pause(self, seconds: float) -> None:
@@ -295,7 +294,6 @@ class Worker:
     async def _explain(self, held: _Held, known: Answers) -> None:
         """Explain one unit; what goes wrong with it is reported, not raised."""
         unit = held.unit
-        self._take_more()
         held.task = asyncio.create_task(self._explain_unit(held, known))
         try:
             await asyncio.shield(held.task)
@@ -314,6 +312,7 @@ class Worker:
         finally:
             self._held.pop(unit.unit_id, None)
             self._flight.end(unit.unit_id)
+            self._take_more()
             self._tidy()
 
     async def _explain_unit(self, held: _Held, known: Answers) -> None:
@@ -321,6 +320,9 @@ class Worker:
         runs = [self._study.run(name) for name in unit.run_names]
         row = await asyncio.to_thread(self._read_row, unit.row_index, runs[0])
         coalitions = held.coalitions = await asyncio.to_thread(open_row, row, runs[0])
+        possible = [run for run in runs if not run.is_hopeless(coalitions.players.num_players)]
+        self._flight.begin(unit.unit_id, expected_answers(possible, coalitions.players.num_players))
+        self._take_more()
         if known.snapshot_id in {"", coalitions.snapshot.snapshot_id}:
             await asyncio.to_thread(coalitions.know, known.by_mask)
         failed: dict[str, Exception] = {}
@@ -358,24 +360,12 @@ class Worker:
         return RowGeneration(
             held.unit.unit_id,
             run.name,
-            partial(self._answer, run, held.unit),
+            partial(self._answer, run, held.unit.row_index),
             partial(self._desk.exchange, self._me),
             self._batch_size,
         )
 
     async def _answer(
-        self, run: RunSpec, unit: WorkUnit, prompts: Mapping[int, ConversationSnapshot], on_answer: OnAnswer
-    ) -> None:
-        """Answer coalitions of an own unit."""
-
-        def count(mask: int, answer: Answer) -> None:
-            self._flight.answered(unit.unit_id)
-            self._take_more()
-            on_answer(mask, answer)
-
-        await self._generate(run, unit.row_index, prompts, count)
-
-    async def _generate(
         self, run: RunSpec, row_index: int, prompts: Mapping[int, ConversationSnapshot], on_answer: OnAnswer
     ) -> None:
         """Answer coalitions with this worker's model."""
@@ -398,7 +388,7 @@ class Worker:
         answers: dict[int, Answer] = {}
         try:
             prompts = await asyncio.to_thread(self._helped_prompts, task, run)
-            await self._generate(run, task.row_index, prompts, answers.__setitem__)
+            await self._answer(run, task.row_index, prompts, answers.__setitem__)
         except Exception:
             logger.warning("helping with row %d failed", task.row_index, exc_info=True)
         await self._desk.helped(self._me, task.task_id, answers)

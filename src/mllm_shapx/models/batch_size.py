@@ -77,8 +77,7 @@ class BatchSizer:
 
     def _curve(self, key: object) -> _Curve:
         if key not in self._curves:
-            # Where the knee lies hangs on model and device more than on how long answers are.
-            self._curves[key] = _Curve(
-                max((curve.size for curve in self._curves.values()), default=FIRST_SIZE)
-            )
+            # The knee hangs on model and device more than on how long answers are: begin just below.
+            known = max((curve.size for curve in self._curves.values()), default=FIRST_SIZE)
+            self._curves[key] = _Curve(max(FIRST_SIZE, known // 2))
         return self._curves[key]

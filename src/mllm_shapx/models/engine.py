@@ -452,14 +452,24 @@ class Engine:
             return
         except Exception as error:  # noqa: BLE001 -- handed to the callers of this batch
             self._counters.busy += time.perf_counter() - started
-            for request in {item.request for item in items}:
-                request.fail(error)
+            self._blame(batch, error)
             return
         found: dict[_Request, list[tuple[int, Answer]]] = {}
         for item, answer in zip(items, answers, strict=True):
             found.setdefault(item.request, []).append((item.index, answer))
         for request, delivery in found.items():
             request.deliver(delivery)
+
+    def _blame(self, batch: _Batch, error: Exception) -> None:
+        """Fail the request whose prompts a batch failed at; who only shared the batch is answered alone."""
+        by_request: dict[_Request, list[tuple[int, Any, int, _Item]]] = {}
+        for entry in batch.entries:
+            by_request.setdefault(entry[3].request, []).append(entry)
+        if len(by_request) == 1:
+            batch.items[0].request.fail(error)
+            return
+        for entries in by_request.values():
+            self._answer(_Batch(batch.decoding, entries))
 
     def _shrink(self, batch: _Batch, error: BaseException) -> None:
         """Put a batch that did not fit back into the queue, to be taken in halves."""

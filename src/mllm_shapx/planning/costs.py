@@ -127,10 +127,11 @@ class AnswerCost:
         slope = found[_PRESENT] + found.get(("present", key), 0.0)
         usual = self._usual(key)
         middle = found[_BASE] + found.get(("base", key), 0.0) + slope * usual
-        middle = max(middle, LEAST_COST * self._lately.busy / self._lately.sums[_BASE])
+        least = LEAST_COST * self._lately.busy / self._lately.sums[_BASE]
+        middle = max(middle, least)
         # More players cost more, and twice as many not more than twice, however few measurements mislead.
         slope = min(max(slope, 0.0), middle / max(usual, 1e-3))
-        return middle + slope * (present - usual)
+        return max(least, middle + slope * (present - usual))
 
     def _usual(self, key: str) -> float:
         """Return the players present in the mean answer measured, of the key where there are such."""

@@ -79,11 +79,12 @@ def _with_scouts(units: list[WorkUnit]) -> list[WorkUnit]:
     scouts = [[of_key[place * len(of_key) // 3] for of_key in others] for place in (1, 2)]
     sent = {unit.unit_id for side_by_side in scouts for unit in side_by_side}
     first, *rest = [unit for unit in units if unit.unit_id not in sent]
-    found, total, done = [first, *scouts[0]], sum(unit.cost for unit in units), first.cost
-    while rest and done < SCOUTED_AT * total:
-        found.append(rest.pop(0))
-        done += found[-1].cost
-    return list({unit.unit_id: unit for unit in (*found, *scouts[1], *rest)}.values())
+    share, done, place = SCOUTED_AT * sum(unit.cost for unit in units), first.cost, 0
+    while place < len(rest) and done < share:
+        done += rest[place].cost
+        place += 1
+    order = (first, *scouts[0], *rest[:place], *scouts[1], *rest[place:])
+    return list({unit.unit_id: unit for unit in order}.values())
 
 
 def runs_by_key(runs: Sequence[RunSpec]) -> dict[str, list[RunSpec]]:
