@@ -195,6 +195,7 @@ class Worker:
                 beats = group.create_task(self._beat_on())
                 await self._work_on()
                 beats.cancel()
+                await self._give_sign()  # of what was answered since the last one
         finally:
             self._stopping.set()
             await self.flush()
@@ -236,7 +237,11 @@ class Worker:
             return
         if self._flight.has_room_for_more and time.monotonic() >= self._further_at:
             self._further_at = math.inf  # one question at a time
-            self._further.create_task(self._work_further())
+            work = self._work_further()
+            try:
+                self._further.create_task(work)
+            except RuntimeError:  # the group is ending, because something in it failed
+                work.close()
 
     async def _work_further(self) -> None:
         """Take a unit if there is one and still room for it."""
@@ -312,8 +317,8 @@ class Worker:
         finally:
             self._held.pop(unit.unit_id, None)
             self._flight.end(unit.unit_id)
-            self._take_more()
             self._tidy()
+        self._take_more()
 
     async def _explain_unit(self, held: _Held, known: Answers) -> None:
         unit = held.unit
@@ -443,13 +448,16 @@ class Worker:
     async def _beat_on(self) -> None:
         while True:
             await asyncio.sleep(BEAT_S)
-            busy = self._loaded.engine.stats.busy_seconds
-            counts = {unit_id: held.answers for unit_id, held in self._held.items()}
-            beat = Beat(tuple(self._held), self._answers, busy, counts, dict(self._generated))
-            self._obey(await self._desk.beat(self._me, beat))
+            await self._give_sign()
             for unit_id, held in list(self._held.items()):
                 if time.monotonic() - held.flushed_at >= self._study.flush_s:
                     await self._flush_unit(unit_id, held)
+
+    async def _give_sign(self) -> None:
+        busy = self._loaded.engine.stats.busy_seconds
+        counts = {unit_id: held.answers for unit_id, held in self._held.items()}
+        beat = Beat(tuple(self._held), self._answers, busy, counts, dict(self._generated))
+        self._obey(await self._desk.beat(self._me, beat))
 
     def _tidy(self) -> None:
         if self._study.runtime.gc_after_each_sample:
