@@ -152,7 +152,7 @@ class Bench:
         def work() -> None:
             decoder = self.model.decoder
             for part in parts:
-                generate(decoder.model, decoder.vocabulary, part, self.decoding, [0] * len(part))
+                generate(decoder.model, decoder.settings, part, self.decoding, [0] * len(part))
 
         with torch.inference_mode():
             return measure(count, work)

@@ -1,7 +1,6 @@
 """The hf_text connector: the library's own texts and numbers, whatever the batch."""
 
 import asyncio
-import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -65,7 +64,7 @@ def test_the_own_loop_is_taken_where_a_trial_shows_that_it_gives_what_generate_g
 ) -> None:
     """Plain attention is answered by the own loop, a hybrid with convolutions by the model's `generate`."""
     model = load(model_directory(architecture))
-    assert (model.decoder.own is not None) is own
+    assert (model.decoder.way_for(16) == "own loop") is own
 
 
 def test_prompts_beyond_a_sliding_window_are_answered_by_generate(model_directory: Directories) -> None:
@@ -78,7 +77,7 @@ def test_prompts_beyond_a_sliding_window_are_answered_by_generate(model_director
 def test_a_repetition_penalty_of_the_generation_config_is_obeyed(
     model_directory: Directories, tmp_path: Path
 ) -> None:
-    """What the own loop does not have sends batches through `generate`; texts equal the library's."""
+    """The own loop applies it to each prompt without padding; texts equal the library's."""
     directory = tmp_path / "penalised"
     shutil.copytree(model_directory("llama"), directory)
     settings = json.loads((directory / "generation_config.json").read_text())
@@ -88,24 +87,12 @@ def test_a_repetition_penalty_of_the_generation_config_is_obeyed(
     expected = asyncio.run(library_records(directory, snapshots, NEW_TOKENS))
     assert [record.text for record in expected] != [record.text for record in plain]
     model = load(directory)
-    assert model.decoder.own is None
+    assert model.decoder.way_for(16) == "own loop"
     decoding = Decoding(max_new_tokens=NEW_TOKENS, logprobs=True)
     answers = answer_in_batches(model, snapshots, decoding, 12)
     assert [answer.text for answer in answers] == [record.text for record in expected]
     for answer, record in zip(answers, expected, strict=True):
         np.testing.assert_allclose(answer.logprobs or (), record.logprobs, atol=1e-4)
-
-
-def test_models_that_padding_confuses_are_answered_one_length_at_a_time(
-    model_directory: Directories, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With padding ruled out, answers come in the order of the prompts and equal those of single prompts."""
-    model = load(model_directory("lfm2_hybrid"))
-    snapshots = conversations(10)
-    decoding = Decoding(max_new_tokens=NEW_TOKENS)
-    single = answer_in_batches(model, snapshots, decoding, 1)
-    monkeypatch.setattr(model, "decoder", dataclasses.replace(model.decoder, pads=False))
-    assert answer_in_batches(model, snapshots, decoding, 10) == single
 
 
 @pytest.mark.parametrize("architecture", ["llama", "lfm2_hybrid"])
@@ -239,8 +226,7 @@ def test_bfloat16_weights_pass_the_trial(model_directory: Directories) -> None:
     """Rounding in half precision is not mistaken for a model that cannot be batched."""
     model = HfTextModel.load(model_directory("llama"), dtype="bfloat16", device="cpu")
     assert model.identity.dtype == "bfloat16"
-    assert model.decoder.own is not None
-    assert model.decoder.pads
+    assert model.decoder.way_for(16) == "own loop"
 
 
 def test_a_model_that_does_not_fit_says_what_to_change(
@@ -251,6 +237,6 @@ def test_a_model_that_does_not_fit_says_what_to_change(
     def full(*_: object) -> None:
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GiB")
 
-    monkeypatch.setattr("mllm_shapx.models.hf_text.choose_decoder", full)
+    monkeypatch.setattr("mllm_shapx.models.hf_text.Decoder", full)
     with pytest.raises(ResourceError, match=r"does not fit on cpu .*smaller dtype"):
         HfTextModel.load(model_directory("llama"), device="cpu")

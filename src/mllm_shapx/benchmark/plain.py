@@ -103,7 +103,7 @@ class PlainGenerate:
                 attention_mask=torch.tensor(mask, device=device),
                 max_new_tokens=self._decoding.max_new_tokens,
                 pad_token_id=self._vocabulary.pad,
-                eos_token_id=self._vocabulary.eos,
+                eos_token_id=list(self._vocabulary.eos) or None,
                 **self._sampling(),
             )
         output.cpu()  # an accelerator answers before it is done

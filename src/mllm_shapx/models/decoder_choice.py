@@ -1,213 +1,373 @@
-"""Which way of decoding a loaded model can take, found by trying it against the model's own `generate`.
+"""Which way of answering batches gives what the model's `generate` gives for one prompt alone.
 
-Architectures are too many to list: a cache of another kind, masks of another shape, positions that are not
-passed on. What is tried is what counts: the same two prompts, alone and in one batch.
+There are four ways, the fastest first: the own loop, `generate` with padding, `generate` for prompts of one
+length at a time, `generate` for one prompt at a time. What is known of the loaded model rules some out (its
+cache, its attention kernel, positions that change with the length). What is left is tried against single
+prompts, with the model's own settings, up to the longest prompt that the study has. A way that gives
+other logits is used for shorter prompts only, up to the length at which it was equal.
 """
 
+import inspect
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from mllm_shapx.errors import ModelError
 from mllm_shapx.models.base import Decoding
 from mllm_shapx.models.decoding import OwnLoop
+from mllm_shapx.models.generation_settings import GenerationSettings, LogitsRules
 from mllm_shapx.models.plain_generate import (
     Generated,
-    Vocabulary,
     generate,
     generate_alike,
+    generate_singly,
     left_padded,
 )
+from mllm_shapx.models.positions import ChangingPositions
 
 _log = logging.getLogger(__name__)
 
 STEPS = 3
-"""Tokens generated in the trial."""
+"""Tokens generated in a trial."""
+FIRST_TRIAL = 16
+"""Positions of the trial that every model takes when it is loaded."""
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.05}
 """Largest mean difference of logits, in their standard deviations, that is rounding."""
+RULES_TOLERANCE = 0.25
+"""Largest difference of what the settings add to a logit, in standard deviations of the logits."""
 MASKED = {"sdpa", "eager"}
 """Attention kernels that take a mask of any shape."""
 _WINDOWS = ("sliding_window", "attention_chunk_size", "window_size", "local_attention")
-"""Config keys that bound how far attention looks back, in some layers at least."""
-_HANDLED = frozenset(
-    {
-        *("max_length", "max_new_tokens", "do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p"),
-        *("top_h", "epsilon_cutoff", "eta_cutoff", "renormalize_logits", "early_stopping", "length_penalty"),
-        *("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id"),
-        *("use_cache", "cache_implementation", "cache_config", "compile_config", "disable_compile"),
-        *("num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_confidence_threshold"),
-        *("assistant_lookbehind", "target_lookbehind", "transformers_version", "_from_model_config"),
-        *("return_dict_in_generate", "output_scores", "output_logits", "output_attentions"),
-        "output_hidden_states",
-    }
-)
-"""Generation settings that the own loop implements, or that change no answer of it."""
-_NEUTRAL: dict[str, Any] = {
-    "repetition_penalty": 1.0,
-    "encoder_repetition_penalty": 1.0,
-    "num_beams": 1,
-    "num_beam_groups": 1,
-    "num_return_sequences": 1,
-    "diversity_penalty": 0.0,
-    "no_repeat_ngram_size": 0,
-    "encoder_no_repeat_ngram_size": 0,
-    "min_length": 0,
-    "guidance_scale": 1.0,
-}
+"""Config keys that bound how far attention looks back, where the config does not say it per layer."""
+_NEEDED = {"input_ids", "attention_mask", "position_ids", "past_key_values", "logits_to_keep"}
+"""Arguments of `forward` that the own loop passes."""
+_CANNOT = (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError, NotImplementedError)
+"""What a model of any origin may raise when it cannot be called so; then it is answered another way."""
 
 
-@dataclass(frozen=True, slots=True)
-class Decoder:
-    """How one model answers batches."""
-
-    model: Any
-    vocabulary: Vocabulary
-    own: OwnLoop | None
-    """The own loop, where it gives what `generate` gives."""
-    window: int | None
-    """Positions up to which all layers see everything, which is what the own loop assumes; None: no bound."""
-    pads: bool
-    """Whether prompts of different lengths may share a batch of `generate`."""
-
-    def shares_beginnings(self, positions: int) -> bool:
-        """Say whether prompts of so many positions are answered by the own loop."""
-        return self.own is not None and (self.window is None or positions <= self.window)
-
-    def answer(
+class _Answers(Protocol):
+    def __call__(
         self, prompts: Sequence[Sequence[int]], decoding: Decoding, seeds: Sequence[int]
-    ) -> list[Generated]:
-        """Answer `prompts` (token ids), in their order."""
-        longest = max(map(len, prompts)) + decoding.max_new_tokens
-        if self.own is not None and self.shares_beginnings(longest):
-            return self.own.generate(prompts, decoding, seeds)
-        plain = generate if self.pads else generate_alike
-        return plain(self.model, self.vocabulary, prompts, decoding, seeds)
+    ) -> list[Generated]: ...
 
 
-def choose_decoder(model: Any, vocabulary: Vocabulary) -> Decoder:
-    """Return the fastest way of decoding that gives what `model.generate` gives for one prompt at a time.
+@dataclass(slots=True)
+class _Way:
+    """One way of answering batches."""
+
+    name: str
+    answer: _Answers
+    attempt: Callable[[list["_Trial"]], list["_Trial"]] | None
+    """Repeats trials this way; None for the way that needs no proof."""
+    limit: int | None
+    """Positions (prompt and answer) up to which it may be used; None: no bound is known, 0: never."""
+    proved: int = 0
+    """Positions up to which trials gave what single prompts give."""
+
+    def takes(self, positions: int) -> bool:
+        """Return whether prompts of so many positions, answer included, may be answered this way."""
+        return self.limit is None or positions <= self.limit
+
+
+class Decoder:
+    """Answers batches of prompts the fastest way that is equal to `generate` for each prompt alone.
+
+    Args:
+        model: A causal language model; its generation config is replaced by the cleaned one.
+        settings: What the generation config asks for.
+        positions: Size of the model's table of positions; None when it has none.
 
     Raises:
         ModelError: When the model does not generate at all.
     """
-    window = attention_window(model.config.get_text_config())
-    with torch.inference_mode():
-        prompts = _trial_prompts(model)
-        alone = _alone(model, vocabulary, prompts)
-        pads = _agrees("a padded batch", model, alone, lambda: _padded(model, vocabulary, prompts))
-        own = _own_loop(model, vocabulary, prompts, alone)
-    return Decoder(model, vocabulary, own, window, pads)
 
+    def __init__(self, model: Any, settings: GenerationSettings, positions: int | None = None) -> None:
+        self._model = model
+        self._settings = settings
+        self._positions = positions
+        model.generation_config = settings.greedy()
+        self._changing = ChangingPositions(model)
+        self._reached = FIRST_TRIAL if positions is None else min(FIRST_TRIAL, positions)
+        with torch.inference_mode():
+            first = self._trials_alone(self._reached)
+            self._ways = [self._own_way(first), *self._generate_ways()]
+            self._prove(self._reached)
 
-def attention_window(config: Any) -> int | None:
-    """Return how far back the nearest-sighted layer looks, None when all look back to the beginning."""
-    bounds = [getattr(config, key, None) for key in _WINDOWS]
-    return min((bound for bound in bounds if isinstance(bound, int) and bound > 0), default=None)
+    @property
+    def model(self) -> Any:
+        """Return the transformers model."""
+        return self._model
 
+    @property
+    def settings(self) -> GenerationSettings:
+        """Return what the model's generation config asks for."""
+        return self._settings
 
-def asks_for_more(settings: Any) -> list[str]:
-    """Return the keys of a generation config that the own loop does not implement."""
-    return [
-        key
-        for key, value in settings.to_diff_dict().items()
-        if key not in _HANDLED and value not in (None, False, _NEUTRAL.get(key))
-    ]
+    @property
+    def way(self) -> str:
+        """Return the name of the way in which the longest prompts seen so far are answered."""
+        return self.way_for(self._reached)
 
+    def way_for(self, positions: int) -> str:
+        """Return the name of the way that prompts of so many positions, answer included, are answered."""
+        return self._way_for(positions).name
 
-def _own_loop(
-    model: Any, vocabulary: Vocabulary, prompts: list[list[int]], alone: list["_Trial"]
-) -> OwnLoop | None:
-    more = asks_for_more(model.generation_config)
-    kernel = getattr(model.config, "_attn_implementation", None)
-    if more or kernel not in MASKED:
-        _log.info("decoding with generate: %s", f"generation config asks for {more}" if more else kernel)
-        return None
-    own = OwnLoop(model, vocabulary)
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Return what the user should know of slower ways, as sentences."""
+        way = self._way_for(self._reached)
+        if way is self._ways[2]:
+            why = (
+                f"its generation config sets {', '.join(self._settings.unknown or self._settings.honoured)}"
+                if self._settings.depend_on_padding
+                else "padding would change its answers"
+            )
+            return (f"only prompts of equal length share a batch of this model, because {why}",)
+        if way is self._ways[3]:
+            why = "sharing a batch would change its answers"
+            return (f"this model answers one prompt at a time, because {why}; expect a low speed",)
+        return ()
 
-    def along() -> list[_Trial]:
-        given = [trial.tokens for trial in alone]
-        found = own.logits_along(prompts, given)
-        return [_Trial(tokens, logits) for tokens, logits in zip(given, found, strict=True)]
+    def shares_beginnings(self, positions: int) -> bool:
+        """Return whether prompts of so many positions are answered by the own loop."""
+        return self._ways[0].takes(positions)
 
-    return own if _agrees("the own loop", model, alone, along) else None
+    def answer(
+        self, prompts: Sequence[Sequence[int]], decoding: Decoding, seeds: Sequence[int]
+    ) -> list[Generated]:
+        """Answer `prompts` (token ids), in their order.
+
+        Raises:
+            RowError: When the model's logits are not numbers.
+        """
+        lengths = [len(prompt) + decoding.max_new_tokens for prompt in prompts]
+        self._prove(max(lengths))
+        places: dict[int, list[int]] = {}
+        for place, length in enumerate(lengths):
+            places.setdefault(self._ways.index(self._way_for(length)), []).append(place)
+        found: dict[int, Generated] = {}
+        for way, here in places.items():
+            answers = self._ways[way].answer(
+                [prompts[place] for place in here], decoding, [seeds[place] for place in here]
+            )
+            found.update(zip(here, answers, strict=True))
+        return [found[place] for place in range(len(prompts))]
+
+    def _way_for(self, positions: int) -> _Way:
+        return next(way for way in self._ways if way.takes(positions))
+
+    # --- the ways
+
+    def _own_way(self, alone: list["_Trial"]) -> _Way:
+        own = OwnLoop(self._model, self._settings)
+
+        def attempt(trials: list[_Trial]) -> list[_Trial]:
+            prompts = [trial.prompt for trial in trials]
+            logits = own.logits_along(prompts, [trial.tokens for trial in trials])
+            return [
+                _Trial(trial.prompt, trial.tokens, each, self._ruled(trial.prompt, trial.tokens, each))
+                for trial, each in zip(trials, logits, strict=True)
+            ]
+
+        reason = self._against_own_loop(alone)
+        if reason is not None:
+            _log.info("the own loop is not used: %s", reason)
+        limit = self._changing.smallest_bound(_window(self._model, alone)) if reason is None else 0
+        return _Way("own loop", own.generate, attempt, limit)
+
+    def _generate_ways(self) -> list[_Way]:
+        padded = 0 if self._settings.depend_on_padding else self._changing.smallest_bound(None)
+        return [
+            _Way("generate", self._with(generate), self._trials, padded),
+            _Way("generate, equal lengths", self._with(generate_alike), self._trials_alike, None),
+            _Way("generate, one prompt at a time", self._with(generate_singly), None, None),
+        ]
+
+    def _with(self, function: Callable[..., list[Generated]]) -> _Answers:
+        def answer(
+            prompts: Sequence[Sequence[int]], decoding: Decoding, seeds: Sequence[int]
+        ) -> list[Generated]:
+            with self._changing.reset():
+                return function(self._model, self._settings, prompts, decoding, seeds)
+
+        return answer
+
+    def _against_own_loop(self, alone: list["_Trial"]) -> str | None:
+        """Return why the own loop cannot serve this model, None when nothing speaks against it."""
+        if self._settings.unknown:
+            return f"generation config asks for {', '.join(self._settings.unknown)}"
+        kernel = getattr(self._model.config, "_attn_implementation", None)
+        if kernel not in MASKED:
+            return f"attention kernel {kernel!r}"
+        missing = _NEEDED - inspect.signature(self._model.forward).parameters.keys()
+        if missing:
+            return f"forward does not take {', '.join(sorted(missing))}"
+        if len({parameter.device for parameter in self._model.parameters()}) > 1:
+            return "the model is spread over several devices"
+        return _unusual_cache(alone[0].cache)
+
+    # --- trials
+
+    def _prove(self, positions: int) -> None:
+        """Try each way at lengths up to `positions`, where this was not done yet."""
+        if all(way.proved >= positions or not way.takes(way.proved + 1) for way in self._ways[:-1]):
+            return
+        bound = FIRST_TRIAL
+        while bound < positions:
+            bound *= 2
+        self._reached = bound if self._positions is None else min(bound, self._positions)
+        alone: dict[int, list[_Trial]] = {}
+        with torch.inference_mode():
+            for way in self._ways[:-1]:
+                bound = self._reached if way.limit is None else min(self._reached, way.limit)
+                if bound > max(way.proved, STEPS):
+                    if bound not in alone:
+                        alone[bound] = self._trials_alone(bound)
+                    self._prove_way(way, bound, alone[bound])
+
+    def _prove_way(self, way: _Way, bound: int, alone: list["_Trial"]) -> None:
+        """Try one way with prompts that take `bound` positions together with their answers."""
+        if way.attempt is None:
+            return
+        try:
+            found = way.attempt(alone)
+        except _CANNOT as error:
+            _log.info("%s does not work with this model: %r", way.name, error)
+            way.limit = way.proved
+            return
+        worst = max(_difference(one, other) for one, other in zip(alone, found, strict=True))
+        if worst > TOLERANCE.get(self._model.dtype, TOLERANCE[torch.float16]):
+            _log.info("%s gives other logits at %d positions than one prompt alone", way.name, bound)
+            way.limit = way.proved
+        else:
+            way.proved = bound
+
+    def _trials_alone(self, positions: int) -> list["_Trial"]:
+        """Return what the model gives for single prompts that take up to `positions` positions."""
+        prompts = _trial_prompts(self._model, positions - STEPS)
+        try:
+            return [self._trial([prompt])[0] for prompt in prompts]
+        except _CANNOT as error:
+            kind = getattr(self._model.config, "model_type", type(self._model).__name__)
+            raise ModelError(
+                f"connector 'hf_text': the model loads but does not generate ({kind}: {error!r}); "
+                "connector_kwargs.model_id must name a causal language model that transformers can run"
+            ) from error
+
+    def _trials(self, trials: list["_Trial"]) -> list["_Trial"]:
+        return self._trial([trial.prompt for trial in trials])
+
+    def _trials_alike(self, trials: list["_Trial"]) -> list["_Trial"]:
+        found: dict[int, _Trial] = {}
+        for length in {len(trial.prompt) for trial in trials}:
+            places = [place for place, trial in enumerate(trials) if len(trial.prompt) == length]
+            found.update(zip(places, self._trial([trials[place].prompt for place in places]), strict=True))
+        return [found[place] for place in range(len(trials))]
+
+    def _trial(self, prompts: list[list[int]]) -> list["_Trial"]:
+        ids, mask = left_padded(prompts, self._settings.vocabulary.pad, self._model.device)
+        with self._changing.reset():
+            output = self._model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                max_new_tokens=STEPS,
+                do_sample=False,
+                pad_token_id=self._settings.vocabulary.pad,
+                return_dict_in_generate=True,
+                output_logits=True,
+                output_scores=True,
+                logits_processor=[self._without_end],
+            )
+        tokens = output.sequences[:, ids.shape[1] :].tolist()
+        logits, scores = torch.stack(output.logits, dim=1), torch.stack(output.scores, dim=1)
+        cache = getattr(output, "past_key_values", None)
+        return [
+            _Trial(prompts[row], tokens[row], logits[row], scores[row], cache) for row in range(len(prompts))
+        ]
+
+    def _ruled(self, prompt: list[int], tokens: list[int], logits: torch.Tensor) -> torch.Tensor:
+        """Return `logits`, (tokens, vocabulary), as the own loop's reading of the settings changes them."""
+        rules = LogitsRules(self._settings, STEPS, logits.device)
+        ids = torch.tensor([[*prompt, *tokens]], device=logits.device)
+        changed = [
+            rules(len(prompt), ids[:, : len(prompt) + step], logits[step : step + 1].float().clone())
+            for step in range(len(logits))
+        ]
+        return self._without_end(ids, torch.cat(changed))
+
+    def _without_end(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Logits processor that lets no answer end: a trial of one token would prove little."""
+        del input_ids
+        scores = scores.clone()
+        scores[:, list(self._settings.vocabulary.eos)] = float("-inf")
+        return scores
 
 
 @dataclass(frozen=True, slots=True)
 class _Trial:
+    prompt: list[int]
     tokens: list[int]
     logits: torch.Tensor
-    """(tokens, vocabulary)."""
+    """The model's own, (tokens, vocabulary)."""
+    scores: torch.Tensor
+    """The logits as the generation config's settings change them, (tokens, vocabulary)."""
+    cache: Any = None
 
 
-def _trial_prompts(model: Any) -> list[list[int]]:
-    """Return two prompts of different lengths that begin alike, of ordinary tokens."""
+def _trial_prompts(model: Any, longest: int) -> list[list[int]]:
+    """Return prompts of several lengths up to `longest`, two of them as long, that begin alike."""
     rows = model.get_input_embeddings().num_embeddings
-    ids = [(11 + 7 * place) % rows for place in range(12)]
-    return [ids[:9], ids[:3] + ids[9:11]]
+    longest = max(longest, 2)
+    ids = [(11 + 7 * place) % rows for place in range(longest)]
+    other = [(5 + 13 * place) % rows for place in range(longest)]
+    shared = longest // 3
+    middle = max(longest // 2, 2)
+    return [ids, ids[:shared] + other[shared:], ids[: middle - 1] + other[:1], other[: min(2, longest)]]
 
 
-def _alone(model: Any, vocabulary: Vocabulary, prompts: list[list[int]]) -> list[_Trial]:
-    try:
-        return [_padded(model, vocabulary, [prompt])[0] for prompt in prompts]
-    except (torch.cuda.OutOfMemoryError, MemoryError):
-        raise
-    except Exception as error:
-        kind = getattr(model.config, "model_type", type(model).__name__)
-        raise ModelError(
-            f"connector 'hf_text': the model loads but does not generate ({kind}: {error!r}); "
-            "connector_kwargs.model_id must name a causal language model that transformers can run"
-        ) from error
+def _window(model: Any, alone: list[_Trial]) -> int | None:
+    """Return how far back the nearest-sighted layer looks, None when all look back to the beginning."""
+    layers = getattr(alone[0].cache, "layers", ())
+    bounds = [getattr(layer, "sliding_window", None) for layer in layers]
+    config = model.config.get_text_config()
+    if getattr(config, "layer_types", None) is None:
+        bounds += [getattr(config, key, None) for key in _WINDOWS]
+    return min((bound for bound in bounds if isinstance(bound, int) and bound > 0), default=None)
 
 
-def _padded(model: Any, vocabulary: Vocabulary, prompts: Sequence[Sequence[int]]) -> list[_Trial]:
-    ids, mask = left_padded(prompts, vocabulary.pad, model.device)
-    output = model.generate(
-        input_ids=ids,
-        attention_mask=mask,
-        max_new_tokens=STEPS,
-        do_sample=False,
-        num_beams=1,
-        pad_token_id=vocabulary.pad,
-        eos_token_id=None,
-        return_dict_in_generate=True,
-        output_logits=True,
-    )
-    tokens = output.sequences[:, ids.shape[1] :].tolist()
-    logits = torch.stack(output.logits, dim=1)
-    return [_Trial(row, steps) for row, steps in zip(tokens, logits, strict=True)]
+def _unusual_cache(cache: Any) -> str | None:
+    """Return what a cache has besides keys and values of all positions or of a window, None for nothing."""
+    from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-
-def _agrees(what: str, model: Any, alone: list[_Trial], attempt: Callable[[], list[_Trial]]) -> bool:
-    """Say whether an attempt gives the logits that each prompt gives alone, up to rounding."""
-    try:
-        found = attempt()
-    # What a model of any origin may raise when it cannot be called so; then it is decoded another way.
-    except (
-        RuntimeError,
-        TypeError,
-        ValueError,
-        AttributeError,
-        IndexError,
-        KeyError,
-        NotImplementedError,
-    ) as error:
-        _log.info("%s does not work with this model: %r", what, error)
-        return False
-    worst = max(_difference(one, other) for one, other in zip(alone, found, strict=True))
-    if worst > TOLERANCE.get(model.dtype, TOLERANCE[torch.float16]):
-        _log.info("%s gives other logits than one prompt alone, by %.3g standard deviations", what, worst)
-        return False
-    return True
+    if type(cache) is not DynamicCache:
+        return f"its cache is a {type(cache).__name__}"
+    kinds = {type(layer) for layer in cache.layers} - {DynamicLayer, DynamicSlidingWindowLayer}
+    return f"its cache has layers of kind {', '.join(kind.__name__ for kind in kinds)}" if kinds else None
 
 
 def _difference(one: _Trial, other: _Trial) -> float:
-    """Return the mean difference of logits in standard deviations, up to the first token that differs."""
-    same = [left == right for left, right in zip(one.tokens, other.tokens, strict=True)]
-    steps = [*same, False].index(False) + 1
+    """Return the mean difference of logits in standard deviations, up to the first token that differs.
+
+    It is infinite where the settings do something else to the logits, or where logits are not numbers.
+    """
+    steps = min(len(one.logits), len(other.logits))
+    same = [left == right for left, right in zip(one.tokens[:steps], other.tokens[:steps], strict=True)]
+    steps = min([*same, False].index(False) + 1, steps)
     left, right = one.logits[:steps].float(), other.logits[:steps].float()
-    # A NaN compares as large: such a model is answered one length at a time.
-    ratio = float((left - right).abs().mean() / left.std().clamp_min(1e-30))
-    return ratio if ratio == ratio else float("inf")  # noqa: PLR0124 -- NaN is what is looked for
+    scale = left.std().clamp_min(1e-30)
+    ratio = float((left - right).abs().mean() / scale)
+    if not _ruled_alike(one, other, steps, float(scale)) or ratio != ratio:  # noqa: PLR0124 -- NaN
+        return float("inf")
+    return ratio
+
+
+def _ruled_alike(one: _Trial, other: _Trial, steps: int, scale: float) -> bool:
+    """Return whether the settings did the same to the logits of both."""
+    left, right = (trial.scores[:steps].float() - trial.logits[:steps].float() for trial in (one, other))
+    if not torch.equal(left.isfinite(), right.isfinite()):
+        return False
+    gaps = (left - right)[left.isfinite()].abs()
+    return gaps.numel() == 0 or float(gaps.max()) <= RULES_TOLERANCE * scale

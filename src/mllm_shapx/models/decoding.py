@@ -12,7 +12,8 @@ import torch
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
 
 from mllm_shapx.models.base import Decoding
-from mllm_shapx.models.plain_generate import Generated, Vocabulary, sampling_settings, token_logprobs
+from mllm_shapx.models.generation_settings import GenerationSettings, LogitsRules, sampling_settings
+from mllm_shapx.models.plain_generate import Generated, not_finite, token_logprobs
 from mllm_shapx.models.prefix_tree import Piece, PrefixTree, build_tree
 from mllm_shapx.models.sampling import Sampler, draws_for
 
@@ -75,12 +76,12 @@ class OwnLoop:
 
     Args:
         model: A causal language model with plain attention.
-        vocabulary: Its end and padding tokens.
+        settings: What its generation config asks for.
     """
 
-    def __init__(self, model: Any, vocabulary: Vocabulary) -> None:
+    def __init__(self, model: Any, settings: GenerationSettings) -> None:
         self._model = model
-        self._eos = vocabulary.eos
+        self._settings = settings
         self._device = model.device
         self._most_nodes = PIECE_NODES.get(self._device.type, 512)
 
@@ -101,12 +102,19 @@ class OwnLoop:
     def generate(
         self, prompts: Sequence[Sequence[int]], decoding: Decoding, seeds: Sequence[int]
     ) -> list[Generated]:
-        """Answer `prompts` (token ids), in their order."""
+        """Answer `prompts` (token ids), in their order.
+
+        Raises:
+            RowError: When the model's logits are not numbers.
+        """
         tree = build_tree([tuple(prompt) for prompt in prompts], self._most_nodes)
         logits, states = self._prefill(tree)
         cache, lengths = self._spread(tree, states, decoding.max_new_tokens)
-        ordered_seeds = [seeds[place] for place in tree.order]
-        tokens, logprobs = self._decode(logits, cache, lengths, decoding, ordered_seeds)
+        ordered = [prompts[place] for place in tree.order]
+        choose = _Chooser(
+            self._settings, ordered, decoding, [seeds[place] for place in tree.order], self._device
+        )
+        tokens, logprobs = self._decode(logits, cache, lengths, decoding, choose)
         found: list[Generated | None] = [None] * len(prompts)
         for row, place in enumerate(tree.order):
             found[place] = Generated(tokens[row], None if logprobs is None else logprobs[row])
@@ -182,10 +190,9 @@ class OwnLoop:
         cache: Cache,
         lengths: torch.Tensor,
         decoding: Decoding,
-        seeds: Sequence[int],
+        choose: "_Chooser",
     ) -> tuple[list[list[int]], list[list[float]] | None]:
-        choose = _Chooser(self._model, decoding, seeds)
-        answers = _Answers(len(lengths), decoding, self._eos, self._device)
+        answers = _Answers(len(lengths), decoding, self._settings.vocabulary.eos, self._device)
         mask = self._columns(cache.get_seq_length(), lengths, decoding.max_new_tokens)
         for step in range(decoding.max_new_tokens):
             chosen = choose(logits, step)
@@ -228,48 +235,100 @@ class OwnLoop:
 
 
 class _Chooser:
-    """Chooses the next token of each answer: the likeliest, or by the answer's own draws."""
+    """Chooses the next token of each answer: the likeliest, or by the answer's own draws.
 
-    def __init__(self, model: Any, decoding: Decoding, seeds: Sequence[int]) -> None:
+    The settings of the model's generation config that change logits are applied before.
+    """
+
+    def __init__(
+        self,
+        settings: GenerationSettings,
+        prompts: Sequence[Sequence[int]],
+        decoding: Decoding,
+        seeds: Sequence[int],
+        device: torch.device,
+    ) -> None:
+        self._rules = _RulesOfRows(settings, prompts, decoding, device) if settings.honoured else None
         self._draws: torch.Tensor | None = None
         if decoding.text_temperature > 0:
-            self._sample = Sampler(sampling_settings(model, decoding))
-            self._draws = draws_for(seeds, decoding.max_new_tokens, model.device)
+            self._sample = Sampler(sampling_settings(settings.config, decoding))
+            self._draws = draws_for(seeds, decoding.max_new_tokens, device)
 
     def __call__(self, logits: torch.Tensor, step: int) -> torch.Tensor:
         """Return one token per row of `logits`, (answers, vocabulary)."""
-        if self._draws is None:
-            return logits.argmax(dim=-1)
-        return self._sample(logits, self._draws[:, step])
+        if self._rules is not None:
+            logits = self._rules(logits, step)
+        chosen = logits.argmax(dim=-1) if self._draws is None else self._sample(logits, self._draws[:, step])
+        if self._rules is not None:
+            self._rules.add(chosen, step)
+        return chosen
 
     def keep(self, rows: torch.Tensor) -> None:
         """Drop the answers that are not among `rows`."""
         if self._draws is not None:
             self._draws = self._draws[rows]
+        if self._rules is not None:
+            self._rules.keep(rows)
+
+
+class _RulesOfRows:
+    """`LogitsRules` over answers whose prompts differ in length: those of one length are taken together."""
+
+    def __init__(
+        self,
+        settings: GenerationSettings,
+        prompts: Sequence[Sequence[int]],
+        decoding: Decoding,
+        device: torch.device,
+    ) -> None:
+        self._rules = LogitsRules(settings, decoding.max_new_tokens, device)
+        self._lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
+        width = int(self._lengths.max()) + decoding.max_new_tokens
+        rows = [[*prompt, *([0] * (width - len(prompt)))] for prompt in prompts]
+        self._ids = torch.tensor(rows, device=device)
+
+    def __call__(self, logits: torch.Tensor, step: int) -> torch.Tensor:
+        """Return the logits of step `step` as the settings change them, in float32 as in `generate`."""
+        changed = logits.float().clone()
+        for length in self._lengths.unique().tolist():
+            rows = (self._lengths == length).nonzero()[:, 0]
+            changed[rows] = self._rules(length, self._ids[rows, : length + step], changed[rows])
+        return changed
+
+    def add(self, chosen: torch.Tensor, step: int) -> None:
+        """Take the token of step `step` of each answer."""
+        self._ids.scatter_(1, (self._lengths + step)[:, None], chosen[:, None])
+
+    def keep(self, rows: torch.Tensor) -> None:
+        """Drop the answers that are not among `rows`."""
+        self._lengths, self._ids = self._lengths[rows], self._ids[rows]
 
 
 class _Answers:
     """The tokens generated so far, of answers that still run and of those that have ended."""
 
-    def __init__(self, rows: int, decoding: Decoding, eos: int | None, device: torch.device) -> None:
+    def __init__(self, rows: int, decoding: Decoding, eos: Sequence[int], device: torch.device) -> None:
         most = decoding.max_new_tokens
-        self._eos, self._most = eos, most
+        self._eos, self._most = torch.tensor(eos, dtype=torch.long, device=device), most
         self._tokens = torch.zeros((rows, most), dtype=torch.long, device=device)
         self._logprobs = torch.zeros((rows, most), device=device) if decoding.logprobs else None
         self._counts = torch.full((rows,), most, device=device)
         self._active = torch.arange(rows, device=device)
         self._running = torch.ones(rows, dtype=torch.bool, device=device)
+        self._finite = torch.ones(rows, dtype=torch.bool, device=device)
 
     def add(self, chosen: torch.Tensor, logits: torch.Tensor, step: int) -> torch.Tensor | None:
         """Take one token per active answer; return which of them go on, None when none does."""
         self._tokens[self._active, step] = chosen
+        # A NaN among the logits makes the largest one NaN.
+        self._finite[self._active] &= ~self._running | logits.amax(dim=-1).isfinite()
         if self._logprobs is not None:
             self._logprobs[self._active, step] = token_logprobs(logits, chosen)
         if step + 1 == self._most:
             return None
-        if self._eos is None:
+        if not len(self._eos):
             return self._active
-        ended = self._running & (chosen == self._eos)
+        ended = self._running & torch.isin(chosen, self._eos)
         self._counts[self._active[ended]] = step + 1
         self._running &= ~ended
         running = self._running.nonzero()[:, 0]
@@ -280,7 +339,13 @@ class _Answers:
         self._active, self._running = self._active[rows], self._running[rows]
 
     def read(self) -> tuple[list[list[int]], list[list[float]] | None]:
-        """Return each answer's tokens and, when asked for, their log-probabilities."""
+        """Return each answer's tokens and, when asked for, their log-probabilities.
+
+        Raises:
+            RowError: When the logits of an answer were not numbers.
+        """
+        if not bool(self._finite.all()):
+            raise not_finite()
         lengths = self._counts.tolist()
         ids = [row[:count] for row, count in zip(self._tokens.tolist(), lengths, strict=True)]
         if self._logprobs is None:

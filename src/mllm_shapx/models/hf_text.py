@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from mllm_shapx.errors import ModelError, ResourceError, RowError
 from mllm_shapx.models.base import Answer, Decoding, EmbeddingMode, ModelIdentity, OutOfMemory
 from mllm_shapx.models.batch_size import LARGEST_SIZE
-from mllm_shapx.models.decoder_choice import choose_decoder
+from mllm_shapx.models.decoder_choice import Decoder
 from mllm_shapx.models.devices import free_memory, memory_errors, pick_device, pick_dtype
-from mllm_shapx.models.plain_generate import Generated, Vocabulary
+from mllm_shapx.models.generation_settings import Vocabulary, read_settings
+from mllm_shapx.models.plain_generate import Generated
 from mllm_shapx.models.pooling import pool
 from mllm_shapx.planning.runs import RunSpec
 
@@ -60,11 +61,12 @@ class HfTextModel:
         # Fast tokenizers are not thread-safe, and prompts are encoded while answers are decoded.
         self._decoding_tokenizer = copy.deepcopy(tokenizer)
         self._encoding = threading.Lock()
-        self._vocabulary = Vocabulary(eos=tokenizer.eos_token_id, pad=_padding(model, tokenizer))
+        settings = read_settings(model, tokenizer)
+        self._vocabulary = settings.vocabulary
         self._positions = _learned_positions(model)
         self._rows = model.get_input_embeddings().num_embeddings
         self._position_bytes = _position_bytes(model)
-        self.decoder = choose_decoder(model, self._vocabulary)
+        self.decoder = Decoder(model, settings, self._positions)
 
     @classmethod
     def load(
@@ -299,13 +301,6 @@ def _position_bytes(model: Any) -> int:
     size = getattr(config, "head_dim", None) or config.hidden_size // heads
     kept = getattr(config, "num_key_value_heads", None) or heads
     return int(2 * config.num_hidden_layers * kept * size * model.dtype.itemsize)
-
-
-def _padding(model: Any, tokenizer: Any) -> int:
-    """Return a token to fill up with. It is masked, but some tokenizers pad with one that the model lacks."""
-    rows = model.get_input_embeddings().num_embeddings
-    candidates = (tokenizer.pad_token_id, tokenizer.eos_token_id)
-    return next((each for each in candidates if each is not None and each < rows), 0)
 
 
 def load(run: RunSpec, model_path: Path | None, revision: str | None) -> HfTextModel:

@@ -1,4 +1,4 @@
-"""Answering a batch with transformers' own `generate`: right for every model that transformers knows."""
+"""Answering prompts with transformers' own `generate`, which knows every model of transformers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,7 +6,9 @@ from typing import Any
 
 import torch
 
+from mllm_shapx.errors import RowError
 from mllm_shapx.models.base import Decoding
+from mllm_shapx.models.generation_settings import GenerationSettings, sampling_settings
 from mllm_shapx.models.sampling import Sampler, draws_for
 
 IMPOSSIBLE = float("-inf")
@@ -21,71 +23,66 @@ class Generated:
     """Natural-log probability of each token from the model's own logits; None when not asked for."""
 
 
-@dataclass(frozen=True, slots=True)
-class Vocabulary:
-    """The token ids that end and pad an answer."""
-
-    eos: int | None
-    pad: int
-
-
-def sampling_settings(model: Any, decoding: Decoding) -> Any:
-    """Return the model's generation config with `decoding`'s temperature and top-k.
-
-    Where neither names a top-k, transformers' default of 50 holds, as in `generate`.
-    """
-    import copy
-
-    settings = copy.deepcopy(model.generation_config)
-    settings.temperature = decoding.text_temperature
-    if decoding.text_top_k is not None:
-        settings.top_k = decoding.text_top_k
-    elif settings.top_k is None:
-        settings.top_k = 50
-    return settings
-
-
 def generate_alike(
     model: Any,
-    vocabulary: Vocabulary,
+    settings: GenerationSettings,
     prompts: Sequence[Sequence[int]],
     decoding: Decoding,
     seeds: Sequence[int],
 ) -> list[Generated]:
-    """Answer as `generate` does, prompts of one length at a time: for models that padding confuses."""
+    """Answer prompts of one length at a time, without padding (see `generate`)."""
     found: dict[int, Generated] = {}
-    for length in {len(prompt) for prompt in prompts}:
+    for length in sorted({len(prompt) for prompt in prompts}):
         places = [place for place, prompt in enumerate(prompts) if len(prompt) == length]
         alike = [prompts[place] for place in places]
-        answers = generate(model, vocabulary, alike, decoding, [seeds[place] for place in places])
+        answers = generate(model, settings, alike, decoding, [seeds[place] for place in places])
         found.update(zip(places, answers, strict=True))
     return [found[place] for place in range(len(prompts))]
 
 
-def generate(
+def generate_singly(
     model: Any,
-    vocabulary: Vocabulary,
+    settings: GenerationSettings,
     prompts: Sequence[Sequence[int]],
     decoding: Decoding,
     seeds: Sequence[int],
 ) -> list[Generated]:
-    """Answer `prompts` (token ids), padded on the left to one rectangle, in their order."""
-    ids, mask = left_padded(prompts, vocabulary.pad, model.device)
-    chooser = [] if decoding.text_temperature == 0 else [_Draw(model, decoding, seeds)]
+    """Answer one prompt at a time (see `generate`)."""
+    return [
+        generate(model, settings, [prompt], decoding, [seed])[0]
+        for prompt, seed in zip(prompts, seeds, strict=True)
+    ]
+
+
+def generate(
+    model: Any,
+    settings: GenerationSettings,
+    prompts: Sequence[Sequence[int]],
+    decoding: Decoding,
+    seeds: Sequence[int],
+) -> list[Generated]:
+    """Answer `prompts` (token ids), padded on the left to one rectangle, in their order.
+
+    Raises:
+        RowError: When the model's logits are not numbers.
+    """
+    ids, mask = left_padded(prompts, settings.vocabulary.pad, model.device)
+    finite = _FiniteLogits()
+    draw = [] if decoding.text_temperature == 0 else [_Draw(settings, decoding, seeds, model.device)]
     output = model.generate(
         input_ids=ids,
         attention_mask=mask,
         max_new_tokens=decoding.max_new_tokens,
         do_sample=False,
-        pad_token_id=vocabulary.pad,
-        eos_token_id=vocabulary.eos,
+        pad_token_id=settings.vocabulary.pad,
         return_dict_in_generate=True,
         output_logits=decoding.logprobs,
-        logits_processor=chooser,
+        logits_processor=[finite, *draw],
     )
+    finite.check()
     tokens = output.sequences[:, ids.shape[1] :]
     logprobs = _logprobs(output.logits, tokens) if decoding.logprobs else None
-    return collect(tokens.tolist(), logprobs, vocabulary.eos)
+    return collect(tokens.tolist(), logprobs, settings.vocabulary.eos)
 
 
 def left_padded(prompts: Sequence[Sequence[int]], pad: int, device: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -98,13 +95,25 @@ def left_padded(prompts: Sequence[Sequence[int]], pad: int, device: Any) -> tupl
     return ids, mask
 
 
-def collect(tokens: list[list[int]], logprobs: list[list[float]] | None, eos: int | None) -> list[Generated]:
+def collect(
+    tokens: list[list[int]], logprobs: list[list[float]] | None, eos: Sequence[int]
+) -> list[Generated]:
     """Cut each row of generated tokens (and their log-probabilities) behind its first end token."""
     found = []
     for row, ids in enumerate(tokens):
-        end = ids.index(eos) + 1 if eos is not None and eos in ids else len(ids)
+        end = next((place + 1 for place, token in enumerate(ids) if token in eos), len(ids))
         found.append(Generated(ids[:end], None if logprobs is None else logprobs[row][:end]))
     return found
+
+
+def not_finite() -> RowError:
+    """Return the error of a prompt whose logits are not numbers."""
+    return RowError(
+        "non_finite_logits",
+        "the model's logits are not finite numbers, so that its answer would mean nothing: float16 overflows "
+        "on many models that were trained in bfloat16, and damaged weights may hold NaN; try bfloat16 or "
+        "float32 (connector_kwargs.dtype)",
+    )
 
 
 def _logprobs(logits: Sequence[torch.Tensor], tokens: torch.Tensor) -> list[list[float]]:
@@ -118,16 +127,36 @@ def token_logprobs(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     return logits.float().log_softmax(dim=-1).gather(1, tokens[:, None].to(logits.device))[:, 0]
 
 
+class _FiniteLogits:
+    """Logits processor that changes nothing and notes whether the largest logit is always a number."""
+
+    def __init__(self) -> None:
+        self._finite: torch.Tensor | None = None
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        del input_ids
+        finite = scores.amax(dim=-1).isfinite()
+        self._finite = finite if self._finite is None else self._finite & finite
+        return scores
+
+    def check(self) -> None:
+        """Raise `RowError` when a largest logit was not a number."""
+        if self._finite is not None and not bool(self._finite.all()):
+            raise not_finite()
+
+
 class _Draw:
     """Logits processor that leaves one token possible per prompt: the one that the prompt's seed draws.
 
-    `generate` itself draws for the whole batch from one generator, which would make an answer hang on its
-    batch-mates. It runs behind the processors of the generation config (penalties), as sampling does there.
+    `generate` itself draws for the whole batch from one generator, so that an answer would depend on its
+    batch. This one runs behind the processors of the generation config (penalties), as sampling does there.
     """
 
-    def __init__(self, model: Any, decoding: Decoding, seeds: Sequence[int]) -> None:
-        self._sample = Sampler(sampling_settings(model, decoding))
-        self._draws = draws_for(seeds, decoding.max_new_tokens, model.device)
+    def __init__(
+        self, settings: GenerationSettings, decoding: Decoding, seeds: Sequence[int], device: Any
+    ) -> None:
+        self._sample = Sampler(sampling_settings(settings.config, decoding))
+        self._draws = draws_for(seeds, decoding.max_new_tokens, device)
         self._step = 0
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,302 @@
+"""What a model's own generation config says about its answers, and what becomes of each setting.
+
+`GENERATION` settings of transformers fall into four groups: those that change no answer here, those that
+`generation` of the study's config replaces, those that are honoured, and those that cannot be honoured.
+Nothing is dropped silently: a replaced setting gives a note, an impossible one refuses the model.
+"""
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from mllm_shapx.errors import ModelError
+from mllm_shapx.models.base import Decoding
+
+_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "top_h", "epsilon_cutoff", "eta_cutoff")
+"""Settings that shape the distribution of sampled tokens; `sampling.Sampler` implements them."""
+_WITHOUT_EFFECT = frozenset(
+    {
+        *_SAMPLING,
+        # The study's `generation` block decides these.
+        *("max_length", "max_new_tokens", "do_sample"),
+        # It changes no order of tokens.
+        "renormalize_logits",
+        # They matter to beam search and assisted decoding only.
+        *("early_stopping", "length_penalty", "diversity_penalty", "num_beam_groups", "low_memory"),
+        *("num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_confidence_threshold"),
+        *("assistant_lookbehind", "target_lookbehind", "assistant_ensemble_weight", "is_assistant"),
+        *("max_matching_ngram_size", "speculation_type"),
+        # They matter to encoders only.
+        *("encoder_repetition_penalty", "encoder_no_repeat_ngram_size", "decoder_start_token_id"),
+        *("bos_token_id", "eos_token_id", "pad_token_id"),
+        # They change how fast the same tokens come.
+        *("use_cache", "cache_config", "max_cache_len", "compile_config", "disable_compile"),
+        *("prefill_chunk_size", "continuous_batching_config"),
+        *("return_dict_in_generate", "output_scores", "output_logits", "output_attentions"),
+        *("output_hidden_states", "transformers_version", "_from_model_config"),
+    }
+)
+_HONOURED = frozenset(
+    {
+        *("sequence_bias", "repetition_penalty", "no_repeat_ngram_size", "bad_words_ids", "min_length"),
+        *("min_new_tokens", "forced_bos_token_id", "forced_eos_token_id", "suppress_tokens"),
+        *("begin_suppress_tokens", "exponential_decay_length_penalty"),
+    }
+)
+"""Settings that change the logits of one answer from its own tokens (see `LogitsRules`)."""
+_REPLACED: dict[str, tuple[Any, str]] = {
+    "num_beams": (1, "answers are decoded greedily or sampled, never by beam search"),
+    "max_time": (None, "an answer must not depend on how fast the machine is"),
+    "cache_implementation": (None, "the plain cache gives the model's own answers"),
+    "remove_invalid_values": (None, "logits that are not numbers are an error of the row"),
+}
+"""Setting -> (the value it gets, the reason)."""
+_IMPOSSIBLE = {
+    "stop_strings": "stop strings",
+    "penalty_alpha": "contrastive search",
+    "dola_layers": "DoLa decoding",
+    "prompt_lookup_num_tokens": "assisted decoding",
+    "assistant_early_exit": "assisted decoding",
+    "use_mtp": "assisted decoding",
+    "num_return_sequences": "several answers to one prompt",
+    "constraints": "constrained beam search",
+    "force_words_ids": "constrained beam search",
+    "token_healing": "token healing",
+    "custom_generate": "a decoding method of its own",
+}
+"""Setting -> what it asks for."""
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "repetition_penalty": (1.0,),
+    "encoder_repetition_penalty": (1.0,),
+    "num_beams": (1,),
+    "num_return_sequences": (1,),
+    "no_repeat_ngram_size": (0,),
+    "min_length": (0,),
+    "min_new_tokens": (0,),
+    "guidance_scale": (1.0,),
+    "penalty_alpha": (0.0,),
+    "cache_implementation": ("dynamic", "hybrid"),
+}
+"""Setting -> values that ask for nothing, besides null and false."""
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """The token ids that end and pad an answer."""
+
+    eos: tuple[int, ...]
+    """An answer ends with the first of these; empty when nothing but the length ends it."""
+    pad: int
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """One reading of a model's generation config."""
+
+    config: Any
+    """The generation config to use: the model's own without what is replaced."""
+    vocabulary: Vocabulary
+    honoured: dict[str, Any] = field(default_factory=dict)
+    """Settings that change answers and are applied as `generate` applies them."""
+    replaced: dict[str, Any] = field(default_factory=dict)
+    """Settings that are not applied, with the model's value."""
+    unknown: tuple[str, ...] = ()
+    """Settings that only `generate` itself can apply, one prompt length at a time."""
+    notes: tuple[str, ...] = ()
+
+    def greedy(self) -> Any:
+        """Return the generation config for a model whose tokens are chosen outside of it.
+
+        `max_length` and the sampling settings are left out: `generate` would only warn of them.
+        """
+        config = copy.deepcopy(self.config)
+        config.max_length = None
+        config.do_sample = False
+        for key in _SAMPLING:
+            setattr(config, key, None)
+        return config
+
+    @property
+    def depend_on_padding(self) -> bool:
+        """Whether `generate` would take the padding of a batch for a part of the prompt."""
+        return bool(self.honoured or self.unknown)
+
+    def record(self) -> dict[str, Any]:
+        """Return what `spec.json` keeps of the settings, as JSON data."""
+        return {
+            "eos_token_id": list(self.vocabulary.eos),
+            **{key: _plain(value) for key, value in self.honoured.items()},
+            **{key: _plain(getattr(self.config, key, None)) for key in self.unknown},
+            "not_applied": {key: _plain(value) for key, value in self.replaced.items()},
+        }
+
+
+def read_settings(model: Any, tokenizer: Any) -> GenerationSettings:
+    """Return what the generation config of `model` means for its answers.
+
+    Raises:
+        ModelError: When it asks for what cannot be honoured; the message names each setting.
+    """
+    asked = _asked(model.generation_config)
+    refuse_impossible(asked)
+    config = copy.deepcopy(model.generation_config)
+    replaced = {key: asked[key] for key in _REPLACED if key in asked}
+    for key in replaced:
+        setattr(config, key, _REPLACED[key][0])
+    known = _WITHOUT_EFFECT | _HONOURED | _REPLACED.keys() | _IMPOSSIBLE.keys()
+    notes = [
+        f"the model's generation config sets {key} = {value!r}, which is not applied: {_REPLACED[key][1]}"
+        for key, value in replaced.items()
+    ]
+    eos = _as_ids(config.eos_token_id)
+    if not eos and tokenizer.eos_token_id is not None:
+        eos = (tokenizer.eos_token_id,)
+        config.eos_token_id = tokenizer.eos_token_id
+        notes.append(
+            "the model's generation config names no eos_token_id; answers end with the tokenizer's "
+            f"{tokenizer.eos_token!r} ({tokenizer.eos_token_id})"
+        )
+    return GenerationSettings(
+        config=config,
+        vocabulary=Vocabulary(eos=eos, pad=_padding(model, tokenizer, eos)),
+        honoured={key: asked[key] for key in sorted(_HONOURED & asked.keys())},
+        replaced=replaced,
+        unknown=tuple(sorted(asked.keys() - known)),
+        notes=tuple(notes),
+    )
+
+
+def refuse_impossible(asked: dict[str, Any]) -> None:
+    """Refuse a generation config, given as its JSON data, that asks for what cannot be honoured.
+
+    Raises:
+        ModelError: It names each setting and what it asks for.
+    """
+    found = [
+        f"{key} = {asked[key]!r} ({what})"
+        for key, what in _IMPOSSIBLE.items()
+        if key in asked and not is_neutral(key, asked[key])
+    ]
+    if found:
+        raise ModelError(
+            f"the model's generation_config.json sets {', '.join(found)}, which cannot be applied to batches "
+            "of coalitions; copy the model's directory, remove the setting from its generation_config.json, "
+            "and name the copy as connector_kwargs.model_id"
+        )
+
+
+def is_neutral(key: str, value: Any) -> bool:
+    """Return whether a setting with this value asks for nothing."""
+    return value is None or value is False or value in _NEUTRAL.get(key, ()) or value in ([], {})
+
+
+def sampling_settings(settings: Any, decoding: Decoding) -> Any:
+    """Return a generation config with the temperature and top-k of `decoding`.
+
+    Where neither names a top-k, transformers' default of 50 holds, as in `generate`.
+    """
+    settings = copy.deepcopy(settings)
+    settings.temperature = decoding.text_temperature
+    if decoding.text_top_k is not None:
+        settings.top_k = decoding.text_top_k
+    elif settings.top_k is None:
+        settings.top_k = 50
+    return settings
+
+
+class LogitsRules:
+    """The honoured settings of a generation config as functions of one answer's tokens and logits.
+
+    `generate` has them as logits processors. They look at all tokens so far and at their number, so that
+    padding would count as tokens; here prompts of one length are always taken together, without padding.
+
+    Args:
+        settings: The model's settings.
+        max_new_tokens: Longest answer.
+        device: Where the logits are.
+    """
+
+    def __init__(self, settings: GenerationSettings, max_new_tokens: int, device: Any) -> None:
+        self._config = settings.config
+        self._eos = list(settings.vocabulary.eos)
+        self._max_new_tokens = max_new_tokens
+        self._device = device
+        self._by_length: dict[int, list[Any]] = {}
+
+    def __call__(self, prompt_length: int, ids: Any, logits: Any) -> Any:
+        """Return the logits, (answers, vocabulary), behind `ids`, (answers, tokens so far)."""
+        if prompt_length not in self._by_length:
+            self._by_length[prompt_length] = self._processors(prompt_length)
+        for processor in self._by_length[prompt_length]:
+            logits = processor(ids, logits)
+        return logits
+
+    def _processors(self, prompt_length: int) -> list[Any]:
+        """Return the processors in the order in which `generate` applies them."""
+        return [*self._about_words(), *self._about_length(prompt_length)]
+
+    def _about_words(self) -> Iterator[Any]:
+        from transformers.generation import logits_process as steps
+
+        config, eos = self._config, self._eos
+        if config.sequence_bias is not None:
+            yield steps.SequenceBiasLogitsProcessor(sequence_bias=config.sequence_bias)
+        if config.repetition_penalty not in {None, 1.0}:
+            yield steps.RepetitionPenaltyLogitsProcessor(config.repetition_penalty)
+        if config.no_repeat_ngram_size:
+            yield steps.NoRepeatNGramLogitsProcessor(config.no_repeat_ngram_size)
+        if config.bad_words_ids is not None:
+            yield steps.NoBadWordsLogitsProcessor(config.bad_words_ids, eos or None)
+
+    def _about_length(self, prompt: int) -> Iterator[Any]:
+        from transformers.generation import logits_process as steps
+
+        config, eos, device = self._config, self._eos, self._device
+        if config.min_length and eos:
+            yield steps.MinLengthLogitsProcessor(config.min_length, eos, device=device)
+        if config.min_new_tokens and eos:
+            yield steps.MinNewTokensLengthLogitsProcessor(prompt, config.min_new_tokens, eos, device=device)
+        if config.forced_bos_token_id is not None:
+            yield steps.ForcedBOSTokenLogitsProcessor(config.forced_bos_token_id)
+        if config.forced_eos_token_id is not None:
+            longest = prompt + self._max_new_tokens
+            yield steps.ForcedEOSTokenLogitsProcessor(longest, config.forced_eos_token_id, device=device)
+        if config.exponential_decay_length_penalty is not None:
+            penalty = config.exponential_decay_length_penalty
+            yield steps.ExponentialDecayLengthPenalty(penalty, eos, prompt)
+        if config.suppress_tokens is not None:
+            yield steps.SuppressTokensLogitsProcessor(config.suppress_tokens, device=device)
+        if config.begin_suppress_tokens is not None:
+            begin = prompt + int(prompt == 1 and config.forced_bos_token_id is not None)
+            yield steps.SuppressTokensAtBeginLogitsProcessor(
+                config.begin_suppress_tokens, begin, device=device
+            )
+
+
+def _asked(config: Any) -> dict[str, Any]:
+    """Return the settings of a generation config that ask for something."""
+    found: dict[str, Any] = config.to_dict()
+    return {key: value for key, value in found.items() if not is_neutral(key, value)}
+
+
+def _as_ids(value: int | Sequence[int] | None) -> tuple[int, ...]:
+    if value is None:
+        return ()
+    return tuple(dict.fromkeys([value] if isinstance(value, int) else value))
+
+
+def _padding(model: Any, tokenizer: Any, eos: Sequence[int]) -> int:
+    """Return a token to fill up with. It is masked, but some tokenizers pad with one that the model lacks."""
+    rows = model.get_input_embeddings().num_embeddings
+    candidates = (tokenizer.pad_token_id, tokenizer.eos_token_id, *eos)
+    return next((each for each in candidates if each is not None and 0 <= each < rows), 0)
+
+
+def _plain(value: Any) -> Any:
+    """Return a setting as JSON data."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [_plain(item) for item in value]
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
