@@ -11,7 +11,7 @@ import inspect
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -20,11 +20,13 @@ from mllm_shapx.models.base import Decoding
 from mllm_shapx.models.decoding import OwnLoop
 from mllm_shapx.models.generation_settings import GenerationSettings, LogitsRules
 from mllm_shapx.models.plain_generate import (
+    AnswersBatch,
     Generated,
+    call_generate,
     generate,
-    generate_alike,
-    generate_singly,
+    in_groups,
     left_padded,
+    of_one_length,
 )
 from mllm_shapx.models.positions import ChangingPositions
 
@@ -48,18 +50,12 @@ _CANNOT = (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyE
 """What a model of any origin may raise when it cannot be called so; then it is answered another way."""
 
 
-class _Answers(Protocol):
-    def __call__(
-        self, prompts: Sequence[Sequence[int]], decoding: Decoding, seeds: Sequence[int]
-    ) -> list[Generated]: ...
-
-
 @dataclass(slots=True)
 class _Way:
     """One way of answering batches."""
 
     name: str
-    answer: _Answers
+    answer: AnswersBatch
     attempt: Callable[[list["_Trial"]], list["_Trial"]] | None
     """Repeats trials this way; None for the way that needs no proof."""
     limit: int | None
@@ -94,7 +90,7 @@ class Decoder:
         with torch.inference_mode():
             first = self._trials_alone(self._reached)
             self._ways = [self._own_way(first), *self._generate_ways()]
-            self._prove(self._reached)
+            self.prove(self._reached)
 
     @property
     def model(self) -> Any:
@@ -144,17 +140,35 @@ class Decoder:
             RowError: When the model's logits are not numbers.
         """
         lengths = [len(prompt) + decoding.max_new_tokens for prompt in prompts]
-        self._prove(max(lengths))
-        places: dict[int, list[int]] = {}
+        self.prove(max(lengths))
+        ways: dict[str, list[int]] = {}
         for place, length in enumerate(lengths):
-            places.setdefault(self._ways.index(self._way_for(length)), []).append(place)
+            ways.setdefault(self.way_for(length), []).append(place)
+        by_name = {way.name: way for way in self._ways}
         found: dict[int, Generated] = {}
-        for way, here in places.items():
-            answers = self._ways[way].answer(
-                [prompts[place] for place in here], decoding, [seeds[place] for place in here]
+        for name, places in ways.items():
+            answers = by_name[name].answer(
+                [prompts[place] for place in places], decoding, [seeds[place] for place in places]
             )
-            found.update(zip(here, answers, strict=True))
+            found.update(zip(places, answers, strict=True))
         return [found[place] for place in range(len(prompts))]
+
+    def prove(self, positions: int) -> None:
+        """Try each way at lengths up to `positions`, where this was not done yet."""
+        if all(way.proved >= positions or not way.takes(way.proved + 1) for way in self._ways[:-1]):
+            return
+        bound = FIRST_TRIAL
+        while bound < positions:
+            bound *= 2
+        self._reached = bound if self._positions is None else min(bound, self._positions)
+        alone: dict[int, list[_Trial]] = {}
+        with torch.inference_mode():
+            for way in self._ways[:-1]:
+                bound = self._reached if way.limit is None else min(self._reached, way.limit)
+                if bound > max(way.proved, STEPS):
+                    if bound not in alone:
+                        alone[bound] = self._trials_alone(bound)
+                    self._prove_way(way, bound, alone[bound])
 
     def _way_for(self, positions: int) -> _Way:
         return next(way for way in self._ways if way.takes(positions))
@@ -181,19 +195,27 @@ class Decoder:
     def _generate_ways(self) -> list[_Way]:
         padded = 0 if self._settings.depend_on_padding else self._changing.smallest_bound(None)
         return [
-            _Way("generate", self._with(generate), self._trials, padded),
-            _Way("generate, equal lengths", self._with(generate_alike), self._trials_alike, None),
-            _Way("generate, one prompt at a time", self._with(generate_singly), None, None),
+            _Way("generate", self._generate, self._trials, padded),
+            _Way("generate, equal lengths", self._generate_alike, self._trials_alike, None),
+            _Way("generate, one prompt at a time", self._generate_singly, None, None),
         ]
 
-    def _with(self, function: Callable[..., list[Generated]]) -> _Answers:
-        def answer(
-            prompts: Sequence[Sequence[int]], decoding: Decoding, seeds: Sequence[int]
-        ) -> list[Generated]:
-            with self._changing.reset():
-                return function(self._model, self._settings, prompts, decoding, seeds)
+    def _generate(
+        self, prompts: Sequence[Sequence[int]], decoding: Decoding, seeds: Sequence[int]
+    ) -> list[Generated]:
+        with self._changing.reset():
+            return generate(self._model, self._settings, prompts, decoding, seeds)
 
-        return answer
+    def _generate_alike(
+        self, prompts: Sequence[Sequence[int]], decoding: Decoding, seeds: Sequence[int]
+    ) -> list[Generated]:
+        return in_groups(self._generate, of_one_length(prompts), prompts, decoding, seeds)
+
+    def _generate_singly(
+        self, prompts: Sequence[Sequence[int]], decoding: Decoding, seeds: Sequence[int]
+    ) -> list[Generated]:
+        singles = [[place] for place in range(len(prompts))]
+        return in_groups(self._generate, singles, prompts, decoding, seeds)
 
     def _against_own_loop(self, alone: list["_Trial"]) -> str | None:
         """Return why the own loop cannot serve this model, None when nothing speaks against it."""
@@ -210,23 +232,6 @@ class Decoder:
         return _unusual_cache(alone[0].cache)
 
     # --- trials
-
-    def _prove(self, positions: int) -> None:
-        """Try each way at lengths up to `positions`, where this was not done yet."""
-        if all(way.proved >= positions or not way.takes(way.proved + 1) for way in self._ways[:-1]):
-            return
-        bound = FIRST_TRIAL
-        while bound < positions:
-            bound *= 2
-        self._reached = bound if self._positions is None else min(bound, self._positions)
-        alone: dict[int, list[_Trial]] = {}
-        with torch.inference_mode():
-            for way in self._ways[:-1]:
-                bound = self._reached if way.limit is None else min(self._reached, way.limit)
-                if bound > max(way.proved, STEPS):
-                    if bound not in alone:
-                        alone[bound] = self._trials_alone(bound)
-                    self._prove_way(way, bound, alone[bound])
 
     def _prove_way(self, way: _Way, bound: int, alone: list["_Trial"]) -> None:
         """Try one way with prompts that take `bound` positions together with their answers."""
@@ -262,15 +267,15 @@ class Decoder:
 
     def _trials_alike(self, trials: list["_Trial"]) -> list["_Trial"]:
         found: dict[int, _Trial] = {}
-        for length in {len(trial.prompt) for trial in trials}:
-            places = [place for place, trial in enumerate(trials) if len(trial.prompt) == length]
+        for places in of_one_length([trial.prompt for trial in trials]):
             found.update(zip(places, self._trial([trials[place].prompt for place in places]), strict=True))
         return [found[place] for place in range(len(trials))]
 
     def _trial(self, prompts: list[list[int]]) -> list["_Trial"]:
         ids, mask = left_padded(prompts, self._settings.vocabulary.pad, self._model.device)
         with self._changing.reset():
-            output = self._model.generate(
+            output = call_generate(
+                self._model,
                 input_ids=ids,
                 attention_mask=mask,
                 max_new_tokens=STEPS,
@@ -301,9 +306,10 @@ class Decoder:
     def _without_end(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Logits processor that lets no answer end: a trial of one token would prove little."""
         del input_ids
-        scores = scores.clone()
-        scores[:, list(self._settings.vocabulary.eos)] = float("-inf")
-        return scores
+        ends = [each for each in self._settings.vocabulary.eos if each < scores.shape[-1]]
+        return scores.index_fill(
+            -1, torch.tensor(ends, dtype=torch.long, device=scores.device), float("-inf")
+        )
 
 
 @dataclass(frozen=True, slots=True)

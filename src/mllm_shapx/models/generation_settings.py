@@ -6,13 +6,16 @@ Nothing is dropped silently: a replaced setting gives a note, an impossible one 
 """
 
 import copy
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from mllm_shapx.errors import ModelError
 from mllm_shapx.models.base import Decoding
 
+GENERATION_FILE = "generation_config.json"
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "top_h", "epsilon_cutoff", "eta_cutoff")
 """Settings that shape the distribution of sampled tokens; `sampling.Sampler` implements them."""
 _WITHOUT_EFFECT = frozenset(
@@ -165,6 +168,22 @@ def read_settings(model: Any, tokenizer: Any) -> GenerationSettings:
         unknown=tuple(sorted(asked.keys() - known)),
         notes=tuple(notes),
     )
+
+
+def check_generation_file(directory: Path) -> None:
+    """Refuse a model directory whose generation_config.json asks for what cannot be honoured.
+
+    It reads one small file and imports no torch. A file that is no JSON object is left to the loading.
+
+    Raises:
+        ModelError: See `refuse_impossible`.
+    """
+    try:
+        asked = json.loads((directory / GENERATION_FILE).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return
+    if isinstance(asked, dict):
+        refuse_impossible(asked)
 
 
 def refuse_impossible(asked: dict[str, Any]) -> None:

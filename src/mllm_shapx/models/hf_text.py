@@ -19,7 +19,7 @@ from mllm_shapx.models.base import Answer, Decoding, EmbeddingMode, ModelIdentit
 from mllm_shapx.models.batch_size import LARGEST_SIZE
 from mllm_shapx.models.decoder_choice import Decoder
 from mllm_shapx.models.devices import free_memory, memory_errors, pick_device, pick_dtype
-from mllm_shapx.models.generation_settings import Vocabulary, read_settings
+from mllm_shapx.models.generation_settings import Vocabulary, check_generation_file, read_settings
 from mllm_shapx.models.plain_generate import Generated
 from mllm_shapx.models.pooling import pool
 from mllm_shapx.planning.runs import RunSpec
@@ -61,7 +61,7 @@ class HfTextModel:
         # Fast tokenizers are not thread-safe, and prompts are encoded while answers are decoded.
         self._decoding_tokenizer = copy.deepcopy(tokenizer)
         self._encoding = threading.Lock()
-        settings = read_settings(model, tokenizer)
+        self._settings = settings = read_settings(model, tokenizer)
         self._vocabulary = settings.vocabulary
         self._positions = _learned_positions(model)
         self._rows = model.get_input_embeddings().num_embeddings
@@ -125,6 +125,11 @@ class HfTextModel:
     def max_batch_size(self) -> int | None:
         """Return the configured prompts per batch, None for `auto`."""
         return self._max_batch_size
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Return what the user should know of how this model answers, as sentences."""
+        return (*self._settings.notes, *self.decoder.notes)
 
     @property
     def network(self) -> Any:
@@ -262,6 +267,7 @@ def _load(
     # Several workers share a terminal: the bars of all of them at once cannot be read.
     transformers.utils.logging.disable_progress_bar()
     options: dict[str, Any] = {} if attention is None else {"attn_implementation": attention}
+    check_generation_file(Path(source))
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, revision=revision)
         # Straight to the device: main memory need not hold the weights of every worker.

@@ -1,8 +1,9 @@
 """Answering prompts with transformers' own `generate`, which knows every model of transformers."""
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -23,35 +24,36 @@ class Generated:
     """Natural-log probability of each token from the model's own logits; None when not asked for."""
 
 
-def generate_alike(
-    model: Any,
-    settings: GenerationSettings,
+class AnswersBatch(Protocol):
+    """Answers a batch of prompts (token ids) in their order, each with its own seed."""
+
+    def __call__(
+        self, prompts: Sequence[Sequence[int]], decoding: Decoding, seeds: Sequence[int]
+    ) -> list[Generated]:
+        """Return one answer per prompt."""
+
+
+def in_groups(
+    answer: AnswersBatch,
+    groups: Iterable[Sequence[int]],
     prompts: Sequence[Sequence[int]],
     decoding: Decoding,
     seeds: Sequence[int],
 ) -> list[Generated]:
-    """Answer prompts of one length at a time, without padding (see `generate`)."""
+    """Answer `prompts` one group after the other; a group is the places of its prompts."""
     found: dict[int, Generated] = {}
-    for length in sorted({len(prompt) for prompt in prompts}):
-        places = [place for place, prompt in enumerate(prompts) if len(prompt) == length]
-        alike = [prompts[place] for place in places]
-        answers = generate(model, settings, alike, decoding, [seeds[place] for place in places])
-        found.update(zip(places, answers, strict=True))
+    for group in groups:
+        answers = answer([prompts[place] for place in group], decoding, [seeds[place] for place in group])
+        found.update(zip(group, answers, strict=True))
     return [found[place] for place in range(len(prompts))]
 
 
-def generate_singly(
-    model: Any,
-    settings: GenerationSettings,
-    prompts: Sequence[Sequence[int]],
-    decoding: Decoding,
-    seeds: Sequence[int],
-) -> list[Generated]:
-    """Answer one prompt at a time (see `generate`)."""
-    return [
-        generate(model, settings, [prompt], decoding, [seed])[0]
-        for prompt, seed in zip(prompts, seeds, strict=True)
-    ]
+def of_one_length(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Return the places of prompts in groups of one length, the shortest first."""
+    groups: dict[int, list[int]] = {}
+    for place, prompt in enumerate(prompts):
+        groups.setdefault(len(prompt), []).append(place)
+    return [groups[length] for length in sorted(groups)]
 
 
 def generate(
@@ -69,7 +71,8 @@ def generate(
     ids, mask = left_padded(prompts, settings.vocabulary.pad, model.device)
     finite = _FiniteLogits()
     draw = [] if decoding.text_temperature == 0 else [_Draw(settings, decoding, seeds, model.device)]
-    output = model.generate(
+    output = call_generate(
+        model,
         input_ids=ids,
         attention_mask=mask,
         max_new_tokens=decoding.max_new_tokens,
@@ -83,6 +86,13 @@ def generate(
     tokens = output.sequences[:, ids.shape[1] :]
     logprobs = _logprobs(output.logits, tokens) if decoding.logprobs else None
     return collect(tokens.tolist(), logprobs, settings.vocabulary.eos)
+
+
+def call_generate(model: Any, **arguments: Any) -> Any:
+    """Return `model.generate(**arguments)`; its warnings of settings are not printed once per batch."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=UserWarning, module=r"transformers\.generation")
+        return model.generate(**arguments)
 
 
 def left_padded(prompts: Sequence[Sequence[int]], pad: int, device: Any) -> tuple[torch.Tensor, torch.Tensor]:
