@@ -138,3 +138,16 @@ def test_a_detokenizer_turns_frames_into_sound_on_the_cpu(copy: Path) -> None:
     assert rate == 24_000
     assert len(samples) == pytest.approx(5 * 0.08 * rate, rel=0.25)
     assert np.isfinite(samples).all()
+
+
+@pytest.mark.parametrize("name", ["lfm.embed_tokens.weight", "lfm.layers.0.feed_forward.w1.weight"])
+def test_a_model_that_holds_nan_gives_no_answers(copy: Path, name: str) -> None:
+    """Logits that are not numbers are an error of the row, never an answer of token 0."""
+    weights = load_file(copy / "model.safetensors")
+    weights[name][3, 3] = float("nan")
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    loaded = LiquidAudioModel.load(copy, dtype="float32", device="cpu")
+    decoding = Decoding(max_new_tokens=5)
+    prompts = [loaded.encode(random_chat(seed), decoding) for seed in range(3)]
+    with pytest.raises(RowError, match="not finite numbers"):
+        loaded.answer(prompts, decoding, [0, 0, 0])

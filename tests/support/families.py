@@ -166,12 +166,28 @@ def compare(model: Any, decoder: Any, new_tokens: int = 6) -> Comparison:
     return Comparison(equal, len(found), len({tuple(each) for each in expected}), decoder.way)
 
 
-def build(config_class: Any, model_class: Any, changes: dict[str, Any] | None = None, seed: int = 7) -> Any:
-    """Return a small random model of one family."""
+def build(
+    config_class: Any,
+    model_class: Any,
+    changes: dict[str, Any] | None = None,
+    *,
+    seed: int = 7,
+    largest: int | None = None,
+) -> Any:
+    """Return a small random model of one family.
+
+    Raises:
+        ValueError: When it has more than `largest` parameters all the same.
+    """
     known = config_class().to_dict()
     asked = {key: value for key, value in SMALL.items() if key in known or key.endswith("token_id")}
     asked |= {"tie_word_embeddings": False, **(changes or {})}
     config = config_class(**asked)
+    with torch.device("meta"):
+        count = sum(parameter.numel() for parameter in model_class(config).parameters())
+    if largest is not None and count > largest:
+        msg = f"{count:,} parameters: its config has sizes of its own"
+        raise ValueError(msg)
     torch.manual_seed(seed)
     model = model_class(config).eval()
     scatter(model, seed)

@@ -13,9 +13,9 @@ from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
 
 from mllm_shapx.models.base import Decoding
 from mllm_shapx.models.generation_settings import GenerationSettings, LogitsRules, sampling_settings
-from mllm_shapx.models.plain_generate import Generated, not_finite, token_logprobs
+from mllm_shapx.models.plain_generate import Generated, token_logprobs
 from mllm_shapx.models.prefix_tree import Piece, PrefixTree, build_tree
-from mllm_shapx.models.sampling import Sampler, draws_for
+from mllm_shapx.models.sampling import Sampler, draws_for, not_finite
 
 PIECE_NODES = {"cpu": 512, "cuda": 2048, "mps": 1024}
 """Tokens prefilled in one pass: enough to fill the device, and attention among them stays cheap."""

@@ -8,7 +8,7 @@ import torch
 
 from mllm_shapx.models.base import Decoding
 from mllm_shapx.models.liquid_encoding import PrefillBatch
-from mllm_shapx.models.sampling import draws_for, pick
+from mllm_shapx.models.sampling import FiniteLogits, draws_for, pick
 
 IM_END, AUDIO_START, TEXT_END = 7, 128, 130
 """Text tokens that steer the generation; the package holds the same ids in its code."""
@@ -80,6 +80,7 @@ class _Sampler:
 
     temperature: float | None
     top_k: int | None
+    finite: FiniteLogits
 
     @property
     def greedy(self) -> bool:
@@ -87,6 +88,7 @@ class _Sampler:
 
     def choose(self, logits: torch.Tensor, draws: torch.Tensor | None) -> torch.Tensor:
         """Return the chosen entries, shaped (rows,), from logits shaped (rows, vocabulary)."""
+        self.finite.add(logits)
         if draws is None or self.temperature is None or self.greedy:
             return logits.argmax(dim=-1)
         scores = logits.float() / self.temperature
@@ -103,13 +105,16 @@ class _Sampling:
     text: _Sampler
     audio: _Sampler
     logprobs: bool
+    finite: FiniteLogits
 
     @classmethod
     def of(cls, decoding: Decoding) -> Self:
+        finite = FiniteLogits()
         return cls(
-            _Sampler(decoding.text_temperature, decoding.text_top_k),
-            _Sampler(decoding.audio_temperature, decoding.audio_top_k),
+            _Sampler(decoding.text_temperature, decoding.text_top_k, finite),
+            _Sampler(decoding.audio_temperature, decoding.audio_top_k, finite),
             decoding.logprobs,
+            finite,
         )
 
 
@@ -121,7 +126,11 @@ class BatchDecoder:
         self._codebooks = int(model.codebooks)
 
     def decode(self, batch: PrefillBatch, decoding: Decoding, seeds: Sequence[int]) -> list[Generation]:
-        """Generate until every sequence has ended or holds `max_new_tokens` steps."""
+        """Generate until every sequence has ended or holds `max_new_tokens` steps.
+
+        Raises:
+            RowError: When the model's logits are not numbers.
+        """
         conf = self._model.conf
         interleaved = decoding.output_modality == "audio"
         everyone = [
@@ -139,6 +148,7 @@ class BatchDecoder:
             if all(sequence.finished for sequence in state.sequences):
                 break
             inputs = state.drop_finished(inputs)
+        sampling.finite.check()
         return everyone
 
     def _draws(

@@ -7,10 +7,9 @@ from typing import Any, Protocol
 
 import torch
 
-from mllm_shapx.errors import RowError
 from mllm_shapx.models.base import Decoding
 from mllm_shapx.models.generation_settings import GenerationSettings, sampling_settings
-from mllm_shapx.models.sampling import Sampler, draws_for
+from mllm_shapx.models.sampling import FiniteLogits, Sampler, draws_for
 
 IMPOSSIBLE = float("-inf")
 
@@ -69,7 +68,7 @@ def generate(
         RowError: When the model's logits are not numbers.
     """
     ids, mask = left_padded(prompts, settings.vocabulary.pad, model.device)
-    finite = _FiniteLogits()
+    finite = FiniteLogits()
     draw = [] if decoding.text_temperature == 0 else [_Draw(settings, decoding, seeds, model.device)]
     output = call_generate(
         model,
@@ -80,7 +79,7 @@ def generate(
         pad_token_id=settings.vocabulary.pad,
         return_dict_in_generate=True,
         output_logits=decoding.logprobs,
-        logits_processor=[finite, *draw],
+        logits_processor=[_Watch(finite), *draw],
     )
     finite.check()
     tokens = output.sequences[:, ids.shape[1] :]
@@ -116,16 +115,6 @@ def collect(
     return found
 
 
-def not_finite() -> RowError:
-    """Return the error of a prompt whose logits are not numbers."""
-    return RowError(
-        "non_finite_logits",
-        "the model's logits are not finite numbers, so that its answer would mean nothing: float16 overflows "
-        "on many models that were trained in bfloat16, and damaged weights may hold NaN; try bfloat16 or "
-        "float32 (connector_kwargs.dtype)",
-    )
-
-
 def _logprobs(logits: Sequence[torch.Tensor], tokens: torch.Tensor) -> list[list[float]]:
     columns = [token_logprobs(step, tokens[:, index]) for index, step in enumerate(logits)]
     rows: list[list[float]] = torch.stack(columns, dim=1).tolist()
@@ -137,22 +126,16 @@ def token_logprobs(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     return logits.float().log_softmax(dim=-1).gather(1, tokens[:, None].to(logits.device))[:, 0]
 
 
-class _FiniteLogits:
-    """Logits processor that changes nothing and notes whether the largest logit is always a number."""
+class _Watch:
+    """Logits processor that changes nothing and shows the logits to `FiniteLogits`."""
 
-    def __init__(self) -> None:
-        self._finite: torch.Tensor | None = None
+    def __init__(self, finite: FiniteLogits) -> None:
+        self._finite = finite
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         del input_ids
-        finite = scores.amax(dim=-1).isfinite()
-        self._finite = finite if self._finite is None else self._finite & finite
+        self._finite.add(scores)
         return scores
-
-    def check(self) -> None:
-        """Raise `RowError` when a largest logit was not a number."""
-        if self._finite is not None and not bool(self._finite.all()):
-            raise not_finite()
 
 
 class _Draw:

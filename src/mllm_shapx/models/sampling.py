@@ -6,8 +6,37 @@ from typing import Any
 import numpy as np
 import torch
 
+from mllm_shapx.errors import RowError
+
 ALMOST_ONE = 1.0 - 2.0**-40
 """Largest draw, so that rounding never points behind the last token."""
+
+
+class FiniteLogits:
+    """Whether all logits of a batch are numbers; asked once at its end, so that no step waits for it."""
+
+    def __init__(self) -> None:
+        self._finite: torch.Tensor | None = None
+
+    def add(self, logits: torch.Tensor) -> None:
+        """Take the logits of one step, (prompts, vocabulary). A NaN among them makes the largest one NaN."""
+        finite = logits.amax(dim=-1).isfinite().all()
+        self._finite = finite if self._finite is None else self._finite & finite
+
+    def check(self) -> None:
+        """Raise `RowError` when a largest logit was not a number."""
+        if self._finite is not None and not bool(self._finite):
+            raise not_finite()
+
+
+def not_finite() -> RowError:
+    """Return the error of a prompt whose logits are not numbers."""
+    return RowError(
+        "non_finite_logits",
+        "the model's logits are not finite numbers, so that its answer would mean nothing: float16 overflows "
+        "on many models that were trained in bfloat16, and damaged weights may hold NaN; try bfloat16 or "
+        "float32 (connector_kwargs.dtype)",
+    )
 
 
 def draws_for(seeds: Sequence[int], steps: int, device: Any) -> torch.Tensor:
