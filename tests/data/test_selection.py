@@ -52,6 +52,22 @@ def test_players_of_list_valued_text_add_up(tmp_path: Path) -> None:
     assert select(table, config).players == {0: 5, 1: 0}
 
 
+def test_selected_rows_without_spaces_between_words_are_told_once(tmp_path: Path) -> None:
+    """The number of such rows among the selected ones, and what the user can do."""
+    prompts = ["one two", "今天天气怎么样", "今天 天气 怎么样", "วันนี้อากาศดีมากเราไปเที่ยวกันไหม"]
+    table, config = table_of(tmp_path, prompt=prompts)
+    (warning,) = select(table, config).warnings
+    assert warning.startswith("2 of 4 row(s) are in a script that puts no spaces between words")
+    assert "segmenter" in warning
+    assert "list of phrases" in warning
+    assert select(table, config, max_samples=1).warnings == (), "the other rows are not selected"
+    listed, config = table_of(
+        tmp_path / "listed", sentences=[["今天天气", "怎么样"], ["今天天气怎么样今天天气怎么样"]]
+    )
+    (warning,) = select(listed, config).warnings
+    assert warning.startswith("1 of 2 row(s)"), "phrases of their own are players of their own"
+
+
 def test_player_bounds_hold_for_text_input(tmp_path: Path) -> None:
     """min_prompt_tokens and max_prompt_tokens are both inclusive."""
     table, config = table_of(tmp_path, prompt=WORDS)

@@ -14,6 +14,7 @@ from mllm_shapx.data.arrow import scalar, to_integers
 from mllm_shapx.data.columns import listed, optional_column, require_column, resolve_columns
 from mllm_shapx.data.conversations import sentences
 from mllm_shapx.data.filters import describe, passes, plain_values
+from mllm_shapx.data.scripts import lacks_spaces
 from mllm_shapx.data.table import Table
 from mllm_shapx.data.tokens import count_players
 from mllm_shapx.errors import DatasetError
@@ -53,6 +54,8 @@ class _Scan:
     """Rows that pass all filters."""
     players: NDArray[np.int64] | None
     """Players per row where counted; only rows of `mask` hold a count."""
+    unspaced: NDArray[np.bool_]
+    """Rows whose text puts no spaces between words."""
     token_counts: NDArray[np.int64] | None
 
 
@@ -103,6 +106,9 @@ def select_rows(
         steps.append(Step("max_samples", len(rows)))
     if len(rows) == 0:
         raise DatasetError(_nothing_left(table.name, steps))
+    unspaced = int(scan.unspaced[rows].sum())
+    if unspaced:
+        warnings.append(_unspaced(unspaced, len(rows)))
     chosen = tuple(int(row) for row in rows)
     players = scan.players
     return Selection(
@@ -124,6 +130,7 @@ def _scan(
     kept = [0] * len(selection.filters)
     mask = np.ones(total, dtype=np.bool_)
     players = None if text is None else np.zeros(total, dtype=np.int64)
+    unspaced = np.zeros(total, dtype=np.bool_)
     token_counts = None if count_column is None else np.full(total, _UNKNOWN, dtype=np.int64)
     wanted = dict.fromkeys(row_filter.column for row_filter in selection.filters)
     wanted |= dict.fromkeys(name for name in (text, count_column) if name is not None)
@@ -136,10 +143,10 @@ def _scan(
         mask[place] = part
         if players is not None and text is not None:
             _check_text(batch.column(text).type, text, table.name)
-            players[place] = _count(batch.column(text), part, token_filter)
+            players[place], unspaced[place] = _count(batch.column(text), part, token_filter)
         if token_counts is not None and count_column is not None:
             token_counts[place] = _integers(batch.column(count_column), count_column, table.name)
-    return _Scan(tuple(kept), mask, players, token_counts)
+    return _Scan(tuple(kept), mask, players, unspaced, token_counts)
 
 
 def _numbered(table: Table, columns: list[str]) -> Iterator[tuple[int, pa.RecordBatch]]:
@@ -166,16 +173,16 @@ def _token_count_column(
     return column
 
 
-def _count(texts: pa.Array, wanted: NDArray[np.bool_], token_filter: str) -> list[int]:
-    """Return the players of each text, 0 for those that are not `wanted`."""
-    return [
-        0
-        if not want
-        else count_players(value, token_filter)
-        if isinstance(value, str)
-        else sum(count_players(sentence, token_filter) for sentence in sentences(value))
-        for value, want in zip(texts.to_pylist(), wanted.tolist(), strict=True)
-    ]
+def _count(texts: pa.Array, wanted: NDArray[np.bool_], token_filter: str) -> tuple[list[int], list[bool]]:
+    """Return the players of each text, 0 for those that are not `wanted`, and which lack spaces."""
+    players, unspaced = [0] * len(texts), [False] * len(texts)
+    for place, (value, want) in enumerate(zip(texts.to_pylist(), wanted.tolist(), strict=True)):
+        if not want:
+            continue
+        parts = [value] if isinstance(value, str) else sentences(value)
+        players[place] = sum(count_players(part, token_filter) for part in parts)
+        unspaced[place] = lacks_spaces("".join(parts), players[place])
+    return players, unspaced
 
 
 def _check_text(kind: pa.DataType, name: str, where: str) -> None:
@@ -243,6 +250,15 @@ def _balance(
         )
     warnings = [f"selection.balanced_token_counts: short buckets ({'; '.join(short)})"] if short else []
     return np.concatenate([found[:per_bucket] for found in buckets.values()] or [rows[:0]]), warnings
+
+
+def _unspaced(number: int, rows: int) -> str:
+    return (
+        f"{number:,} of {rows:,} row(s) are in a script that puts no spaces between words (Chinese, Japanese, "
+        "Thai, Lao, Khmer, Burmese, ...). Players are the words between spaces, so a whole sentence of theirs "
+        "is one player. No setting changes that: put spaces between the words of the column with a segmenter "
+        "first, or give a list of phrases per row, which become messages of their own"
+    )
 
 
 def _nothing_left(where: str, steps: Sequence[Step]) -> str:
