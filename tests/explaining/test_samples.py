@@ -40,9 +40,10 @@ def test_pieces_of_each_turn_join_to_its_text_and_only_user_words_carry_values()
 
 
 ODD = [
-    "👩\u200d👩\u200d👧", "🏳\ufe0f\u200d🌈", "1\ufe0f\u20e3", "e\u0301", "\u0301", "\u0928\u093f", "\u200b", "\ufeff",
-    "\u2026", "。", "，", "“", "—", "\x00", "\x07", "\x1c", "\x7f", "\u0085", "\u00a0", "\u202f", "\u2028", "\u2029",
-    "\u3000", "\r\n", "\t", " ", " ", "a", "word", "你好", "\u202eabc\u202c", "\U000e0001", "\ue000", "<|im_end|>",
+    "👩\u200d👩\u200d👧", "🏳\ufe0f\u200d🌈", "1\ufe0f\u20e3", "e\u0301", "\u0301", "\u0928\u093f",
+    "\u200b", "\ufeff", "\u2026", "。", "\uff0c", "“", "—", "\x00", "\x07", "\x1c", "\x7f", "\u0085",
+    "\u00a0", "\u202f", "\u2028", "\u2029", "\u3000", "\r\n", "\t", " ", " ", "a", "word", "你好",
+    "\u202eabc\u202c", "\U000e0001", "\ue000", "<|im_end|>",
 ]  # fmt: skip
 
 
@@ -64,7 +65,7 @@ def test_pieces_of_any_text_join_to_it_and_players_are_those_that_the_selection_
 
 def test_a_piece_without_letter_number_or_symbol_is_no_player() -> None:
     (run,) = runs_of({"explainer_type": "exact"})
-    sample = explain(row_of("\ufeff red \u200b \u2026 。 ， “ — \x07 fox 😀"), run)
+    sample = explain(row_of("\ufeff red \u200b \u2026 。 \uff0c “ — \x07 fox 😀"), run)
     pieces = sample.conversation[1][0]
     players = [
         str(piece).strip()

@@ -38,7 +38,7 @@ class AnswerFiles:
         key = unit.generation_key
         found = self._store.read(unit.row_index, self._keys[key], self._headers[key])
         by_mask = {mask: _stored(row) for mask, row in found.answers.items()}
-        return Answers(by_mask, found.snapshot_id), found.notes
+        return Answers(by_mask, found.snapshot_id, found.num_players), found.notes
 
     def add(self, unit: WorkUnit, answers: Answers) -> None:
         """Write new answers of a unit under way."""
