@@ -371,17 +371,34 @@ def store_prune(configs: Sequence[Path]) -> None:
 
 @main.command()
 @click.argument("directories", nargs=-1, required=True, metavar="DIRECTORY...")
+@click.option(
+    "--again",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Load the model, generate N random stored answers again, one at a time, and compare them.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Which answers --again draws.")
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as data.")
-def verify(directories: Sequence[str], as_json: bool) -> None:
+def verify(directories: Sequence[str], again: int | None, seed: int, as_json: bool) -> None:
     """Check finished directories: every sample, the counts, the efficiency of exact values."""
     from mllm_shapx.reporting.verify import verify as check
 
     found = check(directories)
-    if as_json:
-        print_json(found.to_json())
-    else:
+    if not as_json:
         click.echo(found.text())
-    if not found.ok:
+    rechecks = []
+    if again is not None:
+        from mllm_shapx.execution.recheck import recheck
+
+        say = functools.partial(click.echo, err=True)
+        rechecks = [recheck(directory, again, seed, say) for directory in directories]
+    if as_json:
+        asked = {} if again is None else {"again": [each.to_json() for each in rechecks]}
+        print_json({**found.to_json(), **asked})
+    else:
+        for each in rechecks:
+            click.echo(each.to_text())
+    if not (found.ok and all(each.ok for each in rechecks)):
         sys.exit(1)
 
 

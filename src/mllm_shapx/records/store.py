@@ -98,6 +98,23 @@ class CoalitionStore:
             return StoredAnswers({}, tuple(notes))
         return StoredAnswers(answers, tuple(notes), header.snapshot_id, header.num_players)
 
+    def peek(self, row_index: int, key: str) -> StoredAnswers:
+        """Return the stored answers as `read` does, and leave files that do not fit where they are."""
+        place = GenerationLayout(row_index, key)
+        answers: dict[int, AnswerRow] = {}
+        known: StoreHeader | None = None
+        for path in (place.answers, *self._parts(place)):
+            try:
+                table, header = decode_table(self._storage.read_bytes(path))
+                if known is None or known.conflict(header) is None:
+                    known = known or header
+                    answers = dict(decode_answers(table)) | answers
+            except (FileNotFoundError, ValueError):
+                continue
+        if known is None:
+            return StoredAnswers()
+        return StoredAnswers(answers, (), known.snapshot_id, known.num_players)
+
     def append(self, row_index: int, key: str, header: StoreHeader, answers: Mapping[int, AnswerRow]) -> None:
         """Write new answers of a row under way as one more part; its cost hangs on their number alone."""
         if not answers:
