@@ -12,8 +12,11 @@ import pyarrow as pa
 import pytest
 from data_kit import local, select, table_of, write_parquet
 
+from mllm_shapx.config.models import ModalityConfig, SelectionConfig
+from mllm_shapx.data.selection import select_rows
 from mllm_shapx.data.sources import open_table
 from mllm_shapx.errors import DatasetError
+from mllm_shapx.planning.players import players_under
 
 WORDS = ["one", "one two", "one two three !", "a b c d", "", None]
 
@@ -42,6 +45,21 @@ def test_players_are_counted_per_row(tmp_path: Path) -> None:
     assert select(table, config).players == {0: 1, 1: 2, 2: 3, 3: 4, 4: 0, 5: 0}
     every_word = select(table, config, token_filter="none")  # noqa: S106
     assert every_word.players == {0: 1, 1: 2, 2: 4, 3: 4, 4: 0, 5: 0}
+
+
+def test_players_are_counted_under_the_filters_of_variants_too(tmp_path: Path) -> None:
+    """Bounds look at the config's own filter; each variant is planned with its own."""
+    table, config = table_of(tmp_path, prompt=WORDS)
+    found = select_rows(
+        table,
+        config,
+        SelectionConfig(shuffle_seed=None, max_prompt_tokens=3),
+        ModalityConfig(),
+        "exclude_punctuation",
+        other_filters={"none", "exclude_punctuation"},
+    )
+    assert players_under(found.players, "exclude_punctuation") == {0: 1, 1: 2, 2: 3, 4: 0, 5: 0}
+    assert players_under(found.players, "none") == {0: 1, 1: 2, 2: 4, 4: 0, 5: 0}
 
 
 def test_players_of_list_valued_text_add_up(tmp_path: Path) -> None:

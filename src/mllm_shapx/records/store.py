@@ -138,6 +138,12 @@ class CoalitionStore:
         if fresh or has_parts:
             together = stored.answers | fresh
             if together:
+                # A writer that has nothing new may not know the row.
+                header = replace(
+                    header,
+                    snapshot_id=header.snapshot_id or stored.snapshot_id,
+                    num_players=header.num_players or stored.num_players,
+                )
                 self._storage.write_bytes(place.answers, encode_answers(header, together))
         if has_parts:
             self._storage.remove(place.parts)
