@@ -148,11 +148,12 @@ def validate(configs: Sequence[Path], check_dataset: bool) -> None:
     for loaded in load_configs(configs):
         try:
             sweep = expand(loaded.experiment_set, str(loaded.path))
-            selection = _select(loaded) if check_dataset else None
+            selection = _select(loaded, sweep) if check_dataset else None
+            foreseen = [] if selection is None else _foresee(loaded, sweep, selection)
         except UsageError as error:
             errors.append(error)
             continue
-        _warn(loaded, sweep, selection)
+        _warn(loaded, sweep, selection, foreseen)
         rows = "" if selection is None else f", {len(selection.rows):,} row(s)"
         click.echo(
             f"{loaded.path}: ok: {loaded.experiment_set.experiment_set_id}, {len(sweep.runs)} run(s){rows}"
@@ -169,17 +170,19 @@ def plan(configs: Sequence[Path], as_json: bool, skip_data: bool) -> None:
     from mllm_shapx.planning.plan import make_plan
     from mllm_shapx.planning.sweep import expand
     from mllm_shapx.records.storage import join_uri
+    from mllm_shapx.reporting.outlook import Outlook
     from mllm_shapx.reporting.standing import standing
 
     plans, standings = [], []
     for loaded in load_configs(configs):
         sweep = expand(loaded.experiment_set, str(loaded.path))
-        selection = None if skip_data else _select(loaded)
+        selection = None if skip_data else _select(loaded, sweep)
         _warn(loaded, sweep, selection)
         rows, players = (None, None) if selection is None else (selection.rows, selection.players)
         settings = loaded.experiment_set
-        plans.append(make_plan(settings.experiment_set_id, sweep.runs, rows, players))
         uri = join_uri(settings.output_root, settings.experiment_set_id)
+        notes = [] if rows is None else Outlook(uri, sweep.runs, rows, players).large_games()
+        plans.append(make_plan(settings.experiment_set_id, sweep.runs, rows, players, notes))
         standings.append(None if rows is None else standing(uri, sweep.runs, rows, players))
     if as_json:
         data = [
@@ -368,17 +371,34 @@ def store_prune(configs: Sequence[Path]) -> None:
 
 @main.command()
 @click.argument("directories", nargs=-1, required=True, metavar="DIRECTORY...")
+@click.option(
+    "--again",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Load the model, generate N random stored answers again, one at a time, and compare them.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Which answers --again draws.")
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as data.")
-def verify(directories: Sequence[str], as_json: bool) -> None:
+def verify(directories: Sequence[str], again: int | None, seed: int, as_json: bool) -> None:
     """Check finished directories: every sample, the counts, the efficiency of exact values."""
     from mllm_shapx.reporting.verify import verify as check
 
     found = check(directories)
-    if as_json:
-        print_json(found.to_json())
-    else:
+    if not as_json:
         click.echo(found.text())
-    if not found.ok:
+    rechecks = []
+    if again is not None:
+        from mllm_shapx.execution.recheck import recheck
+
+        say = functools.partial(click.echo, err=True)
+        rechecks = [recheck(directory, again, seed, say) for directory in directories]
+    if as_json:
+        asked = {} if again is None else {"again": [each.to_json() for each in rechecks]}
+        print_json({**found.to_json(), **asked})
+    else:
+        for each in rechecks:
+            click.echo(each.to_text())
+    if not (found.ok and all(each.ok for each in rechecks)):
         sys.exit(1)
 
 
@@ -549,7 +569,7 @@ def _expanded(name: str, config_list: Path | None) -> list[Path]:
     return matches
 
 
-def _select(loaded: "LoadedConfig") -> "Selection":
+def _select(loaded: "LoadedConfig", sweep: "Sweep") -> "Selection":
     from mllm_shapx.data.selection import select_rows
     from mllm_shapx.data.sources import open_table
 
@@ -557,14 +577,41 @@ def _select(loaded: "LoadedConfig") -> "Selection":
     try:
         table = open_table(settings.dataset, loaded.path)
         return select_rows(
-            table, settings.dataset, settings.selection, settings.modality, settings.shap.token_filter
+            table,
+            settings.dataset,
+            settings.selection,
+            settings.modality,
+            settings.shap.token_filter,
+            other_filters={run.shap.token_filter for run in sweep.runs},
         )
     except DatasetError as error:
         raise DatasetError(f"{loaded.path}: {error}") from error
 
 
-def _warn(loaded: "LoadedConfig", sweep: "Sweep", selection: "Selection | None") -> None:
-    warnings = [*loaded.warnings, *sweep.warnings, *(() if selection is None else selection.warnings)]
+def _foresee(loaded: "LoadedConfig", sweep: "Sweep", selection: "Selection") -> list[str]:
+    """Return warnings of rows that cannot be explained or take very long; refuse runs without any other."""
+    from mllm_shapx.records.storage import join_uri
+    from mllm_shapx.reporting.outlook import Outlook
+
+    settings = loaded.experiment_set
+    uri = join_uri(settings.output_root, settings.experiment_set_id)
+    outlook = Outlook(uri, sweep.runs, selection.rows, selection.players)
+    try:
+        outlook.refuse_hopeless(all_runs=False)
+    except DatasetError as error:
+        raise DatasetError(f"{loaded.path}: {error}") from error
+    return outlook.warnings()
+
+
+def _warn(
+    loaded: "LoadedConfig", sweep: "Sweep", selection: "Selection | None", foreseen: Sequence[str] = ()
+) -> None:
+    warnings = [
+        *loaded.warnings,
+        *sweep.warnings,
+        *(() if selection is None else selection.warnings),
+        *foreseen,
+    ]
     for warning in warnings:
         click.echo(f"warning: {loaded.path}: {warning}", err=True)
 

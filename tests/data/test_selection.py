@@ -12,8 +12,11 @@ import pyarrow as pa
 import pytest
 from data_kit import local, select, table_of, write_parquet
 
+from mllm_shapx.config.models import ModalityConfig, SelectionConfig
+from mllm_shapx.data.selection import select_rows
 from mllm_shapx.data.sources import open_table
 from mllm_shapx.errors import DatasetError
+from mllm_shapx.planning.players import players_under
 
 WORDS = ["one", "one two", "one two three !", "a b c d", "", None]
 
@@ -44,12 +47,43 @@ def test_players_are_counted_per_row(tmp_path: Path) -> None:
     assert every_word.players == {0: 1, 1: 2, 2: 4, 3: 4, 4: 0, 5: 0}
 
 
+def test_players_are_counted_under_the_filters_of_variants_too(tmp_path: Path) -> None:
+    """Bounds look at the config's own filter; each variant is planned with its own."""
+    table, config = table_of(tmp_path, prompt=WORDS)
+    found = select_rows(
+        table,
+        config,
+        SelectionConfig(shuffle_seed=None, max_prompt_tokens=3),
+        ModalityConfig(),
+        "exclude_punctuation",
+        other_filters={"none", "exclude_punctuation"},
+    )
+    assert players_under(found.players, "exclude_punctuation") == {0: 1, 1: 2, 2: 3, 4: 0, 5: 0}
+    assert players_under(found.players, "none") == {0: 1, 1: 2, 2: 4, 4: 0, 5: 0}
+
+
 def test_players_of_list_valued_text_add_up(tmp_path: Path) -> None:
     """`sentences` is preferred over `prompt`, and its sentences count together."""
     table, config = table_of(
         tmp_path, prompt=["no", "no"], sentences=[["Hello there.", " ", "Who are you ?"], [None]]
     )
     assert select(table, config).players == {0: 5, 1: 0}
+
+
+def test_selected_rows_without_spaces_between_words_are_told_once(tmp_path: Path) -> None:
+    """The number of such rows among the selected ones, and what the user can do."""
+    prompts = ["one two", "今天天气怎么样", "今天 天气 怎么样", "วันนี้อากาศดีมากเราไปเที่ยวกันไหม"]
+    table, config = table_of(tmp_path, prompt=prompts)
+    (warning,) = select(table, config).warnings
+    assert warning.startswith("2 of 4 row(s) are in a script that puts no spaces between words")
+    assert "segmenter" in warning
+    assert "list of phrases" in warning
+    assert select(table, config, max_samples=1).warnings == (), "the other rows are not selected"
+    listed, config = table_of(
+        tmp_path / "listed", sentences=[["今天天气", "怎么样"], ["今天天气怎么样今天天气怎么样"]]
+    )
+    (warning,) = select(listed, config).warnings
+    assert warning.startswith("1 of 2 row(s)"), "phrases of their own are players of their own"
 
 
 def test_player_bounds_hold_for_text_input(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,19 @@ def raised(unit: WorkUnit, *run_names: str, final: bool = False) -> UnitFailure:
 @pytest.fixture
 def desk(tmp_path: Path) -> Desk:
     return Desk(tmp_path)
+
+
+def test_a_dtype_that_auto_turns_out_to_be_is_told_once(desk: Desk) -> None:
+    runs = tuple(
+        replace(run, connector_kwargs=run.connector_kwargs.model_copy(update={"dtype": "auto"}), device=None)
+        for run in desk.study.runs
+    )
+    desk.restart(replace(desk.study, runs=runs))
+    for name in ("worker-1", "worker-2"):
+        desk.coordinator.lease(replace(me(name), device="cuda", dtype="bfloat16"), ())
+    told = [note for note in desk.coordinator.snapshot().notes if "connector_kwargs.dtype" in note]
+    assert len(told) == 1
+    assert '"auto", which is bfloat16 here' in told[0]
 
 
 def test_a_report_that_arrives_twice_is_written_and_counted_once(desk: Desk) -> None:

@@ -1,12 +1,15 @@
 """What a sample says of its row."""
 
 import asyncio
+import json
+import random
 from collections.abc import Sequence
 
 import numpy as np
 import pytest
 from explaining_kit import WORDS, explain, row_of, runs_of
 
+from mllm_shapx.data.tokens import count_players
 from mllm_shapx.errors import RowError
 from mllm_shapx.explaining.similarity import Vector, build_similarity, euclidean
 from mllm_shapx.models.base import Answer
@@ -34,6 +37,43 @@ def test_pieces_of_each_turn_join_to_its_text_and_only_user_words_carry_values()
         None,
     )
     assert sample.num_players == len(sample.player_values()) == 5
+
+
+ODD = [
+    "👩\u200d👩\u200d👧", "🏳\ufe0f\u200d🌈", "1\ufe0f\u20e3", "e\u0301", "\u0301", "\u0928\u093f",
+    "\u200b", "\ufeff", "\u2026", "。", "\uff0c", "“", "—", "\x00", "\x07", "\x1c", "\x7f", "\u0085",
+    "\u00a0", "\u202f", "\u2028", "\u2029", "\u3000", "\r\n", "\t", " ", " ", "a", "word", "你好",
+    "\u202eabc\u202c", "\U000e0001", "\ue000", "<|im_end|>",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("token_filter", ["exclude_punctuation", "none"])
+def test_pieces_of_any_text_join_to_it_and_players_are_those_that_the_selection_counts(
+    token_filter: str,
+) -> None:
+    (run,) = runs_of({"num_samples": [-1]}, shap={"token_filter": token_filter})
+    rng = random.Random(11)
+    for _ in range(60):
+        texts = ["".join(rng.choices(ODD, k=rng.randint(1, 14))) + " end" for _ in range(rng.randint(1, 2))]
+        sample = explain(row_of(*texts), run)
+        users = sample.conversation[1:-1]
+        assert ["".join(map(str, turn[0].content)) for turn in users] == texts
+        assert sample.num_players == sum(count_players(text, token_filter) for text in texts)
+        reread = SampleResult.from_json(run.name, json.loads(json.dumps(sample.to_json())))
+        assert reread.conversation == sample.conversation
+
+
+def test_a_piece_without_letter_number_or_symbol_is_no_player() -> None:
+    (run,) = runs_of({"explainer_type": "exact"})
+    sample = explain(row_of("\ufeff red \u200b \u2026 。 \uff0c “ — \x07 fox 😀"), run)
+    pieces = sample.conversation[1][0]
+    players = [
+        str(piece).strip()
+        for piece, value in zip(pieces.content, pieces.shap_values or (), strict=True)
+        if value is not None
+    ]
+    assert players == ["red", "fox", "😀"]
+    assert sample.num_players == 3
 
 
 def test_without_a_system_prompt_turn_zero_is_empty() -> None:

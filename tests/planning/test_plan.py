@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 
 from mllm_shapx.config.models import ExperimentSet
+from mllm_shapx.planning.hopeless import hopeless_runs
 from mllm_shapx.planning.plan import Plan, make_plan
+from mllm_shapx.planning.players import PlayerCounts
 from mllm_shapx.planning.sweep import expand
 
 EXACT = {"explainer_type": "exact"}
@@ -77,6 +79,46 @@ def test_rows_with_too_many_players_are_named_and_not_counted() -> None:
     assert any(note.startswith("exact: 2 row(s)") for note in plan.notes)
     json.dumps(plan.to_json())
     assert "16" in plan.to_text()
+
+
+def test_the_table_shows_how_many_rows_will_fail_and_the_bound_on_the_players() -> None:
+    plan = planned(EXACT, {"num_samples": [50]}, players={0: 4, 1: 25})
+    heads, exact, sampling, every = plan.to_text().splitlines()[2:6]
+    assert "will fail" in heads
+    assert exact.split() == ["exact", "exact", "all", "2", "1", "16", "16"]
+    assert sampling.split()[3:5] == ["2", "0"]
+    assert every.split() == ["all", "4", "1", "82", "66"]
+    (note,) = plan.notes
+    assert note.startswith("exact: 1 row(s) of 2 have more than 24 players and will fail")
+    assert "selection.max_prompt_tokens to 24 or less" in note
+    assert "will fail" not in planned(EXACT).to_text()
+
+
+@pytest.mark.parametrize(
+    ("variant", "most"),
+    [
+        (EXACT, 24),
+        ({"fractions": [0.5]}, 25),
+        ({"fractions": [0.01]}, 30),
+        ({"explainer_type": "hierarchical", "hierarchical": {"ks": 30, "shap_type": "exact"}}, 24),
+    ],
+)
+def test_the_bound_is_the_largest_number_of_players_that_can_be_explained(
+    variant: dict[str, Any], most: int
+) -> None:
+    (run,) = expand(
+        ExperimentSet.model_validate({"experiment_set_id": "study", "experiments": [variant]})
+    ).runs
+    (found,) = hopeless_runs([run], (0, 1, 2), {0: 40, 1: most, 2: most + 1})
+    assert (found.rows, found.rows_in_all, found.most_players) == (2, 3, most)
+
+
+def test_a_variant_s_own_token_filter_counts_its_own_players() -> None:
+    players = PlayerCounts({0: 2}, {"none": {0: 4}})
+    every_word = {**EXACT, "name": "words", "shap_override": {"token_filter": "none"}}
+    data = planned(EXACT, every_word, players=players).to_json()
+    assert [run["coalitions"] for run in data["runs"]] == [4, 16]
+    assert data["totals"]["model_calls"] == 20, "other players share no answers"
 
 
 def test_without_the_dataset_runs_are_listed_and_figures_are_unknown() -> None:

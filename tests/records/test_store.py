@@ -114,6 +114,31 @@ def test_answers_to_something_else_are_moved_aside_and_said(
     assert store.read(1, KEY, HEADER).answers == {}
 
 
+def test_packing_by_a_writer_that_does_not_know_the_row_keeps_its_conversation_and_players(
+    tmp_path: Path,
+) -> None:
+    store = CoalitionStore(LocalStorage(tmp_path))
+    store.append(1, KEY, HEADER, _answers(range(8)))
+    store.merge(1, KEY, StoreHeader(HEADER.settings))
+    stored = store.read(1, KEY, StoreHeader(HEADER.settings))
+    assert (stored.snapshot_id, stored.num_players) == (HEADER.snapshot_id, HEADER.num_players)
+
+
+def test_looking_at_answers_leaves_damaged_files_where_they_are(tmp_path: Path) -> None:
+    store = CoalitionStore(LocalStorage(tmp_path))
+    store.merge(1, KEY, HEADER, _answers(range(8)))
+    store.append(1, KEY, HEADER, _answers(range(8, 16)))
+    store.append(1, KEY, HEADER, _answers(range(16, 24)))
+    part = tmp_path / f"generations/00001-{KEY}.parts/000001.parquet"
+    part.write_bytes(part.read_bytes()[:-9])
+    before = files_below(tmp_path)
+    seen = store.peek(1, KEY)
+    assert seen.answers == _answers(range(8)) | _answers(range(16, 24))
+    assert (seen.snapshot_id, seen.num_players) == (HEADER.snapshot_id, HEADER.num_players)
+    assert store.peek(2, KEY).answers == {}
+    assert files_below(tmp_path) == before
+
+
 def test_a_reader_that_does_not_know_the_conversation_takes_what_is_there(tmp_path: Path) -> None:
     store = CoalitionStore(LocalStorage(tmp_path))
     store.merge(1, KEY, HEADER, _answers(range(8)))

@@ -47,6 +47,23 @@ def test_a_sound_directory_is_sound_from_the_sets_folder_and_from_the_runs_and_i
     assert files_below(tmp_path) == before
 
 
+def test_summaries_and_samples_of_earlier_versions_are_sound_without_the_constant_rows(
+    tmp_path: Path,
+) -> None:
+    records = make_finished_run(tmp_path, ROWS)
+    _edit_json(tmp_path / records.layout.summary, lambda data: data.pop("n_constant"))
+    report = verify([str(tmp_path)])
+    assert report.ok, report.text()
+    assert report.warnings == (), "samples that do not say how many answers they saw are not judged"
+
+
+def test_a_wrong_number_of_constant_rows_is_a_problem(tmp_path: Path) -> None:
+    records = make_finished_run(tmp_path, ROWS)
+    _edit_json(tmp_path / records.layout.summary, lambda data: data.update(n_constant=2))
+    (problem,) = verify([str(tmp_path)]).problems
+    assert "n_constant" in problem.message
+
+
 def test_quarantined_rows_are_accounted_for(tmp_path: Path) -> None:
     records = make_finished_run(tmp_path, ROWS)
     rows = [*ROWS, 11]

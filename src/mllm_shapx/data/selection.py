@@ -1,6 +1,6 @@
 """Chooses the rows to explain: filters, player counts, balance, order and slice."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -14,9 +14,11 @@ from mllm_shapx.data.arrow import scalar, to_integers
 from mllm_shapx.data.columns import listed, optional_column, require_column, resolve_columns
 from mllm_shapx.data.conversations import sentences
 from mllm_shapx.data.filters import describe, passes, plain_values
+from mllm_shapx.data.scripts import lacks_spaces
 from mllm_shapx.data.table import Table
 from mllm_shapx.data.tokens import count_players
 from mllm_shapx.errors import DatasetError
+from mllm_shapx.planning.players import PlayerCounts
 
 _UNKNOWN = -1
 """Token count of a row that has none."""
@@ -36,7 +38,7 @@ class Selection:
 
     rows: tuple[int, ...]
     """Row indices of the source, in the order in which they are counted."""
-    players: dict[int, int] | None
+    players: PlayerCounts | None
     """Players of each selected row; None when the input holds audio, whose players are not known before."""
     warnings: tuple[str, ...] = ()
     steps: tuple[Step, ...] = ()
@@ -53,6 +55,10 @@ class _Scan:
     """Rows that pass all filters."""
     players: NDArray[np.int64] | None
     """Players per row where counted; only rows of `mask` hold a count."""
+    other_players: NDArray[np.int64] | None
+    """The same under each other filter: an array (filters, rows)."""
+    unspaced: NDArray[np.bool_]
+    """Rows whose text puts no spaces between words."""
     token_counts: NDArray[np.int64] | None
 
 
@@ -62,6 +68,8 @@ def select_rows(
     selection: SelectionConfig,
     modality: ModalityConfig,
     token_filter: str,
+    *,
+    other_filters: Collection[str] = (),
 ) -> Selection:
     """Select rows of `table`.
 
@@ -69,13 +77,17 @@ def select_rows(
     filter takes rows away without reordering the others. Then come filters, player bounds and balance;
     `start_index` and `max_samples` count what is left.
 
+    `token_filter` decides the players that bounds and balance look at; players are counted under
+    `other_filters` too, for variants that have one of their own.
+
     Raises:
         DatasetError: When a column is missing, a filter does not fit its column, a balanced bucket is short,
             or no row is left; the message says what each step removed.
     """
     columns = resolve_columns(table, dataset, modality)
     text = None if modality.has_audio_input else columns.text
-    scan = _scan(table, dataset, selection, text, token_filter)
+    other_filters = sorted(each for each in other_filters if each != token_filter)
+    scan = _scan(table, dataset, selection, text, (token_filter, *other_filters))
     steps = [Step("source", table.num_rows)]
     steps += [
         Step(f"filters[{number}] ({describe(row_filter)})", kept)
@@ -103,18 +115,34 @@ def select_rows(
         steps.append(Step("max_samples", len(rows)))
     if len(rows) == 0:
         raise DatasetError(_nothing_left(table.name, steps))
+    unspaced = int(scan.unspaced[rows].sum())
+    if unspaced:
+        warnings.append(_unspaced(unspaced, len(rows)))
     chosen = tuple(int(row) for row in rows)
-    players = scan.players
     return Selection(
         rows=chosen,
-        players=None if players is None else {row: int(players[row]) for row in chosen},
+        players=_player_counts(scan, chosen, other_filters),
         warnings=tuple(warnings),
         steps=tuple(steps),
     )
 
 
+def _player_counts(scan: _Scan, rows: Sequence[int], other_filters: Sequence[str]) -> PlayerCounts | None:
+    players, others = scan.players, scan.other_players
+    if players is None or others is None:
+        return None
+    return PlayerCounts(
+        {row: int(players[row]) for row in rows},
+        {each: {row: int(others[place, row]) for row in rows} for place, each in enumerate(other_filters)},
+    )
+
+
 def _scan(
-    table: Table, dataset: DatasetConfig, selection: SelectionConfig, text: str | None, token_filter: str
+    table: Table,
+    dataset: DatasetConfig,
+    selection: SelectionConfig,
+    text: str | None,
+    token_filters: Sequence[str],
 ) -> _Scan:
     """Read the columns that the selection needs, once, in batches."""
     for number, row_filter in enumerate(selection.filters):
@@ -123,7 +151,8 @@ def _scan(
     total = table.num_rows
     kept = [0] * len(selection.filters)
     mask = np.ones(total, dtype=np.bool_)
-    players = None if text is None else np.zeros(total, dtype=np.int64)
+    players = None if text is None else np.zeros((len(token_filters), total), dtype=np.int64)
+    unspaced = np.zeros(total, dtype=np.bool_)
     token_counts = None if count_column is None else np.full(total, _UNKNOWN, dtype=np.int64)
     wanted = dict.fromkeys(row_filter.column for row_filter in selection.filters)
     wanted |= dict.fromkeys(name for name in (text, count_column) if name is not None)
@@ -136,10 +165,11 @@ def _scan(
         mask[place] = part
         if players is not None and text is not None:
             _check_text(batch.column(text).type, text, table.name)
-            players[place] = _count(batch.column(text), part, token_filter)
+            players[:, place], unspaced[place] = _count(batch.column(text), part, token_filters)
         if token_counts is not None and count_column is not None:
             token_counts[place] = _integers(batch.column(count_column), count_column, table.name)
-    return _Scan(tuple(kept), mask, players, token_counts)
+    first, others = (None, None) if players is None else (players[0], players[1:])
+    return _Scan(tuple(kept), mask, first, others, unspaced, token_counts)
 
 
 def _numbered(table: Table, columns: list[str]) -> Iterator[tuple[int, pa.RecordBatch]]:
@@ -166,16 +196,23 @@ def _token_count_column(
     return column
 
 
-def _count(texts: pa.Array, wanted: NDArray[np.bool_], token_filter: str) -> list[int]:
-    """Return the players of each text, 0 for those that are not `wanted`."""
-    return [
-        0
-        if not want
-        else count_players(value, token_filter)
-        if isinstance(value, str)
-        else sum(count_players(sentence, token_filter) for sentence in sentences(value))
-        for value, want in zip(texts.to_pylist(), wanted.tolist(), strict=True)
-    ]
+def _count(
+    texts: pa.Array, wanted: NDArray[np.bool_], token_filters: Sequence[str]
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Return the players of each text under each filter, and which texts lack spaces.
+
+    The arrays are (filters, texts) and (texts,); a text that is not `wanted` has 0 players.
+    """
+    players = np.zeros((len(token_filters), len(texts)), dtype=np.int64)
+    unspaced = np.zeros(len(texts), dtype=np.bool_)
+    for place, (value, want) in enumerate(zip(texts.to_pylist(), wanted.tolist(), strict=True)):
+        if not want:
+            continue
+        parts = [value] if isinstance(value, str) else sentences(value)
+        for number, token_filter in enumerate(token_filters):
+            players[number, place] = sum(count_players(part, token_filter) for part in parts)
+        unspaced[place] = lacks_spaces("".join(parts), int(players[0, place]))
+    return players, unspaced
 
 
 def _check_text(kind: pa.DataType, name: str, where: str) -> None:
@@ -243,6 +280,15 @@ def _balance(
         )
     warnings = [f"selection.balanced_token_counts: short buckets ({'; '.join(short)})"] if short else []
     return np.concatenate([found[:per_bucket] for found in buckets.values()] or [rows[:0]]), warnings
+
+
+def _unspaced(number: int, rows: int) -> str:
+    return (
+        f"{number:,} of {rows:,} row(s) are in a script that puts no spaces between words (Chinese, "
+        "Japanese, Thai, Lao, Khmer, Burmese, ...). Players are the words between spaces, so that a whole "
+        "sentence is one player. No setting changes that: put spaces between the words of the column with a "
+        "segmenter first, or give a list of phrases per row, which become messages of their own"
+    )
 
 
 def _nothing_left(where: str, steps: Sequence[Step]) -> str:

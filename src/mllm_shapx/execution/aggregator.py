@@ -9,7 +9,7 @@ from mllm_shapx.records.layout import RunLayout
 from mllm_shapx.records.results import SampleResult
 from mllm_shapx.records.runs import RunInspection, RunRecords
 from mllm_shapx.records.storage import Storage, open_storage
-from mllm_shapx.records.summary import RunSummary
+from mllm_shapx.records.summary import N_CONSTANT, RunSummary
 from mllm_shapx.tracking.wandb import WandbTracker
 
 
@@ -39,13 +39,25 @@ class Aggregator:
         self._tracker.log_sample(sample)
 
     def finish(self) -> tuple[str, ...]:
-        """Write each run's `aggregate_metrics.json` and end the tracking; return the tracker's warnings."""
+        """Write each run's `aggregate_metrics.json` and end the tracking; return warnings."""
+        samples = constant = 0
         for run in self._study.runs:
             summary = write_summary(self._storage, run.name, self._study.rows)
+            samples += summary["n_samples"]
+            constant += summary[N_CONSTANT]
             path = self._storage.locate(RunLayout(run.name).summary)
             self._tracker.finish(run.name, summary, [] if "://" in path else [Path(path)])
         self._tracker.close()
+        if constant:
+            self._warnings.append(_constant_answers(constant, samples))
         return tuple(self._warnings)
+
+
+def _constant_answers(constant: int, samples: int) -> str:
+    return (
+        f"in {constant:,} of {samples:,} sample(s) every coalition has the same answer, so that the values "
+        "are equal and say nothing of the words; `mllm-shapx verify` counts such samples by run"
+    )
 
 
 def write_summary(storage: Storage, run_name: str, rows: tuple[int, ...]) -> dict[str, Any]:

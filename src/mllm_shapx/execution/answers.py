@@ -25,7 +25,9 @@ class AnswerFiles:
 
     def __init__(self, storage: Storage, runs: Sequence[RunSpec], model_commit: str, dtype: str) -> None:
         self._store = CoalitionStore(storage)
-        self._headers = {run.generation_key: StoreHeader(_settings(run, model_commit, dtype)) for run in runs}
+        self._headers = {
+            run.generation_key: StoreHeader(answer_settings(run, model_commit, dtype)) for run in runs
+        }
         self._keys = {key: store_key(header) for key, header in self._headers.items()}
 
     @property
@@ -38,7 +40,7 @@ class AnswerFiles:
         key = unit.generation_key
         found = self._store.read(unit.row_index, self._keys[key], self._headers[key])
         by_mask = {mask: _stored(row) for mask, row in found.answers.items()}
-        return Answers(by_mask, found.snapshot_id), found.notes
+        return Answers(by_mask, found.snapshot_id, found.num_players), found.notes
 
     def add(self, unit: WorkUnit, answers: Answers) -> None:
         """Write new answers of a unit under way."""
@@ -86,13 +88,13 @@ def keys_in_use(storage: Storage, runs: Sequence[RunSpec], model_commit: str) ->
 
 
 def _usable(storage: Storage, runs: Sequence[RunSpec], model_commit: str) -> Iterator[StoreEntry]:
-    wanted = [_settings(run, model_commit, "") for run in runs]
+    wanted = [answer_settings(run, model_commit, "") for run in runs]
     for entry in CoalitionStore(storage).info():
         if "dtype" in entry.settings and {**entry.settings, "dtype": ""} in wanted:
             yield entry
 
 
-def _settings(run: RunSpec, model_commit: str, dtype: str) -> dict[str, Any]:
+def answer_settings(run: RunSpec, model_commit: str, dtype: str) -> dict[str, Any]:
     """Return everything that decides an answer; `dtype` is the one in memory, whatever the config says."""
     return {**run.generation_settings, "model_commit": model_commit, "dtype": dtype}
 

@@ -23,6 +23,7 @@ from mllm_shapx.execution.sharing import HelpExchange, Offer, OfferReply
 from mllm_shapx.explaining.coalitions import REUSED
 from mllm_shapx.models.base import Answer
 from mllm_shapx.models.flight import FEWEST_ROWS
+from mllm_shapx.planning.precision import loaded_warnings
 from mllm_shapx.planning.units import WorkUnit, plan_units
 from mllm_shapx.records.checkpoint import CheckpointWriter
 from mllm_shapx.records.failures import FailureRecord
@@ -545,6 +546,7 @@ class Coordinator:
             self._answer_files = AnswerFiles(
                 self._storage, self._study.runs, self._study.model_commit, me.dtype
             )
+            self._notes.extend(f"warning: {each}" for each in loaded_warnings(self._study.runs, me.dtype))
         return self._workers.setdefault(me.worker, _WorkerState(me))
 
     def _hear(self, me: WorkerInfo, unit_id: str) -> _WorkerState:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from mllm_shapx.config.models import DatasetConfig, RuntimeConfig, WandbConfig
 from mllm_shapx.execution.sharing import HelpTask
-from mllm_shapx.explaining.coalitions import StoredAnswer
+from mllm_shapx.explaining.coalitions import RowCoalitions, StoredAnswer
 from mllm_shapx.explaining.similarity import Vector
 from mllm_shapx.planning.costs import Generated
 from mllm_shapx.planning.runs import RunSpec
@@ -24,8 +24,16 @@ class Answers:
     """mllm_shap's id of the conversation, empty where it is not known. Answers to another conversation, say
     because a dataset file was changed in place, must not be taken for this one's."""
     num_players: int = 0
+    """Players of the row, 0 where they are not known."""
     vectors: dict[str, dict[bytes, Vector]] = field(default_factory=dict)
     """Kind of embedding -> `AnswerRow.content_id` -> vector, for rescoring without the model."""
+
+    def belong_to(self, row: RowCoalitions) -> bool:
+        """Return whether they are answers to the coalitions of `row`: its conversation, its players."""
+        return self.snapshot_id in {"", row.snapshot.snapshot_id} and self.num_players in {
+            0,
+            row.players.num_players,
+        }
 
 
 @dataclass(frozen=True)

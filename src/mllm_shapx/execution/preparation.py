@@ -17,6 +17,7 @@ from mllm_shapx.data.sources import open_table
 from mllm_shapx.errors import OutputError
 from mllm_shapx.execution.answers import keys_in_use
 from mllm_shapx.execution.messages import Study
+from mllm_shapx.execution.old_players import OldPlayers
 from mllm_shapx.execution.options import RunOptions
 from mllm_shapx.models.registry import model_identity
 from mllm_shapx.planning.runs import RunSpec
@@ -59,7 +60,12 @@ def prepare(loaded: LoadedConfig, options: RunOptions) -> tuple[Study, tuple[str
     if options.max_samples is not None:
         chosen = chosen.model_copy(update={"max_samples": options.max_samples})
     selection = select_rows(
-        table, experiment_set.dataset, chosen, experiment_set.modality, experiment_set.shap.token_filter
+        table,
+        experiment_set.dataset,
+        chosen,
+        experiment_set.modality,
+        experiment_set.shap.token_filter,
+        other_filters={run.shap.token_filter for run in sweep.runs},
     )
     model_path, commit = model_identity(sweep.runs[0], loaded.path)
     study = Study(
@@ -134,6 +140,7 @@ def _take_over(
     if options.resume:
         notes += _check_settings(study, specs, storage)
     inspections = {}
+    old_players = OldPlayers(study.players)
     for run in study.runs:
         records = RunRecords(storage, run.name)
         standing = records.standing()
@@ -145,11 +152,12 @@ def _take_over(
                 f"{run.name}: samples without a checkpoint moved to {run.name}/{records.set_aside()}; "
                 "the run starts afresh"
             )
-        inspection = records.inspect(study.rows)
+        inspection = records.inspect(study.rows, old_players.of_run(run))
         notes += inspection.notes
         # The moment that the checkpoint will name: W&B knows a run again by it.
         created_at = time.time() if inspection.created_at is None else inspection.created_at
         inspections[run.name] = replace(inspection, created_at=created_at)
+    old_players.refuse(study.output_uri)
     if (count := CoalitionStore(storage).remove_leftovers()) > 0:
         notes.append(f"{GENERATIONS}: {count} unfinished file(s) of writes that were cut short removed")
     write_json(storage, CONFIG, study.config)

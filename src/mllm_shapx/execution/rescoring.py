@@ -62,7 +62,7 @@ class _Rescorer:
         row = load_row(self._table, unit.row_index, runs[0].dataset, runs[0].modality)
         coalitions = open_row(row, runs[0])
         stored = self._files.read(unit)[0] if known is None else known
-        if stored.snapshot_id in {"", coalitions.snapshot.snapshot_id}:
+        if stored.belong_to(coalitions):
             coalitions.know(stored.by_mask)
         return [
             await explain_run(row, coalitions, run, _refuse, self._embedder(unit, vector_kind(run)))

@@ -10,6 +10,7 @@ from mllm_shapx.execution.options import RunOptions
 from mllm_shapx.execution.outcome import StudyOutcome
 from mllm_shapx.execution.preparation import OpenOutput, check_output, open_output, prepare
 from mllm_shapx.execution.signals import stop_requests
+from mllm_shapx.reporting.outlook import Outlook
 from mllm_shapx.reporting.progress import ProgressReporter
 
 
@@ -24,8 +25,10 @@ def run_config(
     """
     with _naming(loaded):
         study, warnings = prepare(loaded, options)
+        outlook = Outlook(study.output_uri, study.runs, study.rows, study.players)
+        outlook.refuse_hopeless(all_runs=True)
         check_output(study, options)
-    for warning in warnings:
+    for warning in (*warnings, *outlook.warnings()):
         reporter.message(f"warning: {warning}")
     if inline:
         from mllm_shapx.execution.inline import run_inline

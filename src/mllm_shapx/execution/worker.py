@@ -328,7 +328,7 @@ class Worker:
         possible = [run for run in runs if not run.is_hopeless(coalitions.players.num_players)]
         self._flight.begin(unit.unit_id, expected_answers(possible, coalitions.players.num_players))
         self._take_more()
-        if known.snapshot_id in {"", coalitions.snapshot.snapshot_id}:
+        if known.belong_to(coalitions):
             await asyncio.to_thread(coalitions.know, known.by_mask)
         failed: dict[str, Exception] = {}
         for run in runs:

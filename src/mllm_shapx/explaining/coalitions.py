@@ -89,6 +89,11 @@ class RowCoalitions:
         """Return how many of the answers to `masks` were generated for `run_name`."""
         return sum(self.stored[mask].asked_by == run_name for mask in set(masks))
 
+    def distinct_answers(self, masks: Sequence[int]) -> int:
+        """Return how many different texts and sounds are among the answers to `masks`."""
+        answers = (self.stored[mask].answer for mask in masks)
+        return len({(answer.text, answer.audio_frames) for answer in answers})
+
     def take_fresh(self) -> dict[int, StoredAnswer]:
         """Return the answers that came since the last call, for writing out."""
         fresh, self._fresh = self._fresh, {}

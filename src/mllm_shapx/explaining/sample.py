@@ -131,6 +131,7 @@ def _sample(
         seed=seed,
         num_players=players.num_players,
         values_sum=sum(outcome.values),
+        distinct_answers=coalitions.distinct_answers(outcome.masks),
         num_levels=outcome.num_levels,
         audio_artifacts=sound.artifacts,
         audio_files=sound.files,

@@ -6,8 +6,18 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from mllm_shapx.planning.runs import MAX_LOG2_COALITIONS, Budget, HierarchicalSpec, RunSpec
+from mllm_shapx.planning.hopeless import hopeless_runs
+from mllm_shapx.planning.players import players_under
+from mllm_shapx.planning.runs import Budget, HierarchicalSpec, RunSpec
 from mllm_shapx.planning.units import expected_answers, explaining_order, runs_by_key
+
+_HEADINGS = {
+    "samples": "samples",
+    "refused_samples": "will fail",
+    "coalitions": "coalitions",
+    "model_calls": "model calls",
+}
+"""Figure of a run -> its heading in the table."""
 
 
 @dataclass(frozen=True)
@@ -75,13 +85,13 @@ class Plan:
 
     def to_text(self) -> str:
         """Return the plan as a readable table."""
-        table: list[tuple[str, ...]] = [
-            ("run", "explainer", "budget", "samples", "coalitions", "model calls")
-        ]
-        table += [self._run_cells(item) for item in self.runs]
         totals = self.totals()
-        figures = [_figure(totals[key]) for key in ("samples", "coalitions", "model_calls")]
-        table.append(("all", "", "", *figures))
+        keys = ["samples", "coalitions", "model_calls"]
+        if totals["refused_samples"]:
+            keys.insert(1, "refused_samples")
+        table: list[tuple[str, ...]] = [("run", "explainer", "budget", *map(_HEADINGS.__getitem__, keys))]
+        table += [self._run_cells(item, keys) for item in self.runs]
+        table.append(("all", "", "", *(_figure(totals[key]) for key in keys)))
         lines = [
             f"{self.experiment_set_id}: {len(self.runs)} run(s), {self._rows_text()}",
             "",
@@ -103,16 +113,10 @@ class Plan:
             f"{len(self.rows):,} row(s) of {min(counts)} to {max(counts)} players (median {median(counts):g})"
         )
 
-    def _run_cells(self, item: RunPlan) -> tuple[str, ...]:
-        work = item.work
-        return (
-            item.run.name,
-            item.run.explainer_type,
-            _budget_text(item.run),
-            _figure(None if self.rows is None else len(self.rows)),
-            _figure(None if work is None else work.coalitions),
-            _figure(None if work is None else round(work.model_calls)),
-        )
+    def _run_cells(self, item: RunPlan, keys: Sequence[str]) -> tuple[str, ...]:
+        figures = self._run_json(item)
+        words = (item.run.name, item.run.explainer_type, _budget_text(item.run))
+        return (*words, *(_figure(figures[key]) for key in keys))
 
     def _run_json(self, item: RunPlan) -> dict[str, Any]:
         run, work = item.run, item.work
@@ -152,25 +156,18 @@ def make_plan(
         return Plan(
             experiment_set_id, items, None if rows is None else tuple(rows), None, False, tuple(notes)
         )
-    counts = Counter(players[row] for row in rows)
     work = {run.name: Work(0, 0.0, 0) for run in runs}
     is_estimate = False
     for sharing in runs_by_key(runs).values():
+        of_rows = players_under(players, sharing[0].shap.token_filter) or {}
+        counts = Counter(of_rows[row] for row in rows)
         for num_players, number in sorted(counts.items()):
             is_estimate |= _is_estimate(sharing, num_players)
             for name, asked in _work(sharing, num_players, number).items():
                 work[name] = _sum(work[name], asked)
-    notes += [_refusal(name, asked.refused_rows) for name, asked in work.items() if asked.refused_rows]
+    notes += [each.to_text() for each in hopeless_runs(runs, rows, players)]
     items = tuple(RunPlan(run, work[run.name]) for run in runs)
     return Plan(experiment_set_id, items, tuple(rows), dict(players), is_estimate, tuple(notes))
-
-
-def _refusal(name: str, number: int) -> str:
-    return (
-        f"{name}: {number:,} row(s) have too many players and will fail: a game would plan more than "
-        f"2^{MAX_LOG2_COALITIONS} coalitions; use num_samples or linear, the hierarchical explainer, or "
-        "selection.max_prompt_tokens"
-    )
 
 
 def _work(sharing: Sequence[RunSpec], num_players: int, number: int) -> dict[str, Work]:

@@ -15,6 +15,7 @@ from mllm_shapx.config.models import (
     canonical_type,
 )
 from mllm_shapx.errors import ConfigError, Problem
+from mllm_shapx.planning.precision import rounding_warnings
 from mllm_shapx.planning.runs import Budget, HierarchicalSpec, RunSpec
 
 STORE_FOLDER = "generations"
@@ -77,6 +78,7 @@ def expand(experiment_set: ExperimentSet, source: str | None = None) -> Sweep:
                 problems.append(_clash(path, origin, first, run))
     if problems:
         raise ConfigError(source or experiment_set.experiment_set_id, problems)
+    warnings += rounding_warnings(tuple(runs.values()))
     return Sweep(tuple(runs.values()), tuple(warnings))
 
 

@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from mllm_shapx.planning.coverage import Coverage, coverage, expected_union, scattered
+from mllm_shapx.planning.players import players_under
 from mllm_shapx.planning.runs import RunSpec
 
 NOMINAL_PLAYERS = 10
@@ -56,12 +57,12 @@ def plan_units(
     planner = _Planner()
     units = []
     for key, sharing in runs_by_key(runs).items():
+        counts = players_under(players, sharing[0].shap.token_filter) or {}
         for position, row_index in enumerate(rows):
             needed = tuple(run for run in sharing if row_index not in finished.get(run.name, ()))
             if not needed:
                 continue
-            count = NOMINAL_PLAYERS if players is None else players.get(row_index, NOMINAL_PLAYERS)
-            names, cost = planner.order(needed, count)
+            names, cost = planner.order(needed, counts.get(row_index, NOMINAL_PLAYERS))
             unit_id = f"{row_index:05d}-{key}"
             units.append(WorkUnit(unit_id, row_index, position, key, sharing[0].cost_key, names, cost))
     return _with_scouts(sorted(units, key=lambda unit: (-unit.cost, unit.position, unit.generation_key)))

@@ -86,6 +86,8 @@ class SampleResult:
     num_players: int
     values_sum: float
     """Sum of the values before normalizing; equals grand - base when the estimator is efficient."""
+    distinct_answers: int | None = None
+    """Different answers among the run's coalitions; None in samples that were written before it was kept."""
     audio_artifacts: dict[str, Any] | None = None
     num_levels: int | None = None
     audio_files: Mapping[str, bytes] = field(default_factory=dict, compare=False, repr=False)
@@ -129,6 +131,8 @@ class SampleResult:
             "seed": self.seed,
             "num_players": self.num_players,
         }
+        if self.distinct_answers is not None:
+            data["distinct_answers"] = self.distinct_answers
         if self.audio_artifacts is not None:
             data["audio_artifacts"] = self.audio_artifacts
         if self.num_levels is not None:
@@ -165,10 +169,16 @@ class SampleResult:
             response=file["response"],
             seed=file["seed"],
             num_players=file["num_players"],
+            distinct_answers=file.get("distinct_answers"),
             audio_artifacts=file.get("audio_artifacts"),
             num_levels=file.get("num_levels"),
             extra={key: value for key, value in data.items() if key not in _KNOWN_FIELDS},
         )
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether every coalition is known to have the same answer, so that the values say nothing."""
+        return self.distinct_answers == 1
 
     def player_values(self) -> list[float | None]:
         """Return the values in player order."""

@@ -64,6 +64,7 @@ class SampleFile(TypedDict):
     response: str
     seed: int
     num_players: int
+    distinct_answers: NotRequired[int | None]
     audio_artifacts: NotRequired[dict[str, Any] | None]
     num_levels: NotRequired[int | None]
 

@@ -37,6 +37,8 @@ class StoredAnswers:
     """What was damaged or did not fit and was moved aside, in words."""
     snapshot_id: str = ""
     """The conversation that they belong to, where a writer knew it."""
+    num_players: int = 0
+    """Players of the row, 0 where no writer knew them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +87,33 @@ class CoalitionStore:
             content, found = self._read_file(path, header, decode_answers, notes)
             for mask, answer in content:
                 answers.setdefault(mask, answer)
-            # What is read next must belong to the same conversation.
-            if found is not None and found.snapshot_id and not header.snapshot_id:
-                header = replace(header, snapshot_id=found.snapshot_id)
-        return StoredAnswers(answers, tuple(notes), header.snapshot_id if answers else "")
+            # What is read next must belong to the same conversation and players.
+            if found is not None:
+                header = replace(
+                    header,
+                    snapshot_id=header.snapshot_id or found.snapshot_id,
+                    num_players=header.num_players or found.num_players,
+                )
+        if not answers:
+            return StoredAnswers({}, tuple(notes))
+        return StoredAnswers(answers, tuple(notes), header.snapshot_id, header.num_players)
+
+    def peek(self, row_index: int, key: str) -> StoredAnswers:
+        """Return the stored answers as `read` does, and leave files that do not fit where they are."""
+        place = GenerationLayout(row_index, key)
+        answers: dict[int, AnswerRow] = {}
+        known: StoreHeader | None = None
+        for path in (place.answers, *self._parts(place)):
+            try:
+                table, header = decode_table(self._storage.read_bytes(path))
+                if known is None or known.conflict(header) is None:
+                    known = known or header
+                    answers = dict(decode_answers(table)) | answers
+            except (FileNotFoundError, ValueError):
+                continue
+        if known is None:
+            return StoredAnswers()
+        return StoredAnswers(answers, (), known.snapshot_id, known.num_players)
 
     def append(self, row_index: int, key: str, header: StoreHeader, answers: Mapping[int, AnswerRow]) -> None:
         """Write new answers of a row under way as one more part; its cost hangs on their number alone."""
@@ -113,6 +138,12 @@ class CoalitionStore:
         if fresh or has_parts:
             together = stored.answers | fresh
             if together:
+                # A writer that has nothing new may not know the row.
+                header = replace(
+                    header,
+                    snapshot_id=header.snapshot_id or stored.snapshot_id,
+                    num_players=header.num_players or stored.num_players,
+                )
                 self._storage.write_bytes(place.answers, encode_answers(header, together))
         if has_parts:
             self._storage.remove(place.parts)

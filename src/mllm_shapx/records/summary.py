@@ -7,6 +7,9 @@ from typing import Any, Self
 from mllm_shapx.records.results import SampleResult
 from mllm_shapx.records.sample_file import SampleFile, nan_for_null
 
+N_CONSTANT = "n_constant"
+"""Key of the samples in which every coalition has the same answer; summaries of earlier versions lack it."""
+
 
 @dataclass(frozen=True, slots=True)
 class SampleMetrics:
@@ -22,6 +25,9 @@ class SampleMetrics:
     frac_audio: float
     efficiency_residual: float
     """|sum of values - (v(N) - v(empty))|, before normalizing; NaN where it is unknown."""
+    num_players: int
+    is_constant: bool
+    """Whether every coalition is known to have the same answer."""
 
     @classmethod
     def of(cls, sample: SampleResult) -> Self:
@@ -35,6 +41,8 @@ class SampleMetrics:
             frac_text=sample.attr_summary.frac_text,
             frac_audio=sample.attr_summary.frac_audio,
             efficiency_residual=sample.efficiency_residual,
+            num_players=sample.num_players,
+            is_constant=sample.is_constant,
         )
 
     @classmethod
@@ -50,6 +58,8 @@ class SampleMetrics:
             frac_text=nan_for_null(file["attr_summary"]["frac_text"]),
             frac_audio=nan_for_null(file["attr_summary"]["frac_audio"]),
             efficiency_residual=abs(total - (grand - base)),
+            num_players=file["num_players"],
+            is_constant=file.get("distinct_answers") == 1,
         )
 
 
@@ -141,16 +151,23 @@ class RunSummary:
         self._all = _Group()
         self._languages: dict[str, _Group] = {}
         self._failed = 0
+        self._constant = 0
 
     @property
     def n_samples(self) -> int:
         """Return how many samples were added."""
         return self._all.samples
 
+    @property
+    def n_constant(self) -> int:
+        """Return in how many of them every coalition has the same answer."""
+        return self._constant
+
     def add(self, sample: SampleResult | SampleMetrics) -> None:
         """Add one sample."""
         metrics = sample if isinstance(sample, SampleMetrics) else SampleMetrics.of(sample)
         self._all.add(metrics)
+        self._constant += metrics.is_constant
         group = self._languages.get(metrics.language)
         if group is None:
             group = self._languages[metrics.language] = _Group()
@@ -165,6 +182,7 @@ class RunSummary:
         return {
             **self._all.to_json(),
             "n_failed": self._failed,
+            N_CONSTANT: self._constant,
             "by_language": [
                 {"language": language, **self._languages[language].to_json()}
                 for language in sorted(self._languages)

@@ -12,7 +12,7 @@ from mllm_shapx.records.runs import RunRecords
 from mllm_shapx.records.spec import RESULT_SETTINGS, planned_rows
 from mllm_shapx.records.storage import TEMP_PREFIX, Storage, read_json
 from mllm_shapx.records.store import CoalitionStore
-from mllm_shapx.records.summary import RunSummary
+from mllm_shapx.records.summary import N_CONSTANT, RunSummary
 from mllm_shapx.reporting.reading import open_study
 
 TOLERANCE = 1e-6
@@ -55,6 +55,8 @@ class VerifyReport:
     problems: tuple[VerifyProblem, ...]
     notes: tuple[str, ...]
     """What the reader should know and is no fault."""
+    warnings: tuple[str, ...] = ()
+    """What may be true of a sound study, and may as well be the sign of a broken model."""
 
     @property
     def ok(self) -> bool:
@@ -75,16 +77,20 @@ class VerifyReport:
                 for run in self.runs
             ],
             "problems": [{"file": problem.file, "message": problem.message} for problem in self.problems],
+            "warnings": list(self.warnings),
             "notes": list(self.notes),
         }
 
     def text(self) -> str:
         """Return the report as lines for the terminal."""
         lines = [str(problem) for problem in self.problems]
+        lines += [f"warning: {warning}" for warning in self.warnings]
         lines += [f"note: {note}" for note in self.notes]
         samples = sum(run.completed for run in self.runs)
         failed = sum(run.failed for run in self.runs)
         verdict = "all sound" if self.ok else f"{len(self.problems)} problem(s)"
+        if self.warnings:
+            verdict += f", {len(self.warnings)} warning(s)"
         fix = (
             ""
             if self.ok
@@ -106,6 +112,7 @@ def verify(directories: Sequence[str]) -> VerifyReport:
     runs: list[VerifiedRun] = []
     problems: list[VerifyProblem] = []
     notes: list[str] = []
+    warnings: list[str] = []
     for directory in directories:
         study = open_study(directory)
         holder = lock_holder(study.storage)
@@ -117,8 +124,9 @@ def verify(directories: Sequence[str]) -> VerifyReport:
             check = _RunCheck(run.records)
             runs.append(check.check())
             problems += check.problems
+            warnings += check.warnings
         problems += _store_problems(study.storage)
-    return VerifyReport(tuple(runs), tuple(problems), tuple(notes))
+    return VerifyReport(tuple(runs), tuple(problems), tuple(notes), tuple(warnings))
 
 
 class _RunCheck:
@@ -129,6 +137,7 @@ class _RunCheck:
         self._storage = records.storage
         self._layout = records.layout
         self.problems: list[VerifyProblem] = []
+        self.warnings: list[str] = []
 
     def check(self) -> VerifiedRun:
         spec = self._spec()
@@ -143,6 +152,7 @@ class _RunCheck:
             self._rows(self._layout.samples, missing, "planned row(s) have neither a sample nor a failure")
         self._checkpoint(completed, failed, planned)
         self._summary(summary)
+        self._constant(summary)
         self._leftovers()
         return VerifiedRun(
             directory=self._storage.locate(self._records.run_name),
@@ -258,9 +268,20 @@ class _RunCheck:
         except ValueError as error:
             self._add(path, str(error))
             return
-        different = _different_keys(found, summary.to_json())
+        expected = summary.to_json()
+        if isinstance(found, dict) and N_CONSTANT not in found:
+            del expected[N_CONSTANT]  # written by an earlier version
+        different = _different_keys(found, expected)
         if different:
             self._add(path, f"it differs from what the samples give: {', '.join(different)}")
+
+    def _constant(self, summary: RunSummary) -> None:
+        if summary.n_constant:
+            self.warnings.append(
+                f"{self._storage.locate(self._records.run_name)}: in {summary.n_constant} of "
+                f"{summary.n_samples} sample(s) every coalition has the same answer, so that the values are "
+                "equal and say nothing of the words"
+            )
 
     def _leftovers(self) -> None:
         layout = self._layout

@@ -1,0 +1,305 @@
+"""Stored answers generated once more, one at a time: `verify --again`."""
+
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Any
+
+from mllm_shapx.config.loading import load_config
+from mllm_shapx.data.conversations import load_row
+from mllm_shapx.data.sources import Table, open_table
+from mllm_shapx.errors import ModelError, OutputError, RowError
+from mllm_shapx.execution.answers import answer_settings
+from mllm_shapx.execution.messages import Answers, Study
+from mllm_shapx.execution.options import RunOptions
+from mllm_shapx.execution.preparation import prepare, study_config
+from mllm_shapx.explaining.coalitions import RowCoalitions
+from mllm_shapx.explaining.sample import open_row
+from mllm_shapx.explaining.settings import answer_seed, decoding
+from mllm_shapx.models.base import Answer, Model, OutOfMemory
+from mllm_shapx.models.registry import load_model
+from mllm_shapx.planning.precision import ROUNDED
+from mllm_shapx.planning.runs import RunSpec
+from mllm_shapx.records.runs import find_runs
+from mllm_shapx.records.storage import open_storage
+from mllm_shapx.records.store import CoalitionStore, StoredAnswers, StoreEntry
+
+_SAY_S = 10.0
+"""Seconds between two lines of progress."""
+_SHOWN = 3
+"""Differences shown of each generation key."""
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """An answer that came out otherwise."""
+
+    row_index: int
+    mask: int
+    """The coalition: bit i is set when player i is present."""
+    stored: str
+    now: str
+
+    def __str__(self) -> str:
+        return f"row {self.row_index}, coalition {self.mask:#x}: stored {self.stored!r}, now {self.now!r}"
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """How the answers of one generation key came out."""
+
+    runs: tuple[str, ...]
+    """Runs that use these answers."""
+    dtype: str
+    """Dtype of the weights, for the stored answers and for the new ones."""
+    device: str
+    """Device of the new answers."""
+    answers: int
+    """Answers compared."""
+    differences: tuple[Difference, ...]
+
+    @property
+    def agree(self) -> int:
+        """Return how many came out equal."""
+        return self.answers - len(self.differences)
+
+    @property
+    def ok(self) -> bool:
+        """Return whether they agree as far as the dtype lets them: float32 does not depend on the batch."""
+        return not self.differences or self.dtype in ROUNDED
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the same as JSON data."""
+        return {
+            "runs": list(self.runs),
+            "dtype": self.dtype,
+            "device": self.device,
+            "answers": self.answers,
+            "agree": self.agree,
+            "differences": [
+                {"row_index": each.row_index, "coalition": each.mask, "stored": each.stored, "now": each.now}
+                for each in self.differences
+            ],
+        }
+
+    def to_text(self) -> str:
+        """Return it in a line, and the first differences."""
+        share = f"{self.agree} of {self.answers} answers agree ({self.agree / self.answers:.1%})"
+        lines = [f"{', '.join(self.runs)} ({self.dtype} on {self.device}): {share}"]
+        lines += [f"  {each}" for each in self.differences[:_SHOWN]]
+        if len(self.differences) > _SHOWN:
+            lines.append(f"  and {len(self.differences) - _SHOWN} more")
+        if self.differences and self.ok:
+            lines.append(f"  in {self.dtype} an answer may change with the batch that it is generated in")
+        elif self.differences:
+            lines.append(
+                "  in float32 answers do not depend on the batch: they were generated on another kind of "
+                "device or with other libraries, or batching is wrong for this model (set batch_size to 1)"
+            )
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True, slots=True)
+class Recheck:
+    """What became of the stored answers of one directory."""
+
+    directory: str
+    agreements: tuple[Agreement, ...]
+    changed: int
+    """Answers that were drawn and not compared, because their row is another one now."""
+
+    @property
+    def ok(self) -> bool:
+        """Return whether nothing is wrong."""
+        return all(each.ok for each in self.agreements)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the same as JSON data."""
+        return {
+            "directory": self.directory,
+            "ok": self.ok,
+            "generation_keys": [each.to_json() for each in self.agreements],
+            "answers_of_changed_rows": self.changed,
+        }
+
+    def to_text(self) -> str:
+        """Return it as lines for the terminal."""
+        lines = [f"{self.directory}, asked again: {each.to_text()}" for each in self.agreements]
+        if self.changed:
+            lines.append(
+                f"{self.directory}: {self.changed} answer(s) could not be compared, because the text or the "
+                "players of their rows have changed"
+            )
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True, slots=True)
+class _Drawn:
+    """Stored answers of one row and generation key that are to be asked for again."""
+
+    entry: StoreEntry
+    run: RunSpec
+    numbers: tuple[int, ...]
+    """Their places among the coalitions of the entry, ascending."""
+
+
+def recheck(directory: str, number: int, seed: int, say: Callable[[str], None]) -> Recheck:
+    """Answer `number` random stored coalitions of a study or a run again, each alone, and compare the texts.
+
+    The same `seed` draws the same coalitions. Answers that were sampled are drawn with the seeds that they
+    had. Nothing is written.
+
+    Raises:
+        OutputError: When no answers are stored, or another model than the config's gave them.
+        ModelError: When the model cannot be loaded.
+    """
+    config = study_config(directory)
+    study, _ = prepare(load_config(config), RunOptions())
+    storage = open_storage(str(config.parent))
+    names = set(find_runs(directory)[1])
+    runs = [run for run in study.runs if run.name in names]
+    store = CoalitionStore(storage)
+    drawn = _draw(_usable(store, study, runs, directory), number, seed)
+    table = open_table(study.dataset, study.config_path)
+    wanted = sum(len(each.numbers) for each in drawn)
+    asker = _Asker(study, store, table, _Progress(wanted, say))
+    drawn.sort(key=lambda each: (_dtype(each), each.run.generation_key, each.entry.row_index))
+    agreements: list[Agreement] = []
+    for dtype, of_dtype in groupby(drawn, key=_dtype):
+        agreements += asker.compare(dtype, list(of_dtype), runs)
+    return Recheck(directory, tuple(agreements), asker.changed)
+
+
+def _dtype(drawn: _Drawn) -> str:
+    return str(drawn.entry.settings["dtype"])
+
+
+def _usable(
+    store: CoalitionStore, study: Study, runs: Sequence[RunSpec], directory: str
+) -> list[tuple[StoreEntry, RunSpec]]:
+    """Return what is stored for `runs`, by row and key.
+
+    Raises:
+        OutputError: When there is nothing, or nothing of the model that the config names now.
+    """
+    found, others = [], set()
+    for entry in store.info():
+        settings = {**entry.settings, "dtype": "", "model_commit": ""}
+        run = next((run for run in runs if answer_settings(run, "", "") == settings), None)
+        if run is None or not entry.answers:
+            continue
+        commit = entry.settings.get("model_commit")
+        if commit == study.model_commit:
+            found.append((entry, run))
+        else:
+            others.add(str(commit))
+    if not found and others:
+        raise OutputError(
+            f"{directory}: its answers were given by another model: {runs[0].model_id!r} was "
+            f"{', '.join(sorted(others))} then and is {study.model_commit} now. Put that model back, or run "
+            "the study again"
+        )
+    if not found:
+        raise OutputError(f"{directory} holds no stored answers of its runs that could be asked for again")
+    return found
+
+
+def _draw(stored: Sequence[tuple[StoreEntry, RunSpec]], number: int, seed: int) -> list[_Drawn]:
+    """Draw answers, each with the same chance."""
+    total = sum(entry.answers for entry, _ in stored)
+    places = sorted(random.Random(seed).sample(range(total), min(number, total)))
+    drawn, start = [], 0
+    for entry, run in stored:
+        end = start + entry.answers
+        numbers = tuple(place - start for place in places if start <= place < end)
+        if numbers:
+            drawn.append(_Drawn(entry, run, numbers))
+        start = end
+    return drawn
+
+
+class _Progress:
+    """Says from time to time how far it is."""
+
+    def __init__(self, wanted: int, say: Callable[[str], None]) -> None:
+        self._wanted = wanted
+        self._say = say
+        self._done = 0
+        self._said = time.monotonic()
+
+    def step(self) -> None:
+        """Take note of one more answer."""
+        self._done += 1
+        if time.monotonic() - self._said > _SAY_S:
+            self._said = time.monotonic()
+            self._say(f"{self._done} of {self._wanted} answers asked for again")
+
+
+class _Asker:
+    """Asks the model once more, prompt by prompt."""
+
+    def __init__(self, study: Study, store: CoalitionStore, table: Table, progress: _Progress) -> None:
+        self.changed = 0
+        self._study = study
+        self._store = store
+        self._table = table
+        self._progress = progress
+
+    def compare(self, dtype: str, drawn: Sequence[_Drawn], runs: Sequence[RunSpec]) -> Iterator[Agreement]:
+        """Yield how the answers of each generation key come out, with the model loaded in `dtype`."""
+        kwargs = drawn[0].run.connector_kwargs.model_copy(update={"dtype": dtype})
+        loaded = replace(drawn[0].run, connector_kwargs=kwargs)
+        model = load_model(loaded, self._study.model_path, self._study.model_commit)
+        try:
+            for key, of_key in groupby(drawn, key=lambda each: each.run.generation_key):
+                answers, differences = 0, list[Difference]()
+                for each in of_key:
+                    for found in self._of_row(model, each):
+                        answers += 1
+                        differences += found
+                if answers:
+                    names = tuple(run.name for run in runs if run.generation_key == key)
+                    yield Agreement(names, dtype, model.identity.device, answers, tuple(differences))
+        finally:
+            model.close()
+
+    def _of_row(self, model: Model, drawn: _Drawn) -> Iterator[list[Difference]]:
+        """Yield for each answer of a row that can be compared how it differs: one difference, or none."""
+        stored = self._store.peek(drawn.entry.row_index, drawn.entry.key)
+        row = self._row(drawn, stored)
+        masks = sorted(stored.answers)
+        if row is None or drawn.numbers[-1] >= len(masks):
+            self.changed += len(drawn.numbers)
+            return
+        for number in drawn.numbers:
+            mask = masks[number]
+            before, now = stored.answers[mask], self._ask(model, drawn, row, mask)
+            self._progress.step()
+            if (before.text, before.audio_frames) == (now.text, now.audio_frames):
+                yield []
+            else:
+                yield [Difference(drawn.entry.row_index, mask, before.text, now.text)]
+
+    def _row(self, drawn: _Drawn, stored: StoredAnswers) -> RowCoalitions | None:
+        """Return the row's coalitions; None where they are others than those that were answered."""
+        run, row_index = drawn.run, drawn.entry.row_index
+        if row_index >= self._table.num_rows:
+            return None
+        try:
+            row = open_row(load_row(self._table, row_index, run.dataset, run.modality), run)
+        except RowError:
+            return None
+        belongs = Answers({}, stored.snapshot_id, stored.num_players).belong_to(row)
+        return row if belongs else None
+
+    def _ask(self, model: Model, drawn: _Drawn, row: RowCoalitions, mask: int) -> Answer:
+        run = drawn.run
+        how = decoding(run)
+        seed = 0 if run.generation.is_greedy else answer_seed(run, drawn.entry.row_index, mask)
+        try:
+            (answer,) = model.answer([model.encode(row.render(mask), how)], how, [seed])
+        except OutOfMemory as error:
+            raise ModelError(f"one prompt alone does not fit in the device's memory ({error})") from error
+        return answer

@@ -1,0 +1,55 @@
+"""Rows that a run cannot explain, because a game of theirs would plan too many coalitions."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from mllm_shapx.planning.players import players_under
+from mllm_shapx.planning.runs import MAX_LOG2_COALITIONS, RunSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Hopeless:
+    """What a run cannot explain."""
+
+    run: RunSpec
+    rows: int
+    """Rows with too many players, at least one."""
+    rows_in_all: int
+    most_players: int
+    """Players that a row may have."""
+
+    def to_text(self) -> str:
+        """Return what is wrong and what the user can do."""
+        many = f"{self.rows:,} row(s) of {self.rows_in_all:,} have more than {self.most_players} players"
+        other = (
+            "or make ks and the budgets smaller"
+            if self.run.hierarchical is not None
+            else "or take a sampling explainer with num_samples or linear, or the hierarchical one"
+        )
+        return (
+            f"{self.run.name}: {many} and will fail: a game would plan more than 2^{MAX_LOG2_COALITIONS} "
+            f"coalitions; set selection.max_prompt_tokens to {self.most_players} or less, {other}"
+        )
+
+
+def hopeless_runs(
+    runs: Sequence[RunSpec], rows: Sequence[int], players: Mapping[int, int] | None
+) -> list[Hopeless]:
+    """Return the runs that cannot explain some of `rows`; none where the players are not known."""
+    found = []
+    for run in runs:
+        of_rows = players_under(players, run.shap.token_filter) or {}
+        counts = [of_rows[row] for row in rows if row in of_rows]
+        refused = [count for count in counts if run.is_hopeless(count)]
+        if refused:
+            found.append(Hopeless(run, len(refused), len(rows), _most_players(run, min(refused))))
+    return found
+
+
+def _most_players(run: RunSpec, too_many: int) -> int:
+    """Return the players that a row may have, given a number that is too large: more never are fewer."""
+    low, high = 0, too_many
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if run.is_hopeless(middle) else (middle, high)
+    return low

@@ -1,0 +1,39 @@
+"""What a config should know of dtypes in which an answer depends on the batch that it is generated in."""
+
+from collections.abc import Sequence
+
+from mllm_shapx.planning.runs import RunSpec
+
+ROUNDED = ("bfloat16", "float16")
+"""Dtypes that round so much that batching may change an answer."""
+
+
+def rounding_warnings(runs: Sequence[RunSpec]) -> list[str]:
+    """Return the warning of a config that asks for exact values in such a dtype, as far as it is known.
+
+    `auto` is one of them on a GPU; where the config names no device it is known once the model is loaded.
+    """
+    dtype, device = runs[0].connector_kwargs.dtype, runs[0].device or ""
+    if dtype == "auto" and device.startswith(("cuda", "mps")):
+        return _warnings(runs, f'"auto", which is bfloat16 or float16 on {device}')
+    return _warnings(runs, f'"{dtype}"') if dtype in ROUNDED else []
+
+
+def loaded_warnings(runs: Sequence[RunSpec], dtype: str) -> list[str]:
+    """Return the same warning once `auto` has turned out to be such a dtype, unless it was given before."""
+    if dtype not in ROUNDED or runs[0].connector_kwargs.dtype != "auto" or rounding_warnings(runs):
+        return []
+    return _warnings(runs, f'"auto", which is {dtype} here')
+
+
+def _warnings(runs: Sequence[RunSpec], dtype: str) -> list[str]:
+    exact = next((run.name for run in runs if run.explainer_type == "exact"), None)
+    if exact is None:
+        return []
+    text = (
+        f"connector_kwargs.dtype is {dtype}: an answer may change with the batch that it is generated in, so "
+        f"the values of {exact} are exact for the answers that were given, which may not be those that the "
+        "model gives to each prompt alone. float32 avoids it; `mllm-shapx verify --again N DIRECTORY` "
+        "measures how many answers agree"
+    )
+    return [text]
