@@ -10,6 +10,7 @@ import shutil
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -148,7 +149,7 @@ def validate(configs: Sequence[Path], check_dataset: bool) -> None:
     for loaded in load_configs(configs):
         try:
             sweep = expand(loaded.experiment_set, str(loaded.path))
-            selection = _select(loaded) if check_dataset else None
+            selection = _select(loaded, sweep) if check_dataset else None
         except UsageError as error:
             errors.append(error)
             continue
@@ -174,7 +175,7 @@ def plan(configs: Sequence[Path], as_json: bool, skip_data: bool) -> None:
     plans, standings = [], []
     for loaded in load_configs(configs):
         sweep = expand(loaded.experiment_set, str(loaded.path))
-        selection = None if skip_data else _select(loaded)
+        selection = None if skip_data else _select(loaded, sweep)
         _warn(loaded, sweep, selection)
         rows, players = (None, None) if selection is None else (selection.rows, selection.players)
         settings = loaded.experiment_set
@@ -549,16 +550,19 @@ def _expanded(name: str, config_list: Path | None) -> list[Path]:
     return matches
 
 
-def _select(loaded: "LoadedConfig") -> "Selection":
+def _select(loaded: "LoadedConfig", sweep: "Sweep") -> "Selection":
     from mllm_shapx.data.selection import select_rows
     from mllm_shapx.data.sources import open_table
+    from mllm_shapx.models.control_tokens import control_token_warnings
 
     settings = loaded.experiment_set
     try:
         table = open_table(settings.dataset, loaded.path)
-        return select_rows(
+        selection = select_rows(
             table, settings.dataset, settings.selection, settings.modality, settings.shap.token_filter
         )
+        more = control_token_warnings(sweep.runs[0], loaded.path, table, selection.rows)
+        return replace(selection, warnings=(*selection.warnings, *more))
     except DatasetError as error:
         raise DatasetError(f"{loaded.path}: {error}") from error
 
