@@ -100,6 +100,7 @@ def test_the_library_is_run_as_it_is(tmp_path: Path) -> None:
             await ours.engine.aclose()
 
     turn, result = asyncio.run(both())
+    assert not library.makes_other_prompts
     assert turn.coalitions == result.coalitions == len(turn.prompts) == 64
     assert turn.samples[0].player_values() == pytest.approx(list(result.values), abs=1e-9)
     assert 0 < turn.busy_seconds <= turn.seconds

@@ -42,7 +42,7 @@ def test_what_stands_between_think_tags_is_cut(opening: str, closing: str) -> No
     ],
 )
 def test_reasoning_without_one_of_its_tags(text: str, begun: bool, left: str) -> None:
-    """An unclosed tag cuts to the end; a closing tag alone, or one opened by the prompt, from the beginning."""
+    """An unclosed tag cuts to the end; a closing tag alone, or one that the prompt opens, from the start."""
     assert cut_reasoning(text, begun=begun) == left
 
 

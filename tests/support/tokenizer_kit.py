@@ -143,3 +143,16 @@ def coalitions(snapshot: ConversationSnapshot) -> list[ConversationSnapshot]:
 def as_messages(snapshot: ConversationSnapshot) -> list[dict[str, str]]:
     """Return a conversation as transformers takes it."""
     return [{"role": message.role.value, "content": message.text} for message in snapshot.messages()]
+
+
+def save_model(directory: Path, kind: str, template: str | None) -> Path:
+    """Save a small random Llama with a tokenizer of `kind` and a chat template."""
+    import torch
+    from model_kit import build_config
+    from transformers import AutoModelForCausalLM
+
+    tokenizer = tokenizer_of(kind, template)
+    torch.manual_seed(5)
+    AutoModelForCausalLM.from_config(build_config("llama", len(tokenizer))).eval().save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory

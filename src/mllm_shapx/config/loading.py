@@ -272,7 +272,7 @@ def _read_chat_template(merged: dict[str, Any], path: Path) -> list[tuple[diagno
     try:
         at = Path() if is_template_text(written) else resolve_path(written, path)
         merged[block] = {**options, key: read_template(written, at)}
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         fix = "give the path of a jinja file, or the template's text"
         return [(_TEMPLATE, Problem(diagnosis.dotted(_TEMPLATE), str(error), fix))]
     return []
