@@ -65,8 +65,8 @@ def test_every_sentence_of_a_row_counts(tmp_path: Path) -> None:
 def test_plain_texts_give_no_warning(tmp_path: Path) -> None:
     """Nor do tokens that are not this model's, or a config that has them sanitized."""
     assert warnings(study(tmp_path, ["river", "<|im_end|>", "<think>"])) == ()
-    sanitized = {"chat_template_kwargs": {"sanitize_control_tokens": True}}
-    assert warnings(study(tmp_path, [END], **sanitized)) == ()
+    sanitized = study(tmp_path, [END], chat_template_kwargs={"sanitize_control_tokens": True})
+    assert warnings(sanitized) == ()
 
 
 def test_files_tell_the_same_tokens_as_the_tokenizer(tmp_path: Path) -> None:
