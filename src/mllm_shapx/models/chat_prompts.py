@@ -44,6 +44,13 @@ class ChatSettings:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A template took no conversation of the kind that it was given."""
+
+    message: str
+
+
 class ChatPrompts:
     """Renders and tokenizes conversations with the tokenizer's chat template.
 
@@ -179,11 +186,10 @@ class ChatPrompts:
     def _look_at(self, whole: Messages, other: Messages, settings: ChatSettings) -> None:
         """Find what a rendered prompt lacks that its author would expect in it."""
         text = self._render(whole)
-        if text == self._render(other):
+        if self._rendered(other) == text:
             raise ModelError(f"{self._named} leaves the user's text out of the prompt; {_TEMPLATE_HELPS}")
-        if whole[0]["role"] == "system" and text == self._render(
-            [{"role": "system", "content": "Answer in verse."}, *whole[1:]]
-        ):
+        another = [{"role": "system", "content": "Answer in verse."}, *whole[1:]]
+        if whole[0]["role"] == "system" and self._rendered(another) == text:
             self._notes.append(
                 f"{self._named} leaves the system prompt out of the prompt; put it into the rows' texts, or "
                 "give a template in connector_kwargs.chat_template"
@@ -192,7 +198,7 @@ class ChatPrompts:
             return
         template = self._tokenizer.get_chat_template(settings.template)
         self._note_unread(settings.template_kwargs, template_variables(template))
-        if "strftime_now" in template and self._depends_on_date(whole, text):
+        if "strftime_now" in template and self._rendered(whole, strftime_now=None) != text:
             self._notes.append(
                 f"{self._named} writes today's date into each prompt, so that "
                 "answers of different days differ; fix it with the template's own variable in "
@@ -206,21 +212,18 @@ class ChatPrompts:
                 f"connector_kwargs.chat_template_kwargs: {self._named} does not read {', '.join(unread)}"
             )
 
-    def _depends_on_date(self, messages: Messages, text: str) -> bool:
+    def _rendered(self, messages: Messages, **more: Any) -> str | Refusal:
+        """Return the prompt, or what the template says when it refuses the conversation."""
         try:
-            return self._render(messages, strftime_now=None) != text
-        except Exception:  # noqa: BLE001 -- the template called what is not there: it does ask for the date
-            return True
-
-    def _refusal(self, messages: Messages) -> str | None:
-        """Return the template's own words when it refuses a conversation."""
-        try:
-            self._render(messages)
+            return self._render(messages, **more)
         except MemoryError:
             raise
         except Exception as error:  # noqa: BLE001 -- a template is a program: it may raise anything
-            return _in_words(error)
-        return None
+            return Refusal(_in_words(error))
+
+    def _refusal(self, messages: Messages) -> str | None:
+        found = self._rendered(messages)
+        return found.message if isinstance(found, Refusal) else None
 
     # --- with a row
 
