@@ -18,7 +18,7 @@ Messages = list[dict[str, str]]
 _LONGEST_MESSAGE = 300
 _NOT_READ_BY_TEMPLATES = frozenset({"sanitize_control_tokens"})
 """Keys of `chat_template_kwargs` that `apply_chat_template` itself takes."""
-_TEMPLATE_HELPS = "give one that takes it in connector_kwargs.chat_template"
+_TEMPLATE_HELPS = "give a template that takes it in connector_kwargs.chat_template"
 
 
 @dataclass(frozen=True, slots=True)
