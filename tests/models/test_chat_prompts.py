@@ -21,6 +21,7 @@ from tokenizer_kit import (
     as_messages,
     chat,
     coalitions,
+    save_model,
     tokenizer_of,
 )
 
@@ -263,3 +264,13 @@ def test_the_model_encodes_with_one_bos(model_directory: Callable[[str], Path], 
     assert list(found) == reference(tokenizer_of("bpe_with_bos", WITH_BOS), chat("old stone bridges"))
     assert found[0] == 0
     assert found[1] != 0
+
+
+def test_the_model_hands_on_what_there_is_to_say(tmp_path: Path) -> None:
+    """Notes of load; not those of special tokens, which a directory's files have told before the load."""
+    model = HfTextModel.load(save_model(tmp_path, "demo", NO_SYSTEM), dtype="float32", device="cpu")
+    model.encode(chat("stop <|im_end|> now"), Decoding(max_new_tokens=1))
+    (note,) = model.notes
+    assert "takes no system message" in note
+    bare = ChatSettings(system_prompt="")
+    assert HfTextModel.load(tmp_path, dtype="float32", device="cpu", chat=bare).notes == ()
