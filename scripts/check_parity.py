@@ -3,8 +3,9 @@
     python scripts/check_parity.py experiments_output/demo --config configs/demo.json
 
 Every row and every run of the config is explained once more, by `mllm_shap.ExplainRunner` with the library's
-`transformers` backend and the same settings and seed. Ends with 1 when a value differs by more than the
-tolerance, with 2 when a sample is missing.
+`transformers` backend and the same settings and seed, on the prompts of the tokenizer's apply_chat_template:
+the backend's own hold a second BOS where tokenizer and template both write one. Ends with 1 when a value
+differs by more than the tolerance, with 2 when a sample is missing.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mllm_shapx.benchmark.library import LibraryResult, LibraryRunner
+from mllm_shapx.benchmark.reference import OTHER_PROMPTS
 from mllm_shapx.benchmark.subject import Game
 from mllm_shapx.config.loading import LoadedConfig, load_config
 from mllm_shapx.data.conversations import load_row
@@ -80,6 +82,8 @@ async def compare(loaded: LoadedConfig, directory: str, rows: int | None) -> int
         await library.aclose()
     if worst is None:
         raise UsageError(f"{directory} holds no sample of the config's rows")
+    if library.makes_other_prompts:
+        print(f"note: {OTHER_PROMPTS}")
     agreed = worst.largest <= TOLERANCE
     print(
         f"{compared} sample(s) of {len(runs)} run(s), {coalitions:,} coalitions asked again in "
@@ -130,10 +134,17 @@ def _samples(
 
 
 def _refuse_incomparable(runs: tuple[RunSpec, ...]) -> None:
-    other = [run.name for run in runs if run.hierarchical is not None or not run.generation.is_greedy]
+    other = [
+        run.name
+        for run in runs
+        if run.hierarchical is not None
+        or not run.generation.is_greedy
+        or run.connector_kwargs.strip_reasoning
+    ]
     if other:
         raise UsageError(
-            f"mllm_shap has no equal of these runs (hierarchical, or sampled): {', '.join(other)}"
+            "mllm_shap has no equal of these runs (hierarchical, sampled, or with strip_reasoning): "
+            f"{', '.join(other)}"
         )
 
 

@@ -10,6 +10,7 @@ import shutil
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -572,11 +573,12 @@ def _expanded(name: str, config_list: Path | None) -> list[Path]:
 def _select(loaded: "LoadedConfig", sweep: "Sweep") -> "Selection":
     from mllm_shapx.data.selection import select_rows
     from mllm_shapx.data.sources import open_table
+    from mllm_shapx.models.control_tokens import control_token_warnings
 
     settings = loaded.experiment_set
     try:
         table = open_table(settings.dataset, loaded.path)
-        return select_rows(
+        selection = select_rows(
             table,
             settings.dataset,
             settings.selection,
@@ -584,6 +586,8 @@ def _select(loaded: "LoadedConfig", sweep: "Sweep") -> "Selection":
             settings.shap.token_filter,
             other_filters={run.shap.token_filter for run in sweep.runs},
         )
+        more = control_token_warnings(sweep.runs[0], loaded.path, table, selection.rows)
+        return replace(selection, warnings=(*selection.warnings, *more))
     except DatasetError as error:
         raise DatasetError(f"{loaded.path}: {error}") from error
 

@@ -89,9 +89,10 @@ def test_the_library_is_run_as_it_is(tmp_path: Path) -> None:
     """One row explained through our engine and by mllm_shap's own runner and backend: equal to 1e-9."""
     subject = Subject(load_config(write_config(tmp_path)))
 
+    library = LibraryRunner(subject.run, subject.model_path)
+
     async def both() -> tuple[Turn, LibraryResult]:
         ours = Explainer(subject.load_model(), rows_in_flight=1)
-        library = LibraryRunner(subject.run, subject.model_path)
         game = next(subject.games(ours.engine.model))
         try:
             return await ours.play([game]), await library.explain(game)
@@ -100,6 +101,7 @@ def test_the_library_is_run_as_it_is(tmp_path: Path) -> None:
             await ours.engine.aclose()
 
     turn, result = asyncio.run(both())
+    assert not library.makes_other_prompts
     assert turn.coalitions == result.coalitions == len(turn.prompts) == 64
     assert turn.samples[0].player_values() == pytest.approx(list(result.values), abs=1e-9)
     assert 0 < turn.busy_seconds <= turn.seconds

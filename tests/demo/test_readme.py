@@ -26,7 +26,7 @@ def test_config_shown_can_be_used_as_it_stands(tmp_path: Path) -> None:
 def test_files_and_targets_named_are_there() -> None:
     """No link of the README leads nowhere."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    for name in re.findall(r"`((?:configs|scripts|demo)/[\w./]+)`", readme):
+    for name in re.findall(r"`((?:configs|scripts|demo|demo_smollm2)/[\w./]+)`", readme):
         assert (ROOT / name).exists(), name
-    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
-    assert set(re.findall(r"(?:^|`)make ([a-z-]+)", readme, flags=re.MULTILINE)) <= set(targets)
+    targets = re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    assert set(re.findall(r"(?:^|`)make ([a-z0-9-]+)", readme, flags=re.MULTILINE)) <= set(targets)

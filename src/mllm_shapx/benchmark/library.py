@@ -1,13 +1,15 @@
-"""The library's side: rows explained by mllm_shap's own runner on its own transformers backend."""
+"""The library's side: rows explained by mllm_shap's own runner on its own transformers backend.
+
+The backend gets the prompts of the tokenizer's `apply_chat_template`, which its own are not for every model.
+"""
 
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from mllm_shap import ExplainConfig, ExplainRunner, MllmShapError, PluginContext, default_registry
-from mllm_shap.plugins.backends import instantiate_backend
-from mllm_shap.protocols.backend import SupportsAclose
 
+from mllm_shapx.benchmark.reference import ReferenceBackend
 from mllm_shapx.benchmark.subject import Game, directory_of
 from mllm_shapx.errors import ShapxError
 from mllm_shapx.explaining.sample import open_row
@@ -45,7 +47,8 @@ class LibraryRunner:
         self._is_directory = model_path is not None
         self._registry = default_registry()
         config = self._config(run, 0, 1)
-        self._backend = instantiate_backend(PluginContext(config=config, registry=self._registry))
+        context = PluginContext(config=config, registry=self._registry)
+        self._backend = ReferenceBackend(context, run, model_path)
 
     async def explain(self, game: Game) -> LibraryResult:
         """Explain the game's row with the run's settings and seed.
@@ -71,8 +74,12 @@ class LibraryRunner:
 
     async def aclose(self) -> None:
         """Release the model."""
-        if isinstance(self._backend, SupportsAclose):
-            await self._backend.aclose()
+        await self._backend.aclose()
+
+    @property
+    def makes_other_prompts(self) -> bool:
+        """Whether the library's backend, left alone, would ask the model something else."""
+        return self._backend.makes_other_prompts
 
     def _config(self, run: RunSpec, seed: int, num_players: int) -> ExplainConfig:
         config = explain_config(run, GameSettings(run.explainer_type, run.budget, seed), num_players)
@@ -86,9 +93,10 @@ class LibraryRunner:
 
 
 def comparable(run: RunSpec, dtype: str) -> bool:
-    """Say whether the library's values must equal ours: no draws, no rounding that hangs on the batch."""
+    """Say whether the library's values must equal ours: no draws, no rounding that depends on the batch."""
     shap = run.shap
     same_score = not shap.needs_embeddings or (
         shap.similarity == "CosineSimilarity" and shap.reducer == "MeanReducer" and run.embedding is None
     )
-    return run.generation.is_greedy and dtype == "float32" and same_score
+    same_texts = run.generation.is_greedy and not run.connector_kwargs.strip_reasoning
+    return same_texts and dtype == "float32" and same_score

@@ -12,6 +12,7 @@ from mllm_shapx.benchmark.library import LibraryError, LibraryRunner, comparable
 from mllm_shapx.benchmark.options import BenchOptions
 from mllm_shapx.benchmark.ours import Explainer
 from mllm_shapx.benchmark.plain import PlainGenerate
+from mllm_shapx.benchmark.reference import OTHER_PROMPTS
 from mllm_shapx.benchmark.rounds import WORTH_ALL, Contestants, Prompts
 from mllm_shapx.benchmark.subject import Game, Subject
 from mllm_shapx.explaining.settings import decoding
@@ -135,6 +136,8 @@ async def _warm_up_library(
         notes.append(f"no ratio: {error}")
         await library.aclose()
         return None, 0.0
+    if library.makes_other_prompts:
+        notes.append(OTHER_PROMPTS)
     return library, result.coalitions / result.seconds
 
 

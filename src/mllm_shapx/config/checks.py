@@ -19,6 +19,14 @@ from mllm_shapx.errors import Problem
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _UNPINNED = "ALLOW_UNPINNED_HF_DOWNLOAD"
+_NOT_FOR_TEMPLATES = frozenset(
+    {
+        "add_generation_prompt", "chat_template", "continue_final_message", "conversation", "max_length",
+        "messages", "padding", "return_assistant_tokens_mask", "return_dict", "return_tensors", "tokenize",
+        "tokenizer_kwargs", "truncation",
+    }
+)  # fmt: skip
+"""Arguments of `apply_chat_template` that are ours to give."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +51,7 @@ class Finding:
 def findings(experiment_set: ExperimentSet) -> Iterator[Finding]:
     """Yield everything that is wrong or worth a warning across keys; well-formed keys are assumed."""
     yield from _modality(experiment_set)
+    yield from _prompts(experiment_set)
     yield from _dataset(experiment_set.dataset)
     yield from _selection(experiment_set)
     yield from _scoring(experiment_set)
@@ -72,6 +81,36 @@ def _modality(experiment_set: ExperimentSet) -> Iterator[Finding]:
         fix = 'remove it, or set modality.input_modality to "audio__..."'
         reads: tuple[Place, ...] = (("modality", "input_modality"),)
         yield _problem(("audio_segmentation", "method"), message, fix, reads)
+
+
+def _prompts(experiment_set: ExperimentSet) -> Iterator[Finding]:
+    """Yield what is wrong with the settings of prompts and of the answers' texts."""
+    options = experiment_set.connector_kwargs
+    block: Place = ("connector_kwargs",)
+    if experiment_set.connector != "hf_text":
+        for key in options.chat_settings:
+            message = f'is read by connector "hf_text" alone, not by "{experiment_set.connector}"'
+            yield _problem((*block, key), message, "remove it", reads=(("connector",),))
+    variables: Place = (*block, "chat_template_kwargs")
+    for key in options.chat_template_kwargs or {}:
+        if key in _NOT_FOR_TEMPLATES:
+            message = (
+                "is no variable of a chat template: the prompt is always rendered and tokenized in one way"
+            )
+            yield _problem((*variables, key), message, "remove it")
+    if (options.chat_template_kwargs or {}).get("sanitize_control_tokens") and (
+        experiment_set.chat.assistant_prefill
+    ):
+        prefill: Place = ("chat", "assistant_prefill")
+        message = "cannot be had with an assistant_prefill, which transformers does not sanitize"
+        yield _problem((*variables, "sanitize_control_tokens"), message, "remove one of the two", (prefill,))
+    if options.strip_reasoning and experiment_set.embedding is None and experiment_set.shap.needs_embeddings:
+        message = (
+            f"{experiment_set.shap.similarity} compares the model's own states, and these cover an answer's "
+            "reasoning too"
+        )
+        fix = "use TfIdfCosineSimilarity, or name an encoder in embedding.model_id"
+        yield _warning((*block, "strip_reasoning"), message, fix)
 
 
 def _dataset(dataset: DatasetConfig) -> Iterator[Finding]:

@@ -11,10 +11,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from mllm_shapx.config import checks, diagnosis
+from mllm_shapx.config.chat_templates import is_template_text, read_template
 from mllm_shapx.config.models import ExperimentSet
 from mllm_shapx.errors import ConfigError, Problem
 
-_PATH_KEYS = (("dataset", "path"), ("connector_kwargs", "model_id"), ("embedding", "model_id"))
+_TEMPLATE = ("connector_kwargs", "chat_template")
+_PATH_KEYS = (("dataset", "path"), ("connector_kwargs", "model_id"), ("embedding", "model_id"), _TEMPLATE)
 """Keys that may hold a path of this machine."""
 
 
@@ -60,7 +62,9 @@ def load_config(path: Path) -> LoadedConfig:
     for layer in reversed(layers):
         merged = _merge(merged, layer.data)
     _find_paths_of_bases(merged, layers)
+    unread = _read_chat_template(merged, Path(path))
     experiment_set, found = _validate(merged)
+    found += unread
     problems = [_with_origin(where, problem, layers) for where, problem in found]
     if problems or experiment_set is None:
         raise ConfigError(str(path), problems)
@@ -250,10 +254,28 @@ def _find_paths_of_bases(merged: dict[str, Any], layers: Sequence[_Layer]) -> No
         written = value.get(key) if isinstance(value, dict) else None
         if not isinstance(written, str) or not written or origin.path.parent == folder:
             continue
+        if (block, key) == _TEMPLATE and is_template_text(written):
+            continue
         path = Path(written).expanduser()
         beside = origin.path.parent / path
         if not path.is_absolute() and not _exists(path) and not _exists(folder / path) and _exists(beside):
             merged[block] = {**merged[block], key: os.path.relpath(beside, folder)}
+
+
+def _read_chat_template(merged: dict[str, Any], path: Path) -> list[tuple[diagnosis.Place, Problem]]:
+    """Put the content of the chat template's file in place of its path; return what is wrong with it."""
+    block, key = _TEMPLATE
+    options = merged.get(block)
+    written = options.get(key) if isinstance(options, dict) else None
+    if not isinstance(options, dict) or not isinstance(written, str):
+        return []
+    try:
+        at = Path() if is_template_text(written) else resolve_path(written, path)
+        merged[block] = {**options, key: read_template(written, at)}
+    except (ValueError, OSError) as error:
+        fix = "give the path of a jinja file, or the template's text"
+        return [(_TEMPLATE, Problem(diagnosis.dotted(_TEMPLATE), str(error), fix))]
+    return []
 
 
 def _exists(path: Path) -> bool:

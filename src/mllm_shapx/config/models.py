@@ -6,7 +6,15 @@ The models hold the shape of each key; what several keys must agree on stands in
 import re
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 ConnectorName = Literal["liquid_audio", "hf_text"]
@@ -221,6 +229,26 @@ class ConnectorKwargs(Block):
     batch_size: Count | Literal["auto"] = "auto"
     """Prompts answered in one forward pass."""
     attn_implementation: str | None = None
+    gguf_file: str | None = None
+    """Name of the GGUF file of `model_id` that holds the weights and the tokenizer; `hf_text` only."""
+    chat_template: str | None = None
+    """Chat template in place of the tokenizer's own: a file, or the jinja text itself; `hf_text` only."""
+    chat_template_kwargs: dict[str, JsonValue] | None = None
+    """Variables for the chat template, such as {"enable_thinking": false}; `hf_text` only."""
+    strip_reasoning: bool = False
+    """Cut the text between a model's think tags from each answer before it is scored; `hf_text` only."""
+
+    @property
+    def chat_settings(self) -> dict[str, Any]:
+        """Return the keys that decide prompts and the answers' texts, those that are set alone."""
+        settings: dict[str, Any] = {}
+        if self.chat_template is not None:
+            settings["chat_template"] = self.chat_template
+        if self.chat_template_kwargs:
+            settings["chat_template_kwargs"] = self.chat_template_kwargs
+        if self.strip_reasoning:
+            settings["strip_reasoning"] = True
+        return settings
 
 
 class ColumnMapping(Block):

@@ -19,6 +19,7 @@ from mllm_shapx.execution.answers import keys_in_use
 from mllm_shapx.execution.messages import Study
 from mllm_shapx.execution.old_players import OldPlayers
 from mllm_shapx.execution.options import RunOptions
+from mllm_shapx.models.control_tokens import control_token_warnings
 from mllm_shapx.models.registry import model_identity
 from mllm_shapx.planning.runs import RunSpec
 from mllm_shapx.planning.sweep import expand
@@ -88,7 +89,8 @@ def prepare(loaded: LoadedConfig, options: RunOptions) -> tuple[Study, tuple[str
         retry_rows=options.retry_rows,
         config={**loaded.data, "selection": chosen.model_dump(mode="json")},
     )
-    return study, (*loaded.warnings, *sweep.warnings, *selection.warnings)
+    tokens = control_token_warnings(sweep.runs[0], loaded.path, table, selection.rows)
+    return study, (*loaded.warnings, *sweep.warnings, *selection.warnings, *tokens)
 
 
 def check_output(study: Study, options: RunOptions) -> None:

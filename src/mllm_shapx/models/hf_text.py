@@ -10,18 +10,20 @@ from typing import Any
 import numpy as np
 import torch
 from mllm_shap import ConversationSnapshot
-from mllm_shap.backends._chat import snapshot_has_audio, snapshot_to_chat_messages
-from mllm_shap.backends.transformers.chat import render_prompt
+from mllm_shap.backends._chat import snapshot_has_audio
 from numpy.typing import NDArray
 
 from mllm_shapx.errors import ModelError, ResourceError, RowError
 from mllm_shapx.models.base import Answer, Decoding, EmbeddingMode, ModelIdentity, OutOfMemory
 from mllm_shapx.models.batch_size import LARGEST_SIZE
+from mllm_shapx.models.chat_prompts import ChatPrompts, ChatSettings
+from mllm_shapx.models.control_tokens import are_readable
 from mllm_shapx.models.decoder_choice import Decoder
 from mllm_shapx.models.devices import free_memory, memory_errors, pick_device, pick_dtype
 from mllm_shapx.models.generation_settings import Vocabulary, check_generation_file, read_settings
 from mllm_shapx.models.plain_generate import Generated
 from mllm_shapx.models.pooling import pool
+from mllm_shapx.models.reasoning import ReasoningCut, opens_reasoning
 from mllm_shapx.planning.runs import RunSpec
 
 MEMORY_SHARE = 0.5
@@ -47,12 +49,18 @@ class TextPrompt:
 class HfTextModel:
     """A causal language model and its tokenizer in memory.
 
-    Prompts are rendered and encoded, and answers decoded, as mllm_shap's own transformers backend does it,
-    so that in float32 both give the same texts.
+    Prompts are those of the tokenizer's `apply_chat_template` (see `ChatPrompts`). Answers are decoded as
+    mllm_shap's own transformers backend decodes them.
     """
 
     def __init__(
-        self, model: Any, tokenizer: Any, identity: ModelIdentity, *, max_batch_size: int | None = None
+        self,
+        model: Any,
+        tokenizer: Any,
+        identity: ModelIdentity,
+        *,
+        max_batch_size: int | None = None,
+        chat: ChatSettings | None = None,
     ) -> None:
         self._model = model
         self._tokenizer = tokenizer
@@ -61,6 +69,13 @@ class HfTextModel:
         # Fast tokenizers are not thread-safe, and prompts are encoded while answers are decoded.
         self._decoding_tokenizer = copy.deepcopy(tokenizer)
         self._encoding = threading.Lock()
+        chat = ChatSettings() if chat is None else chat
+        known = are_readable(tokenizer.name_or_path)
+        self._prompts = ChatPrompts(tokenizer, chat, identity.model_id, names_control_tokens=not known)
+        self._cut = None
+        if chat.strip_reasoning:
+            begun = opens_reasoning(self._prompts.generation_prompt())
+            self._cut = ReasoningCut(self._decoding_tokenizer, begun=begun)
         self._settings = settings = read_settings(model, tokenizer)
         self._vocabulary = settings.vocabulary
         self._positions = _learned_positions(model)
@@ -80,6 +95,8 @@ class HfTextModel:
         max_batch_size: int | None = None,
         model_id: str | None = None,
         recorded_revision: str | None = None,
+        gguf_file: str | None = None,
+        chat: ChatSettings | None = None,
     ) -> "HfTextModel":
         """Load a model from a hub id at `revision`, or from a directory.
 
@@ -92,6 +109,8 @@ class HfTextModel:
             max_batch_size: Prompts per batch; None for `auto`.
             model_id: Name recorded with results; `source` when None.
             recorded_revision: Revision recorded with results; `revision` when None.
+            gguf_file: Name of the GGUF file in `source` that holds the weights and the tokenizer.
+            chat: How prompts are made and texts of answers read; the defaults when None.
 
         Raises:
             ModelError: When it cannot be loaded.
@@ -108,8 +127,10 @@ class HfTextModel:
         )
         try:
             with memory_errors(place):
-                tokenizer, model = _load(str(source), revision, place, weights, attn_implementation)
-                return cls(model, tokenizer, identity, max_batch_size=max_batch_size)
+                tokenizer, model = _load(
+                    str(source), revision, place, weights, attn_implementation, gguf_file=gguf_file
+                )
+                return cls(model, tokenizer, identity, max_batch_size=max_batch_size, chat=chat)
         except OutOfMemory as error:
             raise ResourceError(
                 f"model {str(source)!r} does not fit on {place} ({error}); use a smaller dtype "
@@ -129,7 +150,7 @@ class HfTextModel:
     @property
     def notes(self) -> tuple[str, ...]:
         """Return what the user should know of how this model answers, as sentences."""
-        return (*self._settings.notes, *self.decoder.notes)
+        return (*self._prompts.notes, *self._settings.notes, *self.decoder.notes)
 
     @property
     def network(self) -> Any:
@@ -142,6 +163,11 @@ class HfTextModel:
         return self._vocabulary
 
     @property
+    def tokenizer(self) -> Any:
+        """Return the tokenizer that prompts are encoded with."""
+        return self._tokenizer
+
+    @property
     def largest_batch(self) -> int:
         """Return the most prompts that `auto` may put into a batch: processors are busy long before GPUs."""
         return LARGEST_ON_CPU if self._model.device.type == "cpu" else LARGEST_SIZE
@@ -150,7 +176,8 @@ class HfTextModel:
         """Render and tokenize one conversation.
 
         Raises:
-            RowError: When it holds audio, its prompt is empty, or it is longer than the model can read.
+            RowError: When it holds audio, the chat template refuses it, its prompt is empty, or it is longer
+                than the model can read.
         """
         return self.encode_all([snapshot], decoding)[0]
 
@@ -160,11 +187,8 @@ class HfTextModel:
             raise RowError(
                 "audio_input", "connector 'hf_text' takes text only, and this conversation holds audio"
             )
-        prefill = decoding.assistant_prefill or ""
-        messages = [snapshot_to_chat_messages(snapshot) for snapshot in snapshots]
         with self._encoding:
-            texts = [render_prompt(self._tokenizer, each) + prefill for each in messages]
-            rows = self._tokenizer(texts, add_special_tokens=True, return_attention_mask=False)["input_ids"]
+            rows = self._prompts.encode_all(snapshots, decoding.assistant_prefill or "")
         return [self._prompt(ids, decoding) for ids in rows]
 
     def batch_key(self, prompt: TextPrompt) -> bytes:
@@ -186,7 +210,7 @@ class HfTextModel:
         with torch.inference_mode(), memory_errors(self._model.device):
             self._check_memory(ids, decoding)
             generated = self.decoder.answer(ids, decoding, seeds)
-        return self._answers(generated)
+        return self._answers(generated, decoding.assistant_prefill or "")
 
     def embed(
         self, answers: Sequence[Answer], mode: EmbeddingMode, reducer: str
@@ -204,9 +228,12 @@ class HfTextModel:
         if device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _answers(self, generated: Sequence[Generated]) -> list[Answer]:
+    def _answers(self, generated: Sequence[Generated], prefill: str) -> list[Answer]:
         ids = [each.token_ids for each in generated]
-        texts = self._decoding_tokenizer.batch_decode(ids, skip_special_tokens=True)
+        if self._cut is None:
+            texts = self._decoding_tokenizer.batch_decode(ids, skip_special_tokens=True)
+        else:
+            texts = self._cut.texts(ids, prefill)
         return [
             Answer(
                 text=text.strip(),
@@ -260,7 +287,13 @@ class HfTextModel:
 
 
 def _load(
-    source: str, revision: str | None, device: torch.device, dtype: torch.dtype, attention: str | None
+    source: str,
+    revision: str | None,
+    device: torch.device,
+    dtype: torch.dtype,
+    attention: str | None,
+    *,
+    gguf_file: str | None = None,
 ) -> tuple[Any, Any]:
     import transformers
 
@@ -268,8 +301,10 @@ def _load(
     transformers.utils.logging.disable_progress_bar()
     options: dict[str, Any] = {} if attention is None else {"attn_implementation": attention}
     check_generation_file(Path(source))
+    weights_file = {} if gguf_file is None else {"gguf_file": gguf_file}
+    options |= weights_file
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source, revision=revision)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source, revision=revision, **weights_file)
         # Straight to the device: main memory need not hold the weights of every worker.
         model = transformers.AutoModelForCausalLM.from_pretrained(
             source, revision=revision, dtype=dtype, device_map=str(device), **options
@@ -321,4 +356,6 @@ def load(run: RunSpec, model_path: Path | None, revision: str | None) -> HfTextM
         max_batch_size=None if options.batch_size == "auto" else options.batch_size,
         model_id=run.model_id,
         recorded_revision=revision,
+        gguf_file=options.gguf_file,
+        chat=ChatSettings.of(run),
     )

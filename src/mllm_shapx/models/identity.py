@@ -19,18 +19,25 @@ MODEL_DIRECTORY = (
 )
 
 
-def local_directory(written: str, candidate: Path) -> Path | None:
+def local_directory(written: str, candidate: Path, gguf_file: str | None = None) -> Path | None:
     """Return the directory that `model_id` names, None when it is a hub id.
 
     Args:
         written: `model_id` as the config has it.
         candidate: Where that is as a path.
+        gguf_file: Name of the one file of it that holds the model.
 
     Raises:
         ModelError: When it is a path but no model directory.
     """
     if candidate.is_dir():
-        _check_directory(written, candidate)
+        if gguf_file is None:
+            _check_directory(written, candidate)
+        elif not (candidate / gguf_file).is_file():
+            raise ModelError(
+                f"connector_kwargs.gguf_file: directory {written!r} holds no file {gguf_file!r}; "
+                "name one of its *.gguf files"
+            )
         return candidate
     if candidate.exists():
         raise ModelError(
@@ -61,13 +68,15 @@ def _check_directory(written: str, directory: Path) -> None:
         )
 
 
-def directory_digest(directory: Path) -> str:
+def directory_digest(directory: Path, gguf_file: str | None = None) -> str:
     """Return the sha256 over the names, sizes and contents of a directory's files, as 64 hex digits.
 
-    Hidden files and folders (such as download caches) are left out. Files are read a piece at a time.
+    Of a directory with a `gguf_file` this file alone counts. Hidden files and folders (such as download
+    caches) are left out. Files are read a piece at a time.
     """
     total = hashlib.sha256()
-    for path in sorted(_files(directory), key=lambda each: each.relative_to(directory).as_posix()):
+    files = _files(directory) if gguf_file is None else [directory / gguf_file]
+    for path in sorted(files, key=lambda each: each.relative_to(directory).as_posix()):
         total.update(f"{path.relative_to(directory).as_posix()}\0{path.stat().st_size}\0".encode())
         with path.open("rb") as file:
             while chunk := file.read(_CHUNK):

@@ -57,7 +57,8 @@ def model_identity(run: RunSpec, config_path: Path) -> tuple[Path | None, str]:
     from mllm_shapx.config.loading import resolve_path
 
     check_connector(run.connector)
-    directory = local_directory(run.model_id, resolve_path(run.model_id, config_path))
+    gguf_file = run.connector_kwargs.gguf_file
+    directory = local_directory(run.model_id, resolve_path(run.model_id, config_path), gguf_file)
     return directory, _revision(run, directory)
 
 
@@ -76,4 +77,6 @@ def check_connector(connector: str) -> None:
 
 
 def _revision(run: RunSpec, directory: Path | None) -> str:
-    return hub_commit(run.model_id, run.model_revision) if directory is None else directory_digest(directory)
+    if directory is None:
+        return hub_commit(run.model_id, run.model_revision)
+    return directory_digest(directory, run.connector_kwargs.gguf_file)

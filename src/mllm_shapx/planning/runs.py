@@ -110,6 +110,8 @@ class RunSpec:
             settings["audio_segmentation"] = self.audio_segmentation.model_dump(
                 mode="json", exclude={"aligner_device"}
             )
+        # Absent unless set: answers that are stored without them stay known.
+        settings |= self.connector_kwargs.chat_settings
         if not self.shares_answers:
             settings["run"] = self.name
         return settings
@@ -157,6 +159,7 @@ class RunSpec:
                 "model_id": self.model_id,
                 "revision": self.model_revision,
                 "dtype": self.connector_kwargs.dtype,
+                **self.connector_kwargs.chat_settings,
             },
             "dataset": self.dataset.model_dump(mode="json", exclude={"trust_remote_code"}),
             "modality": self.modality.model_dump(mode="json"),

@@ -1,0 +1,93 @@
+"""Chat templates that a config gives: read from their file and checked without rendering them."""
+
+from pathlib import Path
+from typing import Any
+
+_MARKS = ("{{", "{%", "{#")
+_LARGEST = 1 << 20
+"""Bytes of a template file; a larger file is something else."""
+
+
+def is_template_text(written: str) -> bool:
+    """Return whether `chat_template` is the template itself: a template holds a jinja mark, a path none."""
+    return any(mark in written for mark in _MARKS)
+
+
+def read_template(written: str, path: Path) -> str:
+    """Return the template's text.
+
+    Args:
+        written: `chat_template` as the config has it, a template or a path.
+        path: Where the file is, if it is a path.
+
+    Raises:
+        ValueError: When there is no such file, it holds no text, or jinja cannot parse it; says so in words.
+    """
+    text = written if is_template_text(written) else _read(path)
+    if not is_template_text(text):
+        msg = f"{path} holds no chat template: there is no {{{{ or {{% in it"
+        raise ValueError(msg)
+    _parsed(text)
+    return text
+
+
+def template_variables(template: str) -> frozenset[str]:
+    """Return the variables that a template reads and does not set; none where jinja cannot parse it."""
+    from jinja2 import meta
+
+    try:
+        return frozenset(meta.find_undeclared_variables(_parsed(template)))
+    except ValueError:
+        return frozenset()
+
+
+def _read(path: Path) -> str:
+    try:
+        if not path.is_file():
+            msg = f"there is no file {path}, and it is no template text: that holds {{{{ or {{%"
+            raise ValueError(msg)
+        if path.stat().st_size > _LARGEST:
+            msg = f"{path} is no chat template: it is larger than {_LARGEST >> 20} MiB"
+            raise ValueError(msg)
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        msg = f"{path} is not UTF-8 text (byte {error.start})"
+        raise ValueError(msg) from None
+    except OSError as error:
+        msg = f"cannot read {path}: {error.strerror}"
+        raise ValueError(msg) from None
+
+
+def _parsed(text: str) -> Any:
+    from jinja2 import TemplateError, TemplateSyntaxError
+
+    environment = _environment()
+    try:
+        environment.from_string(text)
+        return environment.parse(text)
+    except TemplateSyntaxError as error:
+        msg = f"jinja cannot read the template: {error.message} (line {error.lineno})"
+        raise ValueError(msg) from None
+    except (TemplateError, RecursionError, SyntaxError) as error:
+        msg = f"jinja cannot read the template: {error}"
+        raise ValueError(msg) from None
+
+
+def _environment() -> Any:
+    """Return an environment that knows what transformers' own for chat templates knows."""
+    from jinja2 import ext, nodes
+    from jinja2.parser import Parser
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(ext.Extension):
+        """The tag that marks the assistant's part; its content is rendered as it is."""
+
+        tags = {"generation"}  # noqa: RUF012 -- as jinja declares it
+
+        def parse(self, parser: Parser) -> list[nodes.Node]:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+    return ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, ext.loopcontrols]
+    )

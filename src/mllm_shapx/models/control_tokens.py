@@ -1,0 +1,148 @@
+"""Special tokens that stand in a user's text: transformers turns them into control tokens.
+
+Read from a tokenizer, or from its files without importing torch or transformers.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from mllm_shapx.config.loading import resolve_path
+from mllm_shapx.data.columns import resolve_columns
+from mllm_shapx.data.conversations import sentences
+from mllm_shapx.data.table import Table
+from mllm_shapx.errors import RowError
+from mllm_shapx.planning.runs import RunSpec
+
+_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+
+
+def control_tokens(tokenizer: Any, template: str | None) -> tuple[str, ...]:
+    """Return the strings that `tokenizer` reads as control tokens wherever they stand.
+
+    These are transformers' own: its special tokens, and those added tokens that the chat template writes.
+    """
+    own = tokenizer.chat_template
+    templates = own.values() if isinstance(own, dict) else [own or ""]
+    added = ((token.content, token.special) for token in tokenizer.added_tokens_decoder.values())
+    return _chosen(added, template or "".join(templates))
+
+
+def matcher(tokens: Sequence[str]) -> re.Pattern[str] | None:
+    """Return a pattern that finds any of `tokens`, None when there are none."""
+    longest_first = sorted(tokens, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first))) if tokens else None
+
+
+def first_match(pattern: re.Pattern[str], text: str) -> str | None:
+    """Return the first token in `text`."""
+    match = pattern.search(text)
+    return None if match is None else match.group()
+
+
+def are_readable(source: str) -> bool:
+    """Return whether the special tokens of the model directory `source` can be read from its files."""
+    return bool(source) and (Path(source) / "tokenizer.json").is_file()
+
+
+def control_token_warnings(
+    run: RunSpec, config_path: Path | None, table: Table, rows: Sequence[int]
+) -> tuple[str, ...]:
+    """Return a warning when texts of `rows` hold special tokens of the run's model.
+
+    Tokens are known of a local directory and of a model in the local hub cache; of others nothing is said.
+    """
+    if run.connector != "hf_text" or run.modality.has_audio_input:
+        return ()
+    pattern = matcher(_tokens_of(run, config_path))
+    column = resolve_columns(table, run.dataset, run.modality).text
+    if pattern is None or column is None:
+        return ()
+    found = [
+        (row, token) for row, text in _texts(table, column, rows) if (token := first_match(pattern, text))
+    ]
+    if not found:
+        return ()
+    row, token = found[0]
+    warning = (
+        f"{len(found):,} of {len(rows):,} row(s) hold special tokens of the model (row {row}: {token}); "
+        "they become control tokens, as in the tokenizer's own apply_chat_template"
+    )
+    return (warning,)
+
+
+def _texts(table: Table, column: str, rows: Sequence[int]) -> Iterator[tuple[int, str]]:
+    wanted = set(rows)
+    start = 0
+    for batch in table.batches([column]):
+        inside = [row for row in range(start, start + batch.num_rows) if row in wanted]
+        values = batch.column(0)
+        for row in inside:
+            try:
+                yield row, "\n".join(sentences(values[row - start].as_py()))
+            except RowError:
+                continue  # said when the row is explained
+        wanted.difference_update(inside)
+        if not wanted:
+            return
+        start += batch.num_rows
+
+
+def _tokens_of(run: RunSpec, config_path: Path | None) -> tuple[str, ...]:
+    """Return the control tokens that the model's files name; none when there are no such files here."""
+    options = run.connector_kwargs
+    if options.gguf_file is not None or (options.chat_template_kwargs or {}).get("sanitize_control_tokens"):
+        return ()
+    directory = resolve_path(run.model_id, config_path)
+    paths = {name: directory / name for name in _FILES} if directory.is_dir() else _cached(run)
+    config, fast = (_json(paths.get(name)) for name in ("tokenizer_config.json", "tokenizer.json"))
+    added = [*_list(fast.get("added_tokens")), *_dict(config.get("added_tokens_decoder")).values()]
+    entries = ((_dict(each).get("content"), _dict(each).get("special")) for each in added)
+    template = options.chat_template or _text(paths.get("chat_template.jinja")) or config.get("chat_template")
+    return _chosen(
+        ((content, bool(special)) for content, special in entries if isinstance(content, str)),
+        template if isinstance(template, str) else json.dumps(template, ensure_ascii=False),
+    )
+
+
+def _cached(run: RunSpec) -> dict[str, Path]:
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = {
+            name: try_to_load_from_cache(run.model_id, name, revision=run.model_revision) for name in _FILES
+        }
+    except HFValidationError:
+        return {}
+    return {name: Path(path) for name, path in found.items() if isinstance(path, str)}
+
+
+def _chosen(added: Iterable[tuple[str, bool]], template: str) -> tuple[str, ...]:
+    """Return the special tokens, and of the others those that the template writes, but for white space."""
+    kept = (token for token, special in added if special or token in template)
+    return tuple(dict.fromkeys(token for token in kept if token.strip()))
+
+
+def _text(path: Path | None) -> str:
+    try:
+        return "" if path is None else path.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return ""  # what cannot be read is named when the model is loaded
+
+
+def _json(path: Path | None) -> dict[str, Any]:
+    try:
+        return _dict(json.loads(_text(path) or "{}"))
+    except (ValueError, RecursionError):
+        return {}
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
