@@ -14,7 +14,12 @@ from mllm_shapx.config import checks, diagnosis
 from mllm_shapx.config.models import ExperimentSet
 from mllm_shapx.errors import ConfigError, Problem
 
-_PATH_KEYS = (("dataset", "path"), ("connector_kwargs", "model_id"), ("embedding", "model_id"))
+_PATH_KEYS = (
+    ("dataset", "path"),
+    ("connector_kwargs", "model_id"),
+    ("connector_kwargs", "adapter"),
+    ("embedding", "model_id"),
+)
 """Keys that may hold a path of this machine."""
 
 

@@ -221,6 +221,20 @@ class ConnectorKwargs(Block):
     batch_size: Count | Literal["auto"] = "auto"
     """Prompts answered in one forward pass."""
     attn_implementation: str | None = None
+    quantization: Literal["4bit", "8bit"] | None = None
+    """Load the weights in so many bits with bitsandbytes; needs CUDA."""
+    adapter: str | None = None
+    """PEFT adapter on the model: hub id or local directory."""
+    trust_remote_code: bool = False
+    """Whether code that comes with the model may run."""
+    gguf_file: str | None = None
+    """Name of the GGUF file to load, inside the model's directory or repository."""
+
+    @property
+    def loading_settings(self) -> dict[str, Any]:
+        """What changes the loaded model beside its id, revision and dtype; only what is set."""
+        keys = ("quantization", "adapter", "trust_remote_code", "gguf_file")
+        return {key: value for key in keys if (value := getattr(self, key)) not in (None, False)}
 
 
 class ColumnMapping(Block):

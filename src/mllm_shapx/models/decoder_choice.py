@@ -14,6 +14,7 @@ import torch
 from mllm_shapx.errors import ModelError
 from mllm_shapx.models.base import Decoding
 from mllm_shapx.models.decoding import OwnLoop
+from mllm_shapx.models.devices import devices_of
 from mllm_shapx.models.plain_generate import (
     Generated,
     Vocabulary,
@@ -120,6 +121,9 @@ def asks_for_more(settings: Any) -> list[str]:
 def _own_loop(
     model: Any, vocabulary: Vocabulary, prompts: list[list[int]], alone: list["_Trial"]
 ) -> OwnLoop | None:
+    if len(devices_of(model)) > 1:
+        _log.info("decoding with generate: the model is spread over several devices")
+        return None
     more = asks_for_more(model.generation_config)
     kernel = getattr(model.config, "_attn_implementation", None)
     if more or kernel not in MASKED:
