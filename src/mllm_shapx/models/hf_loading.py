@@ -205,16 +205,33 @@ def _check_is_decoder(files: TextFiles, model: Any) -> None:
 
 
 def _check_vocabulary(files: TextFiles, model: Any, tokenizer: Any) -> None:
-    """Refuse a tokenizer whose tokens the model has no embedding for. Padding is masked and may lack it."""
+    """Refuse a tokenizer whose tokens the model has no embedding for.
+
+    Tokenizers add special tokens of their own, for padding and unknown text, which neither a template nor
+    ordinary text brings in; those may lack an embedding.
+    """
     rows = model.get_input_embeddings().num_embeddings
-    tokens = set(tokenizer.get_vocab().values()) - {tokenizer.pad_token_id}
-    if max(tokens, default=-1) >= rows:
+    vocabulary = tokenizer.get_vocab()
+    beyond = {place for place in vocabulary.values() if place >= rows}
+    idle = {place for place, added in tokenizer.added_tokens_decoder.items() if added.special}
+    if beyond - (idle - _brought_in(tokenizer)):
         of = "the adapter's" if files.adapter is not None else "its"
         raise ModelError(
-            f"connector 'hf_text': {of} tokenizer has {max(tokens) + 1} tokens and model {files.source!r} "
-            f"has embeddings for {rows}; take the tokenizer that the model was trained with, or resize the "
+            f"connector 'hf_text': {of} tokenizer has {max(beyond) + 1} tokens and model {files.source!r} has "
+            f"embeddings for {rows}; take the tokenizer that the model was trained with, or resize the "
             "embeddings (resize_token_embeddings) and save the model again"
         )
+
+
+def _brought_in(tokenizer: Any) -> set[int | None]:
+    """Return tokens that prompts hold beside the user's text."""
+    ends = {tokenizer.bos_token_id, tokenizer.eos_token_id}
+    chat = [{"role": "user", "content": "a"}]
+    try:
+        rendered = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    except Exception:  # noqa: BLE001 -- a template is a program; rendering the rows says what is wrong
+        rendered = "a"
+    return {*ends, *tokenizer(rendered)["input_ids"]}
 
 
 def _with_adapter(model: Any, files: TextFiles) -> Any:
