@@ -14,7 +14,7 @@ from model_kit import answer_in_batches, build_config, conversations
 from safetensors.torch import load_file, save_file
 
 from mllm_shapx.errors import ModelError, RowError
-from mllm_shapx.models.base import Decoding
+from mllm_shapx.models.base import Decoding, EmbeddingMode
 from mllm_shapx.models.devices import Placement
 from mllm_shapx.models.hf_loading import TextFiles, load_text
 from mllm_shapx.models.hf_text import HfTextModel
@@ -332,16 +332,16 @@ def test_a_model_spread_over_two_places_answers_as_the_whole_one(
     assert len({each.text for each in expected}) > 6
     for one, other in zip(expected, found, strict=True):
         np.testing.assert_allclose(other.logprobs or (), one.logprobs or (), atol=1e-4)
-    for mode in ("STATIC", "CONTEXTUAL"):
-        ours = parts.embed(found, mode, "MeanReducer")  # type: ignore[arg-type]
-        theirs = plain.embed(expected, mode, "MeanReducer")  # type: ignore[arg-type]
-        for one, other in zip(ours, theirs, strict=True):
-            np.testing.assert_allclose(one, other, atol=1e-5)
+    modes: tuple[EmbeddingMode, ...] = ("STATIC", "CONTEXTUAL")
+    for mode in modes:
+        states = parts.embed(found, mode, "MeanReducer")
+        for ours, theirs in zip(states, plain.embed(expected, mode, "MeanReducer"), strict=True):
+            np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
 # --- positions
 
-FAMILIES_WITH_TABLES = {
+FAMILIES_WITH_TABLES: dict[str, dict[str, Any]] = {
     "gpt2": {"n_positions": 24},
     "opt": {"max_position_embeddings": 24, "word_embed_proj_dim": 32, "ffn_dim": 64},
     "gpt_neo": {
@@ -356,7 +356,7 @@ FAMILIES_WITH_TABLES = {
     "gpt_bigcode": {"n_positions": 24, "n_embd": 32, "n_layer": 1, "n_head": 4},
     "mpt": {"max_seq_len": 24, "d_model": 32, "n_layers": 1, "n_heads": 4},
 }  # fmt: skip
-FAMILIES_WITHOUT = {
+FAMILIES_WITHOUT: dict[str, dict[str, Any]] = {
     "xglm": {
         "max_position_embeddings": 24,
         "d_model": 32,
@@ -432,3 +432,20 @@ def test_a_models_own_code_runs_only_when_it_is_trusted(
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.setattr(sys, "path", [*sys.path])
     assert answers(load(llama, trust_remote_code=True)) == expected
+
+
+def test_a_gguf_file_gives_the_model_that_it_was_made_from(llama: Path) -> None:
+    """Weights, tokenizer and template come out of the one file."""
+    from gguf_kit import write_gguf
+
+    expected = answers(load(llama))
+    alone = llama.parent / "gguf"
+    alone.mkdir()
+    write_gguf(llama, alone / "tiny.gguf")
+    assert answers(load(alone, gguf_file="tiny.gguf")) == expected
+
+
+def test_quantization_without_cuda_says_what_it_needs(llama: Path) -> None:
+    """Bitsandbytes runs on CUDA; on the CPU the setting is refused in words."""
+    with pytest.raises(ModelError, match=r"connector_kwargs\.quantization.*CUDA"):
+        load(llama, quantization="4bit")

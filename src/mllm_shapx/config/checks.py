@@ -43,6 +43,7 @@ class Finding:
 def findings(experiment_set: ExperimentSet) -> Iterator[Finding]:
     """Yield everything that is wrong or worth a warning across keys; well-formed keys are assumed."""
     yield from _modality(experiment_set)
+    yield from _loading(experiment_set)
     yield from _dataset(experiment_set.dataset)
     yield from _selection(experiment_set)
     yield from _scoring(experiment_set)
@@ -72,6 +73,22 @@ def _modality(experiment_set: ExperimentSet) -> Iterator[Finding]:
         fix = 'remove it, or set modality.input_modality to "audio__..."'
         reads: tuple[Place, ...] = (("modality", "input_modality"),)
         yield _problem(("audio_segmentation", "method"), message, fix, reads)
+
+
+def _loading(experiment_set: ExperimentSet) -> Iterator[Finding]:
+    kwargs, connector = experiment_set.connector_kwargs, experiment_set.connector
+    for key in kwargs.loading_settings:
+        if connector != "hf_text":
+            message = f'is not known to connector "{connector}"'
+            yield _problem(("connector_kwargs", key), message, "remove it", reads=(("connector",),))
+    quantization, gguf_file = kwargs.quantization, kwargs.gguf_file
+    if quantization is not None and experiment_set.device in {"cpu", "mps"}:
+        message = f'"{quantization}" needs CUDA (bitsandbytes), and device is "{experiment_set.device}"'
+        yield _problem(("connector_kwargs", "quantization"), message, reads=(("device",),))
+    if quantization is not None and gguf_file is not None:
+        message = "is not read for a GGUF file, whose weights are unpacked"
+        reads: tuple[Place, ...] = (("connector_kwargs", "gguf_file"),)
+        yield _problem(("connector_kwargs", "quantization"), message, "remove one of the two", reads)
 
 
 def _dataset(dataset: DatasetConfig) -> Iterator[Finding]:

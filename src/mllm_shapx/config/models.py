@@ -4,6 +4,7 @@ The models hold the shape of each key; what several keys must agree on stands in
 """
 
 import re
+from pathlib import PurePosixPath
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -127,6 +128,21 @@ def _flat_type_as_written(value: str) -> str:
     return value
 
 
+def _not_empty(value: str) -> str:
+    if not value.strip():
+        msg = "must not be empty"
+        raise ValueError(msg)
+    return value
+
+
+def _gguf_file(value: str) -> str:
+    path = PurePosixPath(value)
+    if path.suffix != ".gguf" or path.is_absolute() or ".." in path.parts:
+        msg = f'"{value}" must be the name of a *.gguf file inside the model\'s directory or repository'
+        raise ValueError(msg)
+    return value
+
+
 def _device(value: Any) -> Any:
     return None if value == "auto" else value
 
@@ -138,6 +154,8 @@ def _known_device(value: str | None) -> str | None:
     return value
 
 
+Name = Annotated[str, AfterValidator(_not_empty)]
+GgufFile = Annotated[str, AfterValidator(_gguf_file)]
 PathSegment = Annotated[str, AfterValidator(_path_segment)]
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
 MinFraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -223,11 +241,11 @@ class ConnectorKwargs(Block):
     attn_implementation: str | None = None
     quantization: Literal["4bit", "8bit"] | None = None
     """Load the weights in so many bits with bitsandbytes; needs CUDA."""
-    adapter: str | None = None
+    adapter: Name | None = None
     """PEFT adapter on the model: hub id or local directory."""
     trust_remote_code: bool = False
     """Whether code that comes with the model may run."""
-    gguf_file: str | None = None
+    gguf_file: GgufFile | None = None
     """Name of the GGUF file to load, inside the model's directory or repository."""
 
     @property

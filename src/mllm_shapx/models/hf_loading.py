@@ -62,6 +62,11 @@ def load_text(
 
     # Several workers share a terminal: their bars and reports at once cannot be read.
     transformers.utils.logging.disable_progress_bar()
+    if files.quantization is not None and placement.device.type != "cuda":
+        raise ModelError(
+            f"connector_kwargs.quantization: {files.quantization!r} needs CUDA (bitsandbytes), and the model "
+            f"goes to {placement.device}; remove it, or run on a machine with an NVIDIA GPU"
+        )
     with _quiet(transformers):
         _check_class(files, transformers)
         tokenizer = _load_tokenizer(files, transformers)
@@ -217,8 +222,8 @@ def _check_vocabulary(files: TextFiles, model: Any, tokenizer: Any) -> None:
     if beyond - (idle - _brought_in(tokenizer)):
         of = "the adapter's" if files.adapter is not None else "its"
         raise ModelError(
-            f"connector 'hf_text': {of} tokenizer has {max(beyond) + 1} tokens and model {files.source!r} has "
-            f"embeddings for {rows}; take the tokenizer that the model was trained with, or resize the "
+            f"connector 'hf_text': {of} tokenizer has {max(beyond) + 1} tokens and model {files.source!r} "
+            f"has embeddings for {rows}; take the tokenizer that the model was trained with, or resize the "
             "embeddings (resize_token_embeddings) and save the model again"
         )
 

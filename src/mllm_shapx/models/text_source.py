@@ -151,16 +151,18 @@ def split_commit(commit: str) -> tuple[str, str | None]:
 
 def _check_extras(run: RunSpec) -> None:
     kwargs = run.connector_kwargs
-    needed = {
-        "bitsandbytes": ("quantization", kwargs.quantization),
-        "gguf": ("gguf_file", kwargs.gguf_file),
-    }
-    for module, (key, value) in needed.items():
-        if value is not None and importlib.util.find_spec(module) is None:
-            raise ModelError(
-                f"connector_kwargs.{key}: {value!r} needs the package {module}, which is not installed: "
-                f"pip install {module}"
-            )
+    if kwargs.quantization is not None:
+        _need("bitsandbytes", "quantization", f"connector_kwargs.quantization: {kwargs.quantization!r}")
+    if kwargs.gguf_file is not None:
+        _need("gguf", "gguf", f"{_GGUF}: {kwargs.gguf_file!r}")
+
+
+def _need(package: str, extra: str, named: str) -> None:
+    """Refuse a setting whose package is not installed."""
+    if importlib.util.find_spec(package) is None:
+        raise ModelError(
+            f"{named} needs the package {package}, which is not installed: pip install 'mllm-shapx[{extra}]'"
+        )
 
 
 def _commit(base: Place, gguf_file: str | None) -> str:
@@ -183,8 +185,7 @@ def _check_gguf(path: Path, written: str) -> None:
 
 
 def _adapter_commit(adapter: Place) -> str:
-    if importlib.util.find_spec("peft") is None:
-        raise ModelError(f"{adapter.named} needs the package peft, which is not installed: pip install peft")
+    _need("peft", "peft", adapter.named)
     if adapter.directory is None:
         return hub_commit(adapter.written, adapter.revision, adapter.key, ADAPTER_CONFIG)
     read_json(adapter.named, adapter.directory / ADAPTER_CONFIG)
