@@ -53,6 +53,8 @@ class LibraryRunner:
         Raises:
             LibraryError: When the library refuses the config or cannot load the model.
         """
+        if unknown := ", ".join(game.run.connector_kwargs.loading_settings):
+            raise LibraryError(f"mllm_shap's own backend does not know connector_kwargs {unknown}")
         snapshot = open_row(game.row, game.run).snapshot
         config = self._config(game.run, game.run.seed_for(game.row.row_index), game.num_players)
         runner = ExplainRunner(config, registry=self._registry, backend=self._backend)

@@ -48,11 +48,6 @@ class Placement:
     options: Mapping[str, Any] = field(default_factory=dict)
     """What `from_pretrained` is told: a device map and, for several devices, their memory."""
 
-    @property
-    def is_spread(self) -> bool:
-        """Whether the weights may lie on several devices."""
-        return self.options.get("device_map") != str(self.device)
-
     def check(self, model: Any) -> None:
         """Refuse a model that did not fit on the GPUs and lies partly in main memory.
 

@@ -72,8 +72,8 @@ def load_text(
         tokenizer = _load_tokenizer(files, transformers)
         model, notes = _load_model(files, placement, dtype, attention, transformers)
         if files.adapter is not None:
-            model = _with_adapter(model, files)
-            notes.append(f"adapter {files.adapter} is applied to model {files.source}")
+            model, note = _with_adapter(model, files)
+            notes.append(note)
     _check_vocabulary(files, model, tokenizer)
     placement.check(model)
     return LoadedText(model.eval(), tokenizer, (*placement.notes(model), *notes))
@@ -239,8 +239,8 @@ def _brought_in(tokenizer: Any) -> set[int | None]:
     return {*ends, *tokenizer(rendered)["input_ids"]}
 
 
-def _with_adapter(model: Any, files: TextFiles) -> Any:
-    """Return the model with an adapter's layers in place; its class stays what it is."""
+def _with_adapter(model: Any, files: TextFiles) -> tuple[Any, str]:
+    """Return the model with an adapter's layers in place, its class unchanged, and a note on it."""
     import peft
 
     with _loading(files, f"adapter {files.adapter!r} of model"), warnings.catch_warnings():
@@ -265,7 +265,11 @@ def _with_adapter(model: Any, files: TextFiles) -> Any:
             f"connector 'hf_text': adapter {files.adapter!r} does not belong to model {files.source!r}: it "
             f"{what}; name the base model that it was trained on"
         )
-    return adapted.get_base_model()
+    note = f"adapter {files.adapter} is applied to model {files.source}"
+    trained_on = str(adapted.active_peft_config.base_model_name_or_path or files.source)
+    if trained_on.rstrip("/").rpartition("/")[2] != files.source.rpartition("/")[2]:
+        note += f"; it was trained on {trained_on}"
+    return adapted.get_base_model(), note
 
 
 def _is_embedding(name: str) -> bool:

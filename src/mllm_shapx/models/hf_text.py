@@ -22,7 +22,7 @@ from mllm_shapx.models.devices import free_memory, memory_errors, pick_dtype, pl
 from mllm_shapx.models.hf_loading import TextFiles, load_text
 from mllm_shapx.models.plain_generate import Generated, Vocabulary
 from mllm_shapx.models.pooling import pool
-from mllm_shapx.models.positions import position_limit
+from mllm_shapx.models.position_tables import position_limit
 from mllm_shapx.models.text_source import split_commit, text_source
 from mllm_shapx.planning.runs import RunSpec
 
