@@ -200,10 +200,24 @@ def test_shards_that_are_missing_are_named(llama: Path) -> None:
     assert "model-00002-of-00002.safetensors" in said
 
 
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "tokenizer_config.json"])
 @pytest.mark.parametrize("content", ["{", "[]", "\x00\x01"])
-def test_a_config_that_is_no_json_object_is_refused(llama: Path, content: str) -> None:
-    (llama / "config.json").write_text(content)
-    assert "config.json" in refusal_of(llama)
+def test_a_config_that_is_no_json_object_is_refused(llama: Path, name: str, content: str) -> None:
+    """Transformers would go on without the generation config."""
+    (llama / name).write_text(content)
+    assert f": {name} " in refusal_of(llama)
+
+
+def test_a_truncated_archive_of_pytorch_is_refused(llama: Path) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    path = llama / "pytorch_model.bin"
+    torch.save(load_file(llama / "model.safetensors"), path)
+    (llama / "model.safetensors").unlink()
+    assert commit_of(llama)
+    path.write_bytes(path.read_bytes()[:-1000])
+    assert "pytorch_model.bin is truncated" in refusal_of(llama)
 
 
 def test_a_trainers_leftovers_are_no_weights(llama: Path) -> None:

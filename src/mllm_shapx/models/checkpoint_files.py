@@ -5,6 +5,7 @@ Reads headers and small files only, and imports no torch.
 
 import json
 import struct
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,8 @@ def check_files(named: str, directory: Path) -> None:
             )
         if path.suffix == ".safetensors":
             _check_safetensors(named, path)
+        elif path.suffix == ".bin":
+            _check_archive(named, path)
         elif path.name.endswith(".index.json"):
             _check_shards(named, path)
 
@@ -119,6 +122,14 @@ def _announced_size(path: Path) -> int:
         header = json.loads(file.read(length))
     ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
     return int(8 + length + max(ends, default=0))
+
+
+def _check_archive(named: str, path: Path) -> None:
+    """Refuse a file of PyTorch that begins as a ZIP archive and does not end as one."""
+    with path.open("rb") as file:
+        is_archive = file.read(2) == b"PK"
+    if is_archive and not zipfile.is_zipfile(path):
+        raise ModelError(f"{named}: {path.name} is truncated; download or save it again")
 
 
 def _check_shards(named: str, index: Path) -> None:

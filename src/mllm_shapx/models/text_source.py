@@ -33,6 +33,8 @@ from mllm_shapx.planning.runs import RunSpec
 TRUST = "connector_kwargs.trust_remote_code"
 _GGUF = "connector_kwargs.gguf_file"
 _BASE = "base_model_name_or_path"
+_IGNORED_WHEN_BROKEN = ("generation_config.json", "tokenizer_config.json")
+"""Files that transformers passes over when they are no JSON."""
 _MASKED = ("ForMaskedLM", "ForPreTraining")
 _CAUSAL = "hf_text takes causal language models only"
 
@@ -171,6 +173,9 @@ def _commit(base: Place, gguf_file: str | None) -> str:
     if gguf_file is None:
         check_model_directory(base.named, base.directory)
         check_files(base.named, base.directory)
+        for name in _IGNORED_WHEN_BROKEN:
+            if (base.directory / name).exists():
+                read_json(base.named, base.directory / name)
     else:
         _check_gguf(base.directory / PurePosixPath(gguf_file), gguf_file)
     return directory_digest(base.directory, gguf_file=gguf_file)
