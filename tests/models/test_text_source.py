@@ -13,7 +13,7 @@ from hub_server import HubServer
 from mllm_shapx.config.models import ExperimentSet
 from mllm_shapx.errors import ModelError
 from mllm_shapx.models.identity import directory_digest
-from mllm_shapx.models.registry import load_model, model_identity
+from mllm_shapx.models.registry import load_model, model_directories, model_identity
 from mllm_shapx.planning.runs import RunSpec
 from mllm_shapx.planning.sweep import expand
 from mllm_shapx.records.spec import differences
@@ -288,6 +288,8 @@ def test_a_directory_that_holds_an_adapter_alone_is_loaded_on_its_base(
         base_model_name_or_path=str(llama) if base == "absolute" else "../llama",
     )
     alone, both = run_of(adapter), run_of(llama, adapter=str(adapter))
+    found = [path.resolve() for path in model_directories(alone, adapter)]
+    assert found == [path.resolve() for path in model_directories(both, llama)] == [llama, adapter]
     assert commit_of(adapter) == commit_of(llama, adapter=str(adapter))
     texts, notes = answers_of(alone)
     assert texts == answers_of(both)[0]

@@ -52,7 +52,7 @@ def load_model(
     """
     check_connector(run.connector)
     if revision is None:
-        revision = _revision(run, model_path, config_path)
+        revision = model_revision(run, model_path, config_path)
     module, function = LOADERS[run.connector].split(":")
     run = _with_absolute_adapter(run, config_path)
     loaded: Model = getattr(importlib.import_module(module), function)(run, model_path, revision)
@@ -71,7 +71,7 @@ def model_identity(run: RunSpec, config_path: Path) -> tuple[Path | None, str]:
     """
     check_connector(run.connector)
     directory = local_directory(run.model_id, resolve_path(run.model_id, config_path))
-    return directory, _revision(run, directory, config_path)
+    return directory, model_revision(run, directory, config_path)
 
 
 def check_connector(connector: str) -> None:
@@ -88,7 +88,28 @@ def check_connector(connector: str) -> None:
         )
 
 
-def _revision(run: RunSpec, directory: Path | None, config_path: Path | None) -> str:
+def model_directories(
+    run: RunSpec, directory: Path | None, config_path: Path | None = None
+) -> tuple[Path, ...]:
+    """Return the local directories that a run's model is loaded from: the base's and the adapter's.
+
+    Args:
+        run: Names the connector, the model and how to load it.
+        directory: The local directory of `model_id`; None for a hub id.
+        config_path: The config file that a relative adapter may start from.
+
+    Raises:
+        ModelError: When one is not there.
+    """
+    if run.connector != "hf_text":
+        return () if directory is None else (directory,)
+    source = text_source(run, directory, config_path)
+    places = (source.base, source.adapter)
+    return tuple(place.directory for place in places if place is not None and place.directory is not None)
+
+
+def model_revision(run: RunSpec, directory: Path | None, config_path: Path | None = None) -> str:
+    """Return what tells one version of the model from another (see `model_identity`)."""
     if run.connector == "hf_text":
         return text_commit(text_source(run, directory, config_path), run)
     if directory is None:

@@ -88,8 +88,8 @@ def text_source(run: RunSpec, directory: Path | None, config_path: Path | None) 
     """
     named = Place(MODEL_ID, run.model_id, directory, run.model_revision if directory is None else None)
     written = run.connector_kwargs.adapter
-    if directory is not None and has_adapter(directory) and run.connector_kwargs.gguf_file is None:
-        if has_weights(directory):
+    if directory is not None and has_adapter(directory):
+        if has_weights(directory) or run.connector_kwargs.gguf_file is not None:
             raise ModelError(
                 f"{named.named} holds a model and an adapter ({ADAPTER_CONFIG}) side by side; move the "
                 f"adapter's files to a directory of their own, and name that in {ADAPTER} to use it"
