@@ -2,13 +2,14 @@
 
 import asyncio
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
-from mllm_shapx.benchmark.library import LibraryResult, LibraryRunner
+from mllm_shapx.benchmark.library import LibraryError, LibraryResult, LibraryRunner
 from mllm_shapx.benchmark.ours import Explainer, Turn
 from mllm_shapx.benchmark.subject import Subject
 from mllm_shapx.cli import main
@@ -103,6 +104,18 @@ def test_the_library_is_run_as_it_is(tmp_path: Path) -> None:
     assert turn.coalitions == result.coalitions == len(turn.prompts) == 64
     assert turn.samples[0].player_values() == pytest.approx(list(result.values), abs=1e-9)
     assert 0 < turn.busy_seconds <= turn.seconds
+
+
+def test_the_library_is_not_compared_on_another_model(tmp_path: Path) -> None:
+    """Its backend would load the base without the adapter; the note names the key."""
+    subject = Subject(load_config(write_config(tmp_path)))
+    model = subject.load_model()
+    game = next(subject.games(model))
+    model.close()
+    kwargs = game.run.connector_kwargs.model_copy(update={"adapter": "org/lora"})
+    adapted = replace(game, run=replace(game.run, connector_kwargs=kwargs))
+    with pytest.raises(LibraryError, match="does not know connector_kwargs adapter"):
+        asyncio.run(LibraryRunner(adapted.run, subject.model_path).explain(adapted))
 
 
 def test_sharing_is_what_the_sweep_does(found: dict[str, Any]) -> None:

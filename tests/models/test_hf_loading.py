@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from model_kit import answer_in_batches, build_config, conversations
+from model_kit import answer_in_batches, build_config, conversation, conversations
 from safetensors.torch import load_file, save_file
 
 from mllm_shapx.errors import ModelError, RowError
@@ -183,7 +183,6 @@ def test_a_token_of_the_template_without_an_embedding_is_refused(llama: Path) ->
 def test_a_padding_token_without_an_embedding_is_no_fault(llama: Path) -> None:
     """Padding is masked; only a prompt that writes it out is refused, as its row's fault."""
     import transformers
-    from model_kit import conversation
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(llama)
     before = answers(load(llama))
@@ -409,6 +408,19 @@ def test_computed_positions_have_no_limit(kind: str) -> None:
     model = build(kind, FAMILIES_WITHOUT[kind])
     assert position_limit(model) is None
     read(model, 60)
+
+
+def test_a_prompt_is_refused_only_when_a_token_would_be_read_behind_the_table(
+    model_directory: Directories,
+) -> None:
+    """GPT-2's 160 positions: the last new token is written and not read, as in `generate`."""
+    model = load(model_directory("gpt2"))
+    length = model.encode(conversation("seven small birds"), DECODING).length
+    decoding = Decoding(max_new_tokens=161 - length)
+    prompt = model.encode(conversation("seven small birds"), decoding)
+    assert model.answer([prompt, prompt], decoding, [0, 0])
+    with pytest.raises(RowError, match=rf"has {length} tokens.*the 160 positions"):
+        model.encode(conversation("seven small birds"), Decoding(max_new_tokens=162 - length))
 
 
 # --- code and files of other kinds
