@@ -251,15 +251,9 @@ def test_a_tokenizer_with_a_way_of_its_own_is_asked_in_its_own_way() -> None:
     assert encoder.notes == ()
 
 
-def test_the_model_encodes_with_one_bos(model_directory: Callable[[str], Path], tmp_path: Path) -> None:
+def test_the_model_encodes_with_one_bos(tmp_path: Path) -> None:
     """Loaded from a directory whose tokenizer and template both write a BOS, `encode` gives one."""
-    directory = tmp_path / "model"
-    shutil.copytree(model_directory("llama"), directory)
-    for path in directory.glob("*token*"):
-        path.unlink()
-    (directory / "chat_template.jinja").unlink()
-    tokenizer_of("bpe_with_bos", WITH_BOS).save_pretrained(directory)
-    model = HfTextModel.load(directory, dtype="float32", device="cpu")
+    model = HfTextModel.load(save_model(tmp_path, "bpe_with_bos", WITH_BOS), dtype="float32", device="cpu")
     found = model.encode(chat("old stone bridges"), Decoding(max_new_tokens=1)).token_ids
     assert list(found) == reference(tokenizer_of("bpe_with_bos", WITH_BOS), chat("old stone bridges"))
     assert found[0] == 0
@@ -273,4 +267,4 @@ def test_the_model_hands_on_what_there_is_to_say(tmp_path: Path) -> None:
     (note,) = (each for each in model.notes if "eos_token_id" not in each)
     assert "takes no system message" in note
     bare = ChatSettings(system_prompt="")
-    assert HfTextModel.load(tmp_path, dtype="float32", device="cpu", chat=bare).notes == ()
+    assert HfTextModel.load(tmp_path, dtype="float32", device="cpu", chat=bare)._prompts.notes == ()

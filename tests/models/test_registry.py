@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from mllm_shapx.config.models import ConnectorKwargs, ExperimentSet
 from mllm_shapx.errors import ModelError
@@ -43,7 +45,7 @@ def model_files(tmp_path: Path) -> Path:
     directory = tmp_path / "models" / "tiny"
     directory.mkdir(parents=True)
     (directory / "config.json").write_text("{}")
-    (directory / "model.safetensors").write_bytes(b"weights")
+    save_file({"weight": np.zeros(3)}, directory / "model.safetensors")
     return directory
 
 
@@ -59,7 +61,7 @@ def test_a_directory_is_found_beside_the_config_and_known_by_its_contents(
     (model_files / ".cache").mkdir()
     (model_files / ".cache" / "x").write_text("x")
     assert model_identity(run_of("models/tiny"), config)[1] == digest
-    (model_files / "model.safetensors").write_bytes(b"Weights")
+    save_file({"weight": np.ones(3)}, model_files / "model.safetensors")
     assert model_identity(run_of("models/tiny"), config)[1] != digest
 
 

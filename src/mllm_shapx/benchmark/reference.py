@@ -38,7 +38,7 @@ class ReferenceBackend(TransformersTextBackend):
         """Whether the library's own prompt was another one, for the first conversation so far."""
 
     async def _ensure_loaded(self) -> None:
-        if self._run.connector_kwargs.gguf_file is None:
+        if not self._run.connector_kwargs.loading_settings:
             await super()._ensure_loaded()
             return
         async with self._init_lock:

@@ -65,6 +65,7 @@ class Subject:
         ).rows
         self.model_path, self.revision = model_identity(self.run, loaded.path)
         """The model's directory, None for a hub id; and its digest or hub commit."""
+        self._config_path = loaded.path
 
     def load_model(self) -> Model:
         """Load the config's model.
@@ -72,7 +73,7 @@ class Subject:
         Raises:
             ModelError: When it cannot be loaded.
         """
-        return load_model(self.run, self.model_path, self.revision)
+        return load_model(self.run, self.model_path, self.revision, self._config_path)
 
     def games(self, model: Model) -> Iterator[Game]:
         """Yield the exact game of each row that `model` can be asked about, in selection order.

@@ -52,6 +52,7 @@ def findings(experiment_set: ExperimentSet) -> Iterator[Finding]:
     """Yield everything that is wrong or worth a warning across keys; well-formed keys are assumed."""
     yield from _modality(experiment_set)
     yield from _prompts(experiment_set)
+    yield from _loading(experiment_set)
     yield from _dataset(experiment_set.dataset)
     yield from _selection(experiment_set)
     yield from _scoring(experiment_set)
@@ -111,6 +112,22 @@ def _prompts(experiment_set: ExperimentSet) -> Iterator[Finding]:
         )
         fix = "use TfIdfCosineSimilarity, or name an encoder in embedding.model_id"
         yield _warning((*block, "strip_reasoning"), message, fix)
+
+
+def _loading(experiment_set: ExperimentSet) -> Iterator[Finding]:
+    kwargs, connector = experiment_set.connector_kwargs, experiment_set.connector
+    for key in kwargs.loading_settings:
+        if connector != "hf_text":
+            message = f'is not known to connector "{connector}"'
+            yield _problem(("connector_kwargs", key), message, "remove it", reads=(("connector",),))
+    quantization, gguf_file = kwargs.quantization, kwargs.gguf_file
+    if quantization is not None and experiment_set.device in {"cpu", "mps"}:
+        message = f'"{quantization}" needs CUDA (bitsandbytes), and device is "{experiment_set.device}"'
+        yield _problem(("connector_kwargs", "quantization"), message, reads=(("device",),))
+    if quantization is not None and gguf_file is not None:
+        message = "is not read for a GGUF file, whose weights are unpacked"
+        reads: tuple[Place, ...] = (("connector_kwargs", "gguf_file"),)
+        yield _problem(("connector_kwargs", "quantization"), message, "remove one of the two", reads)
 
 
 def _dataset(dataset: DatasetConfig) -> Iterator[Finding]:

@@ -16,7 +16,13 @@ from mllm_shapx.config.models import ExperimentSet
 from mllm_shapx.errors import ConfigError, Problem
 
 _TEMPLATE = ("connector_kwargs", "chat_template")
-_PATH_KEYS = (("dataset", "path"), ("connector_kwargs", "model_id"), ("embedding", "model_id"), _TEMPLATE)
+_PATH_KEYS = (
+    ("dataset", "path"),
+    ("connector_kwargs", "model_id"),
+    ("connector_kwargs", "adapter"),
+    ("embedding", "model_id"),
+    _TEMPLATE,
+)
 """Keys that may hold a path of this machine."""
 
 

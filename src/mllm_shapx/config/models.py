@@ -4,6 +4,7 @@ The models hold the shape of each key; what several keys must agree on stands in
 """
 
 import re
+from pathlib import PurePosixPath
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import (
@@ -135,6 +136,21 @@ def _flat_type_as_written(value: str) -> str:
     return value
 
 
+def _not_empty(value: str) -> str:
+    if not value.strip():
+        msg = "must not be empty"
+        raise ValueError(msg)
+    return value
+
+
+def _gguf_file(value: str) -> str:
+    path = PurePosixPath(value)
+    if path.suffix != ".gguf" or path.is_absolute() or ".." in path.parts:
+        msg = f'"{value}" must be the name of a *.gguf file inside the model\'s directory or repository'
+        raise ValueError(msg)
+    return value
+
+
 def _device(value: Any) -> Any:
     return None if value == "auto" else value
 
@@ -146,6 +162,8 @@ def _known_device(value: str | None) -> str | None:
     return value
 
 
+Name = Annotated[str, AfterValidator(_not_empty)]
+GgufFile = Annotated[str, AfterValidator(_gguf_file)]
 PathSegment = Annotated[str, AfterValidator(_path_segment)]
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
 MinFraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -229,14 +247,26 @@ class ConnectorKwargs(Block):
     batch_size: Count | Literal["auto"] = "auto"
     """Prompts answered in one forward pass."""
     attn_implementation: str | None = None
-    gguf_file: str | None = None
-    """Name of the GGUF file of `model_id` that holds the weights and the tokenizer; `hf_text` only."""
     chat_template: str | None = None
     """Chat template in place of the tokenizer's own: a file, or the jinja text itself; `hf_text` only."""
     chat_template_kwargs: dict[str, JsonValue] | None = None
     """Variables for the chat template, such as {"enable_thinking": false}; `hf_text` only."""
     strip_reasoning: bool = False
     """Cut the text between a model's think tags from each answer before it is scored; `hf_text` only."""
+    quantization: Literal["4bit", "8bit"] | None = None
+    """Load the weights in so many bits with bitsandbytes; needs CUDA."""
+    adapter: Name | None = None
+    """PEFT adapter on the model: hub id or local directory."""
+    trust_remote_code: bool = False
+    """Whether code that comes with the model may run."""
+    gguf_file: GgufFile | None = None
+    """Name of the GGUF file to load, inside the model's directory or repository."""
+
+    @property
+    def loading_settings(self) -> dict[str, Any]:
+        """What changes the loaded model beside its id, revision and dtype; only what is set."""
+        keys = ("quantization", "adapter", "trust_remote_code", "gguf_file")
+        return {key: value for key in keys if (value := getattr(self, key)) not in (None, False)}
 
     @property
     def chat_settings(self) -> dict[str, Any]:

@@ -116,7 +116,8 @@ def _load(study: Study) -> _Loaded:
         # The commit that the rows were selected from, whatever the branch has become since.
         dataset = dataset.model_copy(update={"revision": study.dataset_commit})
     table = open_table(dataset, study.config_path)
-    return _Loaded(table, Engine(load_model(study.runs[0], study.model_path, study.model_commit)))
+    model = load_model(study.runs[0], study.model_path, study.model_commit, study.config_path)
+    return _Loaded(table, Engine(model))
 
 
 class _Once(logging.Filter):

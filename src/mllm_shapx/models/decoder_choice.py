@@ -18,6 +18,7 @@ import torch
 from mllm_shapx.errors import ModelError
 from mllm_shapx.models.base import Decoding
 from mllm_shapx.models.decoding import OwnLoop
+from mllm_shapx.models.devices import devices_of
 from mllm_shapx.models.generation_settings import GenerationSettings, LogitsRules
 from mllm_shapx.models.plain_generate import (
     AnswersBatch,
@@ -227,7 +228,7 @@ class Decoder:
         missing = _NEEDED - inspect.signature(self._model.forward).parameters.keys()
         if missing:
             return f"forward does not take {', '.join(sorted(missing))}"
-        if len({parameter.device for parameter in self._model.parameters()}) > 1:
+        if len(devices_of(self._model)) > 1:
             return "the model is spread over several devices"
         return _unusual_cache(alone[0].cache)
 

@@ -1,8 +1,11 @@
 """Which device and dtype a model is loaded with, and what running out of memory looks like."""
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -10,6 +13,8 @@ from mllm_shapx.errors import ResourceError
 from mllm_shapx.models.base import OutOfMemory
 
 _CGROUP = Path("/sys/fs/cgroup")
+_WEIGHTS_SHARE = 0.85
+"""Share of each GPU's free memory that a spread model's weights may take; the rest is for prompts."""
 _FULL = ("can't allocate memory", "not enough memory", "out of memory")
 
 
@@ -32,6 +37,67 @@ def pick_device(asked: str | None) -> torch.device:
     if device.type == "mps" and not mps:
         raise ResourceError(f"device {asked!r} is not on this machine; leave `device` out or set it to 'cpu'")
     return device
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where a model's weights go."""
+
+    device: torch.device
+    """Where prompts go in and logits come out."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """What `from_pretrained` is told: a device map and, for several devices, their memory."""
+
+    def check(self, model: Any) -> None:
+        """Refuse a model that did not fit on the GPUs and lies partly in main memory.
+
+        Raises:
+            OutOfMemory: With the number of devices.
+        """
+        if self.device.type == "cuda" and {"cpu", "disk"} & set(devices_of(model)):
+            raise OutOfMemory(f"its weights are larger than the free memory of {self.names}")
+
+    def notes(self, model: Any) -> tuple[str, ...]:
+        """Return what the user should know: over which devices the model is spread."""
+        found = devices_of(model)
+        return (
+            (f"the model is spread over {len(found)} devices: {', '.join(found)}",) if len(found) > 1 else ()
+        )
+
+    @property
+    def names(self) -> str:
+        """Return the devices in words."""
+        memory = self.options.get("max_memory")
+        return (
+            str(self.device) if memory is None else ", ".join(f"cuda:{key}" for key in memory if key != "cpu")
+        )
+
+
+def place_model(asked: str | None) -> Placement:
+    """Return where a model goes: one device, or all GPUs that were given to this process.
+
+    Ray gives a worker its GPUs in CUDA_VISIBLE_DEVICES. Where that names several and `asked` names none by
+    its number, the model is spread over them, layer by layer. Without the variable the GPUs may be meant for
+    others, and the model goes to the first.
+
+    Raises:
+        ResourceError: When the device asked for is not on this machine.
+    """
+    device = pick_device(asked)
+    count = torch.cuda.device_count() if device.type == "cuda" else 1
+    if count == 1 or device.index is not None or not os.environ.get("CUDA_VISIBLE_DEVICES"):
+        return Placement(device, {"device_map": str(device)})
+    free = [torch.cuda.mem_get_info(index)[0] for index in range(count)]
+    memory = {index: int(_WEIGHTS_SHARE * each) for index, each in enumerate(free)}
+    # Without memory for it, nothing goes to main memory, from where every pass would fetch it again.
+    return Placement(torch.device("cuda:0"), {"device_map": "auto", "max_memory": {**memory, "cpu": 0}})
+
+
+def devices_of(model: Any) -> list[str]:
+    """Return the devices that a model's weights lie on, in the order of its layers; `disk` is one."""
+    spread = getattr(model, "hf_device_map", None) or {"": model.device}
+    names = (f"cuda:{place}" if isinstance(place, int) else str(place) for place in spread.values())
+    return list(dict.fromkeys(names))
 
 
 def pick_dtype(asked: str, device: torch.device) -> torch.dtype:

@@ -10,10 +10,12 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mllm_shapx.errors import ModelError
-from mllm_shapx.models.base import Decoding
+
+if TYPE_CHECKING:
+    from mllm_shapx.models.base import Decoding
 
 GENERATION_FILE = "generation_config.json"
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "top_h", "epsilon_cutoff", "eta_cutoff")
@@ -170,16 +172,16 @@ def read_settings(model: Any, tokenizer: Any) -> GenerationSettings:
     )
 
 
-def check_generation_file(directory: Path) -> None:
-    """Refuse a model directory whose generation_config.json asks for what cannot be honoured.
+def check_generation_file(file: Path) -> None:
+    """Refuse a generation_config.json that asks for what cannot be honoured.
 
-    It reads one small file and imports no torch. A file that is no JSON object is left to the loading.
+    A file that is not there or holds no JSON object is left to the loading. No torch is imported.
 
     Raises:
         ModelError: See `refuse_impossible`.
     """
     try:
-        asked = json.loads((directory / GENERATION_FILE).read_bytes())
+        asked = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError):
         return
     if isinstance(asked, dict):
@@ -210,7 +212,7 @@ def is_neutral(key: str, value: Any) -> bool:
     return value is None or value is False or value in _NEUTRAL.get(key, ()) or value in ([], {})
 
 
-def sampling_settings(settings: Any, decoding: Decoding) -> Any:
+def sampling_settings(settings: Any, decoding: "Decoding") -> Any:
     """Return a generation config with the temperature and top-k of `decoding`.
 
     Where neither names a top-k, transformers' default of 50 holds, as in `generate`.

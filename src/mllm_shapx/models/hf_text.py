@@ -13,17 +13,25 @@ from mllm_shap import ConversationSnapshot
 from mllm_shap.backends._chat import snapshot_has_audio
 from numpy.typing import NDArray
 
-from mllm_shapx.errors import ModelError, ResourceError, RowError
+from mllm_shapx.errors import ResourceError, RowError
 from mllm_shapx.models.base import Answer, Decoding, EmbeddingMode, ModelIdentity, OutOfMemory
 from mllm_shapx.models.batch_size import LARGEST_SIZE
 from mllm_shapx.models.chat_prompts import ChatPrompts, ChatSettings
 from mllm_shapx.models.control_tokens import are_readable
 from mllm_shapx.models.decoder_choice import Decoder
-from mllm_shapx.models.devices import free_memory, memory_errors, pick_device, pick_dtype
-from mllm_shapx.models.generation_settings import Vocabulary, check_generation_file, read_settings
+from mllm_shapx.models.devices import free_memory, memory_errors, pick_dtype, place_model
+from mllm_shapx.models.generation_settings import (
+    GENERATION_FILE,
+    Vocabulary,
+    check_generation_file,
+    read_settings,
+)
+from mllm_shapx.models.hf_loading import TextFiles, load_text
 from mllm_shapx.models.plain_generate import Generated
 from mllm_shapx.models.pooling import pool
+from mllm_shapx.models.position_tables import position_limit
 from mllm_shapx.models.reasoning import ReasoningCut, opens_reasoning
+from mllm_shapx.models.text_source import split_commit, text_source
 from mllm_shapx.planning.runs import RunSpec
 
 MEMORY_SHARE = 0.5
@@ -61,11 +69,15 @@ class HfTextModel:
         *,
         max_batch_size: int | None = None,
         chat: ChatSettings | None = None,
+        notes: tuple[str, ...] = (),
     ) -> None:
         self._model = model
         self._tokenizer = tokenizer
         self._identity = identity
         self._max_batch_size = max_batch_size
+        self._notes = notes
+        # Of a model that is spread, the device of the first layers, where prompts go in and logits come out.
+        self._device: torch.device = model.device
         # Fast tokenizers are not thread-safe, and prompts are encoded while answers are decoded.
         self._decoding_tokenizer = copy.deepcopy(tokenizer)
         self._encoding = threading.Lock()
@@ -78,7 +90,7 @@ class HfTextModel:
             self._cut = ReasoningCut(self._decoding_tokenizer, begun=begun)
         self._settings = settings = read_settings(model, tokenizer)
         self._vocabulary = settings.vocabulary
-        self._positions = _learned_positions(model)
+        self._positions = position_limit(model)
         self._rows = model.get_input_embeddings().num_embeddings
         self._position_bytes = _position_bytes(model)
         self.decoder = Decoder(model, settings, self._positions)
@@ -95,7 +107,7 @@ class HfTextModel:
         max_batch_size: int | None = None,
         model_id: str | None = None,
         recorded_revision: str | None = None,
-        gguf_file: str | None = None,
+        files: TextFiles | None = None,
         chat: ChatSettings | None = None,
     ) -> "HfTextModel":
         """Load a model from a hub id at `revision`, or from a directory.
@@ -109,31 +121,38 @@ class HfTextModel:
             max_batch_size: Prompts per batch; None for `auto`.
             model_id: Name recorded with results; `source` when None.
             recorded_revision: Revision recorded with results; `revision` when None.
-            gguf_file: Name of the GGUF file in `source` that holds the weights and the tokenizer.
+            files: Which files exactly, with an adapter, say; those of `source` at `revision` when None.
             chat: How prompts are made and texts of answers read; the defaults when None.
 
         Raises:
             ModelError: When it cannot be loaded.
             ResourceError: When the device is not there.
         """
-        place = pick_device(device)
-        weights = pick_dtype(dtype, place)
+        placement = place_model(device)
+        weights = pick_dtype(dtype, placement.device)
         identity = ModelIdentity(
             connector="hf_text",
             model_id=model_id or str(source),
             revision=recorded_revision or revision,
             dtype=str(weights).removeprefix("torch."),
-            device=str(place),
+            device=str(placement.device),
         )
         try:
-            with memory_errors(place):
-                tokenizer, model = _load(
-                    str(source), revision, place, weights, attn_implementation, gguf_file=gguf_file
+            with memory_errors(placement.device):
+                files = files or TextFiles(str(source), revision)
+                check_generation_file(Path(files.source) / GENERATION_FILE)
+                loaded = load_text(files, placement, weights, attn_implementation)
+                return cls(
+                    loaded.model,
+                    loaded.tokenizer,
+                    identity,
+                    max_batch_size=max_batch_size,
+                    chat=chat,
+                    notes=loaded.notes,
                 )
-                return cls(model, tokenizer, identity, max_batch_size=max_batch_size, chat=chat)
         except OutOfMemory as error:
             raise ResourceError(
-                f"model {str(source)!r} does not fit on {place} ({error}); use a smaller dtype "
+                f"model {str(source)!r} does not fit on {placement.names} ({error}); use a smaller dtype "
                 "(connector_kwargs.dtype), fewer workers per device, or a device with more memory"
             ) from error
 
@@ -149,8 +168,11 @@ class HfTextModel:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Return what the user should know of how this model answers, as sentences."""
-        return (*self._prompts.notes, *self._settings.notes, *self.decoder.notes)
+        """Return what the user should know of how this model answers, one sentence each.
+
+        Prompts may add to it.
+        """
+        return (*self._notes, *self._prompts.notes, *self._settings.notes, *self.decoder.notes)
 
     @property
     def network(self) -> Any:
@@ -170,7 +192,7 @@ class HfTextModel:
     @property
     def largest_batch(self) -> int:
         """Return the most prompts that `auto` may put into a batch: processors are busy long before GPUs."""
-        return LARGEST_ON_CPU if self._model.device.type == "cpu" else LARGEST_SIZE
+        return LARGEST_ON_CPU if self._device.type == "cpu" else LARGEST_SIZE
 
     def encode(self, snapshot: ConversationSnapshot, decoding: Decoding) -> TextPrompt:
         """Render and tokenize one conversation.
@@ -207,7 +229,7 @@ class HfTextModel:
             OutOfMemory: When the device cannot hold the batch.
         """
         ids = [prompt.token_ids for prompt in prompts]
-        with torch.inference_mode(), memory_errors(self._model.device):
+        with torch.inference_mode(), memory_errors(self._device):
             self._check_memory(ids, decoding)
             generated = self.decoder.answer(ids, decoding, seeds)
         return self._answers(generated, decoding.assistant_prefill or "")
@@ -217,15 +239,14 @@ class HfTextModel:
     ) -> list[NDArray[np.float64]]:
         """Return one vector per answer: `reducer` over its tokens' states (see `Model.embed`)."""
         filled = [answer.token_ids for answer in answers if answer.token_ids]
-        with torch.inference_mode(), memory_errors(self._model.device):
+        with torch.inference_mode(), memory_errors(self._device):
             states = iter(self._states(filled, mode) if filled else ())
             return [pool(next(states), reducer) if answer.token_ids else np.zeros(0) for answer in answers]
 
     def close(self) -> None:
         """Release the weights."""
-        device = self._model.device
         self._model = None
-        if device.type == "cuda":
+        if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
     def _answers(self, generated: Sequence[Generated], prefill: str) -> list[Answer]:
@@ -246,7 +267,7 @@ class HfTextModel:
     def _states(self, answers: Sequence[tuple[int, ...]], mode: EmbeddingMode) -> list[NDArray[np.float64]]:
         """Return each answer's states, (tokens, hidden). Padding stands behind the tokens: unseen."""
         longest = max(len(ids) for ids in answers)
-        pad, device = self._vocabulary.pad, self._model.device
+        pad, device = self._vocabulary.pad, self._device
         ids = torch.tensor([list(row) + [pad] * (longest - len(row)) for row in answers], device=device)
         if mode == "STATIC":
             states = self._model.get_input_embeddings()(ids)
@@ -264,12 +285,18 @@ class HfTextModel:
             raise RowError(
                 "empty_prompt", f"model {self._identity.model_id!r} turned the prompt into no tokens"
             )
+        if max(ids) >= self._rows:
+            raise RowError(
+                "unknown_token",
+                f"the prompt holds the token {self._tokenizer.convert_ids_to_tokens(max(ids))!r}, which the "
+                f"tokenizer of model {self._identity.model_id!r} knows and the model does not",
+            )
         self._check_length(len(ids), decoding)
         return TextPrompt(tuple(ids))
 
     def _check_memory(self, prompts: Sequence[Sequence[int]], decoding: Decoding) -> None:
         """Refuse a batch that main memory would not hold: the system would kill the process, not raise."""
-        if self._model.device.type != "cpu":
+        if self._device.type != "cpu":
             return
         width = max(map(len, prompts)) + decoding.max_new_tokens
         needed = len(prompts) * (width * self._position_bytes + 4 * _LOGITS_COPIES * self._rows)
@@ -278,61 +305,12 @@ class HfTextModel:
 
     def _check_length(self, length: int, decoding: Decoding) -> None:
         """Refuse what runs past a table of learned positions: on a GPU that would break the whole process."""
-        if self._positions is not None and length + decoding.max_new_tokens > self._positions:
+        if self._positions is not None and length + decoding.max_new_tokens - 1 > self._positions:
             raise RowError(
                 "prompt_too_long",
                 f"the prompt has {length} tokens; with {decoding.max_new_tokens} new ones that is more than "
                 f"the {self._positions} positions of model {self._identity.model_id!r}",
             )
-
-
-def _load(
-    source: str,
-    revision: str | None,
-    device: torch.device,
-    dtype: torch.dtype,
-    attention: str | None,
-    *,
-    gguf_file: str | None = None,
-) -> tuple[Any, Any]:
-    import transformers
-
-    # Several workers share a terminal: the bars of all of them at once cannot be read.
-    transformers.utils.logging.disable_progress_bar()
-    options: dict[str, Any] = {} if attention is None else {"attn_implementation": attention}
-    check_generation_file(Path(source))
-    weights_file = {} if gguf_file is None else {"gguf_file": gguf_file}
-    options |= weights_file
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source, revision=revision, **weights_file)
-        # Straight to the device: main memory need not hold the weights of every worker.
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            source, revision=revision, dtype=dtype, device_map=str(device), **options
-        )
-    except torch.cuda.OutOfMemoryError:
-        raise
-    except (OSError, ValueError, ImportError, KeyError, RuntimeError, TypeError) as error:
-        raise ModelError(
-            f"connector 'hf_text' cannot load model {source!r}: {str(error).strip() or repr(error)}; "
-            "connector_kwargs.model_id must name a causal language model that transformers can load: "
-            "a hub id, or a directory with config.json, the weights (*.safetensors) and the tokenizer"
-        ) from error
-    if tokenizer.pad_token_id is None and tokenizer.eos_token is not None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer, model.eval()
-
-
-def _learned_positions(model: Any) -> int | None:
-    """Return the size of the model's table of learned positions; None when it has none."""
-    config = model.config.get_text_config()
-    limit = getattr(config, "max_position_embeddings", None)
-    if limit is None:
-        return None
-    words = model.get_input_embeddings()
-    tables = (module for module in model.modules() if isinstance(module, torch.nn.Embedding))
-    # OPT-like tables hold two more rows than positions.
-    sizes = {table.num_embeddings for table in tables if table is not words}
-    return limit if sizes & {limit, limit + 2} else None
 
 
 def _position_bytes(model: Any) -> int:
@@ -347,15 +325,26 @@ def _position_bytes(model: Any) -> int:
 def load(run: RunSpec, model_path: Path | None, revision: str | None) -> HfTextModel:
     """Load the model of a run (see `registry.LOADERS`)."""
     options = run.connector_kwargs
+    source = text_source(run, model_path, None)
+    commit, adapter_commit = split_commit(revision or "")
+    adapter = source.adapter
+    files = TextFiles(
+        source.base.source,
+        revision=None if source.base.directory is not None else commit or source.base.revision,
+        adapter=None if adapter is None else adapter.source,
+        adapter_revision=None if adapter is None or adapter.directory is not None else adapter_commit,
+        quantization=options.quantization,
+        trust_remote_code=options.trust_remote_code,
+        gguf_file=options.gguf_file,
+    )
     return HfTextModel.load(
-        run.model_id if model_path is None else model_path,
-        revision=revision if model_path is None else None,
+        files.source,
         dtype=options.dtype,
         device=run.device,
         attn_implementation=options.attn_implementation,
         max_batch_size=None if options.batch_size == "auto" else options.batch_size,
         model_id=run.model_id,
         recorded_revision=revision,
-        gguf_file=options.gguf_file,
+        files=files,
         chat=ChatSettings.of(run),
     )

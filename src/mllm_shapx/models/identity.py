@@ -1,14 +1,17 @@
 """Finding out which model a config names, and that it is one, without loading it."""
 
 import hashlib
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from mllm_shapx.errors import ModelError
+from mllm_shapx.models.checkpoint_files import ADAPTER_CONFIG, CONFIG, has_weights
 
-_WEIGHTS = ("*.safetensors", "*.bin", "*.safetensors.index.json", "*.bin.index.json")
+MODEL_ID = "connector_kwargs.model_id"
+ADAPTER = "connector_kwargs.adapter"
 _LOOKS_LIKE_PATH = ("/", "./", "../", "~")
 _CHUNK = 1 << 20
 _TIMEOUT_S = 20.0
@@ -19,33 +22,29 @@ MODEL_DIRECTORY = (
 )
 
 
-def local_directory(written: str, candidate: Path, gguf_file: str | None = None) -> Path | None:
-    """Return the directory that `model_id` names, None when it is a hub id.
+def local_directory(written: str, candidate: Path, key: str = MODEL_ID) -> Path | None:
+    """Return the directory that a config key names, None when it is a hub id.
 
     Args:
-        written: `model_id` as the config has it.
+        written: The key's value.
         candidate: Where that is as a path.
-        gguf_file: Name of the one file of it that holds the model.
+        key: The key.
 
     Raises:
-        ModelError: When it is a path but no model directory.
+        ModelError: When it is a path, but of no directory.
     """
     if candidate.is_dir():
-        if gguf_file is None:
-            _check_directory(written, candidate)
-        elif not (candidate / gguf_file).is_file():
-            raise ModelError(
-                f"connector_kwargs.gguf_file: directory {written!r} holds no file {gguf_file!r}; "
-                "name one of its *.gguf files"
-            )
         return candidate
-    if candidate.exists():
+    if candidate.suffix == ".gguf" and candidate.exists():
         raise ModelError(
-            f"connector_kwargs.model_id: {written!r} is a file; name the directory: {MODEL_DIRECTORY}"
+            f"{key}: {written!r} is a GGUF file; name its directory, and in connector_kwargs.gguf_file "
+            f"{candidate.name!r}"
         )
+    if candidate.exists():
+        raise ModelError(f"{key}: {written!r} is a file; name the directory: {MODEL_DIRECTORY}")
     if written.startswith(_LOOKS_LIKE_PATH) or not _is_hub_name(written):
         raise ModelError(
-            f"connector_kwargs.model_id: there is no directory {written!r} (looked at {candidate}); "
+            f"{key}: there is no directory {written!r} (looked at {candidate}); "
             f"{MODEL_DIRECTORY}, or name a hub id such as 'microsoft/phi-2'"
         )
     return None
@@ -55,46 +54,83 @@ def _is_hub_name(written: str) -> bool:
     return re.fullmatch(r"[\w.-]+(/[\w.-]+)?", written) is not None
 
 
-def _check_directory(written: str, directory: Path) -> None:
+def check_model_directory(named: str, directory: Path) -> None:
+    """Refuse a directory that lacks config.json or weights.
+
+    Args:
+        named: The config's key and value, for the message.
+        directory: The local directory.
+
+    Raises:
+        ModelError: With what is missing.
+    """
     missing = []
-    if not (directory / "config.json").is_file():
-        missing.append("config.json")
-    if not any(next(directory.glob(pattern), None) for pattern in _WEIGHTS):
+    if not (directory / CONFIG).is_file():
+        missing.append(CONFIG)
+    if not has_weights(directory):
         missing.append("weights (*.safetensors)")
     if missing:
+        other = next((path.name for path in sorted(directory.glob("*.gguf"))), None)
+        hint = "" if other is None else f"; to load {other}, name it in connector_kwargs.gguf_file"
         raise ModelError(
-            f"connector_kwargs.model_id: directory {written!r} is not a model, for lack of "
-            f"{' and '.join(missing)}; {MODEL_DIRECTORY}"
+            f"{named} is not a model, for lack of {' and '.join(missing)}; {MODEL_DIRECTORY}{hint}"
         )
 
 
-def directory_digest(directory: Path, gguf_file: str | None = None) -> str:
+def directory_digest(directory: Path, *, gguf_file: str | None = None) -> str:
     """Return the sha256 over the names, sizes and contents of a directory's files, as 64 hex digits.
 
-    Of a directory with a `gguf_file` this file alone counts. Hidden files and folders (such as download
-    caches) are left out. Files are read a piece at a time.
+    Hidden files and folders (such as download caches) are left out, links are followed. Files are read a
+    piece at a time.
+
+    Args:
+        directory: The local directory.
+        gguf_file: The GGUF file that is loaded: its siblings, other quantizations as a rule, do not count.
+
+    Raises:
+        ModelError: When a file cannot be read.
     """
     total = hashlib.sha256()
-    files = _files(directory) if gguf_file is None else [directory / gguf_file]
-    for path in sorted(files, key=lambda each: each.relative_to(directory).as_posix()):
-        total.update(f"{path.relative_to(directory).as_posix()}\0{path.stat().st_size}\0".encode())
-        with path.open("rb") as file:
-            while chunk := file.read(_CHUNK):
-                total.update(chunk)
+    try:
+        for name, path in sorted(_files(directory)):
+            if gguf_file is not None and name.endswith(".gguf") and name != gguf_file:
+                continue
+            total.update(f"{name}\0{path.stat().st_size}\0".encode(errors="surrogateescape"))
+            with path.open("rb") as file:
+                while chunk := file.read(_CHUNK):
+                    total.update(chunk)
+    except OSError as error:
+        raise ModelError(f"model directory {directory}: {error.filename}: {error.strerror}") from error
     return total.hexdigest()
 
 
-def _files(directory: Path) -> Iterator[Path]:
-    for path in directory.rglob("*"):
-        hidden = any(part.startswith(".") for part in path.relative_to(directory).parts)
-        if path.is_file() and not hidden:
-            yield path
+def _files(directory: Path) -> Iterator[tuple[str, Path]]:
+    """Yield the files below a directory that are not hidden, with their relative names."""
+    above: dict[str, frozenset[str]] = {}
+    for folder, folders, files in os.walk(directory, followlinks=True):
+        real = os.path.realpath(folder)
+        ancestors = above.pop(folder, frozenset())
+        if real in ancestors:  # a link to a folder that it lies in
+            folders.clear()
+            continue
+        folders[:] = [name for name in folders if not name.startswith(".") and name != "__pycache__"]
+        above.update((os.path.join(folder, name), ancestors | {real}) for name in folders)  # noqa: PTH118
+        for name in files:
+            path = Path(folder, name)
+            if not name.startswith(".") and path.is_file():
+                yield path.relative_to(directory).as_posix(), path
 
 
-def hub_commit(repo_id: str, revision: str | None) -> str:
+def hub_commit(repo_id: str, revision: str | None, key: str = MODEL_ID, holds: str = CONFIG) -> str:
     """Return the commit of `repo_id` at `revision`, asking the hub; offline, the commit in the local cache.
 
     `HF_ENDPOINT`, `HF_TOKEN` and `HF_HUB_OFFLINE` are honoured. Nothing is downloaded.
+
+    Args:
+        repo_id: The repository.
+        revision: Its branch, tag or commit; None for the main branch.
+        key: The config key that names it.
+        holds: A file that the repository must hold.
 
     Raises:
         ModelError: When there is no such repository or revision, it is no model, or the hub cannot be
@@ -103,7 +139,7 @@ def hub_commit(repo_id: str, revision: str | None) -> str:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
-    named = f"connector_kwargs.model_id: {repo_id!r}"
+    named = f"{key}: {repo_id!r}"
     try:
         found = HfApi().model_info(repo_id, revision=revision, timeout=_TIMEOUT_S)
     except HFValidationError as error:
@@ -119,28 +155,45 @@ def hub_commit(repo_id: str, revision: str | None) -> str:
             "check the name, or set HF_TOKEN"
         ) from error
     except Exception as error:  # noqa: BLE001 -- HTTP clients differ: the hub gave no answer
-        return _cached_commit(repo_id, revision, error)
-    _check_listing(named, found)
+        return _cached_commit(named, repo_id, revision, holds, error)
+    _check_listing(named, found, holds)
     return str(found.sha)
 
 
-def _check_listing(named: str, found: Any) -> None:
+def _check_listing(named: str, found: Any, holds: str) -> None:
     names = {file.rfilename for file in found.siblings or ()}
-    if names and "config.json" not in names:
-        raise ModelError(f"{named} on the hub is not a transformers model: it has no config.json")
+    if holds == ADAPTER_CONFIG and names and ADAPTER_CONFIG not in names:
+        raise ModelError(f"{named} on the hub is not an adapter of PEFT: it has no {ADAPTER_CONFIG}")
+    if holds != ADAPTER_CONFIG and ADAPTER_CONFIG in names:
+        raise ModelError(
+            f"{named} on the hub holds an adapter ({ADAPTER_CONFIG}); name its base model here, and the "
+            f"adapter in {ADAPTER}"
+        )
+    if names and holds not in names:
+        raise ModelError(f"{named} on the hub is not a transformers model: it has no {holds}")
 
 
-def _cached_commit(repo_id: str, revision: str | None, error: Exception) -> str:
+def _cached_commit(named: str, repo_id: str, revision: str | None, holds: str, error: Exception) -> str:
     from huggingface_hub import try_to_load_from_cache
 
-    cached = try_to_load_from_cache(repo_id, "config.json", revision=revision)
+    cached = try_to_load_from_cache(repo_id, holds, revision=revision)
     if isinstance(cached, str):
-        return Path(cached).parent.name
+        return Path(cached).parents[len(Path(holds).parts) - 1].name
     raise ModelError(
-        f"connector_kwargs.model_id: {repo_id!r} is not in the local hub cache, and the hub cannot be asked "
+        f"{named} is not in the local hub cache, and the hub cannot be asked "
         f"({type(error).__name__}: {_first_line(error)}); connect once to download it, "
         "set HF_HOME to the cache that has it, or name a local directory"
     ) from error
+
+
+def hub_file(repo_id: str, commit: str, name: str) -> Path | None:
+    """Return a small file of a hub repository, downloaded if need be; None when it cannot be had."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(repo_id, name, revision=commit))
+    except Exception:  # noqa: BLE001 -- HTTP clients differ; loading says what is wrong
+        return None
 
 
 def _first_line(error: Exception) -> str:

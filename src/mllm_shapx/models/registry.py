@@ -2,11 +2,21 @@
 
 import importlib
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mllm_shapx.config.loading import resolve_path
 from mllm_shapx.errors import ModelError
-from mllm_shapx.models.identity import directory_digest, hub_commit, local_directory
+from mllm_shapx.models.checkpoint_files import check_files
+from mllm_shapx.models.identity import (
+    MODEL_ID,
+    check_model_directory,
+    directory_digest,
+    hub_commit,
+    local_directory,
+)
+from mllm_shapx.models.text_source import text_commit, text_source
 from mllm_shapx.planning.runs import RunSpec
 
 if TYPE_CHECKING:
@@ -18,20 +28,23 @@ LOADERS = {
 }
 """Connector -> `load(run, model_path, revision) -> Model`, imported when asked for.
 
-`model_path` is the model's local directory, None for a hub id; `revision` the hub commit to load, or the
-digest of the directory, to be recorded in the model's identity.
+`model_path` is the model's local directory, None for a hub id; `revision` is the commit that
+`model_identity` found, recorded in the model's identity. A local adapter is named by its absolute path.
 """
 
 _EXTRA_MODULES = {"liquid_audio": "liquid_audio"}
 
 
-def load_model(run: RunSpec, model_path: Path | None, revision: str | None = None) -> "Model":
+def load_model(
+    run: RunSpec, model_path: Path | None, revision: str | None = None, config_path: Path | None = None
+) -> "Model":
     """Load the model that `run` asks for.
 
     Args:
         run: Names the connector, the model and how to load it.
         model_path: Its local directory; None when it comes from the hub.
         revision: What `model_identity` found; found again when None.
+        config_path: The config file that a relative adapter may start from.
 
     Raises:
         ModelError: When the connector's extra is not installed or the model cannot be loaded.
@@ -39,8 +52,9 @@ def load_model(run: RunSpec, model_path: Path | None, revision: str | None = Non
     """
     check_connector(run.connector)
     if revision is None:
-        revision = _revision(run, model_path)
+        revision = model_revision(run, model_path, config_path)
     module, function = LOADERS[run.connector].split(":")
+    run = _with_absolute_adapter(run, config_path)
     loaded: Model = getattr(importlib.import_module(module), function)(run, model_path, revision)
     return loaded
 
@@ -48,18 +62,16 @@ def load_model(run: RunSpec, model_path: Path | None, revision: str | None = Non
 def model_identity(run: RunSpec, config_path: Path) -> tuple[Path | None, str]:
     """Return (local directory or None, digest of the directory or hub commit) of the model `run` names.
 
-    Loads nothing and imports no torch; reads a local directory's files once for the digest.
+    With an adapter the second is `BASE+ADAPTER`: the digest or commit of each. Loads nothing; reads a local
+    directory's files once for the digest.
 
     Raises:
-        ModelError: When the directory is not a model, the hub does not have it, or the connector's extra is
-            not installed.
+        ModelError: When the directory is not a model, its files are not whole, the model is not one that the
+            connector takes, the hub does not have it, or an extra is not installed.
     """
-    from mllm_shapx.config.loading import resolve_path
-
     check_connector(run.connector)
-    gguf_file = run.connector_kwargs.gguf_file
-    directory = local_directory(run.model_id, resolve_path(run.model_id, config_path), gguf_file)
-    return directory, _revision(run, directory)
+    directory = local_directory(run.model_id, resolve_path(run.model_id, config_path))
+    return directory, model_revision(run, directory, config_path)
 
 
 def check_connector(connector: str) -> None:
@@ -76,7 +88,42 @@ def check_connector(connector: str) -> None:
         )
 
 
-def _revision(run: RunSpec, directory: Path | None) -> str:
+def model_directories(
+    run: RunSpec, directory: Path | None, config_path: Path | None = None
+) -> tuple[Path, ...]:
+    """Return the local directories that a run's model is loaded from: the base's and the adapter's.
+
+    Args:
+        run: Names the connector, the model and how to load it.
+        directory: The local directory of `model_id`; None for a hub id.
+        config_path: The config file that a relative adapter may start from.
+
+    Raises:
+        ModelError: When one is not there.
+    """
+    if run.connector != "hf_text":
+        return () if directory is None else (directory,)
+    source = text_source(run, directory, config_path)
+    places = (source.base, source.adapter)
+    return tuple(place.directory for place in places if place is not None and place.directory is not None)
+
+
+def model_revision(run: RunSpec, directory: Path | None, config_path: Path | None = None) -> str:
+    """Return what tells one version of the model from another (see `model_identity`)."""
+    if run.connector == "hf_text":
+        return text_commit(text_source(run, directory, config_path), run)
     if directory is None:
         return hub_commit(run.model_id, run.model_revision)
-    return directory_digest(directory, run.connector_kwargs.gguf_file)
+    named = f"{MODEL_ID}: directory {run.model_id!r}"
+    check_model_directory(named, directory)
+    check_files(named, directory)
+    return directory_digest(directory)
+
+
+def _with_absolute_adapter(run: RunSpec, config_path: Path | None) -> RunSpec:
+    written = run.connector_kwargs.adapter
+    found = None if written is None else resolve_path(written, config_path)
+    if found is None or not found.is_dir():
+        return run
+    kwargs = run.connector_kwargs.model_copy(update={"adapter": str(found.resolve())})
+    return replace(run, connector_kwargs=kwargs)

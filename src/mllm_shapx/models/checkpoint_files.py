@@ -1,0 +1,143 @@
+"""What the files of a model directory say before anything is loaded: what they hold, and whether all of it.
+
+Reads headers and small files only, and imports no torch.
+"""
+
+import json
+import struct
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from mllm_shapx.errors import ModelError
+
+CONFIG = "config.json"
+ADAPTER_CONFIG = "adapter_config.json"
+_POINTER = b"version https://git-lfs"
+_POINTER_BYTES = 1024
+"""A Git LFS pointer is a text of about 130 bytes."""
+_LARGEST_HEADER = 100_000_000
+"""The limit of safetensors itself."""
+_WEIGHTS = ("*.safetensors", "*.bin", "*.safetensors.index.json", "*.bin.index.json")
+_NO_WEIGHTS = frozenset({"training_args.bin", "optimizer.bin", "scheduler.bin"})
+"""What trainers leave beside the weights."""
+_ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+
+
+def has_weights(directory: Path) -> bool:
+    """Return whether a directory holds weights of a whole model, apart from those of an adapter."""
+    found = (path.name for pattern in _WEIGHTS for path in directory.glob(pattern))
+    return any(name not in _NO_WEIGHTS and name not in _ADAPTER_WEIGHTS for name in found)
+
+
+def has_adapter(directory: Path) -> bool:
+    """Return whether a directory holds a PEFT adapter."""
+    return (directory / ADAPTER_CONFIG).is_file()
+
+
+def has_adapter_weights(directory: Path) -> bool:
+    """Return whether a directory holds the weights of an adapter."""
+    return any((directory / name).is_file() for name in _ADAPTER_WEIGHTS)
+
+
+def read_json(named: str, path: Path) -> dict[str, Any]:
+    """Return the object that a JSON file of a model holds.
+
+    Args:
+        named: The config's key and value, for the message.
+        path: The file.
+
+    Raises:
+        ModelError: When it cannot be read or is no JSON object.
+    """
+    try:
+        found = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ModelError(f"{named}: {path.name} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{named}: {path.name} is not JSON ({error}); download or save it again") from error
+    if not isinstance(found, dict):
+        raise ModelError(f"{named}: {path.name} holds no JSON object; download or save it again")
+    return found
+
+
+def check_files(named: str, directory: Path) -> None:
+    """Refuse files that are not whole: Git LFS pointers, truncated weights, missing shards.
+
+    Args:
+        named: The config's key and value, for the message.
+        directory: Local directory of the model or adapter.
+
+    Raises:
+        ModelError: With the file's name and what to do.
+    """
+    for path in sorted(directory.iterdir()):
+        if not path.is_file() or path.name.startswith("."):
+            continue
+        if _is_pointer(path):
+            raise ModelError(
+                f"{named}: {path.name} is a Git LFS pointer and not the file itself; "
+                "run `git lfs pull` in that directory, or download the model again"
+            )
+        if path.suffix == ".safetensors":
+            _check_safetensors(named, path)
+        elif path.suffix == ".bin":
+            _check_archive(named, path)
+        elif path.name.endswith(".index.json"):
+            _check_shards(named, path)
+
+
+def _is_pointer(path: Path) -> bool:
+    if path.stat().st_size > _POINTER_BYTES:
+        return False
+    with path.open("rb") as file:
+        return file.read(len(_POINTER)) == _POINTER
+
+
+def _check_safetensors(named: str, path: Path) -> None:
+    """Compare the file's size with what its header says."""
+    size = path.stat().st_size
+    try:
+        expected = _announced_size(path)
+    except (ValueError, TypeError, KeyError, AttributeError, struct.error, RecursionError) as error:
+        raise ModelError(
+            f"{named}: {path.name} ({size:,} bytes) is not a safetensors file, or its header is cut off; "
+            "download or save it again"
+        ) from error
+    if size != expected:
+        kind = "truncated" if size < expected else "damaged"
+        raise ModelError(
+            f"{named}: {path.name} is {kind}: it has {size:,} bytes, and its header announces {expected:,}; "
+            "download or save it again"
+        )
+
+
+def _announced_size(path: Path) -> int:
+    """Return the bytes of a whole safetensors file: a length of 8 bytes, the JSON header, the tensors."""
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        if length > _LARGEST_HEADER:
+            msg = f"a header of {length} bytes"
+            raise ValueError(msg)
+        header = json.loads(file.read(length))
+    ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
+    return int(8 + length + max(ends, default=0))
+
+
+def _check_archive(named: str, path: Path) -> None:
+    """Refuse a file of PyTorch that begins as a ZIP archive and does not end as one."""
+    with path.open("rb") as file:
+        is_archive = file.read(2) == b"PK"
+    if is_archive and not zipfile.is_zipfile(path):
+        raise ModelError(f"{named}: {path.name} is truncated; download or save it again")
+
+
+def _check_shards(named: str, index: Path) -> None:
+    shards = read_json(named, index).get("weight_map")
+    names = set(shards.values()) if isinstance(shards, dict) else set()
+    missing = sorted(str(name) for name in names if not (index.parent / str(name)).is_file())
+    if missing:
+        raise ModelError(
+            f"{named}: {len(missing)} of {len(names)} weight files that {index.name} lists are missing, such "
+            f"as {missing[0]}; download them again"
+        )
