@@ -148,6 +148,7 @@ def validate(configs: Sequence[Path], check_dataset: bool) -> None:
     for loaded in load_configs(configs):
         try:
             sweep = expand(loaded.experiment_set, str(loaded.path))
+            _check_encoders(loaded, sweep)
             selection = _select(loaded) if check_dataset else None
         except UsageError as error:
             errors.append(error)
@@ -209,6 +210,11 @@ def schema() -> None:
 @click.option(
     "--overwrite", is_flag=True, help="Start again; old samples are moved aside, answers are reused."
 )
+@click.option(
+    "--accept-changed-rows",
+    is_flag=True,
+    help="With --resume: explain rows again that were changed in the dataset; old samples are moved aside.",
+)
 @click.option("--max-samples", type=click.IntRange(min=1), help="Explain at most so many rows.")
 @with_resources
 @click.option("--inline", is_flag=True, help="Do the work in this process, without Ray.")
@@ -230,6 +236,8 @@ def run(
 
     if options["resume"] and options["overwrite"]:
         raise UsageError("--resume and --overwrite exclude each other; give one of them")
+    if options["accept_changed_rows"] and not options["resume"]:
+        raise UsageError("--accept-changed-rows goes with --resume; give both")
     _execute(
         load_configs(configs), RunOptions(**options), inline=inline, as_json=as_json, table=table, mark=mark
     )
@@ -561,6 +569,16 @@ def _select(loaded: "LoadedConfig") -> "Selection":
         )
     except DatasetError as error:
         raise DatasetError(f"{loaded.path}: {error}") from error
+
+
+def _check_encoders(loaded: "LoadedConfig", sweep: "Sweep") -> None:
+    """Refuse an external encoder that is not there; one that nobody can be asked for is warned of."""
+    from mllm_shapx.models.encoder_version import check_encoder
+
+    for config in dict.fromkeys(run.embedding for run in sweep.runs):
+        warning = None if config is None else check_encoder(config, loaded.path)
+        if warning is not None:
+            click.echo(f"warning: {loaded.path}: {warning}", err=True)
 
 
 def _warn(loaded: "LoadedConfig", sweep: "Sweep", selection: "Selection | None") -> None:

@@ -19,6 +19,7 @@ from mllm_shapx.models.base import Answer, Decoding, EmbeddingMode, ModelIdentit
 from mllm_shapx.models.batch_size import LARGEST_SIZE
 from mllm_shapx.models.decoder_choice import choose_decoder
 from mllm_shapx.models.devices import free_memory, memory_errors, pick_device, pick_dtype
+from mllm_shapx.models.memory import own_memory
 from mllm_shapx.models.plain_generate import Generated, Vocabulary
 from mllm_shapx.models.pooling import pool
 from mllm_shapx.planning.runs import RunSpec
@@ -107,6 +108,7 @@ class HfTextModel:
         try:
             with memory_errors(place):
                 tokenizer, model = _load(str(source), revision, place, weights, attn_implementation)
+                own_memory(model)
                 return cls(model, tokenizer, identity, max_batch_size=max_batch_size)
         except OutOfMemory as error:
             raise ResourceError(

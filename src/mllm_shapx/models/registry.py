@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from mllm_shapx.errors import ModelError
 from mllm_shapx.models.identity import directory_digest, hub_commit, local_directory
+from mllm_shapx.models.steadiness import Version
 from mllm_shapx.planning.runs import RunSpec
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def load_model(run: RunSpec, model_path: Path | None, revision: str | None = Non
     """
     check_connector(run.connector)
     if revision is None:
-        revision = _revision(run, model_path)
+        revision = model_revision(run, model_path)
     module, function = LOADERS[run.connector].split(":")
     loaded: Model = getattr(importlib.import_module(module), function)(run, model_path, revision)
     return loaded
@@ -58,7 +59,37 @@ def model_identity(run: RunSpec, config_path: Path) -> tuple[Path | None, str]:
 
     check_connector(run.connector)
     directory = local_directory(run.model_id, resolve_path(run.model_id, config_path))
-    return directory, _revision(run, directory)
+    return directory, model_revision(run, directory)
+
+
+def model_version(run: RunSpec, config_path: Path) -> tuple[Path | None, Version]:
+    """Return the local directory, None for a hub id, and the version of the model that `run` names.
+
+    Raises:
+        ModelError: As `model_identity`, and when files change while they are read.
+    """
+    from mllm_shapx.config.loading import resolve_path
+
+    check_connector(run.connector)
+    directory = local_directory(run.model_id, resolve_path(run.model_id, config_path))
+    version = Version.of(
+        "connector_kwargs.model_id",
+        () if directory is None else (directory.resolve(),),
+        lambda: model_revision(run, directory),
+    )
+    return directory, version
+
+
+def load_version(run: RunSpec, model_path: Path | None, version: Version) -> "Model":
+    """Load the model that `run` asks for in the version that was found when the study began.
+
+    Raises:
+        ModelError, ResourceError: As `load_model`.
+        ModelChangedError: When the files are others now.
+    """
+    return version.loaded(
+        lambda: load_model(run, model_path, version.commit), lambda: model_revision(run, model_path)
+    )
 
 
 def check_connector(connector: str) -> None:
@@ -75,5 +106,6 @@ def check_connector(connector: str) -> None:
         )
 
 
-def _revision(run: RunSpec, directory: Path | None) -> str:
+def model_revision(run: RunSpec, directory: Path | None) -> str:
+    """Return what tells one version of the model from another: a hub commit, or a digest of its files."""
     return hub_commit(run.model_id, run.model_revision) if directory is None else directory_digest(directory)

@@ -66,6 +66,8 @@ class SampleFile(TypedDict):
     num_players: int
     audio_artifacts: NotRequired[dict[str, Any] | None]
     num_levels: NotRequired[int | None]
+    row_digest: NotRequired[str]
+    environment: NotRequired[str]
 
 
 def parse_sample(data: bytes) -> SampleFile:

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from mllm_shapx.records.results import SampleResult
+from mllm_shapx.records.results import SampleResult, texts_digest
 from mllm_shapx.records.sample_file import SampleFile, nan_for_null
 
 
@@ -22,6 +22,8 @@ class SampleMetrics:
     frac_audio: float
     efficiency_residual: float
     """|sum of values - (v(N) - v(empty))|, before normalizing; NaN where it is unknown."""
+    made_from: str
+    """Digest of the row, see `SampleResult.made_from`."""
 
     @classmethod
     def of(cls, sample: SampleResult) -> Self:
@@ -35,6 +37,7 @@ class SampleMetrics:
             frac_text=sample.attr_summary.frac_text,
             frac_audio=sample.attr_summary.frac_audio,
             efficiency_residual=sample.efficiency_residual,
+            made_from=sample.made_from,
         )
 
     @classmethod
@@ -50,6 +53,7 @@ class SampleMetrics:
             frac_text=nan_for_null(file["attr_summary"]["frac_text"]),
             frac_audio=nan_for_null(file["attr_summary"]["frac_audio"]),
             efficiency_residual=abs(total - (grand - base)),
+            made_from=file.get("row_digest") or texts_digest(file["prompt_texts"]),
         )
 
 
