@@ -268,16 +268,19 @@ def demo(config: Path, num_workers: int, inline: bool) -> None:
 
 @main.command()
 @click.argument("directory")
+@click.option("--check", is_flag=True, help="Read every sample; exit code 1 when one is damaged.")
 @click.option("--json", "as_json", is_flag=True, help="Print the status as data.")
-def status(directory: str, as_json: bool) -> None:
+def status(directory: str, check: bool, as_json: bool) -> None:
     """Say how far a study is, from its files alone."""
     from mllm_shapx.reporting.status import status as read_status
 
-    found = read_status(directory)
+    found = read_status(directory, check=check)
     if as_json:
         print_json(found.to_json())
     else:
         click.echo(found.to_text(_width()), nl=False)
+    if found.damaged:
+        sys.exit(1)
 
 
 @main.command()
@@ -395,11 +398,14 @@ def verify(directories: Sequence[str], as_json: bool) -> None:
 @click.option(
     "--output", type=click.Path(path_type=Path), help="The page to write; report.html in DIRECTORY."
 )
-def report(directory: str, output: Path | None) -> None:
+@click.option(
+    "--accept-changed-rows", is_flag=True, help="Show samples of rows that were changed in the dataset too."
+)
+def report(directory: str, output: Path | None, accept_changed_rows: bool) -> None:
     """Write an HTML page that shows prompts with their values."""
     from mllm_shapx.reporting.html import report as write_report
 
-    click.echo(write_report(directory, output))
+    click.echo(write_report(directory, output, accept_changed_rows=accept_changed_rows))
 
 
 @main.command()

@@ -13,6 +13,8 @@ from mllm_shapx.errors import RowError
 from mllm_shapx.records.results import texts_digest
 
 _SHOWN = 5
+_MOST_SEARCHED = 200_000
+"""Rows among which texts that moved are looked for."""
 _UNREADABLE = ""
 """Digest of a row that cannot be read any more; it equals no recorded one."""
 
@@ -108,27 +110,53 @@ class Changes:
         return sorted(self.moved.values())
 
 
-def find_changes(
-    recorded: Mapping[int, str], now: Mapping[int, RowDigests], everywhere: Mapping[int, RowDigests]
-) -> Changes:
-    """Compare what samples recorded of their rows with what the dataset has now.
+def compare_samples(
+    table: Table,
+    dataset: DatasetConfig,
+    modality: ModalityConfig,
+    samples: Mapping[str, Mapping[int, str]],
+) -> tuple[dict[str, list[int]], Changes]:
+    """Hold what samples were made from against the rows as they are now.
 
     Args:
-        recorded: Row -> digest in its sample.
-        now: Row -> digests of the dataset's rows, at least for the rows of `recorded`.
-        everywhere: The rows among which content that moved is looked for.
+        table: The dataset now.
+        dataset: Names its columns.
+        modality: Which columns are read.
+        samples: Run -> row -> digest that its sample recorded.
+
+    Returns:
+        Run -> rows whose samples were made from something else; and how those rows differ.
     """
-    changed = {row: digest for row, digest in recorded.items() if row not in now or not now[row].fits(digest)}
+    rows = {row for made_from in samples.values() for row in made_from}
+    now = digests_of(table, dataset, modality, rows)
+    changed = {
+        name: found
+        for name, made_from in samples.items()
+        if (
+            found := [row for row, digest in made_from.items() if row not in now or not now[row].fits(digest)]
+        )
+    }
+    if not changed:
+        return {}, Changes((), {})
+    recorded = {row: samples[name][row] for name, found in changed.items() for row in found}
+    if not modality.has_audio_input:
+        # Texts are cheap: content that moved is found in rows without a sample too.
+        now = digests_of(table, dataset, modality, {*rows, *range(min(table.num_rows, _MOST_SEARCHED))})
+    return changed, _changes(recorded, now)
+
+
+def _changes(recorded: Mapping[int, str], now: Mapping[int, RowDigests]) -> Changes:
+    """Return which changed rows stand elsewhere now, and which nowhere."""
     places: dict[str, list[int]] = {}
-    for index, digests in everywhere.items() if changed else ():
+    for index, digests in now.items():
         for digest in (digests.full, digests.texts):
             places.setdefault(digest, []).append(index)
     moved = {
         row: min(places[digest], key=lambda place: abs(place - row))
-        for row, digest in changed.items()
+        for row, digest in recorded.items()
         if digest in places
     }
-    return Changes(tuple(sorted(changed.keys() - moved.keys())), moved)
+    return Changes(tuple(sorted(recorded.keys() - moved.keys())), moved)
 
 
 def _listed(rows: Sequence[int]) -> str:

@@ -1,13 +1,13 @@
 """A study's dataset: the files that its rows were selected from, and whether rows were changed since."""
 
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mllm_shapx.config.loading import resolve_path
 from mllm_shapx.config.models import DatasetConfig, ExperimentSet
 from mllm_shapx.data.columns import resolve_columns
-from mllm_shapx.data.digests import Changes, digests_of, find_changes
+from mllm_shapx.data.digests import Changes, compare_samples
 from mllm_shapx.data.sources import open_table
 from mllm_shapx.data.table import Table
 from mllm_shapx.errors import OutputError
@@ -17,9 +17,6 @@ from mllm_shapx.records.runs import RunInspection, RunRecords
 from mllm_shapx.records.spec import RESULT_SETTINGS
 from mllm_shapx.records.storage import Storage, open_storage
 from mllm_shapx.records.store import CoalitionStore
-
-_MOST_SEARCHED = 200_000
-"""Rows among which content that moved is looked for."""
 
 
 def open_study_table(study: Study) -> Table:
@@ -121,24 +118,8 @@ def _changed_samples(
     # What the hub has at a commit does not change.
     if study.dataset_commit is not None or not any(samples.values()):
         return {}, Changes((), {})
-    modality = study.runs[0].modality
     table = open_study_table(study)
-    rows = {row for made_from in samples.values() for row in made_from}
-    now = digests_of(table, study.dataset, modality, rows)
-    changed = {
-        name: found
-        for name, made_from in samples.items()
-        if (
-            found := [row for row, digest in made_from.items() if row not in now or not now[row].fits(digest)]
-        )
-    }
-    if not changed:
-        return {}, Changes((), {})
-    recorded = {row: samples[name][row] for name, found in changed.items() for row in found}
-    searched: Collection[int] = {*rows, *study.rows}
-    if not modality.has_audio_input:
-        searched = {*searched, *range(min(table.num_rows, _MOST_SEARCHED))}
-    return changed, find_changes(recorded, now, digests_of(table, study.dataset, modality, searched))
+    return compare_samples(table, study.dataset, study.runs[0].modality, samples)
 
 
 def _move_aside(

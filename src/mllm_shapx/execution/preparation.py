@@ -176,6 +176,8 @@ def _take_over(
         standing = records.standing()
         if options.overwrite and standing != "empty":
             count = records.sample_count()
+            # Stored answers are reused, so that where they come from still matters.
+            specs[run.name][ENVIRONMENTS] = history(records.heal_spec()[0])
             notes.append(f"{run.name}: {count} old sample(s) moved to {run.name}/{records.set_aside()}")
         elif standing == "abandoned" and not options.resume:
             notes.append(
