@@ -120,7 +120,7 @@ def test_a_replaced_worker_that_finds_another_model_ends_the_study(model: Path, 
     sabotage = Sabotage(tmp_path)
     study = study_on(model, tmp_path / "study")
     study.env = sabotage.env
-    sabotage.set(slow=[0, 1, 2], slow_s=2)
+    sabotage.set(slow=[0, 1, 2], slow_s=4)
     process = study.start("--num-workers", "1", "--rows-in-flight", "1")
     process.wait_for(lambda: study.samples_on_disk() >= 1)
     make_other(model)
