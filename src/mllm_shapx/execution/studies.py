@@ -10,7 +10,7 @@ from mllm_shapx.execution.options import RunOptions
 from mllm_shapx.execution.outcome import StudyOutcome, counted
 from mllm_shapx.execution.preparation import OpenOutput, check_output, has_begun, open_output, prepare
 from mllm_shapx.execution.rescoring import finish_from_stored
-from mllm_shapx.execution.signals import stop_requests
+from mllm_shapx.execution.signals import StopNow, stop_requests
 from mllm_shapx.records.runs import RunRecords
 from mllm_shapx.records.storage import open_storage
 from mllm_shapx.reporting.progress import ProgressReporter
@@ -39,6 +39,8 @@ def run_config(
                 found = finish_from_stored(study, output, reporter, request)
             if isinstance(found, StudyOutcome):
                 return _counted(study, found)
+            if request.signal is not None:
+                raise StopNow(request.exit_code)
             output = found
         return _counted(study, _run_with_model(study, options, output, reporter, inline=inline))
 
