@@ -149,6 +149,7 @@ def validate(configs: Sequence[Path], check_dataset: bool) -> None:
     for loaded in load_configs(configs):
         try:
             sweep = expand(loaded.experiment_set, str(loaded.path))
+            _check_encoders(loaded, sweep)
             selection = _select(loaded, sweep) if check_dataset else None
             foreseen = [] if selection is None else _foresee(loaded, sweep, selection)
         except UsageError as error:
@@ -213,6 +214,11 @@ def schema() -> None:
 @click.option(
     "--overwrite", is_flag=True, help="Start again; old samples are moved aside, answers are reused."
 )
+@click.option(
+    "--accept-changed-rows",
+    is_flag=True,
+    help="With --resume: explain rows again that were changed in the dataset; old samples are moved aside.",
+)
 @click.option("--max-samples", type=click.IntRange(min=1), help="Explain at most so many rows.")
 @with_resources
 @click.option("--inline", is_flag=True, help="Do the work in this process, without Ray.")
@@ -234,6 +240,8 @@ def run(
 
     if options["resume"] and options["overwrite"]:
         raise UsageError("--resume and --overwrite exclude each other; give one of them")
+    if options["accept_changed_rows"] and not options["resume"]:
+        raise UsageError("--accept-changed-rows goes with --resume; give both")
     _execute(
         load_configs(configs), RunOptions(**options), inline=inline, as_json=as_json, table=table, mark=mark
     )
@@ -264,16 +272,19 @@ def demo(config: Path, num_workers: int, inline: bool) -> None:
 
 @main.command()
 @click.argument("directory")
+@click.option("--check", is_flag=True, help="Read every sample; exit code 1 when one is damaged.")
 @click.option("--json", "as_json", is_flag=True, help="Print the status as data.")
-def status(directory: str, as_json: bool) -> None:
+def status(directory: str, check: bool, as_json: bool) -> None:
     """Say how far a study is, from its files alone."""
     from mllm_shapx.reporting.status import status as read_status
 
-    found = read_status(directory)
+    found = read_status(directory, check=check)
     if as_json:
         print_json(found.to_json())
     else:
         click.echo(found.to_text(_width()), nl=False)
+    if found.damaged:
+        sys.exit(1)
 
 
 @main.command()
@@ -408,11 +419,14 @@ def verify(directories: Sequence[str], again: int | None, seed: int, as_json: bo
 @click.option(
     "--output", type=click.Path(path_type=Path), help="The page to write; report.html in DIRECTORY."
 )
-def report(directory: str, output: Path | None) -> None:
+@click.option(
+    "--accept-changed-rows", is_flag=True, help="Show samples of rows that were changed in the dataset too."
+)
+def report(directory: str, output: Path | None, accept_changed_rows: bool) -> None:
     """Write an HTML page that shows prompts with their values."""
     from mllm_shapx.reporting.html import report as write_report
 
-    click.echo(write_report(directory, output))
+    click.echo(write_report(directory, output, accept_changed_rows=accept_changed_rows))
 
 
 @main.command()
@@ -605,6 +619,16 @@ def _foresee(loaded: "LoadedConfig", sweep: "Sweep", selection: "Selection") -> 
     except DatasetError as error:
         raise DatasetError(f"{loaded.path}: {error}") from error
     return outlook.warnings()
+
+
+def _check_encoders(loaded: "LoadedConfig", sweep: "Sweep") -> None:
+    """Refuse an external encoder that is not there; one that nobody can be asked for is warned of."""
+    from mllm_shapx.models.encoder_version import check_encoder
+
+    for config in dict.fromkeys(run.embedding for run in sweep.runs):
+        warning = None if config is None else check_encoder(config, loaded.path)
+        if warning is not None:
+            click.echo(f"warning: {loaded.path}: {warning}", err=True)
 
 
 def _warn(

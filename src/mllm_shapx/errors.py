@@ -55,6 +55,10 @@ class ModelError(UsageError):
     """The model cannot be loaded: no such directory or repository, or not a model."""
 
 
+class ModelChangedError(ShapxError):
+    """The files of a model are not the ones that the study began with: its answers must not be mixed."""
+
+
 class OutputError(UsageError):
     """The output directory cannot be used as asked."""
 

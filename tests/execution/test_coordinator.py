@@ -32,6 +32,7 @@ class Desk:
 
     def __init__(self, folder: Path, **options: Any) -> None:
         self.folder = Folder(folder, rows=ROWS, settings={"shap": {"normalizer": "IdentityNormalizer"}})
+        self.folder.write_prompts(*(make_sample("exact", row).prompt_texts[0] for row in range(ROWS)))
         self.study, _ = prepare(load_config(self.folder.config), RunOptions(**options))
         opened = open_output(self.study, RunOptions(resume=True))
         opened.lock.release()

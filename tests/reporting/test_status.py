@@ -6,8 +6,10 @@ import time
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from results_on_disk import make_failure, make_sample, write_study
 
+from mllm_shapx.cli import main
 from mllm_shapx.errors import UsageError
 from mllm_shapx.records.lock import OutputLock
 from mllm_shapx.records.runs import RunRecords
@@ -163,3 +165,22 @@ def test_sample_of_the_helper_is_what_a_run_writes() -> None:
     """The samples these tests stand on survive the trip through their file."""
     sample = make_sample("exact", 3)
     assert type(sample).from_json("exact", json.loads(json.dumps(sample.to_json()))) == sample
+
+
+def test_samples_are_counted_by_name_and_read_when_asked(tmp_path: Path) -> None:
+    """By name a truncated sample is done, and that names were counted is said; reading finds it."""
+    directory = write_study(tmp_path / "study", range(6), runs={"exact": 0.0})
+    path = directory / "exact" / "samples" / "sample_00003_result.json"
+    path.write_bytes(path.read_bytes()[:-40])
+    named = status(str(directory))
+    assert "6/6" in named.to_text()
+    assert "counted by the names of their files; --check reads them" in named.to_text()
+    assert named.to_json()["damaged"] is None
+    before = path.read_bytes()
+    read = status(str(directory), check=True)
+    assert [(run.done, run.damaged, run.left) for run in read.runs] == [(5, 1, 1)]
+    assert "1 sample(s) are damaged: exact (1)" in read.to_text()
+    assert path.read_bytes() == before
+    called = CliRunner().invoke(main, ["status", str(directory), "--check"])
+    assert called.exit_code == 1
+    assert CliRunner().invoke(main, ["status", str(directory)]).exit_code == 0

@@ -200,7 +200,8 @@ class Sabotage:
 def environment(more: Mapping[str, str]) -> dict[str, str]:
     """Return the environment of a call: no cluster of somebody else, no account, one thread."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "WANDB_"))}
-    return {**kept, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **more}
+    paths = os.pathsep.join(filter(None, (more.get("PYTHONPATH"), os.environ.get("PYTHONPATH"))))
+    return {**kept, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **more, "PYTHONPATH": paths}
 
 
 def without_timings(data: Any) -> Any:

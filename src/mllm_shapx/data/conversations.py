@@ -1,6 +1,7 @@
 """A dataset row as the conversation that is explained."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,23 +65,42 @@ def load_row(table: Table, row_index: int, dataset: DatasetConfig, modality: Mod
             `audio_text_mismatch` or `unreadable_row`: what is wrong with this row alone.
         DatasetError: When a column is missing.
     """
-    columns = resolve_columns(table, dataset, modality)
-    values = table.row(row_index, columns.names)
+    values = table.row(row_index, resolve_columns(table, dataset, modality).names)
     try:
-        text = None if columns.text is None else values[columns.text]
-        recorded = None if columns.audio is None else values[columns.audio]
-        pieces = _pieces(text, recorded, modality) if columns.audio else _written(text)
-        texts, recordings, rates = zip(*_said(pieces, modality, table), strict=True)
+        said, (language, original_language) = read_content(values, table, dataset, modality)
+        rates = _sample_rates([data for _, data in said])
     except RowError as error:
         raise RowError(error.reason, f"row {row_index}: {error}") from error
     return Row(
         row_index=row_index,
-        texts=texts,
-        recordings=recordings,
+        texts=tuple(text for text, _ in said),
+        recordings=tuple(data for _, data in said),
         sample_rates=rates,
-        language=_language(values, columns.language),
-        original_language=_language(values, columns.original_language),
+        language=language,
+        original_language=original_language,
     )
+
+
+def read_content(
+    values: Mapping[str, Any], table: Table, dataset: DatasetConfig, modality: ModalityConfig
+) -> tuple[list[tuple[str, bytes | None]], tuple[str, str]]:
+    """Return what a row says and its two languages; recordings are read and not looked into.
+
+    Args:
+        values: The row's values of the columns that `resolve_columns` names.
+        table: The row's dataset.
+        dataset: Names the columns.
+        modality: Which pieces are written and which are spoken.
+
+    Raises:
+        RowError: As `load_row`, for what does not take decoding a recording.
+    """
+    columns = resolve_columns(table, dataset, modality)
+    text = None if columns.text is None else values[columns.text]
+    recorded = None if columns.audio is None else values[columns.audio]
+    pieces = _pieces(text, recorded, modality) if columns.audio else _written(text)
+    languages = _language(values, columns.language), _language(values, columns.original_language)
+    return _said(pieces, modality, table), languages
 
 
 def to_snapshot(
@@ -152,24 +172,39 @@ def _pieces(text: Any, recordings: Any, modality: ModalityConfig) -> list[_Piece
     ]
 
 
-def _said(
-    pieces: Sequence[_Piece], modality: ModalityConfig, table: Table
-) -> list[tuple[str, bytes | None, int | None]]:
-    """Return text, recording and sample rate of each piece as the modality has it written or spoken."""
-    from mllm_shapx.data.audio import check_recording
-
-    said: list[tuple[str, bytes | None, int | None]] = []
+def _said(pieces: Sequence[_Piece], modality: ModalityConfig, table: Table) -> list[tuple[str, bytes | None]]:
+    """Return text and recording of each piece as the modality has it written or spoken."""
+    said: list[tuple[str, bytes | None]] = []
     for number, piece in enumerate(pieces):
         if not _is_spoken(number, modality):
-            said.append((piece.text, None, None))
+            said.append((piece.text, None))
             continue
-        try:
-            data = _bytes(piece.recording, table.folder)
-            said.append((piece.text, data, check_recording(data)))
-        except RowError as error:
-            of = f"recording {number + 1} of {len(pieces)}: " if len(pieces) > 1 else ""
-            raise RowError(error.reason, f"{of}{error}") from error
+        with _of_recording(number, len(pieces)):
+            said.append((piece.text, _bytes(piece.recording, table.folder)))
     return said
+
+
+def _sample_rates(recordings: Sequence[bytes | None]) -> tuple[int | None, ...]:
+    """Return the sample rate of each recording, after checking it."""
+    if not any(data is not None for data in recordings):
+        return (None,) * len(recordings)
+    from mllm_shapx.data.audio import check_recording
+
+    rates: list[int | None] = []
+    for number, data in enumerate(recordings):
+        with _of_recording(number, len(recordings)):
+            rates.append(None if data is None else check_recording(data))
+    return tuple(rates)
+
+
+@contextlib.contextmanager
+def _of_recording(number: int, count: int) -> Iterator[None]:
+    """Say of an error which of several pieces it concerns."""
+    try:
+        yield
+    except RowError as error:
+        of = f"recording {number + 1} of {count}: " if count > 1 else ""
+        raise RowError(error.reason, f"{of}{error}") from error
 
 
 def _is_spoken(number: int, modality: ModalityConfig) -> bool:

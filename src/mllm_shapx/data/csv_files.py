@@ -16,8 +16,9 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 from numpy.typing import NDArray
 
+from mllm_shapx.data.contents import hash_of, read_pieces
 from mllm_shapx.data.table import BATCH_ROWS, column_values
-from mllm_shapx.errors import DatasetError
+from mllm_shapx.errors import DatasetError, RowError
 
 _SCAN_BYTES = 1 << 24
 _QUOTE, _NEWLINE, _RETURN = b'"'[0], b"\n"[0], b"\r"[0]
@@ -105,6 +106,26 @@ class CsvTable:
         table = _parse(self._files[number], place, place + 1, self._types, columns)
         values: dict[str, Any] = table.to_pylist()[0]
         return values
+
+    def some_rows(
+        self, indices: Sequence[int], columns: Sequence[str]
+    ) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
+        """Yield the values of `columns` in the records `indices`, which ascend."""
+        wanted = np.asarray(indices, dtype=np.int64)
+        for number, start in zip(range(len(self._files)), self._starts, strict=True):
+            file = self._files[number]
+            for first, last in _chunks(len(file.starts)):
+                low, high = np.searchsorted(wanted, [start + first, start + last])
+                if low == high:
+                    continue
+                places = wanted[low:high] - start
+                values = _parse(file, int(places[0]), int(places[-1]) + 1, self._types, columns)
+                found = values.take(pa.array(places - places[0])).to_pylist()
+                yield from zip(wanted[low:high].tolist(), found, strict=True)
+
+    def content(self, columns: Sequence[str]) -> str | None:  # noqa: ARG002 -- a line holds all of them
+        """Return a hash of the files' bytes."""
+        return hash_of(read_pieces(file.path, [(0, file.path.stat().st_size)]) for file in self._files)
 
 
 def _chunks(count: int) -> Iterator[tuple[int, int]]:

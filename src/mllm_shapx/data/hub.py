@@ -14,7 +14,7 @@ from mllm_shapx.data.columns import listed
 from mllm_shapx.data.hub_layout import check_complete, split_files
 from mllm_shapx.data.parquet_files import ParquetTable
 from mllm_shapx.data.table import BATCH_ROWS, column_values
-from mllm_shapx.errors import DatasetError
+from mllm_shapx.errors import DatasetError, RowError
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _NO_FILE = "/"
@@ -120,6 +120,17 @@ class ArrowTable:
             raise DatasetError(f"{self.name}: there is no row {index}; it has {self.num_rows} rows")
         values: dict[str, Any] = self._data.slice(index, 1).select(list(columns)).to_pylist()[0]
         return values
+
+    def some_rows(
+        self, indices: Sequence[int], columns: Sequence[str]
+    ) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
+        """Yield the values of `columns` in the rows `indices`."""
+        for index in indices:
+            yield index, self.row(index, columns)
+
+    def content(self, columns: Sequence[str]) -> str | None:  # noqa: ARG002 -- the commit tells it
+        """Return None."""
+        return None
 
 
 def _locate(dataset: DatasetConfig) -> _Repository:

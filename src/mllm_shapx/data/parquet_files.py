@@ -1,21 +1,25 @@
 """A dataset in parquet files, read by row group through a memory map."""
 
 import bisect
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mllm_shapx.data.contents import hash_of, read_pieces
 from mllm_shapx.data.table import BATCH_ROWS, column_values
 from mllm_shapx.errors import DatasetError, RowError
 
 _LARGE_BYTES = 1 << 26
 """A row group from which memory is given back after a row was read: writers like to put a whole file's
 recordings into one dictionary page, which cannot be decoded in parts."""
+_FOOTER_END = 8
+"""Bytes behind a footer: its length and the file's mark."""
 _SEEK_BYTES = 1 << 22
 """About what is decoded at once on the way to a single row: many rows of text, few recordings."""
 
@@ -95,17 +99,72 @@ class ParquetTable:
         self, number: int, group: int, offset: int, columns: Sequence[str], size: int
     ) -> dict[str, Any]:
         """Return one row of a row group that stores `size` bytes in `columns`."""
+        for _, values in self._pick(number, group, [offset], columns, size):
+            return values
+        raise RowError("unreadable_row", f"{self.files[number]}: row group {group} ends before row {offset}")
+
+    def some_rows(
+        self, indices: Sequence[int], columns: Sequence[str]
+    ) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
+        """Yield the values of `columns` in the rows `indices`, which ascend; other groups are not read."""
+        for (number, group, start), of_group in groupby(indices, self._place):
+            wanted = list(of_group)
+            size = _stored_bytes(self._metadata[number], group, columns)
+            try:
+                for index, values in self._pick(
+                    number, group, [row - start for row in wanted], columns, size
+                ):
+                    yield index + start, values
+                    wanted.remove(index + start)
+            except (pa.ArrowException, OSError) as error:
+                failure = _row_failure(self.files[number], wanted[0], error)
+                if not isinstance(failure, RowError):
+                    raise failure from error
+                yield from ((index, failure) for index in wanted)
+            finally:
+                if size >= _LARGE_BYTES:
+                    pa.default_memory_pool().release_unused()
+
+    def content(self, columns: Sequence[str]) -> str | None:
+        """Return a hash of the files' footers and of the bytes that `columns` take; None for hub files.
+
+        A footer holds the size and place of every column, so that most changes of the others show too.
+        """
+        if self.commit is not None:
+            return None
+        return hash_of(
+            read_pieces(path, _pieces(path, footer, columns))
+            for path, footer in zip(self.files, self._metadata, strict=True)
+        )
+
+    def _place(self, index: int) -> tuple[int, int, int]:
+        """Return the file and the row group of a row, and the index of the group's first row."""
+        number = bisect.bisect_right(self._starts, index) - 1
+        group, offset = _row_group(self._metadata[number], index - self._starts[number])
+        return number, group, index - offset
+
+    def _pick(
+        self, number: int, group: int, offsets: Sequence[int], columns: Sequence[str], size: int
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yield rows of a row group by their offsets in it, in one pass."""
+        start, waiting = 0, deque(offsets)
+        for batch in self._group_batches(number, group, columns, size):
+            while waiting and waiting[0] < start + batch.num_rows:
+                offset = waiting.popleft()
+                yield offset, batch.slice(offset - start, 1).to_pylist()[0]
+            if not waiting:
+                return
+            start += batch.num_rows
+
+    def _group_batches(
+        self, number: int, group: int, columns: Sequence[str], size: int
+    ) -> Iterator[pa.RecordBatch]:
+        """Yield a row group that stores `size` bytes in `columns`, in pieces that fit into memory."""
         rows = self._metadata[number].row_group(group).num_rows
         at_once = min(BATCH_ROWS, max(1, _SEEK_BYTES * rows // max(1, size)))
-        start = 0
-        for batch in self._reader(number).iter_batches(
+        yield from self._reader(number).iter_batches(
             batch_size=at_once, row_groups=[group], columns=list(columns), use_threads=False
-        ):
-            if offset < start + batch.num_rows:
-                values: dict[str, Any] = batch.slice(offset - start, 1).to_pylist()[0]
-                return values
-            start += batch.num_rows
-        raise RowError("unreadable_row", f"{self.files[number]}: row group {group} ends after {start} rows")
+        )
 
     def _reader(self, number: int) -> pq.ParquetFile:
         # Opened for each use: a reader is not thread-safe, and with the footer at hand opening is cheap.
@@ -155,6 +214,19 @@ def _stored_bytes(footer: pq.FileMetaData, group: int, columns: Sequence[str]) -
         for chunk in map(chunks.column, range(chunks.num_columns))
         if chunk.path_in_schema.split(".")[0] in columns
     )
+
+
+def _pieces(path: Path, footer: pq.FileMetaData, columns: Sequence[str]) -> list[tuple[int, int]]:
+    """Return (offset, length) of the footer and of every chunk of `columns`."""
+    size = path.stat().st_size
+    length = footer.serialized_size
+    found = [(max(0, size - length - _FOOTER_END), size)]
+    for group in map(footer.row_group, range(footer.num_row_groups)):
+        for chunk in map(group.column, range(group.num_columns)):
+            if chunk.path_in_schema.split(".")[0] in columns:
+                first = chunk.dictionary_page_offset or chunk.data_page_offset
+                found.append((min(first, chunk.data_page_offset), chunk.total_compressed_size))
+    return found
 
 
 def _row_failure(path: Path, index: int, error: Exception) -> Exception:

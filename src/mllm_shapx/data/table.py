@@ -6,6 +6,8 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
+from mllm_shapx.errors import RowError
+
 BATCH_ROWS = 8192
 """Rows read at once when a column is scanned."""
 
@@ -46,6 +48,20 @@ class Table(Protocol):
             RowError: `unreadable_row` when that part of the file is damaged.
             DatasetError: When the file is gone.
         """
+
+    def some_rows(
+        self, indices: Sequence[int], columns: Sequence[str]
+    ) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
+        """Yield the values of `columns` in the rows `indices`, which ascend; each part is read once.
+
+        A row in a damaged part of the file comes as the `RowError` that `row` raises.
+
+        Raises:
+            DatasetError: When a file is gone.
+        """
+
+    def content(self, columns: Sequence[str]) -> str | None:
+        """Return a hash of what the files hold in `columns`, None for a table that has a `commit`."""
 
 
 def column_values(table: Table, name: str) -> list[Any]:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -34,6 +34,10 @@ class AnswerFiles:
     def keys(self) -> frozenset[str]:
         """Return the store keys of the study's runs."""
         return frozenset(self._keys.values())
+
+    def holds(self, unit: WorkUnit, places: Collection[tuple[int, str]]) -> bool:
+        """Whether something is stored of a unit; `places` are the store's."""
+        return (unit.row_index, self._keys[unit.generation_key]) in places
 
     def read(self, unit: WorkUnit) -> tuple[Answers, tuple[str, ...]]:
         """Return the stored answers of a unit, and notes about files that were damaged."""
@@ -99,13 +103,16 @@ def answer_settings(run: RunSpec, model_commit: str, dtype: str) -> dict[str, An
     return {**run.generation_settings, "model_commit": model_commit, "dtype": dtype}
 
 
-def vector_kind(run: RunSpec) -> str:
-    """Return the name of the run's kind of embedding: who made it, and how it was pooled."""
+def vector_kind(run: RunSpec, encoder_commit: str | None) -> str:
+    """Return the name of the run's kind of embedding: who made it, and how it was pooled.
+
+    `encoder_commit` is the hub commit of the external encoder, or the digest of its directory.
+    """
     if run.embedding is None:
         return f"own/{run.shap.mode}/{run.shap.reducer}"
     encoder = run.embedding
     return (
-        f"{encoder.model_id}@{encoder.revision}/{encoder.max_length}/"
+        f"{encoder.model_id}@{encoder_commit}/{encoder.max_length}/"
         f"{'unit' if encoder.l2_normalize else 'raw'}/{run.shap.reducer}"
     )
 

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field, replace
 
 from mllm_shapx.errors import StorageError
 from mllm_shapx.execution.answers import AnswerFiles
+from mllm_shapx.execution.environment import record_environment
 from mllm_shapx.execution.forecast import Forecast
 from mllm_shapx.execution.ledger import Blame, Ledger, UnitState
+from mllm_shapx.execution.left import units_left
 from mllm_shapx.execution.messages import (
     Answers,
     Beat,
@@ -24,7 +26,7 @@ from mllm_shapx.explaining.coalitions import REUSED
 from mllm_shapx.models.base import Answer
 from mllm_shapx.models.flight import FEWEST_ROWS
 from mllm_shapx.planning.precision import loaded_warnings
-from mllm_shapx.planning.units import WorkUnit, plan_units
+from mllm_shapx.planning.units import WorkUnit
 from mllm_shapx.records.checkpoint import CheckpointWriter
 from mllm_shapx.records.failures import FailureRecord
 from mllm_shapx.records.pace import Pace, write_pace
@@ -101,9 +103,11 @@ class Coordinator:
         self._notes: list[str] = []
         self._rows = frozenset(study.rows)
         self._runs = {run.name: self._open_run(run.name, inspections) for run in study.runs}
-        units = plan_units(study.runs, study.rows, study.players, self._settled())
-        if study.retry_rows is not None:
-            units = [unit for unit in units if self._is_retried(unit)]
+        units = units_left(
+            study,
+            {name: run.completed for name, run in self._runs.items()},
+            {name: run.failed for name, run in self._runs.items()},
+        )
         self._ledger = Ledger(units, max_attempts=study.max_attempts, attempts=self._attempts(units))
         self._open_runs = {unit.unit_id: list(unit.run_names) for unit in units}
         self._failed_units: set[str] = set()
@@ -118,6 +122,7 @@ class Coordinator:
         self._answer_files: AnswerFiles | None = None
         self._exchange = HelpExchange()
         self._idle: set[str] = set()
+        self._environments: set[str] = set()
         self._has_explained = False
         self._most_workers = 0
         self._paced_at = time.monotonic()
@@ -345,16 +350,6 @@ class Coordinator:
             failed_now=len(inspection.failed & self._rows),
         )
 
-    def _settled(self) -> dict[str, set[int]]:
-        """Return the rows of each run that need no work: done, or quarantined and not retried."""
-        return {name: run.completed | (run.failed - self._retried(name)) for name, run in self._runs.items()}
-
-    def _retried(self, name: str) -> set[int]:
-        return set((self._study.retry_rows or {}).get(name, ()))
-
-    def _is_retried(self, unit: WorkUnit) -> bool:
-        return any(unit.row_index in self._retried(name) for name in unit.run_names)
-
     def _attempts(self, units: list[WorkUnit]) -> dict[str, int]:
         if self._study.retry_rows is not None:
             return {}
@@ -547,6 +542,12 @@ class Coordinator:
                 self._storage, self._study.runs, self._study.model_commit, me.dtype
             )
             self._notes.extend(f"warning: {each}" for each in loaded_warnings(self._study.runs, me.dtype))
+        if me.environment is not None and me.environment.id not in self._environments:
+            self._environments.add(me.environment.id)
+            with self._writing():
+                counts = [(run.records, len(run.completed)) for run in self._runs.values()]
+                warning = record_environment(counts, me.environment)
+                self._notes += [] if warning is None else [warning]
         return self._workers.setdefault(me.worker, _WorkerState(me))
 
     def _hear(self, me: WorkerInfo, unit_id: str) -> _WorkerState:

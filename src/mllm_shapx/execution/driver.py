@@ -25,7 +25,7 @@ from ray.exceptions import (
 )
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from mllm_shapx.errors import ShapxError, StorageError, first_of
+from mllm_shapx.errors import ModelChangedError, ShapxError, StorageError, first_of
 from mllm_shapx.execution.actors import NAMESPACE, AggregatorActor, CoordinatorActor, WorkerActor
 from mllm_shapx.execution.cluster import WorkerResources
 from mllm_shapx.execution.messages import Snapshot, Study
@@ -138,6 +138,7 @@ class Driver:
 
         Raises:
             ModelError: When the model cannot be loaded.
+            ModelChangedError: When its files are not those that the study began with.
             StorageError: When results cannot be written any more.
             OutputError: When another driver has taken the output directory.
         """
@@ -147,6 +148,11 @@ class Driver:
             self._watch(request)
             snapshot = self._wind_up(request)
             warnings = self._summaries(request)
+        except ModelChangedError:
+            # The other workers hold the model that the study began with: their answers count.
+            self._stop_workers()
+            self._tell(self._coordinator.finish.remote)
+            raise
         finally:
             self._dismiss_all()
         interrupted = request.signal is not None and not snapshot.finished

@@ -5,13 +5,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from mllm_shapx.config.models import DatasetConfig, RuntimeConfig, WandbConfig
+from mllm_shapx.config.models import DatasetConfig, EmbeddingConfig, RuntimeConfig, WandbConfig
 from mllm_shapx.execution.sharing import HelpTask
 from mllm_shapx.explaining.coalitions import RowCoalitions, StoredAnswer
 from mllm_shapx.explaining.similarity import Vector
+from mllm_shapx.models.steadiness import Version
 from mllm_shapx.planning.costs import Generated
 from mllm_shapx.planning.runs import RunSpec
 from mllm_shapx.planning.units import WorkUnit
+from mllm_shapx.records.environments import Environment
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +68,19 @@ class Study:
     """Seconds after which answers of a row under way are written out."""
     retry_rows: Mapping[str, tuple[int, ...]] | None = None
     """For `retry`: run -> quarantined rows to try again; everything else is left alone."""
+    dataset_content: str | None = None
+    """Hash of what a local dataset holds; None for one of the hub, which has a commit."""
+    model_version: Version | None = None
+    """What a worker holds the model's files against; None to load whatever is there."""
+    encoders: Mapping[EmbeddingConfig, Version] = field(default_factory=dict)
+    """The external encoders of the runs."""
 
     config: Mapping[str, Any] = field(default_factory=dict)
     """The config's JSON data, bases merged in."""
+
+    def encoder_commit(self, run: RunSpec) -> str | None:
+        """Return the commit of a run's external encoder, None where it has none."""
+        return None if run.embedding is None else self.encoders[run.embedding].commit
 
     def run(self, name: str) -> RunSpec:
         """Return a run by its name."""
@@ -85,6 +97,8 @@ class WorkerInfo:
     device: str
     dtype: str
     """Dtype of the weights in memory."""
+    environment: Environment | None = None
+    """What it computes with; None where it makes no answers."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,8 @@ class RunOptions:
 
     resume: bool = False
     overwrite: bool = False
+    accept_changed_rows: bool = False
+    """With `resume`: explain rows again that were changed in the dataset, instead of refusing."""
     max_samples: int | None = None
     """Overrides `selection.max_samples`."""
     num_gpus: float | None = None

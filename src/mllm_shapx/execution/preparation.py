@@ -3,11 +3,9 @@
 Nothing is written before `open_output`, so that a wrong config leaves no trace.
 """
 
-import platform
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +14,35 @@ from mllm_shapx.data.selection import select_rows
 from mllm_shapx.data.sources import open_table
 from mllm_shapx.errors import OutputError
 from mllm_shapx.execution.answers import keys_in_use
+from mllm_shapx.execution.dataset import content_of, dataset_path, pinned, settle_changed_rows
+from mllm_shapx.execution.environment import library_versions
 from mllm_shapx.execution.messages import Study
 from mllm_shapx.execution.old_players import OldPlayers
 from mllm_shapx.execution.options import RunOptions
 from mllm_shapx.models.control_tokens import control_token_warnings
-from mllm_shapx.models.registry import model_identity
+from mllm_shapx.models.encoder_version import encoder_version
+from mllm_shapx.models.registry import model_version
 from mllm_shapx.planning.runs import RunSpec
 from mllm_shapx.planning.sweep import expand
+from mllm_shapx.records.environments import ENVIRONMENTS, history
 from mllm_shapx.records.layout import GENERATIONS
 from mllm_shapx.records.lock import OutputLock
 from mllm_shapx.records.runs import RunInspection, RunRecords
-from mllm_shapx.records.spec import RESULT_SETTINGS, SELECTED_ROWS, differences, selected_rows
+from mllm_shapx.records.spec import (
+    DATASET_COMMIT,
+    DATASET_PATH,
+    RESULT_SETTINGS,
+    SELECTED_ROWS,
+    differences,
+    selected_rows,
+)
 from mllm_shapx.records.storage import Storage, join_uri, open_storage, write_json
 from mllm_shapx.records.store import CoalitionStore, PruneResult
 
+_ENCODER = "embedding_commit"
+
 CONFIG = "config.json"
 """Copy of the config, bases merged in, beside the runs' folders: `retry` needs nothing else."""
-
-_LIBRARIES = ("mllm-shapx", "mllm-shap", "torch", "transformers", "liquid-audio", "ray", "datasets", "numpy")
 
 
 @dataclass(frozen=True)
@@ -56,7 +65,11 @@ def prepare(loaded: LoadedConfig, options: RunOptions) -> tuple[Study, tuple[str
     """
     experiment_set = loaded.experiment_set
     sweep = expand(experiment_set, str(loaded.path))
-    table = open_table(experiment_set.dataset, loaded.path)
+    output_uri = _absolute(join_uri(experiment_set.output_root, experiment_set.experiment_set_id))
+    dataset = experiment_set.dataset
+    if options.resume:
+        dataset = pinned(dataset, output_uri, sweep.runs)
+    table = open_table(dataset, loaded.path)
     chosen = experiment_set.selection
     if options.max_samples is not None:
         chosen = chosen.model_copy(update={"max_samples": options.max_samples})
@@ -68,10 +81,15 @@ def prepare(loaded: LoadedConfig, options: RunOptions) -> tuple[Study, tuple[str
         experiment_set.shap.token_filter,
         other_filters={run.shap.token_filter for run in sweep.runs},
     )
-    model_path, commit = model_identity(sweep.runs[0], loaded.path)
+    encoders = {
+        run.embedding: encoder_version(run.embedding, loaded.path)
+        for run in sweep.runs
+        if run.embedding is not None
+    }
+    model_path, model = model_version(sweep.runs[0], loaded.path)
     study = Study(
         experiment_set_id=experiment_set.experiment_set_id,
-        output_uri=_absolute(join_uri(experiment_set.output_root, experiment_set.experiment_set_id)),
+        output_uri=output_uri,
         runs=sweep.runs,
         rows=selection.rows,
         players=selection.players,
@@ -79,7 +97,7 @@ def prepare(loaded: LoadedConfig, options: RunOptions) -> tuple[Study, tuple[str
         dataset=experiment_set.dataset,
         dataset_commit=table.commit,
         model_path=None if model_path is None else model_path.resolve(),
-        model_commit=commit,
+        model_commit=model.commit,
         wandb=experiment_set.wandb,
         runtime=experiment_set.runtime,
         max_attempts=options.max_attempts,
@@ -88,6 +106,9 @@ def prepare(loaded: LoadedConfig, options: RunOptions) -> tuple[Study, tuple[str
         flush_s=options.flush_s,
         retry_rows=options.retry_rows,
         config={**loaded.data, "selection": chosen.model_dump(mode="json")},
+        dataset_content=content_of(table, experiment_set),
+        model_version=model,
+        encoders=encoders,
     )
     tokens = control_token_warnings(sweep.runs[0], loaded.path, table, selection.rows)
     return study, (*loaded.warnings, *sweep.warnings, *selection.warnings, *tokens)
@@ -117,6 +138,12 @@ def check_output(study: Study, options: RunOptions) -> None:
         )
 
 
+def has_begun(study: Study) -> bool:
+    """Return whether the output directory holds anything of the study's runs."""
+    storage = open_storage(study.output_uri)
+    return any(RunRecords(storage, run.name).standing() != "empty" for run in study.runs)
+
+
 def open_output(study: Study, options: RunOptions) -> OpenOutput:
     """Take the output directory, bring it in order and write each run's `spec.json` and checkpoint.
 
@@ -135,19 +162,31 @@ def open_output(study: Study, options: RunOptions) -> OpenOutput:
     return OpenOutput(lock, inspections, specs, (*notes, *more))
 
 
+def inspected_again(study: Study, output: OpenOutput) -> OpenOutput:
+    """Return the same output after samples were written to it."""
+    storage = open_storage(study.output_uri)
+    inspections = {
+        name: replace(RunRecords(storage, name).inspect(study.rows), created_at=before.created_at)
+        for name, before in output.inspections.items()
+    }
+    return replace(output, inspections=inspections)
+
+
 def _take_over(
-    study: Study, options: RunOptions, storage: Storage, specs: Mapping[str, dict[str, Any]]
+    study: Study, options: RunOptions, storage: Storage, specs: dict[str, dict[str, Any]]
 ) -> tuple[dict[str, RunInspection], list[str]]:
     notes: list[str] = []
     if options.resume:
         notes += _check_settings(study, specs, storage)
-    inspections = {}
+    inspections: dict[str, RunInspection] = {}
     old_players = OldPlayers(study.players)
     for run in study.runs:
         records = RunRecords(storage, run.name)
         standing = records.standing()
         if options.overwrite and standing != "empty":
             count = records.sample_count()
+            # Stored answers are reused, so that where they come from still matters.
+            specs[run.name][ENVIRONMENTS] = history(records.heal_spec()[0])
             notes.append(f"{run.name}: {count} old sample(s) moved to {run.name}/{records.set_aside()}")
         elif standing == "abandoned" and not options.resume:
             notes.append(
@@ -160,6 +199,8 @@ def _take_over(
         created_at = time.time() if inspection.created_at is None else inspection.created_at
         inspections[run.name] = replace(inspection, created_at=created_at)
     old_players.refuse(study.output_uri)
+    inspections, changes = settle_changed_rows(study, inspections, accept=options.accept_changed_rows)
+    notes += changes
     if (count := CoalitionStore(storage).remove_leftovers()) > 0:
         notes.append(f"{GENERATIONS}: {count} unfinished file(s) of writes that were cut short removed")
     write_json(storage, CONFIG, study.config)
@@ -170,8 +211,8 @@ def _take_over(
     return inspections, notes
 
 
-def _check_settings(study: Study, specs: Mapping[str, dict[str, Any]], storage: Storage) -> list[str]:
-    """Refuse to mix results of different settings in one run's directory."""
+def _check_settings(study: Study, specs: dict[str, dict[str, Any]], storage: Storage) -> list[str]:
+    """Refuse to mix results of different settings in one run's directory; carry the history of runs on."""
     notes: list[str] = []
     conflicts = []
     for run in study.runs:
@@ -179,9 +220,15 @@ def _check_settings(study: Study, specs: Mapping[str, dict[str, Any]], storage: 
         notes += found
         if old is None:
             continue
-        keys = differences(old.get(RESULT_SETTINGS), specs[run.name][RESULT_SETTINGS])
+        new = specs[run.name][RESULT_SETTINGS]
+        # Older versions did not record the encoder's commit: what is not known is not compared.
+        keys = differences({_ENCODER: new[_ENCODER], **(old.get(RESULT_SETTINGS) or {})}, new)
         if keys:
             conflicts.append(f"  - {run.name}: {', '.join(keys)}")
+        specs[run.name] |= {
+            ENVIRONMENTS: history(old),
+            "libraries": old.get("libraries") or library_versions(),
+        }
     if conflicts:
         listed = "\n".join(conflicts)
         raise OutputError(
@@ -198,6 +245,7 @@ def run_spec(study: Study, run: RunSpec) -> dict[str, Any]:
         **run.result_settings,
         "model_commit": study.model_commit,
         "dataset_commit": study.dataset_commit,
+        _ENCODER: study.encoder_commit(run),
     }
     return {
         "schema_version": 2,
@@ -212,18 +260,11 @@ def run_spec(study: Study, run: RunSpec) -> dict[str, Any]:
         "seed": "sha256 of run name and row index; each sample records its own",
         SELECTED_ROWS: selected_rows(study.rows),
         "rows_total": len(study.rows),
-        "libraries": {"python": platform.python_version(), **_versions()},
+        DATASET_COMMIT: study.dataset_commit or study.dataset_content,
+        DATASET_PATH: dataset_path(study.dataset, study.config_path),
+        "libraries": library_versions(),
+        ENVIRONMENTS: [],
     }
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in _LIBRARIES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def _absolute(uri: str) -> str:

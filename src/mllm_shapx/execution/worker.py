@@ -10,6 +10,7 @@ import socket
 import time
 import traceback
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
 
@@ -17,9 +18,12 @@ from mllm_shap import ConversationSnapshot
 
 from mllm_shapx.config.models import EmbeddingConfig
 from mllm_shapx.data.conversations import Row, load_row
-from mllm_shapx.data.sources import Table, open_table
+from mllm_shapx.data.digests import row_digest
+from mllm_shapx.data.table import Table
 from mllm_shapx.errors import RowError
 from mllm_shapx.execution.answers import content_id, vector_kind
+from mllm_shapx.execution.dataset import open_study_table
+from mllm_shapx.execution.environment import environment_of
 from mllm_shapx.execution.generation import OnAnswer, RowGeneration
 from mllm_shapx.execution.messages import Answers, Beat, LeaseReply, Study, UnitFailure, WorkerInfo
 from mllm_shapx.execution.sharing import HelpTask, Offer, OfferReply
@@ -31,7 +35,7 @@ from mllm_shapx.models.base import Answer
 from mllm_shapx.models.encoder import TextEncoder
 from mllm_shapx.models.engine import Engine
 from mllm_shapx.models.flight import FEWEST_ROWS, Flight
-from mllm_shapx.models.registry import load_model
+from mllm_shapx.models.registry import load_model, load_version
 from mllm_shapx.planning.costs import Generated
 from mllm_shapx.planning.runs import RunSpec
 from mllm_shapx.planning.units import WorkUnit, expected_answers
@@ -87,37 +91,27 @@ class _Held:
         return 0 if self.coalitions is None else len(self.coalitions.stored)
 
 
+@dataclass(frozen=True)
 class _Loaded:
-    """What a worker has in memory: the dataset, the model, and encoders as runs ask for them."""
+    """What a worker has in memory: the dataset, the model, and the encoders of the runs."""
 
-    def __init__(self, table: Table, engine: Engine) -> None:
-        self.table = table
-        self.engine = engine
-        self._encoders: dict[EmbeddingConfig, TextEncoder] = {}
-        self._loading = asyncio.Lock()
-
-    async def encoder(self, run: RunSpec) -> "TextEncoder":
-        """Return the external encoder of a run, loaded at its first use."""
-        config = run.embedding
-        if config is None:
-            msg = f"run {run.name!r} names no encoder"
-            raise ValueError(msg)
-        async with self._loading:
-            if config not in self._encoders:
-                self._encoders[config] = await asyncio.to_thread(TextEncoder.load, config)
-        return self._encoders[config]
+    table: Table
+    engine: Engine
+    encoders: Mapping[EmbeddingConfig, TextEncoder]
 
 
 def _load(study: Study) -> _Loaded:
     _keep_the_terminal_readable()
     plugins()  # now rather than with the first row
-    dataset = study.dataset
-    if study.dataset_commit is not None:
-        # The commit that the rows were selected from, whatever the branch has become since.
-        dataset = dataset.model_copy(update={"revision": study.dataset_commit})
-    table = open_table(dataset, study.config_path)
-    model = load_model(study.runs[0], study.model_path, study.model_commit, study.config_path)
-    return _Loaded(table, Engine(model))
+    table = open_study_table(study)
+    run = study.runs[0]
+    if study.model_version is None:
+        model = load_model(run, study.model_path, study.model_commit, study.config_path)
+    else:
+        model = load_version(run, study.model_path, study.model_version, study.config_path)
+    # The encoders too: what is wrong with one concerns every row, and is found before the first answer.
+    encoders = {config: TextEncoder.load(config, version) for config, version in study.encoders.items()}
+    return _Loaded(table, Engine(model), encoders)
 
 
 class _Once(logging.Filter):
@@ -179,17 +173,21 @@ class Worker:
         self._draining = False
         self._helped: dict[tuple[int, str], RowCoalitions] = {}
         self._maybe_loaded: _Loaded | None = None
+        self._environment = ""
 
     async def run(self) -> None:
         """Load the model and explain units until nothing is left.
 
         Raises:
             ModelError: When the model cannot be loaded.
+            ModelChangedError: When its files are not those that the study began with.
             ExceptionGroup: With a `DeviceLostError` when the device broke, or with what else ended the work.
         """
         loaded = self._maybe_loaded = await asyncio.to_thread(_load, self._study)
         identity = loaded.engine.model.identity
-        self._me = WorkerInfo(self._me.worker, self._me.node, self._me.pid, identity.device, identity.dtype)
+        environment = environment_of(identity, self._study.runs[0])
+        self._me = replace(self._me, device=identity.device, dtype=identity.dtype, environment=environment)
+        self._environment = environment.id
         try:
             async with asyncio.TaskGroup() as group:
                 # In the group: a worker that gives no sign of life must not go on.
@@ -326,6 +324,7 @@ class Worker:
         runs = [self._study.run(name) for name in unit.run_names]
         row = await asyncio.to_thread(self._read_row, unit.row_index, runs[0])
         coalitions = held.coalitions = await asyncio.to_thread(open_row, row, runs[0])
+        digest = row_digest(row)
         possible = [run for run in runs if not run.is_hopeless(coalitions.players.num_players)]
         self._flight.begin(unit.unit_id, expected_answers(possible, coalitions.players.num_players))
         self._take_more()
@@ -353,6 +352,7 @@ class Worker:
                 if is_device_lost(error):
                     break
                 continue
+            sample = replace(sample, row_digest=digest, environment=self._environment)
             await self._desk.report(self._me, unit.unit_id, sample, _fresh(held))
         if failed:
             first = next(iter(failed.values()))
@@ -413,15 +413,16 @@ class Worker:
     def _embedder(self, held: _Held, run: RunSpec) -> Embedder:
         """Return what gives the run's vectors: the explained model's own states, or the config's encoder."""
         loaded = self._loaded
+        kind = vector_kind(run, self._study.encoder_commit(run))
 
         async def embed(answers: Sequence[Answer]) -> list[Vector]:
             if run.embedding is None:
                 vectors = await loaded.engine.embed(answers, run.shap.mode, run.shap.reducer)
             else:
-                encoder = await loaded.encoder(run)
+                encoder = loaded.encoders[run.embedding]
                 texts = [answer.text for answer in answers]
                 vectors = await asyncio.to_thread(encoder.embed, texts, run.shap.reducer)
-            of_kind = held.vectors.setdefault(vector_kind(run), {})
+            of_kind = held.vectors.setdefault(kind, {})
             of_kind.update(zip(map(content_id, answers), vectors, strict=True))
             return vectors
 

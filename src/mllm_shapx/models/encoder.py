@@ -8,7 +8,11 @@ from numpy.typing import NDArray
 
 from mllm_shapx.config.models import EmbeddingConfig
 from mllm_shapx.errors import ModelError
+from mllm_shapx.models.encoder_version import KEY, encoder_version
+from mllm_shapx.models.identity import directory_digest
+from mllm_shapx.models.memory import own_memory
 from mllm_shapx.models.pooling import pool
+from mllm_shapx.models.steadiness import Version
 
 
 class TextEncoder:
@@ -21,24 +25,39 @@ class TextEncoder:
         self._device = device
 
     @classmethod
-    def load(cls, config: EmbeddingConfig) -> "TextEncoder":
-        """Load the encoder.
+    def load(cls, config: EmbeddingConfig, version: Version | None = None) -> "TextEncoder":
+        """Load the encoder in the version that was found when the study began; None for what there is.
 
         Raises:
-            ModelError: When it is not to be had.
+            ModelError: When it cannot be loaded.
+            ModelChangedError: When its files are others now.
         """
+        found = encoder_version(config, None) if version is None else version
+        return found.loaded(lambda: cls._load(config, found), lambda: directory_digest(found.directories[0]))
+
+    @classmethod
+    def _load(cls, config: EmbeddingConfig, version: Version) -> "TextEncoder":
         import torch
         from transformers import AutoModel, AutoTokenizer
 
-        options = {"revision": config.revision, "local_files_only": config.local_files_only}
+        options: dict[str, Any] = {"local_files_only": config.local_files_only}
+        source = config.model_id
+        if version.directories:
+            source = str(version.directories[0])
+        else:
+            options["revision"] = version.commit
         device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
         try:
-            tokenizer = AutoTokenizer.from_pretrained(config.model_id, **options)
-            model = AutoModel.from_pretrained(config.model_id, dtype=torch.float32, **options)
-        except (OSError, ValueError) as error:
+            tokenizer = AutoTokenizer.from_pretrained(source, **options)
+            model = AutoModel.from_pretrained(source, dtype=torch.float32, **options)
+        except Exception as error:  # the readers of configs, tokenizers and weights raise what they like
+            if isinstance(error, MemoryError):
+                raise
             raise ModelError(
-                f"embedding.model_id: the encoder {config.model_id!r} cannot be loaded: {error}"
+                f"{KEY}: the encoder {config.model_id!r} cannot be loaded: "
+                f"{next(iter(str(error).splitlines()), type(error).__name__)}"
             ) from error
+        own_memory(model)
         if tokenizer.pad_token_id is None and tokenizer.eos_token is not None:
             tokenizer.pad_token = tokenizer.eos_token
         tokenizer.padding_side = "right"

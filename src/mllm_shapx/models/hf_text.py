@@ -27,6 +27,7 @@ from mllm_shapx.models.generation_settings import (
     read_settings,
 )
 from mllm_shapx.models.hf_loading import TextFiles, load_text
+from mllm_shapx.models.memory import own_memory
 from mllm_shapx.models.plain_generate import Generated
 from mllm_shapx.models.pooling import pool
 from mllm_shapx.models.position_tables import position_limit
@@ -142,6 +143,7 @@ class HfTextModel:
                 files = files or TextFiles(str(source), revision)
                 check_generation_file(Path(files.source) / GENERATION_FILE)
                 loaded = load_text(files, placement, weights, attn_implementation)
+                own_memory(loaded.model)
                 return cls(
                     loaded.model,
                     loaded.tokenizer,

@@ -92,7 +92,7 @@ def directory_digest(directory: Path, *, gguf_file: str | None = None) -> str:
     """
     total = hashlib.sha256()
     try:
-        for name, path in sorted(_files(directory)):
+        for name, path in sorted(files_below(directory)):
             if gguf_file is not None and name.endswith(".gguf") and name != gguf_file:
                 continue
             total.update(f"{name}\0{path.stat().st_size}\0".encode(errors="surrogateescape"))
@@ -104,8 +104,11 @@ def directory_digest(directory: Path, *, gguf_file: str | None = None) -> str:
     return total.hexdigest()
 
 
-def _files(directory: Path) -> Iterator[tuple[str, Path]]:
-    """Yield the files below a directory that are not hidden, with their relative names."""
+def files_below(directory: Path) -> Iterator[tuple[str, Path]]:
+    """Yield the relative name and the path of every file of a model's directory.
+
+    Links are followed. Hidden files and folders and Python's caches are left out.
+    """
     above: dict[str, frozenset[str]] = {}
     for folder, folders, files in os.walk(directory, followlinks=True):
         real = os.path.realpath(folder)

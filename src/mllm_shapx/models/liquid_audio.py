@@ -24,6 +24,7 @@ from mllm_shapx.models.liquid_decoding import (
 )
 from mllm_shapx.models.liquid_encoding import PromptEmbedder
 from mllm_shapx.models.liquid_waveform import OUTPUT_RATE, FrameDecoder
+from mllm_shapx.models.memory import own_memory
 from mllm_shapx.models.pooling import pool
 from mllm_shapx.planning.runs import RunSpec
 
@@ -86,6 +87,7 @@ class LiquidAudioModel:
         checkpoint = load_checkpoint(
             folder, dtype=weights, device=place, attn_implementation=attn_implementation or "sdpa"
         )
+        own_memory(checkpoint.model)
         identity = ModelIdentity(
             connector="liquid_audio",
             model_id=model_id or str(folder),

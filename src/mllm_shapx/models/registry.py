@@ -16,6 +16,7 @@ from mllm_shapx.models.identity import (
     hub_commit,
     local_directory,
 )
+from mllm_shapx.models.steadiness import Version
 from mllm_shapx.models.text_source import text_commit, text_source
 from mllm_shapx.planning.runs import RunSpec
 
@@ -72,6 +73,37 @@ def model_identity(run: RunSpec, config_path: Path) -> tuple[Path | None, str]:
     check_connector(run.connector)
     directory = local_directory(run.model_id, resolve_path(run.model_id, config_path))
     return directory, model_revision(run, directory, config_path)
+
+
+def model_version(run: RunSpec, config_path: Path) -> tuple[Path | None, Version]:
+    """Return the local directory, None for a hub id, and the version of the model that `run` names.
+
+    Raises:
+        ModelError: As `model_identity`, and when files change while they are read.
+    """
+    check_connector(run.connector)
+    directory = local_directory(run.model_id, resolve_path(run.model_id, config_path))
+    version = Version.of(
+        MODEL_ID,
+        [each.resolve() for each in model_directories(run, directory, config_path)],
+        lambda: model_revision(run, directory, config_path),
+    )
+    return directory, version
+
+
+def load_version(
+    run: RunSpec, model_path: Path | None, version: Version, config_path: Path | None = None
+) -> "Model":
+    """Load the model that `run` asks for in the version that was found when the study began.
+
+    Raises:
+        ModelError, ResourceError: As `load_model`.
+        ModelChangedError: When the files are others now.
+    """
+    return version.loaded(
+        lambda: load_model(run, model_path, version.commit, config_path),
+        lambda: model_revision(run, model_path, config_path),
+    )
 
 
 def check_connector(connector: str) -> None:

@@ -1,7 +1,9 @@
 """One row explained by one run, as it stands in `samples/sample_*_result.json` (formats.md)."""
 
+import hashlib
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -90,6 +92,10 @@ class SampleResult:
     """Different answers among the run's coalitions; None in samples that were written before it was kept."""
     audio_artifacts: dict[str, Any] | None = None
     num_levels: int | None = None
+    row_digest: str | None = None
+    """What the row was: 32 hex digits over its texts, recordings and languages; None in old files."""
+    environment: str | None = None
+    """Id of the entry of `environments` in `spec.json` that it was made in; None where that is not known."""
     audio_files: Mapping[str, bytes] = field(default_factory=dict, compare=False, repr=False)
     """Recordings and answers that are written beside the sample: path below the run's directory ->
     content. They are not part of the JSON, and are not read back with it."""
@@ -137,6 +143,10 @@ class SampleResult:
             data["audio_artifacts"] = self.audio_artifacts
         if self.num_levels is not None:
             data["num_levels"] = self.num_levels
+        if self.row_digest is not None:
+            data["row_digest"] = self.row_digest
+        if self.environment is not None:
+            data["environment"] = self.environment
         return {**self.extra, **data}
 
     @classmethod
@@ -172,6 +182,8 @@ class SampleResult:
             distinct_answers=file.get("distinct_answers"),
             audio_artifacts=file.get("audio_artifacts"),
             num_levels=file.get("num_levels"),
+            row_digest=file.get("row_digest"),
+            environment=file.get("environment"),
             extra={key: value for key, value in data.items() if key not in _KNOWN_FIELDS},
         )
 
@@ -179,6 +191,11 @@ class SampleResult:
     def is_constant(self) -> bool:
         """Whether every coalition is known to have the same answer, so that the values say nothing."""
         return self.distinct_answers == 1
+
+    @property
+    def made_from(self) -> str:
+        """Return the row's digest; the digest of its texts where the sample records no other."""
+        return self.row_digest or texts_digest(self.prompt_texts)
 
     def player_values(self) -> list[float | None]:
         """Return the values in player order."""
@@ -190,6 +207,12 @@ class SampleResult:
             for value in entry.shap_values
             if value is not None
         ]
+
+
+def texts_digest(texts: Sequence[str]) -> str:
+    """Return a digest of a prompt's texts alone, marked so that it cannot be taken for a `row_digest`."""
+    content = json.dumps(list(texts)).encode()
+    return f"texts:{hashlib.blake2b(content, digest_size=16).hexdigest()}"
 
 
 def _entry_from_file(entry: EntryFile) -> ConversationEntry:

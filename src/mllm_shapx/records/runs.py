@@ -1,9 +1,10 @@
 """One run's directory: what is done, healed where it is damaged, and how results are added."""
 
+import contextlib
 import datetime as dt
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from mllm_shapx.errors import StorageError
@@ -54,6 +55,16 @@ class RunInspection:
     """What was healed and what will be done again, in words."""
     created_at: float | None
     """`created_at` of the checkpoint, None when there is none that can be read."""
+    made_from: Mapping[int, str] = field(default_factory=dict)
+    """Row -> digest of what its sample was made from, see `SampleResult.made_from`."""
+
+    def without(self, rows: Collection[int]) -> "RunInspection":
+        """Return the same without the samples of `rows`."""
+        return replace(
+            self,
+            completed=self.completed.difference(rows),
+            made_from={row: digest for row, digest in self.made_from.items() if row not in rows},
+        )
 
 
 class _Findings:
@@ -119,7 +130,8 @@ class RunRecords:
         findings = _Findings(self.run_name)
         self._remove_temp_files(findings)
         checkpoint = self._healed_checkpoint(findings)
-        completed, damaged = self._readable_samples(findings, on_sample)
+        made_from, damaged = self._readable_samples(findings, on_sample)
+        completed = frozenset(made_from)
         failures = self._readable_failures(completed, findings)
         self._healed_summary(findings)
         quarantined = frozenset(row for row, failure in failures.items() if failure.quarantined)
@@ -135,6 +147,7 @@ class RunRecords:
             attempts={row: failure.attempts for row, failure in failures.items()},
             notes=findings.notes(),
             created_at=None if checkpoint is None else checkpoint.created_at,
+            made_from=made_from,
         )
 
     def checkpoint_writer(
@@ -211,6 +224,15 @@ class RunRecords:
             raise ValueError(f"it holds row {sample.row_index}")
         return sample
 
+    def read_made_from(self) -> dict[int, str]:
+        """Return row -> what its sample was made from, for the samples that can be read; changes nothing."""
+        paths = {self.layout.sample(row): row for row in self.sample_rows()}
+        found = {}
+        for path, content in self.storage.read_many(list(paths)):
+            with contextlib.suppress(ValueError, OSError):
+                found[paths[path]] = _metrics(content, paths[path]).made_from
+        return found
+
     def sample_rows(self) -> list[int]:
         """Return the rows that have a sample by name, ascending."""
         rows = (row_of_sample(name) for name in self.storage.list(self.layout.samples))
@@ -254,17 +276,33 @@ class RunRecords:
 
     def set_aside(self) -> str:
         """Move all of the run's old results to a dated folder; return its name, relative to the run."""
-        stamp = dt.datetime.now(dt.UTC).strftime("%Y%m%dT%H%M%SZ")
         taken = set(self.storage.list(self.run_name))
-        names = itertools.chain(
-            [f"set_aside_{stamp}"], (f"set_aside_{stamp}_{number}" for number in itertools.count(2))
-        )
-        name = next(name for name in names if name not in taken)
+        name = self._free_name(taken)
         # The samples go after what speaks of them: cut short, this is done again by the next run.
         for part in ("failures", "summary", "audio", "samples", "checkpoint.json", "spec.json"):
             if part in taken:
                 self.storage.move(f"{self.run_name}/{part}", f"{self.run_name}/{name}/{part}")
         return name
+
+    def set_rows_aside(self, rows: Iterable[int]) -> str:
+        """Move the samples and recordings of some rows to a dated folder; return its name."""
+        name = self._free_name(set(self.storage.list(self.run_name)))
+        for row in sorted(rows):
+            sample, audio = self.layout.sample(row), self.layout.audio_folder(row)
+            # The sample last: cut short, this is done again by the next run.
+            for path in (audio, sample):
+                if self.storage.exists(path):
+                    self.storage.move(
+                        path, f"{self.run_name}/{name}/{path.removeprefix(f'{self.run_name}/')}"
+                    )
+        return name
+
+    def _free_name(self, taken: Collection[str]) -> str:
+        stamp = dt.datetime.now(dt.UTC).strftime("%Y%m%dT%H%M%SZ")
+        names = itertools.chain(
+            [f"set_aside_{stamp}"], (f"set_aside_{stamp}_{number}" for number in itertools.count(2))
+        )
+        return next(name for name in names if name not in taken)
 
     def move_aside(self, path: str) -> str:
         """Move a damaged file to `RUN/damaged/NAME.N`; return that path, relative to the experiment set."""
@@ -291,11 +329,12 @@ class RunRecords:
 
     def _readable_samples(
         self, findings: _Findings, on_sample: Callable[[SampleMetrics], None] | None
-    ) -> tuple[frozenset[int], frozenset[int]]:
-        """Return the rows that are done and the rows whose sample was damaged."""
+    ) -> tuple[dict[int, str], frozenset[int]]:
+        """Return the rows that are done, with what they were made from, and those with a damaged sample."""
         names = {name: row_of_sample(name) for name in self.storage.list(self.layout.samples)}
         rows = {f"{self.layout.samples}/{name}": row for name, row in names.items() if row is not None}
-        completed, damaged = set(), set()
+        made_from: dict[int, str] = {}
+        damaged = set()
         for path, content in self.storage.read_many(list(rows)):
             try:
                 metrics = _metrics(content, rows[path])
@@ -307,10 +346,10 @@ class RunRecords:
                 continue
             except OSError as error:
                 raise unreadable(self.storage.locate(path), error) from error
-            completed.add(metrics.row_index)
+            made_from[metrics.row_index] = metrics.made_from
             if on_sample is not None:
                 on_sample(metrics)
-        return frozenset(completed), frozenset(damaged)
+        return made_from, frozenset(damaged)
 
     def _readable_failures(self, completed: frozenset[int], findings: _Findings) -> dict[int, FailureRecord]:
         failures = {}

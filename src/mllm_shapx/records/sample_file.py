@@ -67,6 +67,8 @@ class SampleFile(TypedDict):
     distinct_answers: NotRequired[int | None]
     audio_artifacts: NotRequired[dict[str, Any] | None]
     num_levels: NotRequired[int | None]
+    row_digest: NotRequired[str]
+    environment: NotRequired[str]
 
 
 def parse_sample(data: bytes) -> SampleFile:

@@ -7,6 +7,12 @@ from typing import Any
 RESULT_SETTINGS = "result_settings"
 """Key of the settings that decide the values (`RunSpec.result_settings`)."""
 
+DATASET_COMMIT = "dataset_commit"
+"""Key of what tells one version of the dataset from another: a hub commit, or a hash of local files."""
+
+DATASET_PATH = "dataset_path"
+"""Key of a local dataset's absolute path when the study was last started."""
+
 SELECTED_ROWS = "selected_rows"
 """Key of the plan's rows, as `selected_rows` returns them."""
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 __all__ = ["AnswerRow", "CoalitionStore", "PruneResult", "StoreEntry", "StoreHeader", "StoredAnswers"]
 
 _DAMAGED = f"{GENERATIONS}/damaged"
+_SET_ASIDE = f"{GENERATIONS}/set_aside"
+"""Answers to rows that were changed in the dataset since."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,12 @@ class CoalitionStore:
         place = GenerationLayout(row_index, key)
         answers: dict[int, AnswerRow] = {}
         notes: list[str] = []
-        for path in (place.answers, *self._parts(place)):
+        parts = self._parts(place)
+        if parts and not header.snapshot_id:
+            # Where the row was changed between two starts, the last part tells what it is now.
+            _, newest = self._read_file(parts[-1], header, decode_answers, notes)
+            header = header if newest is None else replace(header, snapshot_id=newest.snapshot_id)
+        for path in (place.answers, *parts):
             content, found = self._read_file(path, header, decode_answers, notes)
             for mask, answer in content:
                 answers.setdefault(mask, answer)
@@ -178,6 +185,22 @@ class CoalitionStore:
         if fresh.keys() - stored.keys():
             self._storage.write_bytes(path, encode_embeddings(header, fresh | stored))
         return tuple(notes)
+
+    def places(self) -> set[tuple[int, str]]:
+        """Return the rows and keys that have answers, from the names of the files alone."""
+        found = map(GenerationLayout.of_name, self._storage.list(GENERATIONS))
+        return {(place.row_index, place.key) for place in found if place is not None}
+
+    def set_aside(self, rows: Collection[int]) -> int:
+        """Move all that is stored of some rows to `generations/set_aside/`; return the number of files."""
+        count = 0
+        for row, key in sorted(self.places()):
+            place = GenerationLayout(row, key)
+            for path in (place.answers, place.embeddings, place.parts) if row in rows else ():
+                if self._storage.exists(path):
+                    self._move_aside(path, _SET_ASIDE)
+                    count += 1
+        return count
 
     def remove_leftovers(self) -> int:
         """Remove what interrupted writes left behind; return how many files that were."""
@@ -290,9 +313,9 @@ class CoalitionStore:
         notes.append(f"{self._storage.locate(path)}: {problem}; moved to {kept}, its answers are asked again")
         return [], None
 
-    def _move_aside(self, path: str) -> str:
+    def _move_aside(self, path: str, folder: str = _DAMAGED) -> str:
         name = path.removeprefix(f"{GENERATIONS}/").replace("/", "_")
-        candidates = (f"{_DAMAGED}/{name}.{number}" for number in itertools.count(1))
+        candidates = (f"{folder}/{name}.{number}" for number in itertools.count(1))
         target = next(candidate for candidate in candidates if not self._storage.exists(candidate))
         self._storage.move(path, target)
         return target

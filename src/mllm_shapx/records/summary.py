@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from mllm_shapx.records.results import SampleResult
+from mllm_shapx.records.results import SampleResult, texts_digest
 from mllm_shapx.records.sample_file import SampleFile, nan_for_null
 
 N_CONSTANT = "n_constant"
@@ -28,6 +28,8 @@ class SampleMetrics:
     num_players: int
     is_constant: bool
     """Whether every coalition is known to have the same answer."""
+    made_from: str
+    """Digest of the row, see `SampleResult.made_from`."""
 
     @classmethod
     def of(cls, sample: SampleResult) -> Self:
@@ -43,6 +45,7 @@ class SampleMetrics:
             efficiency_residual=sample.efficiency_residual,
             num_players=sample.num_players,
             is_constant=sample.is_constant,
+            made_from=sample.made_from,
         )
 
     @classmethod
@@ -60,6 +63,7 @@ class SampleMetrics:
             efficiency_residual=abs(total - (grand - base)),
             num_players=file["num_players"],
             is_constant=file.get("distinct_answers") == 1,
+            made_from=file.get("row_digest") or texts_digest(file["prompt_texts"]),
         )
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from mllm_shapx.records.results import SampleResult
+from mllm_shapx.reporting.changed_rows import same_content
 from mllm_shapx.reporting.pieces import prompt_pieces, rank_of
 from mllm_shapx.reporting.reading import RunFiles, StudyFiles
 
@@ -37,6 +38,8 @@ class RunFigures:
     """Pearson correlation of a row's values with the exact run's, mean over rows; None for an exact run."""
     marked_first: float | None
     """Share of the marked rows whose marked word has the largest value."""
+    not_compared: int = 0
+    """Rows that the exact run explained from other content; they are left out of the correlation."""
 
 
 def compare_runs(study: StudyFiles, marks: Mapping[int, Mark] | None = None) -> list[RunFigures]:
@@ -65,11 +68,21 @@ def evenly(rows: Sequence[int], most: int) -> list[int]:
     return [rows[position * len(rows) // most] for position in range(most)]
 
 
+def mixing_notes(figures: Sequence[RunFigures]) -> list[str]:
+    """Return a line for each run of which rows are left out of the comparison."""
+    return [
+        f"{run.name}: {run.not_compared} row(s) are not compared: the exact run explained other prompts "
+        "there (`verify` says more)"
+        for run in figures
+        if run.not_compared
+    ]
+
+
 def _figures(study: StudyFiles, run: RunFiles, marks: Mapping[int, Mark]) -> RunFigures:
     summary = run.summary
     samples = summary.get("n_samples") or 0
     calls, model_calls = summary.get("n_calls_total"), summary.get("model_calls_total")
-    correlation, marked_first = _compared(study, run, marks)
+    correlation, marked_first, not_compared = _compared(study, run, marks)
     return RunFigures(
         name=run.name,
         samples=len(run.sample_rows),
@@ -79,24 +92,28 @@ def _figures(study: StudyFiles, run: RunFiles, marks: Mapping[int, Mark]) -> Run
         seconds_per_sample=summary.get("runtime_sec_avg") if samples else None,
         correlation=correlation,
         marked_first=marked_first,
+        not_compared=not_compared,
     )
 
 
 def _compared(
     study: StudyFiles, run: RunFiles, marks: Mapping[int, Mark]
-) -> tuple[float | None, float | None]:
+) -> tuple[float | None, float | None, int]:
     exact = study.exact_run_for(run)
     reference = None if exact is run else exact
     correlations: list[float] = []
     firsts: list[bool] = []
+    not_compared = 0
     for row, sample in _some_samples(run, wanted=None if reference is not None else marks):
         if reference is not None and (other := reference.sample(row)) is not None:
-            found = _correlation(sample, other)
+            is_same = same_content(sample, other)
+            found = _correlation(sample, other) if is_same else None
             correlations += [] if found is None else [found]
+            not_compared += not is_same
         if row in marks:
             rank = rank_of(marks[row].word, prompt_pieces(sample))
             firsts.append(rank is not None and rank[0] == 1)
-    return _mean(correlations), _mean([float(first) for first in firsts])
+    return _mean(correlations), _mean([float(first) for first in firsts]), not_compared
 
 
 def _some_samples(run: RunFiles, wanted: Mapping[int, Mark] | None) -> Iterator[tuple[int, SampleResult]]:

@@ -8,10 +8,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from mllm_shapx.errors import StorageError
+from mllm_shapx.errors import StorageError, UsageError
 from mllm_shapx.records.results import SampleResult
 from mllm_shapx.records.storage import LocalStorage
-from mllm_shapx.reporting.comparison import MOST_COMPARED, RunFigures, compare_runs, evenly
+from mllm_shapx.reporting.changed_rows import compare_with_dataset
+from mllm_shapx.reporting.comparison import MOST_COMPARED, RunFigures, compare_runs, evenly, mixing_notes
 from mllm_shapx.reporting.pieces import Piece, prompt_pieces
 from mllm_shapx.reporting.reading import RunFiles, StudyFiles, open_study
 
@@ -22,7 +23,13 @@ _PLACE = "/*DATA*/"
 _DIGITS = 5
 
 
-def report(directory: str, output: Path | None = None, *, most_rows: int = MOST_ROWS) -> Path:
+def report(
+    directory: str,
+    output: Path | None = None,
+    *,
+    most_rows: int = MOST_ROWS,
+    accept_changed_rows: bool = False,
+) -> Path:
     """Write the page and return where it is.
 
     Args:
@@ -30,12 +37,15 @@ def report(directory: str, output: Path | None = None, *, most_rows: int = MOST_
         output: The file to write; `report.html` in the directory when None, in the working directory when
             the results are not on this machine.
         most_rows: Rows to put into the page.
+        accept_changed_rows: Show samples of rows that were changed in the dataset since.
 
     Raises:
-        UsageError: When the directory is neither.
+        UsageError: When the directory is neither, or rows were changed and that is not accepted.
         StorageError: When the file cannot be written.
     """
     study = open_study(directory)
+    if not accept_changed_rows:
+        _refuse_changed_rows(study)
     if output is None:
         is_local = isinstance(study.storage, LocalStorage)
         output = Path(directory) / "report.html" if is_local else Path("report.html")
@@ -45,6 +55,16 @@ def report(directory: str, output: Path | None = None, *, most_rows: int = MOST_
     except OSError as error:
         raise StorageError(f"{output} cannot be written: {error.strerror}; name another file") from error
     return output
+
+
+def _refuse_changed_rows(study: StudyFiles) -> None:
+    changes, _ = compare_with_dataset([(run, run.records.read_made_from()) for run in study.runs])
+    if changes:
+        raise UsageError(
+            f"{study.storage.uri}: the dataset was changed since: {'; '.join(changes)}. "
+            "Put the dataset back, explain them again with `run --resume --accept-changed-rows`, or show the "
+            "samples as they were made with `report --accept-changed-rows`"
+        )
 
 
 def page(study: StudyFiles, *, most_rows: int = MOST_ROWS) -> str:
@@ -59,11 +79,12 @@ def _content(study: StudyFiles, most_rows: int) -> dict[str, Any]:
     answers = _Answers()
     shown = evenly(study.rows, most_rows)
     rows = [row for index in shown if (row := _row(study, index, answers)) is not None]
+    figures = compare_runs(study)
     return {
         "title": _title(study),
         "subtitle": f"{len(study.rows):,} rows, {len(study.runs):,} runs · {study.storage.uri}",
-        "notes": list(_notes(study, len(shown))),
-        "runs": [_run(run, figures) for run, figures in zip(study.runs, compare_runs(study), strict=True)],
+        "notes": [*_notes(study, len(shown)), *mixing_notes(figures)],
+        "runs": [_run(run, of_run) for run, of_run in zip(study.runs, figures, strict=True)],
         "answers": answers.texts,
         "rows": rows,
     }

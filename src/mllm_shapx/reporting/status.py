@@ -31,6 +31,8 @@ class RunStatus:
     last_activity: float | None
     """When something was written last, seconds since 1970."""
     state: State
+    damaged: int | None = None
+    """Samples that cannot be read, which `done` leaves out; None where they were counted by name alone."""
 
     @property
     def left(self) -> int | None:
@@ -46,6 +48,16 @@ class StudyStatus:
     runs: tuple[RunStatus, ...]
     holder: str | None
     """The driver at work here, in words; None when there is none."""
+
+    @property
+    def damaged(self) -> int:
+        """Samples that cannot be read; 0 where none was opened."""
+        return sum(run.damaged or 0 for run in self.runs)
+
+    @property
+    def is_checked(self) -> bool:
+        """Whether every sample was read."""
+        return all(run.damaged is not None for run in self.runs)
 
     @property
     def next_steps(self) -> tuple[str, ...]:
@@ -67,6 +79,7 @@ class StudyStatus:
             "next_steps": list(self.next_steps),
             "done": sum(run.done for run in self.runs),
             "failed": sum(run.failed for run in self.runs),
+            "damaged": self.damaged if self.is_checked else None,
             "total": self._total(),
             "runs": [{**asdict(run), "left": run.left} for run in self.runs],
         }
@@ -88,7 +101,18 @@ class StudyStatus:
         lines = [self.directory, "", *grid(columns, rows, width), ""]
         lines.append(f"running: {self.holder}" if self.holder else "no driver is working on it")
         lines += self.next_steps
+        lines += self._remarks()
         return "\n".join(lines) + "\n"
+
+    def _remarks(self) -> list[str]:
+        if not self.is_checked:
+            return ["samples are counted by the names of their files; --check reads them"]
+        if not self.damaged:
+            return ["every sample was read"]
+        runs = ", ".join(f"{run.name} ({run.damaged})" for run in self.runs if run.damaged)
+        return [
+            f"{self.damaged} sample(s) are damaged: {runs}; `verify` names them, --resume makes them again"
+        ]
 
     def _total(self) -> int | None:
         totals = [run.total for run in self.runs]
@@ -101,22 +125,25 @@ class StudyStatus:
         return ["in all", done, str(sum(run.failed for run in self.runs)), left, "", ""]
 
 
-def status(directory: str) -> StudyStatus:
+def status(directory: str, *, check: bool = False) -> StudyStatus:
     """Return how far the study in an experiment set's directory, or in one run's, is.
 
-    Sample files are counted by name and not opened, so that a large study answers at once.
+    Sample files are counted by name and not opened, so that a large study answers at once; with `check`
+    every one is read, and those that are damaged are not done.
 
     Raises:
         UsageError: When the directory is neither.
     """
     study = open_study(directory)
     holder = lock_holder(study.storage)
-    runs = tuple(_run_status(run, is_held=holder is not None) for run in study.runs)
+    runs = tuple(_run_status(run, is_held=holder is not None, check=check) for run in study.runs)
     return StudyStatus(directory, runs, None if holder is None else str(holder))
 
 
-def _run_status(run: RunFiles, *, is_held: bool) -> RunStatus:
-    done = frozenset(run.sample_rows)
+def _run_status(run: RunFiles, *, is_held: bool, check: bool) -> RunStatus:
+    named = done = frozenset(run.sample_rows)
+    if check:
+        done = named & run.records.read_made_from().keys()
     failed = run.records.quarantined_rows() - done
     if run.planned is not None:
         failed &= run.planned
@@ -127,6 +154,7 @@ def _run_status(run: RunFiles, *, is_held: bool) -> RunStatus:
         failed=len(failed),
         last_activity=max(_activities(run), default=None),
         state=_state(run.total, len(done), len(failed), is_held=is_held),
+        damaged=len(named - done) if check else None,
     )
 
 

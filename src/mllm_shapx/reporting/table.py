@@ -8,7 +8,7 @@ from rich.cells import cell_len
 
 from mllm_shapx.records.layout import RunLayout
 from mllm_shapx.records.results import SampleResult
-from mllm_shapx.reporting.comparison import Mark, RunFigures, compare_runs, evenly
+from mllm_shapx.reporting.comparison import Mark, RunFigures, compare_runs, evenly, mixing_notes
 from mllm_shapx.reporting.grid import Column, cut, grid
 from mllm_shapx.reporting.pieces import Piece, prompt_pieces, rank_of
 from mllm_shapx.reporting.reading import RunFiles, StudyFiles, open_study
@@ -52,7 +52,8 @@ def results_table(
     shown = evenly(study.rows, most_rows) if rows is None else rows
     blocks = [_row_block(study, row, marks.get(row), width, color=color) for row in shown]
     paragraphs = ["\n".join(block) for block in blocks if block]
-    paragraphs.append("\n".join(_figure_lines(compare_runs(study, marks), width, color=color)))
+    figures = compare_runs(study, marks)
+    paragraphs.append("\n".join([*_figure_lines(figures, width, color=color), *mixing_notes(figures)]))
     paragraphs.append(f"{len(study.rows)} row(s), {len(study.runs)} run(s) in {study.storage.uri}")
     return "\n\n".join(paragraphs) + "\n"
 

@@ -1,7 +1,7 @@
 """Checks a finished directory: every file readable, nothing missing, and the numbers add up."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,8 @@ from mllm_shapx.records.spec import RESULT_SETTINGS, planned_rows
 from mllm_shapx.records.storage import TEMP_PREFIX, Storage, read_json
 from mllm_shapx.records.store import CoalitionStore
 from mllm_shapx.records.summary import N_CONSTANT, RunSummary
-from mllm_shapx.reporting.reading import open_study
+from mllm_shapx.reporting.changed_rows import MadeFrom, compare_with_dataset, mixed_rows
+from mllm_shapx.reporting.reading import StudyFiles, open_study
 
 TOLERANCE = 1e-6
 """How far values may be off an axiom, absolutely and relative to the numbers compared."""
@@ -120,11 +121,16 @@ def verify(directories: Sequence[str]) -> VerifyReport:
             notes.append(
                 f"{study.storage.uri} is being written by {holder}; verify it again when that is done"
             )
+        made_from: dict[str, MadeFrom] = {}
         for run in study.runs:
             check = _RunCheck(run.records)
             runs.append(check.check())
             problems += check.problems
             warnings += check.warnings
+            made_from[run.name] = check.made_from
+        found, remarks = _content_problems(study, made_from)
+        problems += found
+        notes += remarks
         problems += _store_problems(study.storage)
     return VerifyReport(tuple(runs), tuple(problems), tuple(notes), tuple(warnings))
 
@@ -138,6 +144,8 @@ class _RunCheck:
         self._layout = records.layout
         self.problems: list[VerifyProblem] = []
         self.warnings: list[str] = []
+        self.made_from: dict[int, str] = {}
+        """Row -> what its sample was made from."""
 
     def check(self) -> VerifiedRun:
         spec = self._spec()
@@ -206,6 +214,7 @@ class _RunCheck:
                 self._add(path, str(error))
                 continue
             completed.add(sample.row_index)
+            self.made_from[sample.row_index] = sample.made_from
             summary.add(sample)
             for check in checks:
                 for message in check(sample):
@@ -403,6 +412,26 @@ def _different_keys(found: Any, expected: Any, prefix: str = "") -> list[str]:
     if isinstance(expected, float) and isinstance(found, int | float):
         return [] if math.isclose(found, expected, rel_tol=1e-9, abs_tol=1e-12) else [prefix]
     return [] if found == expected else [prefix]
+
+
+def _content_problems(
+    study: StudyFiles, made_from: Mapping[str, MadeFrom]
+) -> tuple[list[VerifyProblem], tuple[str, ...]]:
+    """Return the samples that were made from other rows than the dataset's or the other runs', and notes."""
+    changes, notes = compare_with_dataset([(run, made_from[run.name]) for run in study.runs])
+    problems = [
+        VerifyProblem(
+            study.storage.uri,
+            f"{found}; put the dataset back, or let `run --resume --accept-changed-rows` explain these rows "
+            "again",
+        )
+        for found in changes
+    ]
+    mixed = mixed_rows(made_from)
+    if mixed:
+        message = f"{len(mixed)} row(s) were explained from other content in some runs than in others: row "
+        problems.append(VerifyProblem(study.storage.uri, message + ", ".join(map(str, mixed[:_SHOWN_ROWS]))))
+    return problems, tuple(f"{study.storage.uri}: {note}" for note in notes)
 
 
 def _store_problems(storage: Storage) -> list[VerifyProblem]:

@@ -1,0 +1,175 @@
+"""What a dataset's rows were when they were read: a digest of each, and where their content stands now."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from mllm_shapx.config.models import DatasetConfig, ModalityConfig
+from mllm_shapx.data.columns import resolve_columns
+from mllm_shapx.data.conversations import Row, read_content
+from mllm_shapx.data.table import Table
+from mllm_shapx.errors import RowError
+from mllm_shapx.records.results import texts_digest
+
+_SHOWN = 5
+_MOST_SEARCHED = 200_000
+"""Rows among which texts that moved are looked for."""
+_UNREADABLE = ""
+"""Digest of a row that cannot be read any more; it equals no recorded one."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowDigests:
+    """What tells whether a row is still the one that a sample was made from."""
+
+    full: str
+    """Over everything that is read of the row: texts, the recordings' bytes and the languages."""
+    texts: str
+    """Over the texts alone, for samples of versions that recorded no digest."""
+
+    def fits(self, recorded: str) -> bool:
+        """Return whether a sample's recorded digest is one of this row."""
+        return recorded in {self.full, self.texts}
+
+
+def row_digest(row: Row) -> str:
+    """Return the digest of a row, 32 hex digits. It does not depend on the row's index."""
+    return _digest(row.texts, row.recordings, row.language, row.original_language)
+
+
+def digests_of(
+    table: Table, dataset: DatasetConfig, modality: ModalityConfig, rows: Iterable[int]
+) -> dict[int, RowDigests]:
+    """Return the digests of `rows` as the dataset has them now; a row that is not there is left out.
+
+    Each part of a file is read once. Texts cost little; recordings are read whole but not decoded: about a
+    second for each gigabyte.
+    """
+    columns = resolve_columns(table, dataset, modality)
+    wanted = sorted(row for row in set(rows) if 0 <= row < table.num_rows)
+    return {
+        index: _now(table, dataset, modality, values)
+        for index, values in table.some_rows(wanted, columns.names)
+    }
+
+
+def _now(
+    table: Table, dataset: DatasetConfig, modality: ModalityConfig, values: Mapping[str, object] | RowError
+) -> RowDigests:
+    if isinstance(values, RowError):
+        return RowDigests(_UNREADABLE, _UNREADABLE)
+    try:
+        said, languages = read_content(values, table, dataset, modality)
+    except RowError:
+        return RowDigests(_UNREADABLE, _UNREADABLE)
+    texts = [text for text, _ in said]
+    return RowDigests(_digest(texts, [data for _, data in said], *languages), texts_digest(texts))
+
+
+def _digest(
+    texts: Sequence[str], recordings: Sequence[bytes | None], language: str, original_language: str
+) -> str:
+    sounds = [
+        None if data is None else hashlib.blake2b(data, digest_size=16).hexdigest() for data in recordings
+    ]
+    content = json.dumps([list(texts), sounds, language, original_language])
+    return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """How rows with samples differ from what the samples were made from."""
+
+    edited: tuple[int, ...]
+    """Rows whose content is found nowhere in the dataset any more."""
+    moved: Mapping[int, int]
+    """Row -> the index at which its content stands now."""
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """All rows that differ, ascending."""
+        return tuple(sorted((*self.edited, *self.moved)))
+
+    def in_words(self) -> str:
+        """Return how many rows differ, which ones, and what was done to the dataset as far as that shows."""
+        count = len(self.rows)
+        said = [f"{count} row(s) differ from what the samples were made from: {_listed(self.rows)}"]
+        shifts = {now - before for before, now in self.moved.items()}
+        if len(shifts) == 1:
+            (shift,) = shifts
+            what = f"{shift} row(s) were inserted" if shift > 0 else f"{-shift} row(s) were removed"
+            said.append(f"{_listed(sorted(self.moved))} now stand at {_listed(self._places())}: {what} above")
+        elif shifts:
+            said.append(f"{_listed(sorted(self.moved))} now stand at other indices: the rows were reordered")
+        if self.edited and self.moved:
+            said.append(f"{_listed(self.edited)} have another content or are gone")
+        return "; ".join(said)
+
+    def _places(self) -> list[int]:
+        return sorted(self.moved.values())
+
+
+def compare_samples(
+    table: Table,
+    dataset: DatasetConfig,
+    modality: ModalityConfig,
+    samples: Mapping[str, Mapping[int, str]],
+) -> tuple[dict[str, list[int]], Changes]:
+    """Hold what samples were made from against the rows as they are now.
+
+    Args:
+        table: The dataset now.
+        dataset: Names its columns.
+        modality: Which columns are read.
+        samples: Run -> row -> digest that its sample recorded.
+
+    Returns:
+        Run -> rows whose samples were made from something else; and how those rows differ.
+    """
+    rows = {row for made_from in samples.values() for row in made_from}
+    now = digests_of(table, dataset, modality, rows)
+    changed = {
+        name: found
+        for name, made_from in samples.items()
+        if (
+            found := [row for row, digest in made_from.items() if row not in now or not now[row].fits(digest)]
+        )
+    }
+    if not changed:
+        return {}, Changes((), {})
+    recorded = {row: samples[name][row] for name, found in changed.items() for row in found}
+    if not modality.has_audio_input:
+        # Texts are cheap: content that moved is found in rows without a sample too.
+        now = digests_of(table, dataset, modality, {*rows, *range(min(table.num_rows, _MOST_SEARCHED))})
+    return changed, _changes(recorded, now)
+
+
+def _changes(recorded: Mapping[int, str], now: Mapping[int, RowDigests]) -> Changes:
+    """Return which changed rows stand elsewhere now, and which nowhere."""
+    places: dict[str, list[int]] = {}
+    for index, digests in now.items():
+        for digest in (digests.full, digests.texts):
+            places.setdefault(digest, []).append(index)
+    moved = {
+        row: min(places[digest], key=lambda place: abs(place - row))
+        for row, digest in recorded.items()
+        if digest in places
+    }
+    return Changes(tuple(sorted(recorded.keys() - moved.keys())), moved)
+
+
+def _listed(rows: Sequence[int]) -> str:
+    """Return rows as ranges, the first few of them."""
+    ranges = list(_ranges(rows))
+    rest = len(rows) - sum(last - first + 1 for first, last in ranges[:_SHOWN])
+    shown = ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in ranges[:_SHOWN])
+    return f"row {shown}" + (f" and {rest} more" if rest else "")
+
+
+def _ranges(rows: Sequence[int]) -> Iterator[tuple[int, int]]:
+    start = 0
+    for position in range(1, len(rows) + 1):
+        if position == len(rows) or rows[position] != rows[position - 1] + 1:
+            yield rows[start], rows[position - 1]
+            start = position

@@ -1,0 +1,151 @@
+"""A study's dataset: the files that its rows were selected from, and whether rows were changed since."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from mllm_shapx.config.loading import resolve_path
+from mllm_shapx.config.models import DatasetConfig, ExperimentSet
+from mllm_shapx.data.columns import resolve_columns
+from mllm_shapx.data.digests import Changes, compare_samples
+from mllm_shapx.data.sources import open_table
+from mllm_shapx.data.table import Table
+from mllm_shapx.errors import OutputError
+from mllm_shapx.execution.messages import Study
+from mllm_shapx.planning.runs import RunSpec
+from mllm_shapx.records.runs import RunInspection, RunRecords
+from mllm_shapx.records.spec import RESULT_SETTINGS
+from mllm_shapx.records.storage import Storage, open_storage
+from mllm_shapx.records.store import CoalitionStore
+
+
+def open_study_table(study: Study) -> Table:
+    """Open the dataset at the commit that the rows were selected from, whatever its branch has become since.
+
+    Raises:
+        DatasetError: As `open_table`.
+    """
+    return open_table(_at(study.dataset, study.dataset_commit), study.config_path)
+
+
+def pinned(dataset: DatasetConfig, output_uri: str, runs: Sequence[RunSpec]) -> DatasetConfig:
+    """Return a hub dataset at the commit that the results in a directory were made from.
+
+    A branch may have moved on since; the study stays with the rows that it has. A dataset without results,
+    or a local one, comes back as it is.
+    """
+    if dataset.is_local:
+        return dataset
+    storage = open_storage(output_uri)
+    commits = {_commit_in(RunRecords(storage, run.name)) for run in runs} - {None}
+    return _at(dataset, commits.pop() if len(commits) == 1 else None)
+
+
+def content_of(table: Table, settings: ExperimentSet) -> str | None:
+    """Return a hash of what a local dataset holds in the columns that are read, recordings left out.
+
+    Recordings may be large; each row's digest covers its own.
+    """
+    columns = resolve_columns(table, settings.dataset, settings.modality)
+    selection = settings.selection
+    read = {name for name in columns.names if name != columns.audio}
+    read |= {row_filter.column for row_filter in selection.filters}
+    if selection.balanced_token_counts is not None:
+        read.add(settings.dataset.column_mapping.token_count or "token_count")
+    return table.content(sorted(read))
+
+
+def dataset_path(dataset: DatasetConfig, config_path: Path) -> str | None:
+    """Return the absolute path of a local dataset, for commands that have no config; None for the hub."""
+    if not dataset.is_local or not dataset.path:
+        return None
+    return os.path.abspath(resolve_path(dataset.path, config_path))  # noqa: PTH100 -- links stay as written
+
+
+def refuse_changed_rows(study: Study) -> None:
+    """Refuse a directory with samples of rows that were changed since. Reads only.
+
+    Raises:
+        OutputError: With the number of rows and what to do.
+    """
+    storage = open_storage(study.output_uri)
+    changed, changes = _changed_samples(
+        study, {run.name: RunRecords(storage, run.name).read_made_from() for run in study.runs}
+    )
+    if changed:
+        raise _refusal(study, changed, changes)
+
+
+def settle_changed_rows(
+    study: Study, inspections: Mapping[str, RunInspection], *, accept: bool
+) -> tuple[dict[str, RunInspection], list[str]]:
+    """Hold every sample against the row that it was made from.
+
+    Args:
+        study: What is studied.
+        inspections: What was found in each run's directory.
+        accept: Whether samples of changed rows are moved aside, to be made again.
+
+    Returns:
+        The inspections without the samples that were moved, and notes.
+
+    Raises:
+        OutputError: When rows were changed and that is not accepted; nothing is moved then.
+    """
+    changed, changes = _changed_samples(study, {name: one.made_from for name, one in inspections.items()})
+    if not changed:
+        return dict(inspections), []
+    if not accept:
+        raise _refusal(study, changed, changes)
+    storage = open_storage(study.output_uri)
+    return _move_aside(storage, inspections, changed), _notes_of(changes, changed)
+
+
+def _refusal(study: Study, changed: Mapping[str, Sequence[int]], changes: Changes) -> OutputError:
+    count = sum(map(len, changed.values()))
+    return OutputError(
+        f"{study.output_uri}: {changes.in_words()}. {count} sample(s) show the rows as they were; going on "
+        "would mix them with the rows as they are. Put the dataset back, name another experiment_set_id, or "
+        "give `run --resume --accept-changed-rows` to explain these rows again and no others (their samples "
+        "are moved aside)"
+    )
+
+
+def _changed_samples(
+    study: Study, samples: Mapping[str, Mapping[int, str]]
+) -> tuple[dict[str, list[int]], Changes]:
+    """Return run -> rows whose samples were made from something else, and how the rows differ."""
+    # What the hub has at a commit does not change.
+    if study.dataset_commit is not None or not any(samples.values()):
+        return {}, Changes((), {})
+    table = open_study_table(study)
+    return compare_samples(table, study.dataset, study.runs[0].modality, samples)
+
+
+def _move_aside(
+    storage: Storage, inspections: Mapping[str, RunInspection], changed: Mapping[str, Sequence[int]]
+) -> dict[str, RunInspection]:
+    # The answers first: cut short, the samples still tell that their rows were changed.
+    CoalitionStore(storage).set_aside({row for rows in changed.values() for row in rows})
+    for name, rows in changed.items():
+        RunRecords(storage, name).set_rows_aside(rows)
+    return {name: found.without(changed.get(name, ())) for name, found in inspections.items()}
+
+
+def _notes_of(changes: Changes, changed: Mapping[str, Sequence[int]]) -> list[str]:
+    runs = ", ".join(f"{name} ({len(rows)})" for name, rows in changed.items())
+    return [f"{changes.in_words()}; their samples are moved aside and made again: {runs}"]
+
+
+def _at(dataset: DatasetConfig, commit: str | None) -> DatasetConfig:
+    return dataset if commit is None else dataset.model_copy(update={"revision": commit})
+
+
+def _commit_in(records: RunRecords) -> str | None:
+    try:
+        spec = records.read_spec()
+    except ValueError:
+        return None
+    settings = (spec or {}).get(RESULT_SETTINGS)
+    commit = settings.get("dataset_commit") if isinstance(settings, dict) else None
+    return commit if isinstance(commit, str) else None

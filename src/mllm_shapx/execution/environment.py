@@ -1,0 +1,84 @@
+"""The environment of this process, and its way into the specs of the runs."""
+
+import platform
+import time
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
+
+from mllm_shapx.models.base import ModelIdentity
+from mllm_shapx.planning.runs import RunSpec
+from mllm_shapx.records.environments import Environment, decisive_changes, with_environment
+from mllm_shapx.records.runs import RunRecords
+
+_LIBRARIES = (
+    "mllm-shapx",
+    "mllm-shap",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "liquid-audio",
+    "ray",
+    "datasets",
+    "numpy",
+)
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions of Python and of the libraries that are installed here."""
+    found = {"python": platform.python_version()}
+    for name in _LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def environment_of(identity: ModelIdentity, run: RunSpec) -> Environment:
+    """Return what a model that was loaded in this process answers with."""
+    kind = identity.device.partition(":")[0]
+    return Environment(
+        libraries=library_versions(),
+        device=kind,
+        device_name=_device_name(identity.device) if kind == "cuda" else None,
+        dtype=identity.dtype,
+        attn_implementation=run.connector_kwargs.attn_implementation,
+    )
+
+
+def _device_name(device: str) -> str:
+    import torch
+
+    return str(torch.cuda.get_device_name(device))
+
+
+def record_environment(runs: Iterable[tuple[RunRecords, int]], environment: Environment) -> str | None:
+    """Add an environment to the history in the specs of runs.
+
+    Args:
+        runs: Each run's files, and the samples that it has.
+        environment: What samples are made in from now on.
+
+    Returns:
+        A warning where samples of a run may differ in more than their rows.
+    """
+    changes: dict[str, None] = {}
+    mixed = 0
+    for records, samples in runs:
+        try:
+            spec = records.read_spec()
+        except ValueError:
+            continue  # `verify` is the one to speak of it
+        updated = None if spec is None else with_environment(spec, environment, samples, time.time())
+        if spec is None or updated is None:
+            continue
+        if samples and (found := decisive_changes(spec, environment)):
+            changes.update(dict.fromkeys(found))
+            mixed += samples
+        records.write_spec(updated)
+    if not changes:
+        return None
+    return (
+        f"warning: {mixed} sample(s) were made with something else ({', '.join(changes)}): the model's texts "
+        "may differ from here on. Every sample names its environment; spec.json lists them"
+    )

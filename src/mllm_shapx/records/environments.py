@@ -1,0 +1,123 @@
+"""What samples were made with beside their settings, and its history in `spec.json`."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+ENVIRONMENTS = "environments"
+"""Key of the history in `spec.json`: what the run's samples were made in, oldest first."""
+
+_DECISIVE = ("mllm-shap", "torch", "transformers", "tokenizers", "liquid-audio")
+"""Libraries whose versions may change a model's texts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """What a worker computes with."""
+
+    libraries: Mapping[str, str]
+    """Library -> version; `python` is one of them."""
+    device: str
+    """`cpu`, `cuda` or `mps`."""
+    device_name: str | None
+    """The accelerator's name."""
+    dtype: str
+    """Dtype of the weights in memory."""
+    attn_implementation: str | None
+    """Attention kernel that the config asks for; None for the model's default."""
+
+    @property
+    def id(self) -> str:
+        """Return 8 hex digits that are equal for equal environments; samples record them."""
+        text = json.dumps(self.to_json(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the environment as JSON data."""
+        return {
+            "libraries": dict(self.libraries),
+            "device": self.device,
+            "device_name": self.device_name,
+            "dtype": self.dtype,
+            "attn_implementation": self.attn_implementation,
+        }
+
+
+def sole_environment(specs: Iterable[Mapping[str, Any]]) -> Environment | None:
+    """Return the environment that all answers of some runs come from, None where several are recorded."""
+    found = {entry.get("id"): entry for spec in specs for entry in history(spec)}
+    if len(found) != 1 or None in found:
+        return None
+    (entry,) = found.values()
+    try:
+        environment = Environment(
+            libraries=dict(entry["libraries"]),
+            device=entry["device"],
+            device_name=entry["device_name"],
+            dtype=entry["dtype"],
+            attn_implementation=entry["attn_implementation"],
+        )
+    except (KeyError, TypeError, ValueError):
+        return None
+    return environment if environment.id == entry["id"] else None
+
+
+def history(spec: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """Return the environments that a spec records; a spec of an older version gives the one that it had."""
+    if spec is None:
+        return []
+    found = spec.get(ENVIRONMENTS)
+    if isinstance(found, list):
+        return [entry for entry in found if isinstance(entry, dict)]
+    if not isinstance(spec.get("libraries"), dict):
+        return []
+    # Device and dtype were those that the config asked for, not those that were found.
+    return [
+        {
+            "id": None,
+            "since": None,
+            "samples_before": 0,
+            "libraries": spec["libraries"],
+            "attn_implementation": spec.get("attn_implementation"),
+        }
+    ]
+
+
+def with_environment(
+    spec: Mapping[str, Any], environment: Environment, samples: int, at: float
+) -> dict[str, Any] | None:
+    """Return `spec` with one more entry in its history, None when the environment stands there already.
+
+    Args:
+        spec: Content of a `spec.json`.
+        environment: What samples are made in from now on.
+        samples: Samples that there are already.
+        at: Now, in seconds since 1970.
+    """
+    entries = history(spec)
+    if any(entry.get("id") == environment.id for entry in entries):
+        return None
+    if not samples and entries and entries[-1].get("id") is None:
+        entries = entries[:-1]  # an older version's, in which nothing was made
+    entry = {"id": environment.id, "since": at, "samples_before": samples, **environment.to_json()}
+    return {**spec, ENVIRONMENTS: [*entries, entry], "libraries": dict(environment.libraries)}
+
+
+def decisive_changes(spec: Mapping[str, Any], environment: Environment) -> list[str]:
+    """Return how the environment differs from the last recorded one where texts may differ, in words."""
+    entries = history(spec)
+    if not entries:
+        return []
+    before, now = entries[-1], environment.to_json()
+    libraries = before.get("libraries")
+    libraries = libraries if isinstance(libraries, dict) else {}
+    pairs = [(name, libraries.get(name), now["libraries"].get(name)) for name in _DECISIVE]
+    keys = ("device", "device_name", "dtype", "attn_implementation")
+    pairs += [(key, before.get(key), now[key]) for key in keys if key in before]
+    return [f"{name} {_shown(old)} -> {_shown(new)}" for name, old, new in pairs if old != new]
+
+
+def _shown(value: Any) -> str:
+    return "none" if value is None else str(value)
