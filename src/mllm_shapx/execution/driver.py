@@ -1,12 +1,12 @@
 """The driver: starts the actors, watches them, replaces what dies, shows progress, and ends in good order."""
 
 import contextlib
+import json
 import math
 import pickle
 import re
 import secrets
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,8 +26,14 @@ from ray.exceptions import (
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mllm_shapx.errors import ShapxError, StorageError, first_of
-from mllm_shapx.execution.actors import NAMESPACE, AggregatorActor, CoordinatorActor, WorkerActor
-from mllm_shapx.execution.cluster import WorkerResources
+from mllm_shapx.execution.actors import (
+    NAMESPACE,
+    PRIVATE_ENVIRONMENT,
+    AggregatorActor,
+    CoordinatorActor,
+    WorkerActor,
+)
+from mllm_shapx.execution.cluster import WorkerResources, private_environment
 from mllm_shapx.execution.messages import Snapshot, Study
 from mllm_shapx.execution.options import RunOptions
 from mllm_shapx.execution.outcome import StudyOutcome, ended
@@ -94,6 +100,7 @@ class Driver:
         reporter: ProgressReporter,
         *,
         request: StopRequest,
+        folder: Path,
     ) -> None:
         self._study = study
         self._options = options
@@ -112,9 +119,10 @@ class Driver:
         self._study_ref = ray.put(study)
         token = secrets.token_hex(4)
         # A file rather than Ray objects: an actor that is started again must find it, whatever was lost.
-        self._folder = tempfile.TemporaryDirectory(prefix="mllm-shapx-")
-        shared = Path(self._folder.name, "study.pickle")
+        shared = folder / "study.pickle"
         shared.write_bytes(pickle.dumps((study, dict(output.inspections))))
+        secrets_of_user = folder / PRIVATE_ENVIRONMENT
+        secrets_of_user.write_text(json.dumps(private_environment()), encoding="utf-8")
         self._aggregator = (
             ray.remote(AggregatorActor)
             .options(**on_this_node, name=f"aggregator-{token}", namespace=NAMESPACE)
@@ -186,7 +194,7 @@ class Driver:
                 if self._stopping and not snapshot.busy_workers:
                     return
             if request.signal is not None and deadline is None:
-                deadline = time.monotonic() + self._options.grace_s
+                deadline = time.monotonic() + request.grace_s(self._options.grace_s)
                 self._drain(request)
             if deadline is not None and time.monotonic() > deadline:
                 self._stop_workers()
@@ -379,10 +387,7 @@ class Driver:
 
     def _drain(self, request: StopRequest) -> None:
         """Hand out nothing more and have what is at hand written: `ray job stop` leaves 3 s for it."""
-        self._reporter.message(
-            f"{request.name}: finishing the rows under way, for {self._options.grace_s:g} s at most; "
-            "a second signal stops at once"
-        )
+        self._reporter.message(request.announcement(self._options.grace_s))
         self._stopping = True
         calls = [self._coordinator.drain.remote()]
         calls += [worker.actor.flush.remote() for worker in self._workers.values()]
@@ -429,7 +434,6 @@ class Driver:
         for actor in (self._coordinator, self._aggregator):
             with contextlib.suppress(RayError):
                 ray.kill(actor, no_restart=True)
-        self._folder.cleanup()
 
 
 def _worth_helping(snapshot: Snapshot) -> int:

@@ -1,6 +1,7 @@
 """A config from start to end: prepare, take the directory, execute, release."""
 
 import contextlib
+import os
 from collections.abc import Iterator
 
 from mllm_shapx.config.loading import LoadedConfig
@@ -9,38 +10,65 @@ from mllm_shapx.execution.messages import Study
 from mllm_shapx.execution.options import RunOptions
 from mllm_shapx.execution.outcome import StudyOutcome
 from mllm_shapx.execution.preparation import OpenOutput, check_output, open_output, prepare
-from mllm_shapx.execution.signals import stop_requests
+from mllm_shapx.execution.signals import JOB_VARIABLE, StopRequest
 from mllm_shapx.reporting.progress import ProgressReporter
+
+_UNPACKED = "/runtime_resources/working_dir_files/"
+"""Where Ray unpacks the working directory of a job."""
 
 
 def run_config(
-    loaded: LoadedConfig, options: RunOptions, reporter: ProgressReporter, *, inline: bool
+    loaded: LoadedConfig,
+    options: RunOptions,
+    reporter: ProgressReporter,
+    *,
+    inline: bool,
+    request: StopRequest | None = None,
 ) -> StudyOutcome:
     """Do all the work of one config.
+
+    Args:
+        loaded: The config.
+        options: What the call asks for beside it.
+        reporter: Shows progress.
+        inline: Whether everything is done in this process, without Ray.
+        request: Says when a signal came; without one, signals are left to the caller.
 
     Raises:
         UsageError: For anything that the user can mend; nothing is written then.
         StorageError: When results could not be written any more.
     """
+    request = request or StopRequest()
     with _naming(loaded):
         study, warnings = prepare(loaded, options)
+        _check_that_it_stays(study)
         check_output(study, options)
     for warning in warnings:
         reporter.message(f"warning: {warning}")
     if inline:
         from mllm_shapx.execution.inline import run_inline
 
-        with stop_requests() as request, _opened(study, options, reporter) as output:
+        with _opened(study, options, reporter, request) as output, request.draining(options.grace_s):
             return run_inline(study, options, output, reporter, request)
     from mllm_shapx.execution.cluster import connected, plan_resources
 
-    # The handlers come after `ray.init`, which replaces them.
-    with connected(options), stop_requests() as request:
+    with connected(options, request) as folder:
         resources = plan_resources(options, study.runs[0].device)
         from mllm_shapx.execution.driver import Driver
 
-        with _opened(study, options, reporter) as output:
-            return Driver(study, options, resources, output, reporter, request=request).run()
+        with _opened(study, options, reporter, request) as output, request.draining(options.grace_s):
+            driver = Driver(study, options, resources, output, reporter, request=request, folder=folder)
+            return driver.run()
+
+
+def _check_that_it_stays(study: Study) -> None:
+    """Refuse to write into the copy of the working directory that Ray makes for a job, and removes."""
+    if JOB_VARIABLE in os.environ and _UNPACKED in study.output_uri:
+        raise OutputError(
+            f"output_root is a relative path, which in this Ray job means {study.output_uri}: Ray's own "
+            "copy of the working directory, which is removed and which the next job does not have. Name an "
+            "absolute path, or a URL, that is there for the next job too"
+        )
 
 
 @contextlib.contextmanager
@@ -53,11 +81,15 @@ def _naming(loaded: LoadedConfig) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _opened(study: Study, options: RunOptions, reporter: ProgressReporter) -> Iterator[OpenOutput]:
+def _opened(
+    study: Study, options: RunOptions, reporter: ProgressReporter, request: StopRequest
+) -> Iterator[OpenOutput]:
     output = open_output(study, options)
-    for note in output.notes:
-        reporter.message(note)
+    request.begun = True
     try:
-        yield output
+        for note in output.notes:
+            reporter.message(note)
+        with request.at_the_last(output.lock.release):
+            yield output
     finally:
         output.lock.release()
