@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 _NOT_REPEATED = {"config", "configs", "named", "config_list", "more", "resume", "overwrite"}
 """Options that the command that goes on does not repeat as they are."""
+_RESUMABLE = {"run", "demo", "retry", "rescore"}
 INTERRUPTED_FROM = 128
 """Exit codes above it say by which signal the work was ended."""
 
@@ -37,8 +38,15 @@ INTERRUPTED_FROM = 128
 class _Commands(click.Group):
     """Ends with the exit code of an error, and shows a traceback only to those who ask for it."""
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.obj = StopRequest()
+        if args and args[0] in _RESUMABLE:
+            resume = args[0] == "run" and not {"--resume", "--overwrite"} & set(args)
+            ctx.obj.again = shlex.join(["mllm-shapx", *args, *(["--resume"] if resume else [])])
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
-        request = ctx.obj = StopRequest()
+        request = ctx.obj
         try:
             with stop_requests(request):
                 return super().invoke(ctx)

@@ -6,6 +6,7 @@ import math
 import pickle
 import re
 import secrets
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -63,6 +64,8 @@ LOG_S = 10.0
 """Seconds that fetching a dead worker's log may take."""
 COALITIONS_WORTH_A_WORKER = 256
 """Coalitions for which loading the model once more pays, where rows are fewer than workers."""
+CONNECT_S = 1.0
+"""Seconds that a node may take to accept a connection."""
 FINISH_S = 600.0
 """Seconds that the last writes and summaries may take."""
 FLUSH_S = 1.5
@@ -121,8 +124,9 @@ class Driver:
         # A file rather than Ray objects: an actor that is started again must find it, whatever was lost.
         shared = folder / "study.pickle"
         shared.write_bytes(pickle.dumps((study, dict(output.inspections))))
-        secrets_of_user = folder / PRIVATE_ENVIRONMENT
-        secrets_of_user.write_text(json.dumps(private_environment()), encoding="utf-8")
+        private = folder / PRIVATE_ENVIRONMENT
+        private.touch(0o600)
+        private.write_text(json.dumps(private_environment()), encoding="utf-8")
         self._aggregator = (
             ray.remote(AggregatorActor)
             .options(**on_this_node, name=f"aggregator-{token}", namespace=NAMESPACE)
@@ -252,11 +256,11 @@ class Driver:
         """Ask a worker that cannot be reached for a sign of life: only the answer says what became of it.
 
         Returns:
-            False when it has been silent for too long.
+            False when it has been silent for too long, or its node is gone.
         """
         now = time.monotonic()
         worker.silent_since = worker.silent_since or now
-        if now - worker.silent_since > SILENCE_S:
+        if now - worker.silent_since > SILENCE_S or self._is_node_gone(worker):
             return False
         worker.run = worker.actor.place.remote()
         return True
@@ -317,7 +321,13 @@ class Driver:
     def _is_node_gone(self, worker: _Hired) -> bool:
         if worker.node_id is None:
             return False
-        return not any(node["NodeID"] == worker.node_id and node["Alive"] for node in ray.nodes())
+        node = next((node for node in ray.nodes() if node["NodeID"] == worker.node_id), None)
+        if node is None or not node["Alive"]:
+            return True
+        # Ray takes 15 s to notice, in which the rows of the node's workers would wait.
+        return worker.silent_since is not None and _is_refused(
+            node["NodeManagerAddress"], node["NodeManagerPort"]
+        )
 
     def _bury(self, snapshot: Snapshot) -> None:
         """Tell the coordinator of workers that it takes for living: it was started again, or they ended."""
@@ -400,7 +410,8 @@ class Driver:
 
     def _wind_up(self, request: StopRequest) -> Snapshot:
         """Let the workers end, write what is left, and return the last snapshot."""
-        runs = [worker.run for worker in self._workers.values()]
+        # A worker that has not reported yet may have no place on the cluster, and holds nothing.
+        runs = [worker.run for worker in self._workers.values() if worker.name in self._met]
         if runs:
             ray.wait(runs, num_returns=len(runs), timeout=10.0 if request.signal is None else FLUSH_S)
         self._tell(self._coordinator.finish.remote)
@@ -442,6 +453,17 @@ def _worth_helping(snapshot: Snapshot) -> int:
         return 0
     left = snapshot.coalitions_total - snapshot.coalitions_done
     return int(min(left / COALITIONS_WORTH_A_WORKER, sys.maxsize))
+
+
+def _is_refused(host: str, port: int) -> bool:
+    """Return whether a machine says that nobody listens at a port; False when it says nothing."""
+    try:
+        socket.create_connection((host, port), timeout=CONNECT_S).close()
+    except ConnectionRefusedError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _is_preempted(error: RayError) -> bool:
