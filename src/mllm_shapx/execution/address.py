@@ -47,7 +47,7 @@ def probe(address: str, origin: str) -> None:
     if said == "UNIMPLEMENTED":
         why = "what listens there is no Ray head; give the port of `ray start --head`, 6379 by default"
     else:
-        why = f"nothing answered ({said.lower()})"
+        why = "nothing answers there"
     raise ResourceError(
         f"there is no Ray cluster at {address!r} (from {origin}): {why}. Start one with `ray start --head`, "
         "correct --address or RAY_ADDRESS, or leave both out to run on this machine alone"
