@@ -7,11 +7,12 @@ import logging
 import os
 import re
 import secrets
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,12 +69,13 @@ def connected(options: RunOptions, request: StopRequest | None = None) -> Iterat
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(scratch_folder())
+        stack.enter_context(request.at_the_last(partial(shutil.rmtree, folder, ignore_errors=True)))
         if address == "local":
             _check_gpus(options)
             end = partial(_end_processes, folder)
             stack.enter_context(request.at_the_last(end))
             stack.callback(end)
-            stack.enter_context(_changed_environment(_own_settings(folder)))
+            stack.enter_context(_closed_to_others(folder))
         else:
             probe(address, origin)
         stack.enter_context(contextlib.redirect_stdout(_Logged()))
@@ -95,25 +97,39 @@ def _address(options: RunOptions) -> tuple[str, str]:
     return "local", ""
 
 
-def _own_settings(folder: Path) -> dict[str, str | None]:
-    """Return the environment of a cluster of our own, which nobody else has to reach: a token, loopback."""
+@contextlib.contextmanager
+def _closed_to_others(folder: Path) -> Iterator[None]:
+    """Let a cluster that is started now have a token of its own and listen on loopback only.
+
+    Ray turns 127.0.0.1 into the address of a network interface and listens on all of them, unless it is told
+    that there is one machine only. The variable for it is named after the systems where that is the default.
+    """
+    import ray  # noqa: F401 -- before the environment changes
+    from ray._private import ray_constants
+    from ray._raylet import AuthenticationTokenLoader, Config
+
+    def read_settings() -> None:
+        Config.initialize("")
+        AuthenticationTokenLoader.instance().reset_cache()
+
     token = folder / "token"
     token.touch(0o600)
-    token.write_text(_token(), encoding="ascii")
-    return {
+    token.write_text(secrets.token_hex(32), encoding="ascii")
+    settings = {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_AUTH_TOKEN": None,
-        # Ray turns 127.0.0.1 into the address of a network interface, and listens on all of them, unless
-        # this says that there is one machine only. It is named after the systems where that is the default.
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0",
     }
-
-
-@cache
-def _token() -> str:
-    """Return the token of this process: Ray reads it once, though each config starts a cluster."""
-    return secrets.token_hex(32)
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    try:
+        with _changed_environment(settings):
+            ray_constants.ENABLE_RAY_CLUSTER = False
+            read_settings()
+            yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+        read_settings()
 
 
 @contextlib.contextmanager
