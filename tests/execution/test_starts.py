@@ -51,7 +51,7 @@ def folder_of(pid: int) -> Path | None:
 
 
 def family(pid: int) -> list[psutil.Process]:
-    return psutil.Process(pid).children(recursive=True)
+    return list(psutil.Process(pid).children(recursive=True))
 
 
 def title(process: psutil.Process) -> str:

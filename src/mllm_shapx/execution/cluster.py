@@ -106,7 +106,7 @@ def _closed_to_others(folder: Path) -> Iterator[None]:
     """
     import ray  # noqa: F401 -- before the environment changes
     from ray._private import ray_constants
-    from ray._raylet import AuthenticationTokenLoader, Config
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
     def read_settings() -> None:
         Config.initialize("")
