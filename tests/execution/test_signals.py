@@ -144,7 +144,7 @@ def test_a_signal_before_the_first_config_and_between_two_names_what_is_left(tmp
     assert ended.code == 143, ended.out
     assert "1 of 1 samples" in ended.out, "the row under way was finished, and with it the first config"
     last = ended.out.splitlines()[-1]
-    assert last.endswith(f"to go on: mllm-shapx run --config {second.config} --resume --inline --grace 60.0")
+    assert last.endswith(f"to go on: mllm-shapx run --config {second.config} --resume --grace 60.0 --inline")
     assert not second.output.exists()
 
 
