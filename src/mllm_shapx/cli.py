@@ -57,6 +57,11 @@ class _Commands(click.Group):
             ctx.exit(error.exit_code)
         except StopNow as stop:
             _leave(int(stop.code or 0))
+        except SystemExit:
+            # Ray makes exit code 1 of what a handler raises in its calls.
+            if request.signal is not None:
+                _leave(request.exit_code)
+            raise
 
 
 def _leave(code: int) -> NoReturn:

@@ -117,6 +117,24 @@ def test_a_signal_while_ray_starts_ends_it_with_the_code_and_the_line_and_leaves
 
 
 @pytest.mark.slow
+def test_a_second_signal_ends_a_run_on_ray_at_once_with_its_code(tmp_path: Path) -> None:
+    saboteur = Sabotage(tmp_path)
+    saboteur.set(slow=[0, 1], slow_s=600)
+    study = Study(tmp_path, rows=2, env=saboteur.env)
+    run = study.start("--num-workers", "1")
+    run.wait_for(lambda: "1/1 workers busy" in run.out)
+    processes = family(run.pid)
+    run.kill(signal.SIGTERM)
+    run.wait_for(lambda: "SIGTERM: finishing" in run.out)
+    run.kill(signal.SIGTERM)
+    ended = run.wait(20)
+    assert ended.code == 143
+    assert "stopped at once; what was written is valid; to go on: mllm-shapx run" in ended.out
+    assert have_ended(processes)
+    assert not (study.output / ".lock").exists()
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_others_on_the_machine_see_and_reach_nothing_of_a_run_and_a_closed_terminal_drains_it(
     tmp_path: Path,

@@ -158,8 +158,9 @@ def _own_handlers(request: StopRequest) -> Iterator[None]:
     try:
         yield
     except SystemExit as end:
-        if not isinstance(end, StopNow) and end.code == signal.SIGTERM:
-            request.handle(signal.SIGTERM, None)
+        # Ray makes exit code 1 of what a handler raises in its calls.
+        if not isinstance(end, StopNow) and (request.seen or end.code == signal.SIGTERM):
+            request.handle(request.seen or signal.SIGTERM, None)
         raise
     finally:
         with contextlib.suppress(ValueError):  # of a thread that is not the main one

@@ -49,6 +49,8 @@ class StopRequest:
         self.signal: int | None = None
         self.again = self.resume = ""
         self.begun = False
+        self.seen: int | None = None
+        """The first signal, as the watching thread saw it."""
         self.announced = False
         """Whether the user has been told of the first signal; a further one is meant as a second."""
         self._at = 0.0
@@ -210,6 +212,7 @@ def _watch(request: StopRequest, receiver: int) -> None:
                 continue
             now = time.monotonic()
             if deadline is None:
+                request.seen = number
                 first_at, code, grace = now, 128 + number, request.grace
                 deadline = now + (ABORT_S if grace is None else grace + LATE_S)
             elif request.is_second(number, first_at, now):
