@@ -1,31 +1,37 @@
 """The command line: parse, call, print. `mllm-shapx` and `python -m mllm_shapx.cli` are the same thing."""
 
+import contextlib
 import functools
 import glob
 import json
 import logging
 import os
 import re
+import shlex
 import shutil
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
+from click.core import ParameterSource
 
 from mllm_shapx.errors import DatasetError, ShapxError, UsageError
-from mllm_shapx.execution.signals import StopNow
+from mllm_shapx.execution.signals import StopNow, StopRequest, stop_requests
 
 if TYPE_CHECKING:
     from mllm_shapx.config.loading import LoadedConfig
     from mllm_shapx.data.selection import Selection
     from mllm_shapx.execution.options import RunOptions
+    from mllm_shapx.execution.outcome import StudyOutcome
     from mllm_shapx.planning.sweep import Sweep
 
-_INTERRUPTED = 130
+_NOT_REPEATED = {"config", "configs", "named", "config_list", "more", "resume", "overwrite"}
+"""Options that the command that goes on does not repeat as they are."""
+_RESUMABLE = {"run", "demo", "retry", "rescore"}
 INTERRUPTED_FROM = 128
 """Exit codes above it say by which signal the work was ended."""
 
@@ -33,21 +39,38 @@ INTERRUPTED_FROM = 128
 class _Commands(click.Group):
     """Ends with the exit code of an error, and shows a traceback only to those who ask for it."""
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.obj = StopRequest()
+        if args and args[0] in _RESUMABLE:
+            resume = args[0] == "run" and not {"--resume", "--overwrite"} & set(args)
+            ctx.obj.again = shlex.join(["mllm-shapx", *args, *(["--resume"] if resume else [])])
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
+        request = ctx.obj
         try:
-            return super().invoke(ctx)
+            with stop_requests(request):
+                return super().invoke(ctx)
         except ShapxError as error:
             if logging.getLogger().isEnabledFor(logging.DEBUG):
                 traceback.print_exc()
             click.echo(f"error: {error}", err=True)
             ctx.exit(error.exit_code)
-        except KeyboardInterrupt:
-            click.echo("interrupted", err=True)
-            ctx.exit(_INTERRUPTED)
         except StopNow as stop:
-            # An ordinary end would wait for the threads in which a model may compute for minutes.
-            sys.stdout.flush()
-            os._exit(int(stop.code or 0))
+            _leave(int(stop.code or 0))
+        except SystemExit:
+            # Ray makes exit code 1 of what a handler raises in its calls.
+            if request.signal is not None:
+                _leave(request.exit_code)
+            raise
+
+
+def _leave(code: int) -> NoReturn:
+    """End the process after a signal: an ordinary end waits for threads in which a model computes."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # the terminal may be gone
+            stream.flush()
+    os._exit(code)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -336,12 +359,17 @@ def rescore(configs: Sequence[Path], overwrite: bool, max_samples: int | None) -
 
     options = RunOptions(resume=not overwrite, overwrite=overwrite, max_samples=max_samples)
     codes = [0]
-    for loaded in load_configs(configs):
+    request = _request()
+    files = load_configs(configs)
+    for number, loaded in enumerate(files):
+        request.again = request.resume = _command(files[number:])
         interactive = None if loaded.experiment_set.runtime.progress_bar else False
         with ProgressReporter(sys.stderr, interactive) as reporter:
-            outcome = rescore_config(loaded, options, reporter)
-        click.echo(outcome.to_text(str(loaded.path)))
+            outcome = rescore_config(loaded, options, reporter, request)
+        click.echo(outcome.to_text(_command([loaded], verb="run", more=["--resume"])))
         codes.append(outcome.exit_code)
+        if request.signal is not None:
+            break
     if max(codes):
         sys.exit(max(codes))
 
@@ -529,25 +557,99 @@ def _execute(
     from mllm_shapx.reporting.progress import ProgressReporter
 
     outcomes = []
-    for config in loaded:
+    request = _request()
+    for number, config in enumerate(loaded):
         interactive = None if config.experiment_set.runtime.progress_bar else False
+        _say_how_to_go_on(request, loaded[number:], options)
         with ProgressReporter(sys.stderr, interactive) as reporter:
-            outcome = run_config(config, options, reporter, inline=inline)
+            outcome = run_config(config, options, reporter, inline=inline, request=request)
         outcomes.append(outcome)
-        for warning in outcome.warnings:
-            click.echo(f"warning: {warning}", err=True)
-        if table:
-            _show_table(config, outcome.output_uri, mark)
-        if not as_json:
-            click.echo(outcome.to_text(str(config.path)))
-        if outcome.exit_code > INTERRUPTED_FROM:
+        with _no_audience_needed(request):
+            _show(outcome, config, request, as_json=as_json, table=table, mark=mark)
+        if request.signal is not None and (outcome.exit_code > INTERRUPTED_FROM or config is not loaded[-1]):
             break
     if as_json:
         data = [outcome.to_json() for outcome in outcomes]
-        print_json(data[0] if len(data) == 1 else data)
+        with _no_audience_needed(request):
+            print_json(data[0] if len(data) == 1 else data)
     code = max((outcome.exit_code for outcome in outcomes), key=_severity)
+    if request.signal is not None:
+        if len(outcomes) < len(loaded):
+            _say_how_to_go_on(request, loaded[len(outcomes) :], options)
+            with _no_audience_needed(request):
+                left = len(loaded) - len(outcomes)
+                click.echo(f"{request.name}: {left} config(s) left; to go on: {request.go_on}", err=True)
+            code = request.exit_code
+        _leave(code)
     if code:
         sys.exit(code)
+
+
+def _show(
+    outcome: "StudyOutcome",
+    config: "LoadedConfig",
+    request: StopRequest,
+    *,
+    as_json: bool,
+    table: bool,
+    mark: str | None,
+) -> None:
+    """Print what came out of one config."""
+    for warning in outcome.warnings:
+        click.echo(f"warning: {warning}", err=True)
+    if table:
+        _show_table(config, outcome.output_uri, mark)
+    if not as_json:
+        click.echo(outcome.to_text(request.go_on))
+
+
+@contextlib.contextmanager
+def _no_audience_needed(request: StopRequest) -> Iterator[None]:
+    """Let nothing but the signal decide how a command ends whose terminal or pipe a signal has closed."""
+    try:
+        yield
+    except OSError:
+        if request.signal is None:
+            raise
+
+
+def _request() -> StopRequest:
+    """Return what tells this command of signals."""
+    found = click.get_current_context().find_object(StopRequest)
+    return StopRequest() if found is None else found
+
+
+def _say_how_to_go_on(request: StopRequest, left: "Sequence[LoadedConfig]", options: "RunOptions") -> None:
+    """Note the commands that go on with the configs that are left."""
+    request.begun = False
+    if click.get_current_context().command.name == "retry":
+        request.again = request.resume = _command(())
+    else:
+        request.resume = _command(left, verb="run", more=["--resume"])
+        request.again = (
+            _command(left, verb="run", more=["--overwrite"]) if options.overwrite else request.resume
+        )
+
+
+def _command(configs: "Sequence[LoadedConfig]", *, verb: str = "", more: Sequence[str] = ()) -> str:
+    """Return the command under way as a user would type it for these configs, with further options."""
+    context = click.get_current_context()
+    words = ["mllm-shapx", verb or str(context.command.name)]
+    for config in configs:
+        words += ["--config", str(config.path)]
+    words += more
+    for parameter in context.command.params:
+        name = str(parameter.name)
+        if context.get_parameter_source(name) != ParameterSource.COMMANDLINE or name in _NOT_REPEATED:
+            continue
+        value = context.params[name]
+        option = max(parameter.opts, key=len)
+        for item in value if isinstance(value, tuple) else (value,):
+            if isinstance(parameter, click.Argument):
+                words.append(str(item))
+            else:
+                words += [option] if item is True else [option, str(item)]
+    return shlex.join(words)
 
 
 def _severity(code: int) -> int:

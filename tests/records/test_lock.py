@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,9 +25,22 @@ HOLD = """
 import sys, time
 from mllm_shapx.records.lock import OutputLock
 from mllm_shapx.records.storage import LocalStorage
-OutputLock(LocalStorage(sys.argv[1])).acquire()
+OutputLock(LocalStorage(sys.argv[1]), heartbeat_s=0.1).acquire()
 print("held", flush=True)
 time.sleep(60)
+"""
+
+SECOND = """
+import sys
+from mllm_shapx.errors import OutputError
+from mllm_shapx.records.lock import OutputLock
+from mllm_shapx.records.storage import LocalStorage
+lock = OutputLock(LocalStorage(sys.argv[1]), watch_s=1.5)
+try:
+    print(lock.acquire())
+except OutputError as error:
+    print(error)
+lock.release()
 """
 
 
@@ -100,7 +114,7 @@ def test_the_lock_of_a_killed_driver_is_taken_over_at_once_and_said(
 
 
 def test_a_process_id_that_now_belongs_to_another_process_is_no_holder(storage: LocalStorage) -> None:
-    _place(storage, process_started_at=1.0)
+    _place(storage, start_ticks=1)
     lock = OutputLock(storage)
     assert len(lock.acquire()) == 1
     lock.release()
@@ -116,11 +130,53 @@ def test_another_host_is_believed_while_its_heartbeat_is_fresh_and_the_message_s
     assert lock_holder(storage) is not None
 
 
-def test_another_hosts_lock_is_taken_over_once_its_heartbeat_is_old(storage: LocalStorage) -> None:
+def test_another_hosts_lock_is_taken_over_once_its_heartbeat_is_old_and_does_not_change(
+    storage: LocalStorage, caplog: pytest.LogCaptureFixture
+) -> None:
     _place(storage, host="node7", pid=os.getpid(), heartbeat=time.time() - 61)
-    lock = OutputLock(storage)
+    lock = OutputLock(storage, watch_s=0.3)
     (note,) = lock.acquire()
     assert "on node7" in note
+    assert "watching its heartbeat for" in caplog.text
+    lock.release()
+
+
+@pytest.mark.parametrize("clock", ["+2h", "-2h"])
+@pytest.mark.parametrize("namespace", ["own", "other"])
+def test_a_living_driver_keeps_its_lock_whatever_the_clock_and_the_namespace(
+    storage: LocalStorage, driver: "subprocess.Popen[str]", clock: str, namespace: str
+) -> None:
+    """The second driver has a clock that is hours off, and where it can sees no process of the first."""
+    if namespace == "other" and os.geteuid() != 0:
+        pytest.skip("only root makes PID namespaces")
+    if shutil.which("faketime") is None:
+        pytest.skip("faketime is not installed")
+    command = ["faketime", "-f", clock, sys.executable, "-c", SECOND, storage.uri]
+    if namespace == "other":
+        command = ["unshare", "--pid", "--fork", "--mount-proc", *command]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert f"in use by process {driver.pid} on " in found.stdout, found.stdout + found.stderr
+    assert ("still renews its lock" in found.stdout) == (namespace == "other")
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    found = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert f"took over the lock of process {driver.pid}" in found.stdout, found.stdout + found.stderr
+
+
+def test_a_lock_of_an_older_version_is_read(storage: LocalStorage, driver: "subprocess.Popen[str]") -> None:
+    """Without ticks and namespace the start in seconds tells a living driver from a dead one."""
+    old = json.loads(storage.read_bytes(".lock"))
+    for name in ("pid_namespace", "start_ticks", "beats"):
+        del old[name]
+    driver.send_signal(signal.SIGSTOP)  # so that it writes no new one
+    storage.write_bytes(".lock", encode_json(old))
+    with pytest.raises(OutputError, match=f"in use by process {driver.pid} on"):
+        OutputLock(storage).acquire()
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    lock = OutputLock(storage)
+    (note,) = lock.acquire()
+    assert f"took over the lock of process {driver.pid}" in note
     lock.release()
 
 
@@ -168,7 +224,7 @@ def test_a_driver_whose_lock_was_taken_over_notices_and_leaves_the_new_one_alone
 
 def test_of_many_drivers_that_find_a_dead_ones_lock_exactly_one_goes_on(storage: LocalStorage) -> None:
     for _ in range(10):
-        _place(storage, process_started_at=1.0)
+        _place(storage, start_ticks=1)
         barrier = threading.Barrier(6)
         taken: list[OutputLock] = []
         refused: list[OutputError] = []

@@ -77,19 +77,30 @@ class LoopbackCluster:
         gpus: Logical GPUs of the head; no real ones are needed.
         dashboard: Whether the job server runs, for `ray job submit`.
         env: Environment of the workers beside the usual one.
+        token: What drivers have to show; without one the cluster takes anybody.
     """
 
     def __init__(
-        self, *, cpus: int, gpus: int = 0, dashboard: bool = False, env: Mapping[str, str] | None = None
+        self,
+        *,
+        cpus: int,
+        gpus: int = 0,
+        dashboard: bool = False,
+        env: Mapping[str, str] | None = None,
+        token: str | None = None,
     ) -> None:
         # Paths of sockets are short, so a test's own folder would not do.
         self._folder = Path(tempfile.mkdtemp(prefix="shapx-ray-", dir="/tmp"))
         port, client_port, agent_port, self.dashboard_port = free_ports(4)
         self.address = f"127.0.0.1:{port}"
+        self.env = {"RAY_AUTH_MODE": "disabled"}
+        """Environment that a driver on this cluster needs."""
+        if token is not None:
+            self.env = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
         self._env = {
             # Without a list of real GPUs, so that there may be logical ones.
             **{name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "CUDA_"))},
-            "RAY_AUTH_MODE": "disabled",
+            **self.env,
             "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
             "OMP_NUM_THREADS": "1",
             **(env or {}),
@@ -109,14 +120,14 @@ class LoopbackCluster:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    @property
-    def env(self) -> dict[str, str]:
-        """Environment that a driver on this cluster needs."""
-        return {"RAY_AUTH_MODE": "disabled"}
-
     def add_node(self, *, cpus: int, wait: bool = True) -> Node:
         """Start one more node."""
         return self._start([f"--address={self.address}", "--num-gpus=0"], cpus, wait=wait)
+
+    @property
+    def folder(self) -> Path:
+        """Return where the cluster keeps its logs and sockets."""
+        return self._folder
 
     def processes(self, name: str) -> Iterator[psutil.Process]:
         """Yield the living processes whose title contains `name`, such as `ray::WorkerActor`."""

@@ -134,11 +134,13 @@ class Finished:
 class Process:
     """A call of the command line under way; its output goes to a file, so that no full pipe stops it."""
 
-    def __init__(self, args: Sequence[str], env: Mapping[str, str], folder: Path) -> None:
+    def __init__(
+        self, args: Sequence[str], env: Mapping[str, str], folder: Path, *, prefix: Sequence[str] = ()
+    ) -> None:
         self._log = folder / f"log-{time.monotonic_ns()}.txt"
         with self._log.open("w") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "mllm_shapx.cli", *args],
+                [*prefix, sys.executable, "-m", "mllm_shapx.cli", *args],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=folder,
@@ -157,6 +159,12 @@ class Process:
     def kill_group(self, number: int) -> None:
         """Send a signal to the whole group, as a terminal's Ctrl-C does."""
         os.killpg(self.pid, number)
+
+    def catches(self, number: signal.Signals) -> bool:
+        """Return whether the process has a handler for a signal."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        caught = next(line for line in status.splitlines() if line.startswith("SigCgt:"))
+        return bool(int(caught.split()[1], 16) >> (number - 1) & 1)
 
     def is_running(self) -> bool:
         return self._process.poll() is None
@@ -188,7 +196,8 @@ class Sabotage:
 
     @property
     def env(self) -> dict[str, str]:
-        return {"PYTHONPATH": str(SABOTAGE), "SABOTAGE_FILE": str(self._file)}
+        path = [str(SABOTAGE), *filter(None, [os.environ.get("PYTHONPATH")])]
+        return {"PYTHONPATH": os.pathsep.join(path), "SABOTAGE_FILE": str(self._file)}
 
     def set(self, **wanted: Any) -> None:
         """Say what breaks from now on, such as `die=[3]`; nothing by default."""

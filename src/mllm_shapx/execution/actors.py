@@ -1,6 +1,7 @@
 """The actors: thin shells that put coordinator, aggregator and workers into processes of their own."""
 
 import asyncio
+import json
 import logging
 import os
 import pickle
@@ -34,6 +35,9 @@ logger = logging.getLogger(__name__)
 
 NAMESPACE = "mllm_shapx"
 """Ray namespace of the actors that are looked up by name."""
+
+PRIVATE_ENVIRONMENT = "environment.json"
+"""File with the driver's secrets, beside the study's: only the user reads it."""
 
 COORDINATOR_PATIENCE_S = 180.0
 """How long a worker waits for a coordinator that is being restarted."""
@@ -111,6 +115,9 @@ class AggregatorActor:
     def __init__(self, shared: str, specs: Mapping[str, dict[str, Any]]) -> None:
         _set_up_logging()
         study, inspections = _read(shared)
+        private = Path(shared).with_name(PRIVATE_ENVIRONMENT)
+        for name, value in json.loads(private.read_text(encoding="utf-8")).items():
+            os.environ.setdefault(name, value)
         self._aggregator = Aggregator(study, specs, inspections)
 
     def log(self, sample: SampleResult) -> None:

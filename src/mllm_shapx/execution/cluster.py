@@ -2,23 +2,45 @@
 
 import contextlib
 import io
+import json
 import logging
 import os
+import re
+import secrets
+import shutil
+import signal
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mllm_shapx.errors import ResourceError
+from mllm_shapx.execution.address import probe
 from mllm_shapx.execution.options import RunOptions
+from mllm_shapx.execution.scratch import scratch_folder
+from mllm_shapx.execution.signals import JOB_VARIABLE, StopNow, StopRequest
 
 logger = logging.getLogger(__name__)
 
 START_ATTEMPTS = 3
 
-_PASSED_ON = ("MLLM_SHAP_SRC", "LOG_LEVEL", "ALLOW_UNPINNED_HF_DOWNLOAD")
+_PASSED_ON = ("LOG_LEVEL", "ALLOW_UNPINNED_HF_DOWNLOAD")
 _PASSED_ON_PREFIXES = ("WANDB_", "HF_", "TRANSFORMERS_", "TORCH_", "OMP_", "MKL_", "TOKENIZERS_")
-"""Environment of the driver that workers on every node need; `os.environ` set later does not reach them."""
+"""Environment of the driver that workers on every node need; their own is that of `ray start`."""
+_SECRET_WORDS = frozenset(
+    {"TOKEN", "TOKENS", "KEY", "KEYS", "APIKEY", "SECRET", "PASSWORD", "AUTH", "HEADERS"}
+)
+_LOGIN = re.compile(r"://[^/]*@")
+_GPU_DEVICES = (
+    "dev/nvidia[0-9]*",
+    "proc/driver/nvidia/gpus/*",
+    "dev/kfd",
+    "dev/dxg",
+    "dev/dri/renderD*",
+)
+"""What tells of GPUs of NVIDIA, AMD, WSL and Intel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,25 +55,159 @@ class WorkerResources:
 
 
 @contextlib.contextmanager
-def connected(options: RunOptions) -> Iterator[None]:
+def connected(options: RunOptions, request: StopRequest | None = None) -> Iterator[Path]:
     """Join the cluster of --address or RAY_ADDRESS, else start one on this machine; leave it at the end.
 
-    Raises:
-        ResourceError: When there is no cluster at the address.
-    """
-    import ray
+    Yields:
+        A folder on this machine that only this user may enter, and that is removed at the end.
 
-    address = options.address or os.environ.get("RAY_ADDRESS") or "local"
+    Raises:
+        ResourceError: When there is no cluster at the address, or none can be started.
+    """
+    request = request or StopRequest()
+    address, origin = _address(options)
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-    with contextlib.redirect_stdout(_Logged()):
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(scratch_folder())
+        stack.enter_context(request.at_the_last(partial(shutil.rmtree, folder, ignore_errors=True)))
         if address == "local":
-            _start_here()
+            _check_gpus(options)
+            end = partial(_end_processes, folder)
+            stack.enter_context(request.at_the_last(end))
+            stack.callback(end)
+            stack.enter_context(_closed_to_others(folder))
         else:
-            _join(address)
-        try:
+            probe(address, origin)
+        stack.enter_context(contextlib.redirect_stdout(_Logged()))
+        stack.callback(_leave)
+        with _own_handlers(request):
+            if address == "local":
+                _start_here(folder)
+            else:
+                _join(address, origin)
+        yield folder
+
+
+def _address(options: RunOptions) -> tuple[str, str]:
+    """Return the address of the cluster, `local` for one of our own, and where it comes from."""
+    if options.address:
+        return options.address, "--address"
+    if address := os.environ.get("RAY_ADDRESS"):
+        return address, "RAY_ADDRESS"
+    return "local", ""
+
+
+@contextlib.contextmanager
+def _closed_to_others(folder: Path) -> Iterator[None]:
+    """Let a cluster that is started now have a token of its own and listen on loopback only.
+
+    Ray turns 127.0.0.1 into the address of a network interface and listens on all of them, unless it is told
+    that there is one machine only. The variable for it is named after the systems where that is the default.
+    """
+    import ray  # noqa: F401 -- before the environment changes
+    from ray._private import ray_constants
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+
+    def read_settings() -> None:
+        Config.initialize("")
+        AuthenticationTokenLoader.instance().reset_cache()
+
+    token = folder / "token"
+    token.touch(0o600)
+    token.write_text(secrets.token_hex(32), encoding="ascii")
+    settings = {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        "RAY_AUTH_TOKEN": None,
+        ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0",
+    }
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    try:
+        with _changed_environment(settings):
+            ray_constants.ENABLE_RAY_CLUSTER = False
+            read_settings()
             yield
-        finally:
-            ray.shutdown()
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+        read_settings()
+
+
+@contextlib.contextmanager
+def _changed_environment(changes: dict[str, str | None]) -> Iterator[None]:
+    """Set environment variables, or remove those that are None, and put the old ones back."""
+    before = {name: os.environ.get(name) for name in changes}
+
+    def put(values: dict[str, str | None]) -> None:
+        for name, value in values.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+    put(changes)
+    try:
+        yield
+    finally:
+        put(before)
+
+
+@contextlib.contextmanager
+def _own_handlers(request: StopRequest) -> Iterator[None]:
+    """Put our handlers back after `ray.init`, whose own one for SIGTERM ends the process without a word."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    except SystemExit as end:
+        # Ray makes exit code 1 of what a handler raises in its calls.
+        if not isinstance(end, StopNow) and (request.seen or end.code == signal.SIGTERM):
+            request.handle(request.seen or signal.SIGTERM, None)
+        raise
+    finally:
+        with contextlib.suppress(ValueError):  # of a thread that is not the main one
+            signal.signal(signal.SIGTERM, before)
+
+
+def _leave() -> None:
+    if "ray" in sys.modules:
+        import ray
+
+        ray.shutdown()
+
+
+def _end_processes(folder: Path) -> None:
+    """End what is left of the cluster in `folder`: an interrupted start leaves processes to nobody."""
+    import psutil
+
+    def mentions(process: Any) -> bool:
+        with contextlib.suppress(psutil.Error):
+            return any(str(folder) in word for word in process.cmdline())
+        return False
+
+    left = []
+    for child in filter(mentions, psutil.Process().children()):
+        with contextlib.suppress(psutil.Error):
+            left += [*child.children(recursive=True), child]
+    for process in left:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(left, timeout=5.0)
+
+
+def _check_gpus(options: RunOptions) -> None:
+    """Refuse --num-gpus on a machine without any before Ray is started, which takes long to say so."""
+    if not options.num_gpus or "RAY_OVERRIDE_RESOURCES" in os.environ or sys.platform != "linux":
+        return
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    hidden = visible is not None and visible.strip() in {"", "-1", "NoDevFiles"}
+    if hidden or not any(found for pattern in _GPU_DEVICES for found in Path("/").glob(pattern)):
+        raise ResourceError(_too_many_gpus(options.num_gpus, "this machine has none"))
+
+
+def _too_many_gpus(asked: float, have: str) -> str:
+    return (
+        f"--num-gpus {asked:g} asks for more GPUs than there are: {have}. "
+        "Lower it, join a larger cluster with --address, or use --num-workers for workers on the CPU"
+    )
 
 
 class _Logged(io.TextIOBase):
@@ -63,59 +219,100 @@ class _Logged(io.TextIOBase):
         return len(text)
 
 
-def _join(address: str) -> None:
+def _join(address: str, origin: str) -> None:
     import ray
 
     try:
-        ray.init(address=address, **_init_options())
-    except (ConnectionError, ValueError, RuntimeError) as error:
+        ray.init(address=address, **_init_options(environment()))
+    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         raise ResourceError(
-            f"there is no Ray cluster at {address!r}: {error}. Start one with `ray start --head`, correct "
-            "--address (or RAY_ADDRESS), or leave it out to run on this machine alone"
+            f"the Ray cluster at {address!r} (from {origin}) could not be joined: {error}. Correct "
+            "--address or RAY_ADDRESS, or leave both out to run on this machine alone"
         ) from error
 
 
-def _start_here() -> None:
+def _start_here(folder: Path) -> None:
     """Start a cluster on this machine; Ray gives its own processes 30 s, which a busy machine may not."""
     import ray
 
     for attempt in range(1, START_ATTEMPTS + 1):
         try:
-            # Everything stays on this machine, so nothing of it needs to be reached from outside.
+            # Its processes inherit the environment, secrets included, which are therefore not passed on.
             ray.init(
-                address="local", include_dashboard=False, _node_ip_address="127.0.0.1", **_init_options()
+                address="local",
+                include_dashboard=False,
+                _temp_dir=str(folder / "r"),  # which Ray opens to everybody; the folder around it is not
+                **_init_options(_source_path()),
             )
         except Exception as error:
             ray.shutdown()
+            _end_processes(folder)
             if attempt == START_ATTEMPTS:
                 raise ResourceError(
-                    f"Ray could not be started on this machine ({START_ATTEMPTS} attempts): {error}. "
-                    "Try again when the machine is less busy, or give --inline to do without Ray"
+                    f"Ray could not be started on this machine ({START_ATTEMPTS} attempts, with its files in "
+                    f"{folder}): {error}. Try again when the machine is less busy, name another folder in "
+                    "RAY_TMPDIR, or give --inline to do without Ray"
                 ) from error
             logger.warning("Ray did not start (%s); trying again", error)
         else:
             return
 
 
-def _init_options() -> dict[str, Any]:
+def _init_options(variables: dict[str, str]) -> dict[str, Any]:
     return {
-        "runtime_env": {"env_vars": environment()},
+        "runtime_env": {"env_vars": variables},
         "log_to_driver": False,
         "logging_level": logging.ERROR,
     }
 
 
 def environment() -> dict[str, str]:
-    """Return the driver's environment variables that workers need."""
+    """Return what workers on other nodes need of the driver's environment, without secrets.
+
+    Ray writes it to logs that others may read.
+    """
     passed = {
         name: value
         for name, value in os.environ.items()
-        if name in _PASSED_ON or name.startswith(_PASSED_ON_PREFIXES)
+        if (name in _PASSED_ON or name.startswith(_PASSED_ON_PREFIXES)) and not is_secret(name, value)
     }
-    if source := os.environ.get("MLLM_SHAP_SRC"):
-        path = [str(Path(source).resolve()), *filter(None, [os.environ.get("PYTHONPATH")])]
-        passed["PYTHONPATH"] = os.pathsep.join(path)
-    return passed
+    taken = _variables_of_the_job()
+    return {name: value for name, value in {**passed, **_source_path()}.items() if name not in taken}
+
+
+def private_environment() -> dict[str, str]:
+    """Return the secrets that actors on this machine need, for a file that only the user reads."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith(_PASSED_ON_PREFIXES) and is_secret(name, value)
+    }
+
+
+def is_secret(name: str, value: str) -> bool:
+    """Return whether an environment variable holds a secret, by its name or by a login in a URL."""
+    words = name.upper().split("_")
+    if words[-1] in {"PATH", "FILE"}:
+        return False
+    return not _SECRET_WORDS.isdisjoint(words) or _LOGIN.search(value) is not None
+
+
+def _source_path() -> dict[str, str]:
+    """Return the variables by which workers import from the source tree that MLLM_SHAP_SRC names."""
+    source = os.environ.get("MLLM_SHAP_SRC")
+    if not source:
+        return {}
+    path = [str(Path(source).resolve()), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {"MLLM_SHAP_SRC": source, "PYTHONPATH": os.pathsep.join(path)}
+
+
+def _variables_of_the_job() -> frozenset[str]:
+    """Return the variables that the submitted Ray job sets itself: Ray refuses those that are set twice."""
+    try:
+        submitted = json.loads(os.environ.get(JOB_VARIABLE, "{}"))
+        return frozenset(submitted["runtime_env"]["env_vars"])
+    except (ValueError, KeyError, TypeError):
+        return frozenset()
 
 
 def plan_resources(options: RunOptions, device: str | None) -> WorkerResources:
@@ -134,10 +331,7 @@ def plan_resources(options: RunOptions, device: str | None) -> WorkerResources:
         options.num_gpus if options.num_gpus is not None else (0.0 if device in {"cpu", "mps"} else gpus)
     )
     if wants_gpus > gpus:
-        raise ResourceError(
-            f"--num-gpus {wants_gpus:g} asks for more GPUs than there are: the cluster has {gpus:g}. "
-            "Lower it, join a larger cluster with --address, or use --num-workers for workers on the CPU"
-        )
+        raise ResourceError(_too_many_gpus(wants_gpus, f"the cluster has {gpus:g}"))
     if device is not None and device.startswith("cuda") and wants_gpus == 0:
         raise ResourceError(
             f"the config says device {device!r}, but there is no GPU to use: the cluster has {gpus:g} and "

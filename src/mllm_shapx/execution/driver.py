@@ -1,12 +1,13 @@
 """The driver: starts the actors, watches them, replaces what dies, shows progress, and ends in good order."""
 
 import contextlib
+import json
 import math
 import pickle
 import re
 import secrets
+import socket
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,8 +27,14 @@ from ray.exceptions import (
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mllm_shapx.errors import ModelChangedError, ShapxError, StorageError, first_of
-from mllm_shapx.execution.actors import NAMESPACE, AggregatorActor, CoordinatorActor, WorkerActor
-from mllm_shapx.execution.cluster import WorkerResources
+from mllm_shapx.execution.actors import (
+    NAMESPACE,
+    PRIVATE_ENVIRONMENT,
+    AggregatorActor,
+    CoordinatorActor,
+    WorkerActor,
+)
+from mllm_shapx.execution.cluster import WorkerResources, private_environment
 from mllm_shapx.execution.messages import Snapshot, Study
 from mllm_shapx.execution.options import RunOptions
 from mllm_shapx.execution.outcome import StudyOutcome, ended
@@ -57,6 +64,8 @@ LOG_S = 10.0
 """Seconds that fetching a dead worker's log may take."""
 COALITIONS_WORTH_A_WORKER = 256
 """Coalitions for which loading the model once more pays, where rows are fewer than workers."""
+CONNECT_S = 1.0
+"""Seconds that a node may take to accept a connection."""
 FINISH_S = 600.0
 """Seconds that the last writes and summaries may take."""
 FLUSH_S = 1.5
@@ -94,6 +103,7 @@ class Driver:
         reporter: ProgressReporter,
         *,
         request: StopRequest,
+        folder: Path,
     ) -> None:
         self._study = study
         self._options = options
@@ -112,9 +122,11 @@ class Driver:
         self._study_ref = ray.put(study)
         token = secrets.token_hex(4)
         # A file rather than Ray objects: an actor that is started again must find it, whatever was lost.
-        self._folder = tempfile.TemporaryDirectory(prefix="mllm-shapx-")
-        shared = Path(self._folder.name, "study.pickle")
+        shared = folder / "study.pickle"
         shared.write_bytes(pickle.dumps((study, dict(output.inspections))))
+        private = folder / PRIVATE_ENVIRONMENT
+        private.touch(0o600)
+        private.write_text(json.dumps(private_environment()), encoding="utf-8")
         self._aggregator = (
             ray.remote(AggregatorActor)
             .options(**on_this_node, name=f"aggregator-{token}", namespace=NAMESPACE)
@@ -192,7 +204,7 @@ class Driver:
                 if self._stopping and not snapshot.busy_workers:
                     return
             if request.signal is not None and deadline is None:
-                deadline = time.monotonic() + self._options.grace_s
+                deadline = time.monotonic() + request.grace_s(self._options.grace_s)
                 self._drain(request)
             if deadline is not None and time.monotonic() > deadline:
                 self._stop_workers()
@@ -250,11 +262,11 @@ class Driver:
         """Ask a worker that cannot be reached for a sign of life: only the answer says what became of it.
 
         Returns:
-            False when it has been silent for too long.
+            False when it has been silent for too long, or its node is gone.
         """
         now = time.monotonic()
         worker.silent_since = worker.silent_since or now
-        if now - worker.silent_since > SILENCE_S:
+        if now - worker.silent_since > SILENCE_S or self._is_node_gone(worker):
             return False
         worker.run = worker.actor.place.remote()
         return True
@@ -315,7 +327,13 @@ class Driver:
     def _is_node_gone(self, worker: _Hired) -> bool:
         if worker.node_id is None:
             return False
-        return not any(node["NodeID"] == worker.node_id and node["Alive"] for node in ray.nodes())
+        node = next((node for node in ray.nodes() if node["NodeID"] == worker.node_id), None)
+        if node is None or not node["Alive"]:
+            return True
+        # Ray takes 15 s to notice, in which the rows of the node's workers would wait.
+        return worker.silent_since is not None and _is_refused(
+            node["NodeManagerAddress"], node["NodeManagerPort"]
+        )
 
     def _bury(self, snapshot: Snapshot) -> None:
         """Tell the coordinator of workers that it takes for living: it was started again, or they ended."""
@@ -385,10 +403,7 @@ class Driver:
 
     def _drain(self, request: StopRequest) -> None:
         """Hand out nothing more and have what is at hand written: `ray job stop` leaves 3 s for it."""
-        self._reporter.message(
-            f"{request.name}: finishing the rows under way, for {self._options.grace_s:g} s at most; "
-            "a second signal stops at once"
-        )
+        self._reporter.message(request.announcement(self._options.grace_s))
         self._stopping = True
         calls = [self._coordinator.drain.remote()]
         calls += [worker.actor.flush.remote() for worker in self._workers.values()]
@@ -401,7 +416,8 @@ class Driver:
 
     def _wind_up(self, request: StopRequest) -> Snapshot:
         """Let the workers end, write what is left, and return the last snapshot."""
-        runs = [worker.run for worker in self._workers.values()]
+        # A worker that has not reported yet may have no place on the cluster, and holds nothing.
+        runs = [worker.run for worker in self._workers.values() if worker.name in self._met]
         if runs:
             ray.wait(runs, num_returns=len(runs), timeout=10.0 if request.signal is None else FLUSH_S)
         self._tell(self._coordinator.finish.remote)
@@ -435,7 +451,6 @@ class Driver:
         for actor in (self._coordinator, self._aggregator):
             with contextlib.suppress(RayError):
                 ray.kill(actor, no_restart=True)
-        self._folder.cleanup()
 
 
 def _worth_helping(snapshot: Snapshot) -> int:
@@ -444,6 +459,17 @@ def _worth_helping(snapshot: Snapshot) -> int:
         return 0
     left = snapshot.coalitions_total - snapshot.coalitions_done
     return int(min(left / COALITIONS_WORTH_A_WORKER, sys.maxsize))
+
+
+def _is_refused(host: str, port: int) -> bool:
+    """Return whether a machine says that nobody listens at a port; False when it says nothing."""
+    try:
+        socket.create_connection((host, port), timeout=CONNECT_S).close()
+    except ConnectionRefusedError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _is_preempted(error: RayError) -> bool:

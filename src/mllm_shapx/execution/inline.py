@@ -18,6 +18,9 @@ from mllm_shapx.models.base import Answer
 from mllm_shapx.records.results import SampleResult
 from mllm_shapx.reporting.progress import ProgressReporter
 
+STOP_S = 3.0
+"""Seconds that rows get to be left where they are; a thread that does not return is left to itself."""
+
 
 class DirectDesk:
     """The coordinator in the same process as the worker."""
@@ -74,8 +77,9 @@ def run_inline(
     except Exception:
         runner.close()
         raise
-    # At a second signal the runner is left as it is: closing it would wait for the model.
-    runner.close()
+    # After a signal the runner is left as it is: closing it would wait for the model.
+    if request.signal is None:
+        runner.close()
     return outcome
 
 
@@ -118,15 +122,16 @@ async def _run(
             snapshot = coordinator.snapshot()
             feed.show(snapshot)
             if request.signal is not None and deadline is None:
-                reporter.message(
-                    f"{request.name}: finishing the rows under way, for {options.grace_s:g} s at most"
-                )
+                reporter.message(request.announcement(options.grace_s))
                 coordinator.drain()
                 await worker.flush()
-                deadline = time.monotonic() + options.grace_s
+                deadline = time.monotonic() + request.grace_s(options.grace_s)
             if deadline is not None and time.monotonic() > deadline:
                 await worker.stop()
-        await _let_end(work)
+                await asyncio.wait([work], timeout=STOP_S)
+                break
+        if work.done():
+            await _let_end(work)
     coordinator.finish()
     snapshot = coordinator.snapshot()
     feed.show(snapshot)

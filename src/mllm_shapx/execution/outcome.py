@@ -25,13 +25,17 @@ class StudyOutcome:
     model_calls: int
     seconds: float
     exit_code: int
-    """0 all done; 3 done, with quarantined samples; 130 or 143 interrupted; 1 stopped early."""
+    """0 all done; 3 done, with quarantined samples; 129, 130 or 143 interrupted; 1 stopped early."""
     warnings: tuple[str, ...] = ()
     missing: dict[str, int] = field(default_factory=dict)
     """Run -> samples that were written and are not on disk any more."""
 
-    def to_text(self, config: str) -> str:
-        """Return what the user should know at the end: what is done, what is not, and what to do next."""
+    def to_text(self, go_on: str) -> str:
+        """Return what the user should know at the end: what is done, what is not, and what to do next.
+
+        Args:
+            go_on: The command that goes on with what is left.
+        """
         done, failed, total = (sum(counts.values()) for counts in (self.done, self.failed, self.total))
         line = f"{self.experiment_set_id}: {done} of {total} samples in {self.output_uri}"
         line += f" ({self.model_calls:,} model calls, {self.seconds:.0f} s)"
@@ -48,7 +52,7 @@ class StudyOutcome:
                 f"to try them again: mllm-shapx retry {self.output_uri}"
             )
         if done + failed < total:
-            lines.append(f"to go on: mllm-shapx run --config {config} --resume")
+            lines.append(f"to go on: {go_on}")
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:

@@ -103,8 +103,19 @@ async def _refuse(prompts: Mapping[int, ConversationSnapshot], _keep: Keep) -> N
     raise _MissingError(coalitions=len(prompts))
 
 
-def rescore_config(loaded: LoadedConfig, options: RunOptions, reporter: ProgressReporter) -> StudyOutcome:
+def rescore_config(
+    loaded: LoadedConfig,
+    options: RunOptions,
+    reporter: ProgressReporter,
+    request: StopRequest | None = None,
+) -> StudyOutcome:
     """Compute the runs of a config from stored answers, those only that have no sample unless `overwrite`.
+
+    Args:
+        loaded: The config.
+        options: What the call asks for beside it.
+        reporter: Shows progress.
+        request: Says when a signal came; without one, signals are left to the caller.
 
     Raises:
         UsageError: When coalitions or vectors are missing, with their number; nothing is written then.
@@ -125,13 +136,15 @@ def rescore_config(loaded: LoadedConfig, options: RunOptions, reporter: Progress
     if not options.overwrite:
         refuse_changed_rows(study)
     asyncio.run(_check(study, rescorer, loaded, overwrite=options.overwrite))
+    request = request or StopRequest()
     output = open_output(study, options)
     for note in output.notes:
         reporter.message(note)
     try:
-        work = _Work(output, rescorer, dtype, reporter, request=StopRequest())
-        asyncio.run(work.do_all())
-        return work.end()
+        with request.at_the_last(output.lock.release), request.draining(options.grace_s):
+            work = _Work(output, rescorer, dtype, reporter, request=request)
+            asyncio.run(work.do_all())
+            return work.end()
     finally:
         output.lock.release()
 

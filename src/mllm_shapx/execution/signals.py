@@ -1,25 +1,71 @@
-"""SIGINT and SIGTERM: the first asks for a drain, the second ends at once."""
+"""SIGINT, SIGTERM and SIGHUP end a command in good order, from its first moment to its last.
+
+While a study runs, the first signal asks for a drain; at any other time it ends the command. A thread of its
+own sees every signal at once, and ends the process when the main thread does not get to it.
+"""
 
 import contextlib
+import itertools
 import os
+import select
 import signal
-from collections.abc import Iterator
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
 from types import FrameType
+
+ABORT_S = 10.0
+"""Seconds that the main thread gets to end when it has nothing to drain."""
+LATE_S = 15.0
+"""Seconds beyond the grace period that the last writes may take."""
+SECOND_S = 3.0
+"""Seconds that the main thread gets to end at the second signal."""
+SAME_S = 1.0
+"""Seconds in which further signals belong to the first: `timeout` and shells send theirs twice."""
+LAST_S = 3.0
+"""Seconds that locks and processes get to be released when the process is ended from outside."""
+JOB_STOP_S = 3.0
+"""Seconds from SIGTERM to SIGKILL at `ray job stop`, unless RAY_JOB_STOP_WAIT_TIME_S says otherwise."""
+JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Set by Ray in the environment of a job's entrypoint."""
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class StopNow(SystemExit):
-    """A second signal came. A `SystemExit`, which neither recovery nor an event loop holds up."""
+    """A signal ends the command. A `SystemExit`, which neither recovery nor an event loop holds up."""
 
 
 class StopRequest:
-    """Whether somebody asked the driver to stop, and how."""
+    """Whether somebody asked the command to stop, and how.
+
+    Attributes:
+        again: The command that starts the work again; empty where there is none to go on with.
+        resume: The command that goes on once `begun`, when results have been touched.
+    """
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self.again = self.resume = ""
+        self.begun = False
+        self.seen: int | None = None
+        """The first signal, as the watching thread saw it."""
+        self.announced = False
+        """Whether the user has been told of the first signal; a further one is meant as a second."""
+        self._at = 0.0
+        self._grace_s: float | None = None
+        self._last: list[Callable[[], object]] = []
+        self._told = itertools.count()
+
+    @property
+    def go_on(self) -> str:
+        """Return the command that goes on with the work."""
+        return self.resume if self.begun else self.again
 
     @property
     def exit_code(self) -> int:
-        """Return 130 for SIGINT and 143 for SIGTERM, as shells do."""
+        """Return 129 for SIGHUP, 130 for SIGINT and 143 for SIGTERM, as shells do."""
         return 128 + (self.signal or 0)
 
     @property
@@ -27,23 +73,151 @@ class StopRequest:
         """Return the signal's name."""
         return "" if self.signal is None else signal.Signals(self.signal).name
 
+    def grace_s(self, wanted: float) -> float:
+        """Return the seconds that rows under way get: in a Ray job no more than Ray leaves."""
+        if JOB_VARIABLE not in os.environ or self.signal != signal.SIGTERM:
+            return wanted
+        try:
+            left = float(os.environ.get("RAY_JOB_STOP_WAIT_TIME_S", JOB_STOP_S))
+        except ValueError:
+            left = JOB_STOP_S
+        return min(wanted, left)
+
+    def announcement(self, wanted_s: float) -> str:
+        """Return what the user should know at the first signal of a drain."""
+        self.announced = True
+        text = f"{self.name}: finishing the rows under way, for {self.grace_s(wanted_s):g} s at most; "
+        text += "a second signal stops at once"
+        return f"{text}; to go on: {self.go_on}" if self.go_on else text
+
+    @contextlib.contextmanager
+    def draining(self, grace_s: float) -> Iterator[None]:
+        """Let the first signal be noted only: the caller looks at `signal` and ends the work in time."""
+        self._grace_s = grace_s
+        try:
+            yield
+        finally:
+            self._grace_s = None
+
+    @contextlib.contextmanager
+    def at_the_last(self, action: Callable[[], object]) -> Iterator[None]:
+        """Call `action` if the process has to be ended from outside; the caller does so otherwise."""
+        self._last.append(action)
+        try:
+            yield
+        finally:
+            self._last.remove(action)
+
     def handle(self, number: int, _frame: FrameType | None) -> None:
-        """Note the first signal, end at the second."""
-        if self.signal is not None:
-            # Not print: the handler may have interrupted one.
-            os.write(2, b"\nstopped at once; what was written is valid, go on with --resume\n")
+        """Note the first signal, or end where nothing is to be drained; end at the second."""
+        now = time.monotonic()
+        if self.signal is None:
+            self.signal, self._at = number, now
+            if self._grace_s is None:
+                self.tell(number)
+                raise StopNow(128 + number)
+        elif self.is_second(number, self._at, now):
+            self._write("stopped at once; what was written is valid")
             raise StopNow(128 + number)
-        self.signal = number
+
+    def install(self) -> None:
+        """Set the handlers; SIGHUP stays ignored where `nohup` has it ignored."""
+        for number in self.watched():
+            signal.signal(number, self.handle)
+
+    def watched(self) -> list[signal.Signals]:
+        """Return the signals that are handled."""
+        return [number for number in SIGNALS if number != signal.SIGHUP or not _is_ignored(number)]
+
+    def is_second(self, number: int, first_at: float, now: float) -> bool:
+        """Return whether a further signal is meant as a second one."""
+        return number != signal.SIGHUP and (self.announced or now - first_at > SAME_S)
+
+    def tell(self, number: int) -> None:
+        """Say once that the command ends, and how to go on."""
+        self.announced = True
+        if next(self._told) == 0:
+            self._write(f"{signal.Signals(number).name}: stopped")
+
+    def force(self, code: int) -> None:
+        """End the process whatever its threads do."""
+        self._write("the work under way did not end in time; what was written is valid")
+        last = threading.Thread(target=self._clean_up, daemon=True)
+        last.start()
+        last.join(LAST_S)
+        os._exit(code)
+
+    @property
+    def grace(self) -> float | None:
+        """Return the grace period while a study runs."""
+        return None if self._grace_s is None else self.grace_s(self._grace_s)
+
+    def _clean_up(self) -> None:
+        for action in reversed(self._last):
+            with contextlib.suppress(Exception):  # the others are to be done all the same
+                action()
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+
+    def _write(self, text: str) -> None:
+        """Write a line. Not by print, whose lock the interrupted code may hold."""
+        line = f"\n{text}; to go on: {self.go_on}\n" if self.go_on else f"\n{text}\n"
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            os.write(2, line.encode(errors="replace"))
 
 
 @contextlib.contextmanager
-def stop_requests() -> Iterator[StopRequest]:
-    """Watch for SIGINT and SIGTERM. Enter it after `ray.init`, which replaces the handlers."""
-    request = StopRequest()
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, request.handle) for number in numbers}
+def stop_requests(request: StopRequest) -> Iterator[StopRequest]:
+    """Handle the signals by `request`; outside of the main thread, which alone may, leave them alone."""
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+    receiver, sender = os.pipe()
+    os.set_blocking(sender, False)
+    watched = request.watched()
+    # A closed terminal sends SIGHUP to all its processes. Those that are started from here inherit the mask
+    # and outlive it until the drain is done; the watching thread alone receives it.
+    masked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP} & set(watched))
+    watcher = threading.Thread(target=_watch, args=(request, receiver), name="signals", daemon=True)
+    watcher.start()
+    fd = signal.set_wakeup_fd(sender, warn_on_full_buffer=False)
+    before = {number: signal.getsignal(number) for number in watched}
     try:
+        request.install()
         yield request
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(fd)
+        os.write(sender, b"\0")
+        watcher.join()
+        signal.pthread_sigmask(signal.SIG_SETMASK, masked)
+        os.close(sender)
+        os.close(receiver)
+
+
+def _watch(request: StopRequest, receiver: int) -> None:
+    """See signals as they arrive, whatever the main thread does, and end the process when it is late."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    first_at, code = 0.0, 0
+    deadline: float | None = None
+    while True:
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        if not select.select([receiver], [], [], left)[0]:
+            request.force(code)
+        for number in os.read(receiver, 64):
+            if number == 0:
+                return
+            if number not in SIGNALS:
+                continue
+            now = time.monotonic()
+            if deadline is None:
+                request.seen = number
+                first_at, code, grace = now, 128 + number, request.grace
+                deadline = now + (ABORT_S if grace is None else grace + LATE_S)
+            elif request.is_second(number, first_at, now):
+                deadline = min(deadline, now + SECOND_S)
+
+
+def _is_ignored(number: signal.Signals) -> bool:
+    return signal.getsignal(number) is signal.SIG_IGN

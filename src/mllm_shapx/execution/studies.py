@@ -1,6 +1,7 @@
 """A config from start to end: prepare, take the directory, execute, release."""
 
 import contextlib
+import os
 from collections.abc import Iterator
 
 from mllm_shapx.config.loading import LoadedConfig
@@ -10,26 +11,43 @@ from mllm_shapx.execution.options import RunOptions
 from mllm_shapx.execution.outcome import StudyOutcome, counted
 from mllm_shapx.execution.preparation import OpenOutput, check_output, has_begun, open_output, prepare
 from mllm_shapx.execution.rescoring import finish_from_stored
-from mllm_shapx.execution.signals import StopNow, stop_requests
+from mllm_shapx.execution.signals import JOB_VARIABLE, StopNow, StopRequest
 from mllm_shapx.records.runs import RunRecords
 from mllm_shapx.records.storage import open_storage
 from mllm_shapx.reporting.outlook import Outlook
 from mllm_shapx.reporting.progress import ProgressReporter
 
+_UNPACKED = "/runtime_resources/working_dir_files/"
+"""Where Ray unpacks the working directory of a job."""
+
 
 def run_config(
-    loaded: LoadedConfig, options: RunOptions, reporter: ProgressReporter, *, inline: bool
+    loaded: LoadedConfig,
+    options: RunOptions,
+    reporter: ProgressReporter,
+    *,
+    inline: bool,
+    request: StopRequest | None = None,
 ) -> StudyOutcome:
     """Do all the work of one config.
+
+    Args:
+        loaded: The config.
+        options: What the call asks for beside it.
+        reporter: Shows progress.
+        inline: Whether everything is done in this process, without Ray.
+        request: Says when a signal came; without one, signals are left to the caller.
 
     Raises:
         UsageError: For anything that the user can mend; nothing is written then.
         StorageError: When results could not be written any more.
     """
+    request = request or StopRequest()
     with _naming(loaded):
         study, warnings = prepare(loaded, options)
         outlook = Outlook(study.output_uri, study.runs, study.rows, study.players)
         outlook.refuse_hopeless(all_runs=True)
+        _check_that_it_stays(study)
         check_output(study, options)
     for warning in (*warnings, *outlook.warnings()):
         reporter.message(f"warning: {warning}")
@@ -37,15 +55,16 @@ def run_config(
         output: OpenOutput | None = None
         if options.resume and has_begun(study):
             # Before Ray is started: what cannot go on is refused at once, and what is done needs no worker.
-            output = stack.enter_context(_opened(study, options, reporter))
-            with stop_requests() as request:
+            output = stack.enter_context(_opened(study, options, reporter, request))
+            with request.draining(options.grace_s):
                 found = finish_from_stored(study, output, reporter, request)
             if isinstance(found, StudyOutcome):
                 return _counted(study, found)
             if request.signal is not None:
                 raise StopNow(request.exit_code)
             output = found
-        return _counted(study, _run_with_model(study, options, output, reporter, inline=inline))
+        outcome = _run_with_model(study, options, output, reporter, inline=inline, request=request)
+        return _counted(study, outcome)
 
 
 def _run_with_model(
@@ -55,26 +74,39 @@ def _run_with_model(
     reporter: ProgressReporter,
     *,
     inline: bool,
+    request: StopRequest,
 ) -> StudyOutcome:
     """Do the work of a study; `output` is its directory where that is open already."""
 
     def opened() -> contextlib.AbstractContextManager[OpenOutput]:
-        return _opened(study, options, reporter) if output is None else contextlib.nullcontext(output)
+        if output is not None:
+            return contextlib.nullcontext(output)
+        return _opened(study, options, reporter, request)
 
     if inline:
         from mllm_shapx.execution.inline import run_inline
 
-        with stop_requests() as request, opened() as taken:
+        with opened() as taken, request.draining(options.grace_s):
             return run_inline(study, options, taken, reporter, request)
     from mllm_shapx.execution.cluster import connected, plan_resources
 
-    # The handlers come after `ray.init`, which replaces them.
-    with connected(options), stop_requests() as request:
+    with connected(options, request) as folder:
         resources = plan_resources(options, study.runs[0].device)
         from mllm_shapx.execution.driver import Driver
 
-        with opened() as taken:
-            return Driver(study, options, resources, taken, reporter, request=request).run()
+        with opened() as taken, request.draining(options.grace_s):
+            driver = Driver(study, options, resources, taken, reporter, request=request, folder=folder)
+            return driver.run()
+
+
+def _check_that_it_stays(study: Study) -> None:
+    """Refuse to write into the copy of the working directory that Ray makes for a job, and removes."""
+    if JOB_VARIABLE in os.environ and _UNPACKED in study.output_uri:
+        raise OutputError(
+            f"output_root is a relative path, which in this Ray job means {study.output_uri}: Ray's own "
+            "copy of the working directory, which is removed and which the next job does not have. Name an "
+            "absolute path, or a URL, that is there for the next job too"
+        )
 
 
 def _counted(study: Study, outcome: StudyOutcome) -> StudyOutcome:
@@ -97,11 +129,15 @@ def _naming(loaded: LoadedConfig) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _opened(study: Study, options: RunOptions, reporter: ProgressReporter) -> Iterator[OpenOutput]:
+def _opened(
+    study: Study, options: RunOptions, reporter: ProgressReporter, request: StopRequest
+) -> Iterator[OpenOutput]:
     output = open_output(study, options)
-    for note in output.notes:
-        reporter.message(note)
+    request.begun = True
     try:
-        yield output
+        for note in output.notes:
+            reporter.message(note)
+        with request.at_the_last(output.lock.release):
+            yield output
     finally:
         output.lock.release()

@@ -3,27 +3,30 @@
 import contextlib
 import hashlib
 import json
-import os
+import logging
 import secrets
 import socket
 import threading
 import time
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
+from dataclasses import MISSING, asdict, dataclass, fields
 from types import TracebackType
 from typing import Self
 
 from mllm_shapx.errors import OutputError, ShapxError, StorageError
 from mllm_shapx.records.layout import LOCK
+from mllm_shapx.records.process import UNKNOWN_TICKS, ProcessIdentity, process_start, this_process
 from mllm_shapx.records.storage import Storage, encode_json
 
 STALE_AFTER_S = 60.0
-"""A lock of another host counts as abandoned when its heartbeat is older."""
+"""A lock whose process cannot be seen from here is believed at once when its heartbeat is younger."""
+WATCH_S = 35.0
+"""Otherwise its heartbeat is watched for so long: clocks differ and are set, a file that changes is alive."""
 
 _HEARTBEAT_S = 15.0
+_LOOK_S = 0.25
 _ATTEMPTS = 5
-# Start times are computed from the clock and the time since boot, and move a little with the clock.
-_START_TOLERANCE_S = 5.0
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +40,17 @@ class LockHolder:
     """The kernel's id of this boot, empty where it has none: a process id means nothing in another boot."""
     pid: int
     process_started_at: float
-    """When the operating system started the process, seconds since 1970."""
+    """When the operating system started the process, seconds since 1970; follows the clock."""
     started_at: float
     """When the lock was taken, seconds since 1970."""
     heartbeat: float
     """When the holder was last known to be alive, seconds since 1970."""
+    pid_namespace: str = ""
+    """Where the process id is valid; empty in locks of older versions and outside Linux."""
+    start_ticks: int = UNKNOWN_TICKS
+    """When the process was started, in clock ticks since boot; does not follow the clock."""
+    beats: int = 0
+    """How often the heartbeat was renewed."""
 
     def __str__(self) -> str:
         started = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.started_at))
@@ -50,15 +59,17 @@ class LockHolder:
     @classmethod
     def of_this_process(cls) -> Self:
         """Return a new lock's content for this process."""
-        now = time.time()
+        now, me = time.time(), this_process()
         return cls(
             token=secrets.token_hex(16),
             host=socket.gethostname(),
-            boot_id=_boot_id(),
-            pid=os.getpid(),
-            process_started_at=_process_start(os.getpid()) or now,
+            boot_id=me.boot_id,
+            pid=me.pid,
+            process_started_at=process_start(me.pid) or now,
             started_at=now,
             heartbeat=now,
+            pid_namespace=me.pid_namespace,
+            start_ticks=me.start_ticks,
         )
 
     @classmethod
@@ -66,18 +77,26 @@ class LockHolder:
         """Return the lock file's content, None when it is damaged."""
         try:
             content = json.loads(data)
-            return cls(**{field.name: field.type(content[field.name]) for field in fields(cls)})  # type: ignore[operator]
-        except (ValueError, TypeError, KeyError):
+            known = [field for field in fields(cls) if field.name in content or field.default is MISSING]
+            return cls(**{field.name: field.type(content[field.name]) for field in known})  # type: ignore[operator]
+        except (ValueError, TypeError, KeyError, OverflowError):
             return None
 
-    def is_alive(self, now: float) -> bool:
-        """Return whether the holder may still be at work.
+    def is_running(self) -> bool | None:
+        """Return whether the holder's process runs, None when that cannot be told from here."""
+        if self.host != socket.gethostname():
+            return None
+        process = ProcessIdentity(self.boot_id, self.pid_namespace, self.pid, self.start_ticks)
+        return process.is_running(self.process_started_at)
 
-        On this host the process table says so; on another one a heartbeat younger than STALE_AFTER_S does.
-        """
-        if self.host == socket.gethostname() and self.boot_id == _boot_id():
-            return _is_running(self.pid, self.process_started_at)
-        return now - self.heartbeat < STALE_AFTER_S
+    def is_fresh(self, now: float) -> bool:
+        """Return whether the heartbeat is young, if the holder's clock and ours agree."""
+        return 0.0 <= now - self.heartbeat < STALE_AFTER_S
+
+    def seems_alive(self, now: float) -> bool:
+        """Return whether the holder may still be running, by a single look."""
+        running = self.is_running()
+        return self.is_fresh(now) if running is None else running
 
 
 class OutputLock:
@@ -88,9 +107,13 @@ class OutputLock:
     without an exclusive create two drivers that start within the same moment are not told apart.
     """
 
-    def __init__(self, storage: Storage, *, heartbeat_s: float = _HEARTBEAT_S) -> None:
+    def __init__(
+        self, storage: Storage, *, heartbeat_s: float = _HEARTBEAT_S, watch_s: float = WATCH_S
+    ) -> None:
         self._storage = storage
         self._heartbeat_s = heartbeat_s
+        self._watch_s = watch_s
+        self._beats = 0
         self._holder: LockHolder | None = None
         self._lost_to: str | None = None
         self._stop = threading.Event()
@@ -132,7 +155,12 @@ class OutputLock:
         if current is not None and current.token != holder.token:
             self._lost_to = str(current)
             return
-        fresh = {**asdict(holder), "heartbeat": time.time() if now is None else now}
+        self._beats += 1
+        fresh = {
+            **asdict(holder),
+            "heartbeat": time.time() if now is None else now,
+            "beats": self._beats,
+        }
         self._storage.write_bytes(LOCK, encode_json(fresh))
 
     def check(self) -> None:
@@ -172,7 +200,7 @@ class OutputLock:
         if seen is None:
             return None
         holder = LockHolder.from_bytes(seen)
-        if holder is not None and holder.is_alive(time.time()):
+        if holder is not None and self._is_alive(path, holder, seen):
             raise OutputError(self._refusal(holder))
         token = hashlib.sha256(seen).hexdigest()[:32] if holder is None else holder.token
         claim = f"{LOCK}.{token}"
@@ -189,6 +217,26 @@ class OutputLock:
             return (*notes, f"{self._storage.uri}: the lock file was damaged and was replaced")
         return (*notes, f"{self._storage.uri}: took over the lock of {holder}, which is no longer running")
 
+    def _is_alive(self, path: str, holder: LockHolder, seen: bytes) -> bool:
+        """Return whether the holder runs; watch its heartbeat where neither process nor clock tells."""
+        running = holder.is_running()
+        if running is not None:
+            return running
+        if holder.is_fresh(time.time()):
+            return True
+        logger.warning(
+            "%s is locked by %s, which cannot be seen from here; watching its heartbeat for %.0f s",
+            self._storage.uri,
+            holder,
+            self._watch_s,
+        )
+        deadline = time.monotonic() + self._watch_s
+        while time.monotonic() < deadline:
+            time.sleep(min(_LOOK_S, self._watch_s))
+            if (current := self._content(path)) != seen:
+                return current is not None  # renewed, or given up
+        return False
+
     def _content(self, path: str) -> bytes | None:
         with contextlib.suppress(FileNotFoundError):
             return self._storage.read_bytes(path)
@@ -196,14 +244,15 @@ class OutputLock:
 
     def _refusal(self, holder: LockHolder) -> str:
         place = self._storage.locate(LOCK)
-        if holder.host == socket.gethostname() and holder.boot_id == _boot_id():
+        if holder.is_running():
             return (
                 f"{self._storage.uri} is in use by {holder}; wait until it is done or stop it "
                 f"(kill {holder.pid}), then run again with --resume"
             )
-        age = max(0.0, time.time() - holder.heartbeat)
+        age = time.time() - holder.heartbeat
+        heard = f"heard of {age:.0f} s ago" if holder.is_fresh(time.time()) else "which still renews its lock"
         return (
-            f"{self._storage.uri} is in use by {holder}, heard of {age:.0f} s ago; wait until it is done. "
+            f"{self._storage.uri} is in use by {holder}, {heard}; wait until it is done. "
             f"If that process is dead, run again in {STALE_AFTER_S:.0f} s, or remove {place}"
         )
 
@@ -229,34 +278,4 @@ def lock_holder(storage: Storage) -> LockHolder | None:
         holder = LockHolder.from_bytes(storage.read_bytes(LOCK))
     except (FileNotFoundError, ShapxError):
         return None
-    return holder if holder is not None and holder.is_alive(time.time()) else None
-
-
-def _is_running(pid: int, started_at: float) -> bool:
-    """Return whether the process of that id is the one that started then."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass  # it runs, for another user
-    start = _process_start(pid)
-    return start is None or abs(start - started_at) < _START_TOLERANCE_S
-
-
-def _process_start(pid: int) -> float | None:
-    """Return when a process started, None when that cannot be seen; 0.0 for a zombie, which does no work."""
-    import psutil
-
-    try:
-        process = psutil.Process(pid)
-        return 0.0 if process.status() == psutil.STATUS_ZOMBIE else float(process.create_time())
-    except psutil.Error:
-        return None
-
-
-def _boot_id() -> str:
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    except OSError:
-        return ""
+    return holder if holder is not None and holder.seems_alive(time.time()) else None

@@ -1,0 +1,100 @@
+"""Whether there is a Ray cluster at an address: Ray itself waits for minutes and names no reason."""
+
+import os
+import threading
+from pathlib import Path
+
+from mllm_shapx.errors import ResourceError
+
+PROBE_S = 8.0
+"""Seconds that a cluster may take to answer."""
+_ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"
+_ADVICE = (
+    "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to a file with the cluster's token that only you can "
+    "read (or RAY_AUTH_TOKEN to the token)"
+)
+
+
+def probe(address: str, origin: str) -> None:
+    """Make sure that a cluster answers at an address and takes our token.
+
+    Args:
+        address: `host:port`, `ray://host:port` or `auto`.
+        origin: Where the address comes from, for messages.
+
+    Raises:
+        ResourceError: There is none, or it wants another token.
+    """
+    if address == "auto":
+        found = _last_started()
+        if found is None:
+            return  # Ray looks among the processes of this machine
+        address, origin = found, f"auto in {origin}"
+    target = address.removeprefix("ray://")
+    if "://" in target or ":" not in target:
+        raise ResourceError(
+            f"{origin} is {address!r}, which is no address of a Ray cluster: give host:port (the port of "
+            "`ray start --head`, 6379 by default), ray://host:port, auto or local"
+        )
+    if os.environ.get("RAY_USE_TLS") == "1":
+        return
+    said = _ask(target)
+    if said == "UNAUTHENTICATED":
+        given = "takes another token than the one given" if _token() else "wants a token, and none is given"
+        raise ResourceError(f"the Ray cluster at {address!r} (from {origin}) {given}: {_ADVICE}")
+    if said == "OK" or (said == "UNIMPLEMENTED" and address.startswith("ray://")):
+        return
+    if said == "UNIMPLEMENTED":
+        why = "what listens there is no Ray head; give the port of `ray start --head`, 6379 by default"
+    else:
+        why = "nothing answers there"
+    raise ResourceError(
+        f"there is no Ray cluster at {address!r} (from {origin}): {why}. Start one with `ray start --head`, "
+        "correct --address or RAY_ADDRESS, or leave both out to run on this machine alone"
+    )
+
+
+def _ask(target: str) -> str:
+    """Return the name of the gRPC status that a GCS, or what else listens, answers with."""
+    said: list[str] = []
+
+    def ask() -> None:
+        import grpc
+
+        # Proxies of the environment are for the internet; Ray does not use them either.
+        with grpc.insecure_channel(target, options=(("grpc.enable_http_proxy", 0),)) as channel:
+            token = _token()
+            metadata = (("authorization", f"Bearer {token}"),) if token else ()
+            try:
+                channel.unary_unary(_ALIVE)(b"", timeout=PROBE_S, metadata=metadata)
+                said.append("OK")
+            except grpc.RpcError as error:
+                said.append(error.code().name)
+
+    # In a thread: looking up a name may take longer, and signals are handled meanwhile.
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(PROBE_S + 1.0)
+    return said[0] if said else "DEADLINE_EXCEEDED"
+
+
+def _token() -> str | None:
+    """Return the token that Ray would send, from where it reads it; None without token authentication."""
+    if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
+        return None
+    if token := os.environ.get("RAY_AUTH_TOKEN"):
+        return token.strip()
+    path = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    try:
+        return Path(path or Path.home() / ".ray" / "auth_token").read_text(encoding="utf-8").strip()
+    except (OSError, RuntimeError, UnicodeDecodeError):
+        return None
+
+
+def _last_started() -> str | None:
+    """Return the address of the cluster that was last started on this machine, from Ray's own note of it."""
+    note = Path(os.environ.get("RAY_TMPDIR") or "/tmp", "ray", "ray_current_cluster")  # noqa: S108 -- Ray's place
+    try:
+        return note.read_text(encoding="utf-8").strip() or None
+    except (OSError, UnicodeDecodeError):
+        return None

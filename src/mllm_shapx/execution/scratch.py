@@ -1,0 +1,90 @@
+"""A folder of the run's own for what must not be seen by others: sockets, logs, the token, the study."""
+
+import contextlib
+import fcntl
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from mllm_shapx.errors import ResourceError
+
+PREFIX = "shapx-run-"
+_LONGEST_SOCKET = 107 if sys.platform == "linux" else 103
+_RAY_NEEDS = len("/r/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
+_NAME = len(f"/{PREFIX}12345678")
+LONGEST_BASE = _LONGEST_SOCKET - _RAY_NEEDS - _NAME
+"""Characters that the folder around it may have: the paths of sockets are limited."""
+
+_USUAL = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 -- folders are made in them by mkdtemp
+
+
+@contextlib.contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """Make a folder that only this user may enter, and remove it at the end.
+
+    Folders of runs that were killed are removed first. A folder belongs to a living run as long as that holds
+    the folder's lock, which the kernel releases when the process ends.
+
+    Raises:
+        ResourceError: When there is no place for it.
+    """
+    base = _base()
+    for old in base.glob(f"{PREFIX}*"):
+        remove_abandoned(old)
+    folder, lock = _make(base)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove the folder of a run that has ended, if it is this user's."""
+    try:
+        found = folder.lstat()
+        if found.st_uid != os.geteuid() or found.st_mode & 0o77 or not folder.is_dir() or folder.is_symlink():
+            return
+        lock = os.open(folder, os.O_RDONLY | os.O_NOFOLLOW)
+    except OSError:
+        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(folder, ignore_errors=True)
+    except OSError:
+        pass  # its run is alive, or the file system has no locks
+    finally:
+        os.close(lock)
+
+
+def _make(base: Path) -> tuple[Path, int]:
+    """Return a new folder and its lock; another run may remove it before it is locked."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=base))
+        with contextlib.suppress(FileNotFoundError):
+            lock = os.open(folder, os.O_RDONLY)
+            with contextlib.suppress(OSError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if folder.exists():
+                return folder, lock
+            os.close(lock)
+
+
+def _base() -> Path:
+    """Return the first folder that exists, may be written and has a short path."""
+    asked = os.environ.get("RAY_TMPDIR")
+    for name in (asked, os.environ.get("TMPDIR"), *_USUAL):
+        if not name:
+            continue
+        base = Path(name).absolute()
+        fits = len(os.fsencode(base)) <= LONGEST_BASE
+        if fits and base.is_dir() and os.access(base, os.W_OK | os.X_OK):
+            return base
+    raise ResourceError(
+        f"there is no place for Ray's temporary files: none of RAY_TMPDIR, TMPDIR, {', '.join(_USUAL)} is "
+        f"a folder that can be written and whose path has at most {LONGEST_BASE} characters; name one in "
+        "RAY_TMPDIR"
+    )
