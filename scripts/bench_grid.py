@@ -113,7 +113,7 @@ def main() -> None:
             }
             if ready is None:
                 ready = load_model(expand(load_config(configs["exact"]).experiment_set).runs[0], model)
-                worker.load_model = partial(borrow, ready)  # type: ignore[attr-defined]
+                worker.load_study_model = partial(borrow, ready)
             for name, config in configs.items():
                 took, answers[name] = explain(config)
                 seconds[name].append(took)

@@ -32,7 +32,7 @@ from mllm_shapx.execution.actors import WorkerActor
 from mllm_shapx.execution.messages import Study
 from mllm_shapx.execution.options import RunOptions
 from mllm_shapx.execution.studies import run_config
-from mllm_shapx.models.base import Answer, Decoding, ModelIdentity
+from mllm_shapx.models.base import Answer, Decoding, ModelIdentity, ModelReport
 from mllm_shapx.reporting.progress import ProgressReporter
 from mllm_shapx.reporting.study_progress import StudyProgress
 
@@ -72,6 +72,7 @@ class WaitingModel:
     """Sleeps instead of computing; notes when."""
 
     identity = ModelIdentity("none", "waits", None, "float32", "cpu")
+    report = ModelReport()
 
     def __init__(self, pace: Pace) -> None:
         self._pace = pace
@@ -131,7 +132,7 @@ def waiting_workers(pace: Pace) -> type[WorkerActor]:
 
     class WaitingWorkerActor(WorkerActor):
         def __init__(self, name: str, study: Study, coordinator: Any) -> None:
-            worker.load_model = lambda *_: WaitingModel(pace)  # type: ignore[attr-defined]
+            worker.load_study_model = lambda *_: WaitingModel(pace)
             super().__init__(name, study, coordinator)
 
     return WaitingWorkerActor

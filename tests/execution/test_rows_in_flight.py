@@ -66,7 +66,7 @@ def test_short_rows_share_batches_and_values_stay_the_same(
     largest: dict[int | None, int] = {}
     for rows_in_flight in (None, 1, 2):
         model = SlowModel()
-        monkeypatch.setattr(worker, "load_model", lambda *_, model=model: model)
+        monkeypatch.setattr(worker, "load_study_model", lambda *_, model=model: model)
         found[rows_in_flight] = explain(tmp_path / str(rows_in_flight), model, rows_in_flight)
         largest[rows_in_flight] = max(model.batches)
     assert largest[None] > 2 * COALITIONS

@@ -459,13 +459,13 @@ def test_two_workers_give_the_values_of_one(
 ) -> None:
     """Greedy and sampled answers hang on the coalition alone, not on who generates them."""
     # transformers does not load two models at once in one process.
-    load, one_at_a_time = worker.load_model, threading.Lock()  # type: ignore[attr-defined]
+    load, one_at_a_time = worker.load_study_model, threading.Lock()
 
     def load_alone(*args: Any) -> Any:
         with one_at_a_time:
             return load(*args)
 
-    monkeypatch.setattr(worker, "load_model", load_alone)
+    monkeypatch.setattr(worker, "load_study_model", load_alone)
     settings = {"generation": {"max_new_tokens": 6, "text_temperature": temperature}}
     alone = load_config(write_config(tmp_path, "alone", 8, **settings))
     run_config(alone, RunOptions(), Quiet(), inline=True)
@@ -488,7 +488,7 @@ def counting_workers(folder: Path, workers: int) -> type[WorkerActor]:
         def __init__(self, name: str, study: Study, coordinator: Any) -> None:
             import time
 
-            load = worker.load_model  # type: ignore[attr-defined]
+            load = worker.load_study_model
 
             def load_together(*args: Any) -> Any:
                 model = load(*args)
@@ -497,7 +497,7 @@ def counting_workers(folder: Path, workers: int) -> type[WorkerActor]:
                     time.sleep(0.02)
                 return model
 
-            worker.load_model = load_together  # type: ignore[attr-defined, assignment]
+            worker.load_study_model = load_together  # type: ignore[assignment]
             self._name = name
             super().__init__(name, study, coordinator)
 

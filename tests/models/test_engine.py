@@ -13,7 +13,7 @@ from model_kit import conversation
 from numpy.typing import NDArray
 
 from mllm_shapx.errors import ModelError, RowError
-from mllm_shapx.models.base import Answer, Decoding, EmbeddingMode, ModelIdentity, OutOfMemory
+from mllm_shapx.models.base import Answer, Decoding, EmbeddingMode, ModelIdentity, ModelReport, OutOfMemory
 from mllm_shapx.models.engine import BatchReport, Engine
 
 DECODING = Decoding(max_new_tokens=4)
@@ -43,6 +43,10 @@ class EchoModel:
     kinds: list[Decoding] = field(default_factory=list)
     threads: set[str] = field(default_factory=set)
     closed: bool = False
+
+    @property
+    def report(self) -> ModelReport:
+        return ModelReport()
 
     @property
     def identity(self) -> ModelIdentity:

@@ -17,7 +17,7 @@ from mllm_shapx.data.conversations import Row
 from mllm_shapx.explaining.coalitions import Keep
 from mllm_shapx.explaining.sample import explain_run, open_row
 from mllm_shapx.explaining.settings import GameSettings, explain_config
-from mllm_shapx.models.base import Answer, Decoding, ModelIdentity, Prompt
+from mllm_shapx.models.base import Answer, Decoding, ModelIdentity, ModelReport, Prompt
 from mllm_shapx.planning.runs import RunSpec
 from mllm_shapx.planning.sweep import expand
 
@@ -56,6 +56,7 @@ class InstantModel:
     """Answers with the words of the user, so that all coalitions have different answers."""
 
     identity = ModelIdentity("none", "answers at once", None, "float32", "cpu")
+    report = ModelReport()
     max_batch_size = 256
 
     def encode(self, snapshot: ConversationSnapshot, decoding: Decoding) -> _Words:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from mllm_shapx.errors import StorageError
 from mllm_shapx.execution.answers import AnswerFiles
-from mllm_shapx.execution.environment import record_environment
+from mllm_shapx.execution.environment import record_environment, record_report
 from mllm_shapx.execution.forecast import Forecast
 from mllm_shapx.execution.ledger import Blame, Ledger, UnitState
 from mllm_shapx.execution.left import units_left
@@ -23,7 +23,7 @@ from mllm_shapx.execution.messages import (
 )
 from mllm_shapx.execution.sharing import HelpExchange, Offer, OfferReply
 from mllm_shapx.explaining.coalitions import REUSED
-from mllm_shapx.models.base import Answer
+from mllm_shapx.models.base import Answer, ModelReport
 from mllm_shapx.models.flight import FEWEST_ROWS
 from mllm_shapx.planning.precision import loaded_warnings
 from mllm_shapx.planning.units import WorkUnit
@@ -123,6 +123,7 @@ class Coordinator:
         self._exchange = HelpExchange()
         self._idle: set[str] = set()
         self._environments: set[str] = set()
+        self._said: set[str] = set()
         self._has_explained = False
         self._most_workers = 0
         self._paced_at = time.monotonic()
@@ -242,6 +243,8 @@ class Coordinator:
             state.progress_at = time.monotonic()
         state.answers = beat.answers
         state.unit_answers = dict(beat.unit_answers)
+        if beat.report is not None:
+            self._record(beat.report)
         self._forecast.hear(me.worker, beat)
         if self._forecast.is_order_due():
             self._ledger.reorder(self._forecast.cost)
@@ -549,6 +552,14 @@ class Coordinator:
                 warning = record_environment(counts, me.environment)
                 self._notes += [] if warning is None else [warning]
         return self._workers.setdefault(me.worker, _WorkerState(me))
+
+    def _record(self, report: ModelReport) -> None:
+        """Say what a model has to say of itself, once, and keep it in the specs."""
+        new = [note for note in report.notes if note not in self._said]
+        self._said.update(new)
+        self._notes += [f"note: {note}" for note in new]
+        with self._writing():
+            record_report((run.records for run in self._runs.values()), report)
 
     def _hear(self, me: WorkerInfo, unit_id: str) -> _WorkerState:
         """Return what is known of a worker that speaks of a unit, which it therefore holds.

@@ -5,9 +5,9 @@ import time
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 
-from mllm_shapx.models.base import ModelIdentity
+from mllm_shapx.models.base import ModelIdentity, ModelReport
 from mllm_shapx.planning.runs import RunSpec
-from mllm_shapx.records.environments import Environment, decisive_changes, with_environment
+from mllm_shapx.records.environments import Environment, decisive_changes, with_environment, with_model_report
 from mllm_shapx.records.runs import RunRecords
 
 _LIBRARIES = (
@@ -50,6 +50,20 @@ def _device_name(device: str) -> str:
     import torch
 
     return str(torch.cuda.get_device_name(device))
+
+
+def record_report(runs: Iterable[RunRecords], report: ModelReport) -> None:
+    """Keep in the specs of runs what a model has to say of how it answers; notes of earlier workers stay."""
+    for records in runs:
+        try:
+            spec = records.read_spec()
+        except ValueError:
+            continue
+        if spec is None:
+            continue
+        updated = with_model_report(spec, report.notes, report.settings)
+        if updated != spec:
+            records.write_spec(updated)
 
 
 def record_environment(runs: Iterable[tuple[RunRecords, int]], environment: Environment) -> str | None:

@@ -9,6 +9,7 @@ from mllm_shapx.config.models import DatasetConfig, EmbeddingConfig, RuntimeConf
 from mllm_shapx.execution.sharing import HelpTask
 from mllm_shapx.explaining.coalitions import RowCoalitions, StoredAnswer
 from mllm_shapx.explaining.similarity import Vector
+from mllm_shapx.models.base import ModelReport
 from mllm_shapx.models.steadiness import Version
 from mllm_shapx.planning.costs import Generated
 from mllm_shapx.planning.runs import RunSpec
@@ -136,6 +137,8 @@ class Beat:
     """Answers at hand for each unit that it holds."""
     generated: Mapping[str, Generated] = field(default_factory=dict)
     """Cost key -> answers generated since it started, for whomever."""
+    report: ModelReport | None = None
+    """What its model has to say of itself; None when nothing is new."""
 
 
 @dataclass(frozen=True, slots=True)

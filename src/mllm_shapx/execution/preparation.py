@@ -24,7 +24,7 @@ from mllm_shapx.models.encoder_version import encoder_version
 from mllm_shapx.models.registry import model_version
 from mllm_shapx.planning.runs import RunSpec
 from mllm_shapx.planning.sweep import expand
-from mllm_shapx.records.environments import ENVIRONMENTS, history
+from mllm_shapx.records.environments import ENVIRONMENTS, MODEL, history
 from mllm_shapx.records.layout import GENERATIONS
 from mllm_shapx.records.lock import OutputLock
 from mllm_shapx.records.runs import RunInspection, RunRecords
@@ -227,6 +227,7 @@ def _check_settings(study: Study, specs: dict[str, dict[str, Any]], storage: Sto
             conflicts.append(f"  - {run.name}: {', '.join(keys)}")
         specs[run.name] |= {
             ENVIRONMENTS: history(old),
+            MODEL: old.get(MODEL),
             "libraries": old.get("libraries") or library_versions(),
         }
     if conflicts:
@@ -264,6 +265,7 @@ def run_spec(study: Study, run: RunSpec) -> dict[str, Any]:
         DATASET_PATH: dataset_path(study.dataset, study.config_path),
         "libraries": library_versions(),
         ENVIRONMENTS: [],
+        MODEL: None,
     }
 
 

@@ -31,7 +31,7 @@ from mllm_shapx.explaining.coalitions import RowCoalitions
 from mllm_shapx.explaining.sample import explain_run, open_row
 from mllm_shapx.explaining.settings import answer_seed, decoding, plugins
 from mllm_shapx.explaining.similarity import Embedder, Vector
-from mllm_shapx.models.base import Answer
+from mllm_shapx.models.base import Answer, Model, ModelReport
 from mllm_shapx.models.encoder import TextEncoder
 from mllm_shapx.models.engine import Engine
 from mllm_shapx.models.flight import FEWEST_ROWS, Flight
@@ -104,14 +104,23 @@ def _load(study: Study) -> _Loaded:
     _keep_the_terminal_readable()
     plugins()  # now rather than with the first row
     table = open_study_table(study)
-    run = study.runs[0]
-    if study.model_version is None:
-        model = load_model(run, study.model_path, study.model_commit, study.config_path)
-    else:
-        model = load_version(run, study.model_path, study.model_version, study.config_path)
+    model = load_study_model(study)
     # The encoders too: what is wrong with one concerns every row, and is found before the first answer.
     encoders = {config: TextEncoder.load(config, version) for config, version in study.encoders.items()}
     return _Loaded(table, Engine(model), encoders)
+
+
+def load_study_model(study: Study) -> Model:
+    """Load the model of a study: the version that was found when the study began, where one is recorded.
+
+    Raises:
+        ModelError, ResourceError: When it cannot be loaded.
+        ModelChangedError: When its files are others now.
+    """
+    run = study.runs[0]
+    if study.model_version is None:
+        return load_model(run, study.model_path, study.model_commit, study.config_path)
+    return load_version(run, study.model_path, study.model_version, study.config_path)
 
 
 class _Once(logging.Filter):
@@ -174,6 +183,7 @@ class Worker:
         self._helped: dict[tuple[int, str], RowCoalitions] = {}
         self._maybe_loaded: _Loaded | None = None
         self._environment = ""
+        self._reported = ModelReport()
 
     async def run(self) -> None:
         """Load the model and explain units until nothing is left.
@@ -458,8 +468,11 @@ class Worker:
     async def _give_sign(self) -> None:
         busy = self._loaded.engine.stats.busy_seconds
         counts = {unit_id: held.answers for unit_id, held in self._held.items()}
-        beat = Beat(tuple(self._held), self._answers, busy, counts, dict(self._generated))
+        report = self._loaded.engine.model.report
+        news = report if report != self._reported else None
+        beat = Beat(tuple(self._held), self._answers, busy, counts, dict(self._generated), news)
         self._obey(await self._desk.beat(self._me, beat))
+        self._reported = report
 
     def _tidy(self) -> None:
         if self._study.runtime.gc_after_each_sample:

@@ -4,8 +4,8 @@ A `Model` is synchronous and owned by one thread; `models.engine` makes it answe
 once. Connectors (`hf_text`, `liquid_audio`) implement `Model`; nothing else knows torch.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -44,6 +44,16 @@ class ModelIdentity:
     dtype: str
     """Dtype of the weights in memory, such as `float32`."""
     device: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelReport:
+    """What a loaded model has to say of how it answers. It may grow as longer prompts come."""
+
+    notes: tuple[str, ...] = ()
+    """What the user should know, one sentence each."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """What decides its answers beside the study's config, as JSON data for `spec.json`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +99,10 @@ class Model(Protocol):
     @property
     def identity(self) -> ModelIdentity:
         """Return what was loaded."""
+
+    @property
+    def report(self) -> ModelReport:
+        """Return what is to be said of how it answers. It may be called from any thread."""
 
     @property
     def max_batch_size(self) -> int | None:

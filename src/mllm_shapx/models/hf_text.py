@@ -14,7 +14,7 @@ from mllm_shap.backends._chat import snapshot_has_audio
 from numpy.typing import NDArray
 
 from mllm_shapx.errors import ResourceError, RowError
-from mllm_shapx.models.base import Answer, Decoding, EmbeddingMode, ModelIdentity, OutOfMemory
+from mllm_shapx.models.base import Answer, Decoding, EmbeddingMode, ModelIdentity, ModelReport, OutOfMemory
 from mllm_shapx.models.batch_size import LARGEST_SIZE
 from mllm_shapx.models.chat_prompts import ChatPrompts, ChatSettings
 from mllm_shapx.models.control_tokens import are_readable
@@ -175,6 +175,12 @@ class HfTextModel:
         Prompts may add to it.
         """
         return (*self._notes, *self._prompts.notes, *self._settings.notes, *self.decoder.notes)
+
+    @property
+    def report(self) -> ModelReport:
+        """Return the notes, and the settings of the model's own that decide its answers."""
+        settings = {"generation_config": self._settings.record(), "decoding": self.decoder.way}
+        return ModelReport(self.notes, settings)
 
     @property
     def network(self) -> Any:

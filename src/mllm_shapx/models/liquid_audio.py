@@ -10,7 +10,7 @@ from mllm_shap import ConversationSnapshot
 from numpy.typing import NDArray
 
 from mllm_shapx.errors import ModelError
-from mllm_shapx.models.base import Answer, Decoding, EmbeddingMode, ModelIdentity
+from mllm_shapx.models.base import Answer, Decoding, EmbeddingMode, ModelIdentity, ModelReport
 from mllm_shapx.models.devices import memory_errors, pick_device, pick_dtype
 from mllm_shapx.models.liquid_chat import ChatEncoder, LiquidPrompt
 from mllm_shapx.models.liquid_checkpoint import LiquidCheckpoint, load_checkpoint
@@ -101,6 +101,11 @@ class LiquidAudioModel:
     def identity(self) -> ModelIdentity:
         """Return what was loaded."""
         return self._identity
+
+    @property
+    def report(self) -> ModelReport:
+        """Return nothing: the config decides how it answers."""
+        return ModelReport()
 
     @property
     def max_batch_size(self) -> int | None:

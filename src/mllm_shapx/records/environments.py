@@ -2,12 +2,15 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 ENVIRONMENTS = "environments"
 """Key of the history in `spec.json`: what the run's samples were made in, oldest first."""
+
+MODEL = "model"
+"""Key of what the loaded model says of itself: `notes`, and settings of its own that decide its answers."""
 
 _DECISIVE = ("mllm-shap", "torch", "transformers", "tokenizers", "liquid-audio")
 """Libraries whose versions may change a model's texts."""
@@ -103,6 +106,16 @@ def with_environment(
         entries = entries[:-1]  # an older version's, in which nothing was made
     entry = {"id": environment.id, "since": at, "samples_before": samples, **environment.to_json()}
     return {**spec, ENVIRONMENTS: [*entries, entry], "libraries": dict(environment.libraries)}
+
+
+def with_model_report(
+    spec: Mapping[str, Any], notes: Sequence[str], settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return `spec` with what a loaded model says of itself; notes that stand there already stay."""
+    before = spec.get(MODEL)
+    known = before.get("notes") if isinstance(before, dict) else None
+    known = known if isinstance(known, list) else []
+    return {**spec, MODEL: {**settings, "notes": list(dict.fromkeys([*known, *notes]))}}
 
 
 def decisive_changes(spec: Mapping[str, Any], environment: Environment) -> list[str]:
