@@ -67,7 +67,7 @@ class LockHolder:
         try:
             content = json.loads(data)
             return cls(**{field.name: field.type(content[field.name]) for field in fields(cls)})  # type: ignore[operator]
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
             return None
 
     def is_alive(self, now: float) -> bool:
@@ -190,9 +190,12 @@ class OutputLock:
         return (*notes, f"{self._storage.uri}: took over the lock of {holder}, which is no longer running")
 
     def _content(self, path: str) -> bytes | None:
-        with contextlib.suppress(FileNotFoundError):
+        try:
             return self._storage.read_bytes(path)
-        return None
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise OutputError(f"{self._storage.locate(path)} is no lock file: {error}; remove it") from error
 
     def _refusal(self, holder: LockHolder) -> str:
         place = self._storage.locate(LOCK)
@@ -227,7 +230,7 @@ def lock_holder(storage: Storage) -> LockHolder | None:
     """Return who holds a directory now, None when nobody does; for `status`."""
     try:
         holder = LockHolder.from_bytes(storage.read_bytes(LOCK))
-    except (FileNotFoundError, ShapxError):
+    except (FileNotFoundError, ValueError, ShapxError):
         return None
     return holder if holder is not None and holder.is_alive(time.time()) else None
 
@@ -236,7 +239,7 @@ def _is_running(pid: int, started_at: float) -> bool:
     """Return whether the process of that id is the one that started then."""
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         pass  # it runs, for another user
