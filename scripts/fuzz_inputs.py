@@ -229,6 +229,8 @@ def _edit_place_of_config(path: Path, draw: random.Random) -> str:
 
 def _keep_at_home(config: Path) -> None:
     """Keep a run away from accounts and from the network, whatever the edit says."""
+    if not config.is_file():
+        return
     try:
         data = json.loads(config.read_text())
         data["wandb"] = {"enabled": False}
@@ -271,7 +273,7 @@ def _fault(command: Sequence[str], code: int, output: str, error: str | None) ->
     if "error: unexpected" in output:
         report = re.search(r"traceback is in (\S+)", output)
         return "unexpected error\n" + (Path(report[1]).read_text() if report else "")
-    if "Traceback (most recent call last)" in output:
+    if re.search(r"^Traceback \(most recent call last\)", output, re.MULTILINE):
         return "a traceback is shown"
     if code not in {0, 2, 3} and not (command[0] == "verify" and code == 1 and "problem" in output):
         return f"exit {code}"

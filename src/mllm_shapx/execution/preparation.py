@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mllm_shapx.config.loading import LoadedConfig
+from mllm_shapx.config.paths import real
 from mllm_shapx.data.selection import select_rows
 from mllm_shapx.data.sources import open_table
 from mllm_shapx.errors import OutputError
@@ -217,7 +218,7 @@ def _versions() -> dict[str, str]:
 
 
 def _absolute(uri: str) -> str:
-    return uri if "://" in uri else str(Path(uri).resolve())
+    return uri if "://" in uri else str(real(Path(uri)))
 
 
 def prune_answers(study: Study) -> PruneResult:

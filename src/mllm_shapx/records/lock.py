@@ -21,6 +21,9 @@ STALE_AFTER_S = 60.0
 """A lock of another host counts as abandoned when its heartbeat is older."""
 
 _HEARTBEAT_S = 15.0
+_LARGEST_PID = 2**31 - 1
+_LATEST = 253402300800.0
+"""The year 10000, in seconds since 1970; a time beyond it was not written by a clock."""
 _ATTEMPTS = 5
 # Start times are computed from the clock and the time since boot, and move a little with the clock.
 _START_TOLERANCE_S = 5.0
@@ -66,9 +69,12 @@ class LockHolder:
         """Return the lock file's content, None when it is damaged."""
         try:
             content = json.loads(data)
-            return cls(**{field.name: field.type(content[field.name]) for field in fields(cls)})  # type: ignore[operator]
+            found = cls(**{field.name: field.type(content[field.name]) for field in fields(cls)})  # type: ignore[operator]
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
             return None
+        times = (found.process_started_at, found.started_at, found.heartbeat)
+        is_possible = 0 < found.pid <= _LARGEST_PID and all(0 <= each < _LATEST for each in times)
+        return found if is_possible else None
 
     def is_alive(self, now: float) -> bool:
         """Return whether the holder may still be at work.
