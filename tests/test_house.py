@@ -10,6 +10,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "mllm_shapx"
 
 FLOORS = [
     {"cli"},
+    {"terminal"},
     {"execution"},
     {"benchmark"},
     {"explaining"},
@@ -17,7 +18,7 @@ FLOORS = [
     {"planning"},
     {"records"},
     {"config"},
-    {"errors"},
+    {"errors", "plaintext"},
 ]
 """From the top. A room imports from its own and from lower floors, never from a neighbour's above."""
 

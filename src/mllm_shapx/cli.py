@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import glob
-import json
 import logging
 import os
 import re
@@ -19,8 +18,21 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 from click.core import ParameterSource
 
+from mllm_shapx.config.paths import exists, expanded, matches, real
 from mllm_shapx.errors import DatasetError, ShapxError, UsageError
 from mllm_shapx.execution.signals import StopNow, StopRequest, stop_requests
+from mllm_shapx.plaintext import ShownFormatter
+from mllm_shapx.terminal import (
+    UNEXPECTED,
+    FilePath,
+    Location,
+    Number,
+    make_streams_safe,
+    report_unexpected,
+    say,
+    say_json,
+    whole,
+)
 
 if TYPE_CHECKING:
     from mllm_shapx.config.loading import LoadedConfig
@@ -35,9 +47,25 @@ _RESUMABLE = {"run", "demo", "retry", "rescore"}
 INTERRUPTED_FROM = 128
 """Exit codes above it say by which signal the work was ended."""
 
+_ROWS = whole(1, 1_000_000_000, "and no dataset that is taken has as many rows")
+_WORKERS = whole(1, 10_000, "and one coordinator serves no more")
+_ANSWERS = whole(1, 1_000_000_000, "and no study stores as many answers")
+_ROWS_IN_FLIGHT = whole(1, 4096, "for a worker holds the answers of all of them in memory")
+_YEAR_S, _A_YEAR = 31_536_000, "which is a year"
+
 
 class _Commands(click.Group):
     """Ends with the exit code of an error, and shows a traceback only to those who ask for it."""
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        make_streams_safe()
+        try:
+            return super().main(*args, **extra)
+        except (SystemExit, KeyboardInterrupt, GeneratorExit):
+            raise
+        except BaseException as error:  # noqa: BLE001 -- the last net; Rust libraries panic outside Exception
+            report_unexpected(error)
+            sys.exit(UNEXPECTED)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         ctx.obj = StopRequest()
@@ -54,7 +82,7 @@ class _Commands(click.Group):
         except ShapxError as error:
             if logging.getLogger().isEnabledFor(logging.DEBUG):
                 traceback.print_exc()
-            click.echo(f"error: {error}", err=True)
+            say(f"error: {error}", err=True)
             ctx.exit(error.exit_code)
         except StopNow as stop:
             _leave(int(stop.code or 0))
@@ -89,7 +117,7 @@ def with_configs(command: Callable[..., None]) -> Callable[..., None]:
     )
     @click.option(
         "--config-list",
-        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        type=FilePath(),
         metavar="FILE",
         help="File that names config files, one a line.",
     )
@@ -105,22 +133,36 @@ def with_resources(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options that say where and how long the work is done."""
     options = (
         click.option(
-            "--num-gpus", type=click.FloatRange(min=0), help="GPUs to use; all there are by default."
+            "--num-gpus",
+            type=Number(0, 100_000, "and no cluster has more"),
+            help="GPUs to use; all there are by default.",
         ),
-        click.option("--num-workers", type=click.IntRange(min=1), help="Workers; one per GPU by default."),
-        click.option("--workers-per-gpu", type=click.IntRange(min=1), default=1, show_default=True),
+        click.option("--num-workers", type=_WORKERS, help="Workers; one per GPU by default."),
         click.option(
-            "--gpus-per-worker", type=click.FloatRange(min=0, min_open=True), help="GPUs of one worker."
+            "--workers-per-gpu",
+            type=whole(1, 64, "for each worker holds a model of its own"),
+            default=1,
+            show_default=True,
+        ),
+        click.option(
+            "--gpus-per-worker",
+            type=Number(0, 1024, "and no machine has more", above=True),
+            help="GPUs of one worker.",
         ),
         click.option(
             "--rows-in-flight",
-            type=click.IntRange(min=1),
+            type=_ROWS_IN_FLIGHT,
             help="Rows that one worker explains side by side; as many as fill its batches by default.",
         ),
         click.option(
             "--address", help="Ray cluster to join; RAY_ADDRESS, else one on this machine, by default."
         ),
-        click.option("--max-attempts", type=click.IntRange(min=1), default=3, show_default=True),
+        click.option(
+            "--max-attempts",
+            type=whole(1, 1000, "for each attempt takes a worker down"),
+            default=3,
+            show_default=True,
+        ),
         click.option("--fail-fast", is_flag=True, help="Stop at the first quarantined sample."),
         click.option(
             "--max-failures", metavar="N|F%", callback=_failure_limit, help="Stop when more are quarantined."
@@ -128,7 +170,7 @@ def with_resources(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--stall-timeout",
             "stall_s",
-            type=click.FloatRange(min=1),
+            type=Number(1, _YEAR_S, _A_YEAR),
             default=1800.0,
             show_default=True,
             help="Seconds without progress after which a worker is replaced.",
@@ -136,7 +178,7 @@ def with_resources(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--flush-every",
             "flush_s",
-            type=click.FloatRange(min=0.1),
+            type=Number(0.1, _YEAR_S, _A_YEAR),
             default=30.0,
             show_default=True,
             help="Seconds after which answers of a long row are written out.",
@@ -144,7 +186,7 @@ def with_resources(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--grace",
             "grace_s",
-            type=click.FloatRange(min=0),
+            type=Number(0, _YEAR_S, _A_YEAR),
             default=30.0,
             show_default=True,
             help="Seconds that rows under way get after the first SIGINT or SIGTERM.",
@@ -156,8 +198,10 @@ def with_resources(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _failure_limit(_context: click.Context, _option: click.Parameter, value: str | None) -> str | None:
-    if value is not None and not re.fullmatch(r"\d+|\d+(\.\d+)?%", value):
-        raise click.BadParameter(f"{value!r} is neither a number of samples nor a percentage such as 5%")
+    if value is not None and not re.fullmatch(r"[0-9]{1,10}|([0-9]{1,2}(\.[0-9]{1,9})?|100)%", value):
+        raise click.BadParameter(
+            f"{value[:60]!r} is neither a number of samples of at most 10 digits nor a percentage such as 5%"
+        )
     return value
 
 
@@ -180,9 +224,7 @@ def validate(configs: Sequence[Path], check_dataset: bool) -> None:
             continue
         _warn(loaded, sweep, selection, foreseen)
         rows = "" if selection is None else f", {len(selection.rows):,} row(s)"
-        click.echo(
-            f"{loaded.path}: ok: {loaded.experiment_set.experiment_set_id}, {len(sweep.runs)} run(s){rows}"
-        )
+        say(f"{loaded.path}: ok: {loaded.experiment_set.experiment_set_id}, {len(sweep.runs)} run(s){rows}")
     _refuse(errors)
 
 
@@ -214,13 +256,13 @@ def plan(configs: Sequence[Path], as_json: bool, skip_data: bool) -> None:
             {**item.to_json(), "standing": None if done is None else done.to_json()}
             for item, done in zip(plans, standings, strict=True)
         ]
-        print_json(data[0] if len(data) == 1 else data)
+        say_json(data[0] if len(data) == 1 else data)
         return
     texts = (
         item.to_text() if done is None else f"{item.to_text()}\n\n{done.to_text()}"
         for item, done in zip(plans, standings, strict=True)
     )
-    click.echo("\n\n".join(texts))
+    say("\n\n".join(texts))
 
 
 @main.command()
@@ -228,7 +270,7 @@ def schema() -> None:
     """Print the JSON Schema of a config, for editors."""
     from mllm_shapx.config.loading import schema as config_schema
 
-    print_json(config_schema())
+    say_json(config_schema())
 
 
 @main.command()
@@ -242,7 +284,7 @@ def schema() -> None:
     is_flag=True,
     help="With --resume: explain rows again that were changed in the dataset; old samples are moved aside.",
 )
-@click.option("--max-samples", type=click.IntRange(min=1), help="Explain at most so many rows.")
+@click.option("--max-samples", type=_ROWS, help="Explain at most so many rows.")
 @with_resources
 @click.option("--inline", is_flag=True, help="Do the work in this process, without Ray.")
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as data.")
@@ -274,14 +316,12 @@ def run(
 @click.option(
     "--config",
     "config",
-    type=click.Path(path_type=Path),
-    default=Path("configs/demo.json"),
+    type=FilePath(),
+    default="configs/demo.json",
     show_default=True,
     help="Config of the demo.",
 )
-@click.option(
-    "--num-workers", type=click.IntRange(min=1), default=2, show_default=True, help="Workers on the CPU."
-)
+@click.option("--num-workers", type=_WORKERS, default=2, show_default=True, help="Workers on the CPU.")
 @click.option("--inline", is_flag=True, help="Do the work in this process, without Ray.")
 def demo(config: Path, num_workers: int, inline: bool) -> None:
     """Explain the rows that the repository ships with the model that it ships."""
@@ -294,7 +334,7 @@ def demo(config: Path, num_workers: int, inline: bool) -> None:
 
 
 @main.command()
-@click.argument("directory")
+@click.argument("directory", type=Location())
 @click.option("--check", is_flag=True, help="Read every sample; exit code 1 when one is damaged.")
 @click.option("--json", "as_json", is_flag=True, help="Print the status as data.")
 def status(directory: str, check: bool, as_json: bool) -> None:
@@ -303,15 +343,15 @@ def status(directory: str, check: bool, as_json: bool) -> None:
 
     found = read_status(directory, check=check)
     if as_json:
-        print_json(found.to_json())
+        say_json(found.to_json())
     else:
-        click.echo(found.to_text(_width()), nl=False)
+        say(found.to_text(_width()), nl=False)
     if found.damaged:
         sys.exit(1)
 
 
 @main.command()
-@click.argument("directory")
+@click.argument("directory", type=Location())
 @click.option("--reason", "reasons", multiple=True, help="Only failures of this reason; may be repeated.")
 @click.option("--json", "as_json", is_flag=True, help="Print the failures as data.")
 def failures(directory: str, reasons: Sequence[str], as_json: bool) -> None:
@@ -320,13 +360,13 @@ def failures(directory: str, reasons: Sequence[str], as_json: bool) -> None:
 
     found = read_failures(directory, reasons=reasons)
     if as_json:
-        print_json(found.to_json())
+        say_json(found.to_json())
     else:
-        click.echo(found.to_text(_width()), nl=False)
+        say(found.to_text(_width()), nl=False)
 
 
 @main.command()
-@click.argument("directory")
+@click.argument("directory", type=Location())
 @click.option("--only", "reasons", multiple=True, metavar="REASON", help="Only failures of this reason.")
 @with_resources
 @click.option("--inline", is_flag=True, help="Do the work in this process, without Ray.")
@@ -340,7 +380,7 @@ def retry(directory: str, reasons: Sequence[str], inline: bool, **options: Any) 
     for failure in read_failures(directory, reasons=reasons).failures:
         rows.setdefault(failure.record.run_name, []).append(failure.record.row_index)
     if not rows:
-        click.echo(f"{directory}: no sample to try again")
+        say(f"{directory}: no sample to try again")
         return
     loaded = load_configs([study_config(directory)])
     retried = {name: tuple(indices) for name, indices in rows.items()}
@@ -350,7 +390,7 @@ def retry(directory: str, reasons: Sequence[str], inline: bool, **options: Any) 
 @main.command()
 @with_configs
 @click.option("--overwrite", is_flag=True, help="Compute all samples again; old ones are moved aside.")
-@click.option("--max-samples", type=click.IntRange(min=1), help="Take at most so many rows.")
+@click.option("--max-samples", type=_ROWS, help="Take at most so many rows.")
 def rescore(configs: Sequence[Path], overwrite: bool, max_samples: int | None) -> None:
     """Compute runs from stored answers alone, without loading the model."""
     from mllm_shapx.execution.options import RunOptions
@@ -366,7 +406,7 @@ def rescore(configs: Sequence[Path], overwrite: bool, max_samples: int | None) -
         interactive = None if loaded.experiment_set.runtime.progress_bar else False
         with ProgressReporter(sys.stderr, interactive) as reporter:
             outcome = rescore_config(loaded, options, reporter, request)
-        click.echo(outcome.to_text(_command([loaded], verb="run", more=["--resume"])))
+        say(outcome.to_text(_command([loaded], verb="run", more=["--resume"])))
         codes.append(outcome.exit_code)
         if request.signal is not None:
             break
@@ -380,7 +420,7 @@ def store() -> None:
 
 
 @store.command("info")
-@click.argument("directory")
+@click.argument("directory", type=Location())
 @click.option("--json", "as_json", is_flag=True, help="Print it as data.")
 def store_info(directory: str, as_json: bool) -> None:
     """Say what answers a study keeps."""
@@ -388,9 +428,9 @@ def store_info(directory: str, as_json: bool) -> None:
 
     found = stored(directory)
     if as_json:
-        print_json(found.to_json())
+        say_json(found.to_json())
     else:
-        click.echo(found.to_text(_width()), nl=False)
+        say(found.to_text(_width()), nl=False)
 
 
 @store.command("prune")
@@ -403,21 +443,27 @@ def store_prune(configs: Sequence[Path]) -> None:
     for loaded in load_configs(configs):
         study, _ = prepare(loaded, RunOptions())
         removed = prune_answers(study)
-        click.echo(
+        say(
             f"{study.output_uri}: removed the answers of {removed.entries} row(s) and generation key(s), "
             f"{removed.num_bytes / 1e6:.1f} MB"
         )
 
 
 @main.command()
-@click.argument("directories", nargs=-1, required=True, metavar="DIRECTORY...")
+@click.argument("directories", nargs=-1, required=True, type=Location(), metavar="DIRECTORY...")
 @click.option(
     "--again",
-    type=click.IntRange(min=1),
+    type=_ANSWERS,
     metavar="N",
     help="Load the model, generate N random stored answers again, one at a time, and compare them.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Which answers --again draws.")
+@click.option(
+    "--seed",
+    type=whole(0, 2**32 - 1, "which is the largest seed"),
+    default=0,
+    show_default=True,
+    help="Which answers --again draws.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as data.")
 def verify(directories: Sequence[str], again: int | None, seed: int, as_json: bool) -> None:
     """Check finished directories: every sample, the counts, the efficiency of exact values."""
@@ -425,28 +471,26 @@ def verify(directories: Sequence[str], again: int | None, seed: int, as_json: bo
 
     found = check(directories)
     if not as_json:
-        click.echo(found.text())
+        say(found.text())
     rechecks = []
     if again is not None:
         from mllm_shapx.execution.recheck import recheck
 
-        say = functools.partial(click.echo, err=True)
-        rechecks = [recheck(directory, again, seed, say) for directory in directories]
+        tell = functools.partial(say, err=True)
+        rechecks = [recheck(directory, again, seed, tell) for directory in directories]
     if as_json:
         asked = {} if again is None else {"again": [each.to_json() for each in rechecks]}
-        print_json({**found.to_json(), **asked})
+        say_json({**found.to_json(), **asked})
     else:
         for each in rechecks:
-            click.echo(each.to_text())
+            say(each.to_text())
     if not (found.ok and all(each.ok for each in rechecks)):
         sys.exit(1)
 
 
 @main.command()
-@click.argument("directory")
-@click.option(
-    "--output", type=click.Path(path_type=Path), help="The page to write; report.html in DIRECTORY."
-)
+@click.argument("directory", type=Location())
+@click.option("--output", type=FilePath(), help="The page to write; report.html in DIRECTORY.")
 @click.option(
     "--accept-changed-rows", is_flag=True, help="Show samples of rows that were changed in the dataset too."
 )
@@ -454,22 +498,22 @@ def report(directory: str, output: Path | None, accept_changed_rows: bool) -> No
     """Write an HTML page that shows prompts with their values."""
     from mllm_shapx.reporting.html import report as write_report
 
-    click.echo(write_report(directory, output, accept_changed_rows=accept_changed_rows))
+    say(write_report(directory, output, accept_changed_rows=accept_changed_rows))
 
 
 @main.command()
 @with_configs
-@click.option("--rows", type=click.IntRange(min=1), help="Rows to explain; as many as the time allows.")
+@click.option("--rows", type=_ROWS, help="Rows to explain; as many as the time allows.")
 @click.option(
     "--seconds",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Number(0, _YEAR_S, _A_YEAR, above=True),
     default=20.0,
     show_default=True,
     help="About how long each contestant is measured; mllm_shap three times as long.",
 )
 @click.option(
     "--rows-in-flight",
-    type=click.IntRange(min=1),
+    type=_ROWS_IN_FLIGHT,
     help="Rows side by side; as many as fill the batches by default.",
 )
 @click.option("--overhead", is_flag=True, help="Measure too what a coalition costs beside the model.")
@@ -483,11 +527,11 @@ def bench(configs: Sequence[Path], overhead: bool, as_json: bool, **options: Any
         raise UsageError(f"bench measures one config at a time, not {len(configs)}")
     (loaded,) = load_configs(configs)
     asked = BenchOptions(overhead=OVERHEAD_PLAYERS if overhead else (), **options)
-    found = measure(loaded, asked, lambda text: click.echo(text, err=True))
+    found = measure(loaded, asked, lambda text: say(text, err=True))
     if as_json:
-        print_json(found.to_json())
+        say_json(found.to_json())
     else:
-        click.echo(found.to_text())
+        say(found.to_text())
 
 
 def config_files(named: Sequence[str], config_list: Path | None) -> tuple[Path, ...]:
@@ -498,12 +542,12 @@ def config_files(named: Sequence[str], config_list: Path | None) -> tuple[Path, 
     """
     names: list[tuple[str, Path | None]] = [(name, None) for name in named]
     if config_list is not None:
-        lines = map(str.strip, config_list.read_text(encoding="utf-8-sig").splitlines())
+        lines = map(str.strip, _list_text(config_list).splitlines())
         names += [(line, config_list) for line in lines if line and not line.startswith("#")]
     files: dict[Path, Path] = {}
     for name, origin in names:
         for file in _expanded(name, origin):
-            files.setdefault(file.resolve(), file)
+            files.setdefault(real(file), file)
     if not files:
         where = f"{config_list} names no config" if config_list is not None else "no config is named"
         raise UsageError(f"{where}; give --config FILE, or --config-list FILE with one path a line")
@@ -538,11 +582,6 @@ def load_configs(files: Sequence[Path]) -> "list[LoadedConfig]":
     return loaded
 
 
-def print_json(data: Any) -> None:
-    """Print data as one readable JSON value."""
-    click.echo(json.dumps(data, indent=2, ensure_ascii=False))
-
-
 def _execute(
     loaded: "Sequence[LoadedConfig]",
     options: "RunOptions",
@@ -571,14 +610,14 @@ def _execute(
     if as_json:
         data = [outcome.to_json() for outcome in outcomes]
         with _no_audience_needed(request):
-            print_json(data[0] if len(data) == 1 else data)
+            say_json(data[0] if len(data) == 1 else data)
     code = max((outcome.exit_code for outcome in outcomes), key=_severity)
     if request.signal is not None:
         if len(outcomes) < len(loaded):
             _say_how_to_go_on(request, loaded[len(outcomes) :], options)
             with _no_audience_needed(request):
                 left = len(loaded) - len(outcomes)
-                click.echo(f"{request.name}: {left} config(s) left; to go on: {request.go_on}", err=True)
+                say(f"{request.name}: {left} config(s) left; to go on: {request.go_on}", err=True)
             code = request.exit_code
         _leave(code)
     if code:
@@ -596,11 +635,11 @@ def _show(
 ) -> None:
     """Print what came out of one config."""
     for warning in outcome.warnings:
-        click.echo(f"warning: {warning}", err=True)
+        say(f"warning: {warning}", err=True)
     if table:
         _show_table(config, outcome.output_uri, mark)
     if not as_json:
-        click.echo(outcome.to_text(request.go_on))
+        say(outcome.to_text(request.go_on))
 
 
 @contextlib.contextmanager
@@ -667,7 +706,7 @@ def _show_table(config: "LoadedConfig", directory: str, column: str | None) -> N
     if column is not None and column in table.columns:
         words = table.column(column)
         marks = {index: Mark(column, str(word)) for index, word in enumerate(words) if word is not None}
-    click.echo(results_table(directory, marks=marks, width=_width(), color=wants_color(sys.stdout)))
+    say(results_table(directory, marks=marks, width=_width(), color=wants_color(sys.stdout)))
 
 
 def _width() -> int:
@@ -677,13 +716,29 @@ def _width() -> int:
 def _expanded(name: str, config_list: Path | None) -> list[Path]:
     from mllm_shapx.config.loading import resolve_path
 
-    path = resolve_path(name, config_list)
-    if not glob.has_magic(str(path)) or path.exists():
+    try:
+        path = resolve_path(name, config_list)
+    except ValueError as error:
+        raise UsageError(f"--config: {error}") from error
+    if not glob.has_magic(str(path)) or exists(path):
         return [path]
-    matches = sorted(Path(path.anchor).glob(str(path).removeprefix(path.anchor)))
-    if not matches:
+    found = sorted(matches(path))
+    if not found:
         raise UsageError(f"no config file matches {name}")
-    return matches
+    return found
+
+
+def _list_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UsageError(
+            f"--config-list {path}: cannot be read: {error.strerror}; name another file"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"--config-list {path}: is not UTF-8 text (byte {error.start}); it takes one path a line"
+        ) from error
 
 
 def _select(loaded: "LoadedConfig", sweep: "Sweep") -> "Selection":
@@ -730,7 +785,7 @@ def _check_encoders(loaded: "LoadedConfig", sweep: "Sweep") -> None:
     for config in dict.fromkeys(run.embedding for run in sweep.runs):
         warning = None if config is None else check_encoder(config, loaded.path)
         if warning is not None:
-            click.echo(f"warning: {loaded.path}: {warning}", err=True)
+            say(f"warning: {loaded.path}: {warning}", err=True)
 
 
 def _warn(
@@ -743,7 +798,7 @@ def _warn(
         *foreseen,
     ]
     for warning in warnings:
-        click.echo(f"warning: {loaded.path}: {warning}", err=True)
+        say(f"warning: {loaded.path}: {warning}", err=True)
 
 
 def _refuse(errors: Sequence[UsageError]) -> None:
@@ -758,7 +813,9 @@ def _set_log_level(name: str) -> None:
     level = logging.getLevelNamesMapping().get(name.upper())
     if level is None:
         raise UsageError(f'LOG_LEVEL is "{name}"; use DEBUG, INFO, WARNING or ERROR')
-    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(ShownFormatter("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=level, handlers=[handler])
     logging.getLogger().setLevel(level)
 
 
@@ -766,9 +823,13 @@ def _put_source_first(folder: str) -> None:
     """Let mllm_shap be imported from a checkout; workers get the same from their environment."""
     if not folder:
         return
-    if not Path(folder).is_dir():
+    try:
+        path = expanded(folder)
+    except ValueError as error:
+        raise UsageError(f"MLLM_SHAP_SRC: {error}") from error
+    if not exists(path) or not path.is_dir():
         raise UsageError(f"MLLM_SHAP_SRC names no directory: {folder}")
-    sys.path.insert(0, str(Path(folder).resolve()))
+    sys.path.insert(0, str(real(path)))
 
 
 if __name__ == "__main__":

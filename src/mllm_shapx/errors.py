@@ -71,6 +71,12 @@ class StorageError(ShapxError):
     """Writing results failed: a full disk, a directory gone read-only. What was written stays valid."""
 
 
+class MisplacedError(StorageError):
+    """Something else stands where the results need a folder; the user can move it away."""
+
+    exit_code = 2
+
+
 class RowError(ShapxError):
     """One row cannot be explained and trying again would not help.
 

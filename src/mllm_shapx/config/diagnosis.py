@@ -12,6 +12,7 @@ from pydantic_core import ErrorDetails
 
 from mllm_shapx.config.models import EXPLAINER_ALIASES, Block, ExperimentSet, HierarchicalConfig
 from mllm_shapx.errors import Problem
+from mllm_shapx.plaintext import redacted
 
 Place = tuple[str | int, ...]
 """Keys and list positions from the top of the file down."""
@@ -224,10 +225,12 @@ def _described(value: Any) -> str:
         return "an object"
     if isinstance(value, list | tuple):
         return "a list"
-    return json.dumps(value)
+    text = json.dumps(value)
+    return text if len(text) <= _LONGEST_QUOTE else text[:_LONGEST_QUOTE] + "…"
 
 
 def _quoted(value: str) -> str:
+    value = redacted(value)
     return json.dumps(
         value if len(value) <= _LONGEST_QUOTE else value[:_LONGEST_QUOTE] + "…", ensure_ascii=False
     )

@@ -2,6 +2,7 @@
 
 import glob
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from pydantic import ValidationError
 from mllm_shapx.config import checks, diagnosis
 from mllm_shapx.config.chat_templates import is_template_text, read_template
 from mllm_shapx.config.models import ExperimentSet
+from mllm_shapx.config.paths import exists, expanded, matches, real
 from mllm_shapx.errors import ConfigError, Problem
 
 _TEMPLATE = ("connector_kwargs", "chat_template")
@@ -24,6 +26,12 @@ _PATH_KEYS = (
     _TEMPLATE,
 )
 """Keys that may hold a path of this machine."""
+
+MOST_BYTES = 1 << 24
+"""Size of a config file that is read; larger ones are something else."""
+
+DEEPEST = 32
+"""Levels of objects and lists in a config file that are read."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +91,11 @@ def resolve_path(written: str, config_path: Path | None) -> Path:
 
     Absolute paths and those found nowhere come back as written, `~` expanded. Globs count as found when
     they match something.
+
+    Raises:
+        ValueError: When it cannot be a path; the message says why.
     """
-    path = Path(written).expanduser()
+    path = expanded(written)
     if path.is_absolute() or config_path is None or _exists(path):
         return path
     beside = config_path.parent / path
@@ -149,14 +160,17 @@ def _layers(path: Path) -> list[_Layer]:
         layers.append(_Layer(current, data))
         if base is None:
             return layers
-        if not isinstance(base, str) or not base:
+        if not isinstance(base, str):
             problem = Problem("base", "must name one file, as text in quotes")
             raise ConfigError(str(current), [problem])
-        current = current.parent / Path(base).expanduser()
+        try:
+            current = current.parent / expanded(base)
+        except ValueError as error:
+            raise ConfigError(str(current), [Problem("base", str(error))]) from None
 
 
 def _refuse_cycle(path: Path, chain: Sequence[Path], current: Path) -> None:
-    if current.resolve() in [known.resolve() for known in chain]:
+    if real(current) in [real(known) for known in chain]:
         message = f"the files inherit in a circle: {_shown([*chain, current])}"
         raise ConfigError(str(path), [Problem("base", message, "remove one of the bases")])
 
@@ -170,7 +184,9 @@ def _read(path: Path, chain: Sequence[Path]) -> dict[str, Any]:
     where = "" if len(chain) == 1 else "base"
     inherited = "" if len(chain) == 1 else f", inherited by {_shown(chain)}"
     try:
-        text = current.read_bytes().decode("utf-8-sig")
+        with current.open("rb") as stream:
+            content = stream.read(MOST_BYTES + 1)
+        text = content.decode("utf-8-sig")
     except FileNotFoundError:
         message = f"there is no file {os.path.normpath(current)}{inherited}"
         raise ConfigError(str(path), [Problem(where, message)]) from None
@@ -180,21 +196,37 @@ def _read(path: Path, chain: Sequence[Path]) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         message = f"is not UTF-8 text (byte {error.start})"
         raise ConfigError(str(current), [Problem("", message)]) from None
+    if len(content) > MOST_BYTES:
+        message = f"is larger than {MOST_BYTES >> 20} MB, which is no config"
+        raise ConfigError(str(current), [Problem("", message)])
     return _parse(current, text)
 
 
 def _parse(path: Path, text: str) -> dict[str, Any]:
     try:
-        data = json.loads(text, object_pairs_hook=_Repeated, parse_constant=_refuse_constant)
+        data = json.loads(
+            text,
+            object_pairs_hook=_Repeated,
+            parse_constant=_refuse_constant,
+            parse_float=_finite,
+        )
     except json.JSONDecodeError as error:
         message = f"is not JSON: {error.msg} at line {error.lineno}, column {error.colno}"
         raise ConfigError(str(path), [Problem("", message, _json_hint(text, error))]) from None
     except RecursionError:
-        raise ConfigError(str(path), [Problem("", "is nested too deeply to be a config")]) from None
+        raise ConfigError(str(path), [_TOO_DEEP]) from None
     except ValueError as error:
         raise ConfigError(str(path), [Problem("", f"is not JSON: {error}")]) from None
     if not isinstance(data, dict):
         raise ConfigError(str(path), [Problem("", "must be one JSON object {...}")])
+    if is_deeper(data, DEEPEST):
+        raise ConfigError(str(path), [_TOO_DEEP])
+    broken = [
+        Problem(diagnosis.dotted(where), "holds half of a surrogate pair, which is no character", "remove it")
+        for where in _broken_texts(data, ())
+    ]
+    if broken:
+        raise ConfigError(str(path), broken)
     repeated = [
         Problem(diagnosis.dotted(where), "is written more than once", "keep one")
         for where in _repeated(data, ())
@@ -202,6 +234,46 @@ def _parse(path: Path, text: str) -> dict[str, Any]:
     if repeated:
         raise ConfigError(str(path), repeated)
     return data
+
+
+_TOO_DEEP = Problem("", f"is nested too deeply to be a config: at most {DEEPEST} levels")
+
+
+def is_deeper(data: Any, most: int) -> bool:
+    """Return whether objects and lists stand in each other more than `most` levels deep."""
+    level = [data]
+    for _ in range(most + 1):
+        level = [
+            item
+            for value in level
+            if isinstance(value, dict | list)
+            for item in (value.values() if isinstance(value, dict) else value)
+        ]
+    return bool(level)
+
+
+def _broken_texts(value: Any, where: diagnosis.Place) -> list[diagnosis.Place]:
+    """Return the places of texts, keys included, that hold half of a surrogate pair."""
+    if isinstance(value, str):
+        return [where] if _is_broken(value) else []
+    if isinstance(value, dict):
+        keys = [(*where, key) for key in value if _is_broken(key)]
+        return keys + [place for key, item in value.items() for place in _broken_texts(item, (*where, key))]
+    if isinstance(value, list):
+        return [place for index, item in enumerate(value) for place in _broken_texts(item, (*where, index))]
+    return []
+
+
+def _is_broken(text: str) -> bool:
+    return any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        msg = f"the number {text[:30]} is too large"
+        raise ValueError(msg)
+    return number
 
 
 def _refuse_constant(name: str) -> None:
@@ -262,7 +334,10 @@ def _find_paths_of_bases(merged: dict[str, Any], layers: Sequence[_Layer]) -> No
             continue
         if (block, key) == _TEMPLATE and is_template_text(written):
             continue
-        path = Path(written).expanduser()
+        try:
+            path = expanded(written)
+        except ValueError:
+            continue  # the check of that key says what is wrong
         beside = origin.path.parent / path
         if not path.is_absolute() and not _exists(path) and not _exists(folder / path) and _exists(beside):
             merged[block] = {**merged[block], key: os.path.relpath(beside, folder)}
@@ -285,11 +360,7 @@ def _read_chat_template(merged: dict[str, Any], path: Path) -> list[tuple[diagno
 
 
 def _exists(path: Path) -> bool:
-    text = str(path)
-    if path.exists():
-        return True
-    pattern = text.removeprefix(path.anchor)
-    return glob.has_magic(text) and next(Path(path.anchor).glob(pattern), None) is not None
+    return exists(path) or (glob.has_magic(str(path)) and next(matches(path), None) is not None)
 
 
 def _with_origin(where: diagnosis.Place, problem: Problem, layers: Sequence[_Layer]) -> Problem:

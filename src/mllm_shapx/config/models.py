@@ -4,6 +4,7 @@ The models hold the shape of each key; what several keys must agree on stands in
 """
 
 import re
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
@@ -13,10 +14,14 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
     JsonValue,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+from mllm_shapx.config.paths import location, name_fault
 
 ConnectorName = Literal["liquid_audio", "hf_text"]
 ExplainerType = Literal[
@@ -87,6 +92,7 @@ KNOWN_SUBSETS = frozenset(
 
 _SEGMENT = re.compile(r"[A-Za-z0-9._-]+")
 _LONGEST_SEGMENT = 150
+_LONGEST_NUMBER = 30
 _DEVICE = re.compile(r"cuda(:\d+)?|cpu|mps")
 
 
@@ -121,10 +127,49 @@ def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
+@dataclass(frozen=True)
+class _AtMost:
+    """An upper bound with its reason, in messages and in the JSON Schema."""
+
+    most: float
+    why: str
+    """What a larger value would mean."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self._check, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return {**handler(schema), "maximum": self.most}
+
+    def _check[Value: float](self, value: Value) -> Value:
+        if value > self.most:
+            text = str(value)
+            found = text if len(text) <= _LONGEST_NUMBER else f"{text[:_LONGEST_NUMBER]}…"
+            msg = f"{found} is too large: at most {self.most:,}, {self.why}"
+            raise ValueError(msg)
+        return value
+
+
 def _num_samples(value: int) -> int:
     if value != -1 and value < 1:
-        msg = f"{value} must be at least 1, or -1 for the estimator's floor"
+        msg = f"{str(value)[:_LONGEST_NUMBER]} must be at least 1, or -1 for the estimator's floor"
         raise ValueError(msg)
+    return value
+
+
+def _name(value: str) -> str:
+    """Refuse what no name, path or URI can be; the value itself stays as written."""
+    fault = name_fault(value)
+    if fault is not None:
+        raise ValueError(fault)
+    return value
+
+
+def _path(value: str) -> str:
+    """Refuse what cannot be a path; the value stays as written, since `~` is another one elsewhere."""
+    location(value)
     return value
 
 
@@ -162,16 +207,33 @@ def _known_device(value: str | None) -> str | None:
     return value
 
 
-Name = Annotated[str, AfterValidator(_not_empty)]
+Name = Annotated[str, AfterValidator(_name)]
+"""Text that names something; not empty, no control characters, no login."""
+WrittenPath = Annotated[str, AfterValidator(_path)]
+"""A path, hub id or URI; expanded where it is used."""
 GgufFile = Annotated[str, AfterValidator(_gguf_file)]
 PathSegment = Annotated[str, AfterValidator(_path_segment)]
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
 MinFraction = Annotated[float, Field(ge=0.0, le=1.0)]
 LinearFactor = Annotated[float, Field(gt=0.0, le=10.0)]
-NumSamples = Annotated[int, AfterValidator(_num_samples)]
-GroupSize = Annotated[int, Field(ge=2)]
-Count = Annotated[int, Field(ge=1)]
-Temperature = Annotated[float, Field(ge=0.0)]
+NumSamples = Annotated[
+    int,
+    AfterValidator(_num_samples),
+    _AtMost(1 << 24, "for a game of more than 2^24 coalitions is refused"),
+]
+_MOST_PLAYERS = _AtMost(1_000_000, "and no row has as many players")
+_MOST_ROWS = _AtMost(1_000_000_000, "and no dataset that is taken has as many rows")
+GroupSize = Annotated[int, Field(ge=2), _MOST_PLAYERS]
+Players = Annotated[int, Field(ge=1), _MOST_PLAYERS]
+Rows = Annotated[int, Field(ge=1), _MOST_ROWS]
+BatchSize = Annotated[
+    int, Field(ge=1), _AtMost(65_536, "for one forward pass holds the whole batch in memory")
+]
+NewTokens = Annotated[int, Field(ge=1), _AtMost(131_072, "for no model here answers at such length")]
+TopK = Annotated[int, Field(ge=1), _AtMost(10_000_000, "and no vocabulary is larger")]
+MaxLength = Annotated[int, Field(ge=1), _AtMost(131_072, "and no encoder reads longer texts")]
+Temperature = Annotated[float, Field(ge=0.0), _AtMost(100.0, "from where on answers are noise")]
+WindowMs = Annotated[float, Field(ge=1.0), _AtMost(600_000.0, "which is the longest recording that is taken")]
 _TypeAsWritten = ExplainerType | Literal["precise", "mc", "cc", "complementary", "neyman"]
 Explainer = Annotated[ExplainerType, BeforeValidator(canonical_type, json_schema_input_type=_TypeAsWritten)]
 FlatExplainer = Annotated[
@@ -239,14 +301,14 @@ class Block(BaseModel):
 class ConnectorKwargs(Block):
     """Which model is loaded and how."""
 
-    model_id: str | None = None
+    model_id: WrittenPath | None = None
     """Hub id or local directory; the connector's default model when null."""
-    revision: str | None = None
+    revision: Name | None = None
     """Hub commit; ignored for a local directory."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    batch_size: Count | Literal["auto"] = "auto"
+    batch_size: BatchSize | Literal["auto"] = "auto"
     """Prompts answered in one forward pass."""
-    attn_implementation: str | None = None
+    attn_implementation: Name | None = None
     chat_template: str | None = None
     """Chat template in place of the tokenizer's own: a file, or the jinja text itself; `hf_text` only."""
     chat_template_kwargs: dict[str, JsonValue] | None = None
@@ -255,7 +317,7 @@ class ConnectorKwargs(Block):
     """Cut the text between a model's think tags from each answer before it is scored; `hf_text` only."""
     quantization: Literal["4bit", "8bit"] | None = None
     """Load the weights in so many bits with bitsandbytes; needs CUDA."""
-    adapter: Name | None = None
+    adapter: WrittenPath | None = None
     """PEFT adapter on the model: hub id or local directory."""
     trust_remote_code: bool = False
     """Whether code that comes with the model may run."""
@@ -284,24 +346,24 @@ class ConnectorKwargs(Block):
 class ColumnMapping(Block):
     """Names of the dataset's columns where they differ from the usual ones."""
 
-    text: str | None = None
+    text: Name | None = None
     """Prompt text, or a list of sentences; `sentences`, else `prompt`, when null."""
-    audio: str | None = None
+    audio: Name | None = None
     """Recording; `audio` with the modality's voice when null."""
-    language: str | None = None
-    original_language: str | None = None
-    token_count: str | None = None
+    language: Name | None = None
+    original_language: Name | None = None
+    token_count: Name | None = None
 
 
 class DatasetConfig(Block):
     """Where the rows come from."""
 
     source: Literal["hf_parquet", "hf_datasets", "local_parquet", "local_csv"] = "hf_parquet"
-    repo_id: str = "Pawlo77/mllm-shap"
-    subset: str = "single_sentence"
-    split: str = "test"
-    revision: str | None = None
-    path: str | None = None
+    repo_id: Name = "Pawlo77/mllm-shap"
+    subset: Name = "single_sentence"
+    split: Name = "test"
+    revision: Name | None = None
+    path: WrittenPath | None = None
     """File, directory or glob of a local source, relative to the config file that names it."""
     trust_remote_code: bool = False
     """Accepted for old configs; today's `datasets` runs no remote code."""
@@ -330,7 +392,7 @@ class DatasetConfig(Block):
 class RowFilter(Block):
     """Keep the rows whose `column` satisfies `op value`."""
 
-    column: str
+    column: Name
     op: FilterOp
     value: Any
 
@@ -338,16 +400,16 @@ class RowFilter(Block):
 class SelectionConfig(Block):
     """Which rows are explained, and in which order."""
 
-    start_index: Annotated[int, Field(ge=0)] = 0
-    max_samples: Count | None = None
+    start_index: Annotated[int, Field(ge=0), _MOST_ROWS] = 0
+    max_samples: Rows | None = None
     shuffle_seed: Annotated[int, Field(ge=0, lt=2**32)] | None = 0
     """Seed of the row order; null keeps file order."""
-    min_prompt_tokens: Count | None = None
-    max_prompt_tokens: Count | None = None
+    min_prompt_tokens: Players | None = None
+    max_prompt_tokens: Players | None = None
     """Bounds on the players of a row; text input only."""
     filters: Annotated[tuple[RowFilter, ...], Field(strict=False)] = ()
-    balanced_token_counts: Annotated[tuple[Count, ...], Field(strict=False, min_length=1)] | None = None
-    samples_per_token_count: Count | None = None
+    balanced_token_counts: Annotated[tuple[Players, ...], Field(strict=False, min_length=1)] | None = None
+    samples_per_token_count: Rows | None = None
     allow_partial_token_count_buckets: bool = False
 
 
@@ -366,12 +428,12 @@ class ModalityConfig(Block):
 class GenerationBlock(Block):
     """How answers are decoded."""
 
-    max_new_tokens: Count = 32
+    max_new_tokens: NewTokens = 32
     text_temperature: Temperature = 0.2
     """0 decodes greedily."""
-    text_top_k: Count | None = None
+    text_top_k: TopK | None = None
     audio_temperature: Temperature | None = None
-    audio_top_k: Count | None = None
+    audio_top_k: TopK | None = None
     reuse_sampled_answers: bool = False
     """With a temperature above 0, let runs share answers; this correlates their errors."""
 
@@ -396,9 +458,9 @@ class AudioSegmentation(Block):
     """How a recording is cut into players."""
 
     method: Literal["raw", "sgpa"] = "raw"
-    window_ms: Annotated[float, Field(gt=0.0)] = 80.0
+    window_ms: WindowMs = 80.0
     """Length of a `raw` window; 80 ms is one LFM2-Audio input frame."""
-    aligner_device: str | None = None
+    aligner_device: Name | None = None
 
 
 class ShapConfig(Block):
@@ -420,10 +482,10 @@ class ShapConfig(Block):
 class EmbeddingSettings(Block):
     """How an external encoder is run."""
 
-    revision: str | None = None
-    max_length: Count = 64
+    revision: Name | None = None
+    max_length: MaxLength = 64
     """Tokens of an answer that the encoder reads."""
-    batch_size: Count = 64
+    batch_size: BatchSize = 64
     l2_normalize: bool = True
     local_files_only: bool = False
     device: Device = None
@@ -432,7 +494,7 @@ class EmbeddingSettings(Block):
 class EmbeddingBlock(EmbeddingSettings):
     """External encoder for the embedding similarities, as written."""
 
-    model_id: str | None = None
+    model_id: WrittenPath | None = None
     """Hub id or local directory; the explained model's own states when null."""
 
 
@@ -446,9 +508,9 @@ class WandbConfig(Block):
     """Weights & Biases."""
 
     enabled: bool = True
-    project: str = "mllm-shap"
-    entity: str | None = None
-    group: str | None = None
+    project: Name = "mllm-shap"
+    entity: Name | None = None
+    group: Name | None = None
     mode: Literal["online", "offline", "disabled"] = "online"
     tags: Annotated[tuple[str, ...], Field(strict=False)] = ()
 
@@ -519,21 +581,21 @@ class ShapOverride(Block):
 class GenerationOverride(Block):
     """A variant's changes to the `generation` block; absent keys keep the config's."""
 
-    max_new_tokens: Count | None = None
+    max_new_tokens: NewTokens | None = None
     text_temperature: Temperature | None = None
-    text_top_k: Count | None = None
+    text_top_k: TopK | None = None
     audio_temperature: Temperature | None = None
-    audio_top_k: Count | None = None
+    audio_top_k: TopK | None = None
     reuse_sampled_answers: bool | None = None
 
 
 class EmbeddingOverride(Block):
     """A variant's changes to the `embedding` block; absent keys keep the config's."""
 
-    model_id: str | None = None
-    revision: str | None = None
-    max_length: Count | None = None
-    batch_size: Count | None = None
+    model_id: WrittenPath | None = None
+    revision: Name | None = None
+    max_length: MaxLength | None = None
+    batch_size: BatchSize | None = None
     l2_normalize: bool | None = None
     local_files_only: bool | None = None
     device: Device = None
@@ -560,8 +622,8 @@ class ExperimentSet(Block):
     """One config file: a model, rows, and the explainers to run on them."""
 
     experiment_set_id: PathSegment
-    output_root: str = "experiments_output"
-    """Directory or any fsspec URI; a relative directory starts where the command is run."""
+    output_root: Annotated[str, AfterValidator(location)] = "experiments_output"
+    """Directory or any fsspec URI, `~` expanded; a relative directory starts where the command is run."""
     connector: ConnectorName = "liquid_audio"
     connector_kwargs: ConnectorKwargs = ConnectorKwargs()
     device: Device = None

@@ -2,11 +2,23 @@
 
 import io
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mllm_shapx.errors import RowError, UsageError
+
+MOST_SECONDS = 600
+"""Length of a recording that is taken: ten minutes, 7,500 windows of 80 ms."""
+
+MOST_RATE = 192_000
+"""Samples per second and channel that are taken."""
+
+MOST_CHANNELS = 64
+
+_BLOCK = 1 << 16
+"""Frames decoded at once."""
 
 SILENCE = 1e-5
 """Peak amplitude, of full scale 1, under which a recording says nothing: less than a bit of 16-bit audio."""
@@ -20,22 +32,52 @@ def decode(data: bytes, *, allow_empty: bool = False) -> tuple[NDArray[np.float3
 
     Raises:
         RowError: `empty_audio` for no bytes, or no samples unless `allow_empty`; `bad_audio` for bytes that
-            are no audio, or samples that are not finite.
+            are no audio, or samples that are not finite; `long_audio` for more than `MOST_SECONDS`.
         UsageError: When soundfile is not installed.
     """
     if not data:
         raise RowError("empty_audio", "the recording holds no bytes")
     soundfile = _soundfile()
     try:
-        frames, rate = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
-    except (RuntimeError, TypeError, ValueError) as error:
+        with soundfile.SoundFile(io.BytesIO(data)) as stream:
+            rate = int(stream.samplerate)
+            _refuse_long(stream.frames, rate, stream.channels)
+            waveform = _mono(stream, rate)
+    except (RuntimeError, TypeError, ValueError, MemoryError) as error:
         raise RowError("bad_audio", f"the recording cannot be decoded ({_reason(error)})") from error
-    if len(frames) == 0 and not allow_empty:
+    if len(waveform) == 0 and not allow_empty:
         raise RowError("empty_audio", "the recording is 0 samples long")
-    if not np.isfinite(frames).all():
+    if not np.isfinite(waveform).all():
         raise RowError("bad_audio", "the recording holds samples that are not numbers (NaN or infinite)")
-    waveform: NDArray[np.float32] = frames.mean(axis=1, dtype=np.float32)
-    return waveform, int(rate)
+    return waveform, rate
+
+
+def _refuse_long(frames: int, rate: int, channels: int) -> None:
+    """Refuse by what the header says, before anything is decoded: a constant tone packs 1000 times.
+
+    Raises:
+        RowError: `long_audio`, or `bad_audio` for a rate or channels that no recording has.
+    """
+    if not 0 < rate <= MOST_RATE or not 0 < channels <= MOST_CHANNELS:
+        raise RowError(
+            "bad_audio", f"the recording says that it has {channels} channel(s) of {rate} samples per second"
+        )
+    if frames > MOST_SECONDS * rate:
+        raise RowError(
+            "long_audio",
+            f"the recording is {frames / rate:,.0f} s long, and at most {MOST_SECONDS} s are taken: cut it",
+        )
+
+
+def _mono(stream: Any, rate: int) -> NDArray[np.float32]:
+    """Decode block by block: memory is that of one channel, and a header that understates ends here."""
+    blocks: list[NDArray[np.float32]] = []
+    count = 0
+    while len(block := stream.read(_BLOCK, dtype="float32", always_2d=True)):
+        blocks.append(block.mean(axis=1, dtype=np.float32))
+        count += len(block)
+        _refuse_long(count, rate, stream.channels)
+    return np.concatenate(blocks) if blocks else np.zeros(0, dtype=np.float32)
 
 
 def encode_wav(waveform: NDArray[np.floating], rate: int) -> bytes:

@@ -1,12 +1,15 @@
 """A dataset row as the conversation that is explained."""
 
 import contextlib
+import math
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mllm_shapx.config.models import ChatConfig, DatasetConfig, ModalityConfig
+from mllm_shapx.config.paths import expanded
 from mllm_shapx.data.columns import resolve_columns
 from mllm_shapx.data.table import Table
 from mllm_shapx.errors import RowError
@@ -16,6 +19,12 @@ if TYPE_CHECKING:
 
 UNKNOWN = "unknown"
 """Language of a row that tells none."""
+
+_LONGEST_NAN = 16
+"""Characters of a text that is looked at for the word nan and blanks."""
+
+_MOST_BYTES = 1 << 28
+"""Size of a recording's file that is read; larger ones are longer than any recording that is taken."""
 
 _CONTEXT_ROLES = {
     "SYSTEM": frozenset({"system"}),
@@ -62,7 +71,7 @@ def load_row(table: Table, row_index: int, dataset: DatasetConfig, modality: Mod
 
     Raises:
         RowError: `no_text`, `bad_text`, `no_audio`, `bad_audio`, `empty_audio`, `silent_audio`,
-            `audio_text_mismatch` or `unreadable_row`: what is wrong with this row alone.
+            `long_audio`, `audio_text_mismatch` or `unreadable_row`: what is wrong with this row alone.
         DatasetError: When a column is missing.
     """
     values = table.row(row_index, resolve_columns(table, dataset, modality).names)
@@ -140,13 +149,20 @@ def _texts(value: Any) -> list[str]:
     items = value if isinstance(value, list) else [value]
     if any(isinstance(item, dict | list | bytes) for item in items):
         raise RowError("bad_text", "the text column holds neither text nor a list of texts")
-    return ["" if item is None else str(item) for item in items]
+    return ["" if is_missing(item) else str(item) for item in items]
+
+
+def is_missing(value: Any) -> bool:
+    """Return whether a value stands for no text: null, NaN, or the word nan that tools write for it."""
+    if isinstance(value, str):
+        return len(value) < _LONGEST_NAN and value.strip() in {"nan", "NaN"}
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def _written(text: Any) -> list[_Piece]:
     pieces = [_Piece(sentence, None) for sentence in sentences(text)]
     if not pieces:
-        raise RowError("no_text", "there is no text")
+        raise RowError("no_text", "there is no text: the value is empty or NaN")
     return pieces
 
 
@@ -224,10 +240,10 @@ def _bytes(recording: Any, folder: Path | None) -> bytes:
     if isinstance(recording, str):
         return _read_file(recording, folder)
     if isinstance(recording, dict):
-        if recording.get("bytes") is not None:
+        if isinstance(recording.get("bytes"), bytes):
             return bytes(recording["bytes"])
-        if recording.get("path"):
-            return _read_file(str(recording["path"]), folder)
+        if isinstance(recording.get("path"), str) and recording["path"]:
+            return _read_file(recording["path"], folder)
         if recording.get("array") is not None and recording.get("sampling_rate"):
             return _from_samples(recording)
     if recording is None or isinstance(recording, dict):
@@ -238,9 +254,17 @@ def _bytes(recording: Any, folder: Path | None) -> bytes:
 
 
 def _read_file(written: str, folder: Path | None) -> bytes:
-    path = Path(written).expanduser()
+    try:
+        path = expanded(written)
+    except ValueError as error:
+        raise RowError("no_audio", f"the recording's path {error}") from error
     path = path if folder is None else folder / path
     try:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise RowError("bad_audio", f"{path} is no file")
+        if found.st_size > _MOST_BYTES:
+            raise RowError("long_audio", f"{path} is larger than {_MOST_BYTES >> 20} MB")
         return path.read_bytes()
     except FileNotFoundError as error:
         raise RowError("no_audio", f"there is no file {path}") from error
@@ -251,12 +275,16 @@ def _read_file(written: str, folder: Path | None) -> bytes:
 def _from_samples(recording: Mapping[str, Any]) -> bytes:
     import numpy as np
 
-    from mllm_shapx.data.audio import encode_wav
+    from mllm_shapx.data.audio import MOST_RATE, encode_wav
 
-    samples = np.asarray(recording["array"], dtype=np.float32)
-    if samples.ndim != 1 or not np.isfinite(samples).all():
-        raise RowError("bad_audio", "the recording's samples are not one row of numbers")
-    return encode_wav(samples, int(recording["sampling_rate"]))
+    try:
+        samples = np.asarray(recording["array"], dtype=np.float32)
+        rate = int(recording["sampling_rate"])
+    except (TypeError, ValueError, OverflowError):
+        samples, rate = np.zeros((1, 1), dtype=np.float32), 0
+    if samples.ndim != 1 or not np.isfinite(samples).all() or not 0 < rate <= MOST_RATE:
+        raise RowError("bad_audio", "the recording's samples are not one row of numbers with a sampling rate")
+    return encode_wav(samples, rate)
 
 
 def _language(values: Mapping[str, Any], column: str | None) -> str:

@@ -17,7 +17,7 @@ import pyarrow.csv as pacsv
 from numpy.typing import NDArray
 
 from mllm_shapx.data.contents import hash_of, read_pieces
-from mllm_shapx.data.table import BATCH_ROWS, column_values
+from mllm_shapx.data.table import BATCH_ROWS, UNREADABLE, column_values, refuse_too_many
 from mllm_shapx.errors import DatasetError, RowError
 
 _SCAN_BYTES = 1 << 24
@@ -71,6 +71,7 @@ class CsvTable:
                     "name files of one header in dataset.path"
                 )
         counts = [len(file.starts) for file in indexed]
+        refuse_too_many(name, sum(counts))
         return cls(
             name=name,
             columns=indexed[0].header,
@@ -165,12 +166,28 @@ def _record_bounds(path: Path) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         found.append(np.flatnonzero((block == _NEWLINE) & (before % 2 == 0)) + offset + 1)
         quotes = int(before[-1])
     ends = np.concatenate(found)
+    if quotes % 2:
+        _refuse_open_quote(path, data, int(ends[-1]) if len(ends) else 0)
     if len(ends) == 0 or ends[-1] != size:
         ends = np.append(ends, size)
     starts = np.concatenate([np.zeros(1, dtype=np.int64), ends[:-1]])
     length, opening = ends - starts, data[starts]
     blank = ((length == 1) & (opening == _NEWLINE)) | ((length == len(b"\r\n")) & (opening == _RETURN))
     return starts[~blank], ends[~blank]
+
+
+def _refuse_open_quote(path: Path, data: NDArray[np.uint8], start: int) -> None:
+    """Refuse a file whose last quote is never closed: the record that begins at `start` takes in the rest.
+
+    Raises:
+        DatasetError: Always.
+    """
+    line = 1 + int(np.count_nonzero(data[:start] == _NEWLINE))
+    rest = int(np.count_nonzero(data[start:] == _NEWLINE))
+    raise DatasetError(
+        f"{path}: a quote in the record that begins in line {line} is never closed, and the {rest} line(s) "
+        "from there on would be one value; close it, or double a quote that belongs to the text"
+    )
 
 
 def _header_names(path: Path, header: bytes) -> tuple[str, ...]:
@@ -205,10 +222,11 @@ def _parse(
                 include_columns=None if columns is None else list(columns),
                 strings_can_be_null=True,
                 quoted_strings_can_be_null=False,
-                null_values=[""],
+                # What pandas writes for a missing value; in quotes it is text.
+                null_values=["", "nan", "NaN"],
             ),
         )
-    except pa.ArrowException as error:
+    except UNREADABLE as error:
         raise DatasetError(
             f"{file.path}: is no CSV file with {len(file.header)} columns ({error}); "
             "quote values that hold commas or line breaks"

@@ -1,7 +1,7 @@
 """Row filters: which values of a column satisfy `op value`."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from mllm_shapx.config.models import RowFilter
 from mllm_shapx.data.arrow import scalar, to_mask
+from mllm_shapx.data.table import UNREADABLE
 from mllm_shapx.errors import DatasetError
 
 _FALSE = scalar(value=False)
@@ -36,8 +37,19 @@ def passes(column: pa.Array, row_filter: RowFilter, number: int, where: str) -> 
     Raises:
         DatasetError: When the value cannot be compared with the column; it names `where` and the filter.
     """
-    values = plain_values(column)
-    fits = _Fits(values.type, f"{where}: selection.filters[{number}] ({describe(row_filter)})")
+    fits = _Fits(column.type, f"{where}: selection.filters[{number}] ({describe(row_filter)})")
+    try:
+        values = plain_values(column)
+        return _passes(values, row_filter, replace(fits, kind=values.type))
+    except (*UNREADABLE, NotImplementedError) as error:
+        # Arrow has kernels for some pairs of types only.
+        raise DatasetError(
+            f"{fits.where}: the column holds {column.type}, and values of that type cannot be compared; "
+            "write it as text, a number or true/false"
+        ) from error
+
+
+def _passes(values: pa.Array, row_filter: RowFilter, fits: "_Fits") -> NDArray[np.bool_]:
     op, value = row_filter.op, row_filter.value
     if op in {"==", "!=", "in", "not_in"}:
         items = value if isinstance(value, list) and op in {"in", "not_in"} else [value]
@@ -68,8 +80,14 @@ def _any_equal(values: pa.Array, items: Sequence[Any], fits: "_Fits") -> NDArray
 
 
 def plain_values(column: pa.Array) -> pa.Array:
-    """Return a dictionary-encoded column as its values."""
-    return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+    """Return a column's values without their encoding: dictionaries, run lengths, extensions, views."""
+    if isinstance(column, pa.ExtensionArray):
+        column = column.storage
+    if pa.types.is_dictionary(column.type):
+        return plain_values(column.dictionary_decode())
+    if pa.types.is_run_end_encoded(column.type):
+        return plain_values(pc.run_end_decode(column))
+    return pc.cast(column, pa.large_string()) if pa.types.is_string_view(column.type) else column
 
 
 @dataclass(frozen=True, slots=True)

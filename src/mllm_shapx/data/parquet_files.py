@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mllm_shapx.data.contents import hash_of, read_pieces
-from mllm_shapx.data.table import BATCH_ROWS, column_values
+from mllm_shapx.data.table import BATCH_ROWS, UNREADABLE, column_values, refuse_too_many
 from mllm_shapx.errors import DatasetError, RowError
 
 _LARGE_BYTES = 1 << 26
@@ -47,10 +47,11 @@ class ParquetTable:
             DatasetError: When a file is missing, unreadable, no parquet, or has other columns than the first.
         """
         footers = [_footer(path) for path in files]
-        columns = tuple(footers[0].schema.to_arrow_schema().names)
+        columns = _columns(files[0], footers[0])
         for path, footer in zip(files, footers, strict=True):
             _check_same_columns(files[0], columns, path, footer)
         counts = [footer.num_rows for footer in footers]
+        refuse_too_many(name, sum(counts))
         return cls(
             name=name,
             files=tuple(files),
@@ -73,7 +74,7 @@ class ParquetTable:
                 yield from self._reader(number).iter_batches(
                     batch_size=BATCH_ROWS, columns=list(columns), use_threads=False
                 )
-            except (pa.ArrowException, OSError) as error:
+            except (*UNREADABLE, OSError) as error:
                 raise DatasetError(f"{path}: cannot be read ({error}); restore the file") from error
 
     def column(self, name: str) -> list[Any]:
@@ -89,7 +90,7 @@ class ParquetTable:
         size = _stored_bytes(self._metadata[number], group, columns)
         try:
             return self._seek(number, group, offset, columns, size)
-        except (pa.ArrowException, OSError) as error:
+        except (*UNREADABLE, OSError) as error:
             raise _row_failure(self.files[number], index, error) from error
         finally:
             if size >= _LARGE_BYTES:
@@ -178,7 +179,7 @@ def _footer(path: Path) -> pq.FileMetaData:
         return pq.read_metadata(path, memory_map=True)
     except FileNotFoundError as error:
         raise DatasetError(f"{path}: no such file; correct dataset.path") from error
-    except pa.ArrowException as error:
+    except UNREADABLE as error:
         raise DatasetError(
             f"{path}: is not a parquet file, or is cut short ({error}); write or download it again"
         ) from error
@@ -186,8 +187,24 @@ def _footer(path: Path) -> pq.FileMetaData:
         raise DatasetError(f"{path}: cannot be read ({error}); check its permissions") from error
 
 
+def _columns(path: Path, footer: pq.FileMetaData) -> tuple[str, ...]:
+    """Return the names of a file's columns.
+
+    Raises:
+        DatasetError: When the schema cannot be read, or a name stands there twice.
+    """
+    try:
+        names = tuple(footer.schema.to_arrow_schema().names)
+    except UNREADABLE as error:
+        raise DatasetError(f"{path}: its columns cannot be read ({error}); write it again") from error
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise DatasetError(f"{path}: names a column twice: {', '.join(twice)}; rename one")
+    return names
+
+
 def _check_same_columns(first: Path, columns: tuple[str, ...], path: Path, footer: pq.FileMetaData) -> None:
-    names = set(footer.schema.to_arrow_schema().names)
+    names = set(_columns(path, footer))
     differing = sorted(names.symmetric_difference(columns))
     if differing:
         raise DatasetError(

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,14 +13,20 @@ from numpy.typing import NDArray
 from mllm_shapx.config.models import DatasetConfig, ModalityConfig, SelectionConfig
 from mllm_shapx.data.arrow import scalar, to_integers
 from mllm_shapx.data.columns import listed, optional_column, require_column, resolve_columns
-from mllm_shapx.data.conversations import sentences
+from mllm_shapx.data.conversations import is_missing, sentences
 from mllm_shapx.data.filters import describe, passes, plain_values
 from mllm_shapx.data.scripts import lacks_spaces
-from mllm_shapx.data.table import Table
+from mllm_shapx.data.table import UNREADABLE, ScanNotice, Table, python_values
 from mllm_shapx.data.tokens import count_players
-from mllm_shapx.errors import DatasetError
+from mllm_shapx.errors import DatasetError, RowError
 from mllm_shapx.planning.players import PlayerCounts
 
+_BYTES = (
+    pa.types.is_binary,
+    pa.types.is_large_binary,
+    pa.types.is_fixed_size_binary,
+    pa.types.is_binary_view,
+)
 _UNKNOWN = -1
 """Token count of a row that has none."""
 
@@ -156,7 +163,9 @@ def _scan(
     token_counts = None if count_column is None else np.full(total, _UNKNOWN, dtype=np.int64)
     wanted = dict.fromkeys(row_filter.column for row_filter in selection.filters)
     wanted |= dict.fromkeys(name for name in (text, count_column) if name is not None)
+    notice = ScanNotice(table.name, total)
     for start, batch in _numbered(table, list(wanted)):
+        notice.show(start)
         place = slice(start, start + batch.num_rows)
         part = np.ones(batch.num_rows, dtype=np.bool_)
         for number, row_filter in enumerate(selection.filters):
@@ -165,7 +174,8 @@ def _scan(
         mask[place] = part
         if players is not None and text is not None:
             _check_text(batch.column(text).type, text, table.name)
-            players[:, place], unspaced[place] = _count(batch.column(text), part, token_filters)
+            texts = plain_values(batch.column(text))
+            players[:, place], unspaced[place] = _count(texts, part, token_filters)
         if token_counts is not None and count_column is not None:
             token_counts[place] = _integers(batch.column(count_column), count_column, table.name)
     first, others = (None, None) if players is None else (players[0], players[1:])
@@ -205,30 +215,43 @@ def _count(
     """
     players = np.zeros((len(token_filters), len(texts)), dtype=np.int64)
     unspaced = np.zeros(len(texts), dtype=np.bool_)
-    for place, (value, want) in enumerate(zip(texts.to_pylist(), wanted.tolist(), strict=True)):
-        if not want:
-            continue
-        parts = [value] if isinstance(value, str) else sentences(value)
+    for place, (value, want) in enumerate(zip(python_values(texts), wanted.tolist(), strict=True)):
+        parts = _parts(value) if want else []
         for number, token_filter in enumerate(token_filters):
             players[number, place] = sum(count_players(part, token_filter) for part in parts)
-        unspaced[place] = lacks_spaces("".join(parts), int(players[0, place]))
+        unspaced[place] = bool(parts) and lacks_spaces("".join(parts), int(players[0, place]))
     return players, unspaced
+
+
+def _parts(value: Any) -> list[str]:
+    """Return the text or the texts of a row; nothing where it is neither, which its row says later."""
+    if isinstance(value, str) and not is_missing(value):
+        return [value]
+    try:
+        return list(sentences(value))
+    except RowError:
+        return []
 
 
 def _check_text(kind: pa.DataType, name: str, where: str) -> None:
     """Refuse a text column of recordings or of structures: none of its rows could be explained."""
-    item = kind.value_type if pa.types.is_list(kind) or pa.types.is_large_list(kind) else kind
-    if pa.types.is_nested(item) or pa.types.is_binary(item) or pa.types.is_large_binary(item):
+    item = kind.value_type if _is_list(kind) or pa.types.is_dictionary(kind) else kind
+    if pa.types.is_nested(item) or any(is_bytes(item) for is_bytes in _BYTES):
         raise DatasetError(
             f"{where}: column {name!r} holds {kind}, neither text nor lists of texts; "
             "name the right one in dataset.column_mapping.text"
         )
 
 
+def _is_list(kind: pa.DataType) -> bool:
+    kinds = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list, pa.types.is_list_view)
+    return any(is_kind(kind) for is_kind in kinds)
+
+
 def _integers(column: pa.Array, name: str, where: str) -> NDArray[np.int64]:
     try:
         whole = pc.cast(plain_values(column), pa.int64())
-    except pa.ArrowException as error:
+    except (*UNREADABLE, NotImplementedError) as error:
         raise DatasetError(
             f"{where}: column {name!r} holds {column.type}, not whole numbers; "
             "name the right one in dataset.column_mapping.token_count"

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from mllm_shapx.config.loading import resolve_path
 from mllm_shapx.config.models import DatasetConfig
+from mllm_shapx.config.paths import exists, matches
 from mllm_shapx.data.hub_layout import local_split_files
 from mllm_shapx.data.table import Table
 from mllm_shapx.errors import DatasetError
@@ -46,7 +47,10 @@ def _local_files(dataset: DatasetConfig, config_path: Path | None) -> list[Path]
         raise DatasetError(
             f"dataset.path is missing: source {dataset.source!r} needs a file, a directory or a glob there"
         )
-    path = resolve_path(dataset.path, config_path)
+    try:
+        path = resolve_path(dataset.path, config_path)
+    except ValueError as error:
+        raise DatasetError(f"dataset.path: {error}") from error
     found = _expand(path, _SUFFIXES[dataset.source], dataset)
     if found:
         return found
@@ -58,15 +62,16 @@ def _local_files(dataset: DatasetConfig, config_path: Path | None) -> list[Path]
 
 
 def _expand(path: Path, suffix: str, dataset: DatasetConfig) -> list[Path]:
+    if not exists(path):
+        found = matches(path) if glob.has_magic(str(path)) else ()
+        return sorted(match for match in found if match.is_file())
     if path.is_dir():
         return _directory_files(path, suffix, dataset)
-    if path.exists():
+    if path.is_file():
         return [path]
-    if glob.has_magic(str(path)):
-        # A glob may be relative to either folder and hold **; pathlib takes no absolute pattern.
-        matches = map(Path, glob.glob(str(path), recursive=True))  # noqa: PTH207
-        return sorted(match for match in matches if match.is_file())
-    return []
+    raise DatasetError(
+        f"dataset.path {dataset.path!r}: is a pipe or a device, which cannot be read twice; name a file"
+    )
 
 
 def _directory_files(directory: Path, suffix: str, dataset: DatasetConfig) -> list[Path]:

@@ -1,15 +1,24 @@
 """What a dataset is to the rest of the product: named columns over numbered rows, read in parts."""
 
-from collections.abc import Iterator, Sequence
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import pyarrow as pa
 
-from mllm_shapx.errors import RowError
+from mllm_shapx.errors import DatasetError, RowError
+from mllm_shapx.plaintext import shown
+
+UNREADABLE = (pa.ArrowException, ValueError, TypeError, ArithmeticError, LookupError)
+"""What Arrow raises for a value that Python cannot hold: invalid UTF-8, a time too far away, no time zone."""
 
 BATCH_ROWS = 8192
 """Rows read at once when a column is scanned."""
+
+MOST_ROWS = 10_000_000
+"""Rows of a dataset. More are refused before any is read: the selection looks at each of them."""
 
 
 class Table(Protocol):
@@ -64,6 +73,57 @@ class Table(Protocol):
         """Return a hash of what the files hold in `columns`, None for a table that has a `commit`."""
 
 
+def refuse_too_many(name: str, rows: int) -> None:
+    """Refuse a dataset of more than `MOST_ROWS` rows; a few kB of parquet may say that they hold 10^9.
+
+    Raises:
+        DatasetError: When it has more.
+    """
+    if rows > MOST_ROWS:
+        raise DatasetError(
+            f"{name}: has {rows:,} rows, and at most {MOST_ROWS:,} are taken; write the rows of this study "
+            "into a file of their own, or name fewer files in dataset.path"
+        )
+
+
+def python_values(array: pa.Array) -> list[Any]:
+    """Return an array's values as Python has them; None for those that Python cannot hold.
+
+    Text that is not UTF-8 and times beyond the year 9999 are such: the one row that holds it fails by itself
+    when it is read, and the others stay.
+    """
+    try:
+        values: list[Any] = array.to_pylist()
+    except UNREADABLE:
+        return [_python_value(array, place) for place in range(len(array))]
+    return values
+
+
+def _python_value(array: pa.Array, place: int) -> Any:
+    try:
+        return array[place].as_py()
+    except UNREADABLE:
+        return None
+
+
+class ScanNotice:
+    """Says on the standard error how far a scan is that takes long; nothing for one that does not."""
+
+    def __init__(
+        self, name: str, rows: int, *, every_s: float = 5.0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._name, self._rows, self._every_s, self._clock = name, rows, every_s, clock
+        self._due = clock() + every_s
+
+    def show(self, done: int) -> None:
+        """Say that `done` rows were looked at, if it is time for a line."""
+        if self._clock() < self._due:
+            return
+        self._due = self._clock() + self._every_s
+        line = f"{self._name}: {done:,} of {self._rows:,} rows looked at"
+        print(shown(line), file=sys.stderr, flush=True)
+
+
 def column_values(table: Table, name: str) -> list[Any]:
     """Return one whole column of `table`, read batch by batch."""
-    return [value for batch in table.batches([name]) for value in batch.column(0).to_pylist()]
+    return [value for batch in table.batches([name]) for value in python_values(batch.column(0))]

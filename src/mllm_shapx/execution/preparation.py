@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mllm_shapx.config.loading import LoadedConfig
+from mllm_shapx.config.paths import real
 from mllm_shapx.data.selection import select_rows
 from mllm_shapx.data.sources import open_table
 from mllm_shapx.errors import OutputError
@@ -270,7 +271,7 @@ def run_spec(study: Study, run: RunSpec) -> dict[str, Any]:
 
 
 def _absolute(uri: str) -> str:
-    return uri if "://" in uri else str(Path(uri).resolve())
+    return uri if "://" in uri else str(real(Path(uri)))
 
 
 def prune_answers(study: Study) -> PruneResult:

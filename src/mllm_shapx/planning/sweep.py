@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
+from math import prod
 from typing import Any
 
 from mllm_shapx.config.models import (
@@ -17,9 +18,10 @@ from mllm_shapx.config.models import (
 from mllm_shapx.errors import ConfigError, Problem
 from mllm_shapx.planning.precision import rounding_warnings
 from mllm_shapx.planning.runs import Budget, HierarchicalSpec, RunSpec
+from mllm_shapx.records.layout import name_fault
 
-STORE_FOLDER = "generations"
-"""Folder beside the runs' folders that no run may be named after (formats.md, The output)."""
+MOST_RUNS = 10_000
+"""Runs of one experiment set; lists of budgets multiply."""
 
 
 @dataclass(frozen=True)
@@ -54,13 +56,14 @@ def expand(experiment_set: ExperimentSet, source: str | None = None) -> Sweep:
     `source` is the file that errors name; the experiment set's id when None.
 
     Raises:
-        ConfigError: When two runs of one name have different settings, a run is named like the store's
-            folder, or a variant lacks what its explainer needs.
+        ConfigError: When two runs of one name have different settings, a run is named like something that
+            the directory holds, a variant lacks what its explainer needs, or there are too many runs.
     """
     runs: dict[str, RunSpec] = {}
     origins: dict[str, str] = {}
     problems: list[Problem] = []
     warnings: list[str] = []
+    _refuse_too_many(experiment_set.experiments, source or experiment_set.experiment_set_id)
     for index, variant in enumerate(experiment_set.experiments):
         path = f"experiments[{index}]"
         entries = list(_entries(variant))
@@ -70,8 +73,9 @@ def expand(experiment_set: ExperimentSet, source: str | None = None) -> Sweep:
         for run in _runs(experiment_set, variant, entries):
             first = runs.setdefault(run.name, run)
             origin = origins.setdefault(run.name, path)
-            if run.name == STORE_FOLDER:
-                problems.append(Problem(f"{path}.name", f'"{run.name}" is the name of the store\'s folder'))
+            fault = name_fault(run.name)
+            if fault is not None:
+                problems.append(Problem(f"{path}.name", fault, "give the variant another name"))
             elif first is not run and first.result_settings == run.result_settings:
                 warnings.append(f'{path}: run "{run.name}" is already in {origin}; it is run once')
             elif first is not run:
@@ -80,6 +84,32 @@ def expand(experiment_set: ExperimentSet, source: str | None = None) -> Sweep:
         raise ConfigError(source or experiment_set.experiment_set_id, problems)
     warnings += rounding_warnings(tuple(runs.values()))
     return Sweep(tuple(runs.values()), tuple(warnings))
+
+
+def _refuse_too_many(variants: Sequence[Variant], source: str) -> None:
+    """Refuse a sweep that would take minutes to write down."""
+    counts = [_count(variant) for variant in variants]
+    if sum(counts) > MOST_RUNS:
+        largest = max(range(len(counts)), key=counts.__getitem__)
+        message = f"{sum(counts):,} runs are too many: at most {MOST_RUNS:,} in one config"
+        fix = f"experiments[{largest}] makes {counts[largest]:,} of them: shorten its lists"
+        raise ConfigError(source, [Problem("experiments", message, fix)])
+
+
+def _count(variant: Variant) -> int:
+    """Return how many runs a variant makes, without making them."""
+    block = variant.hierarchical
+    if variant.explainer_type != "hierarchical" or block is None:
+        return max(1, len(variant.num_samples) + len(variant.fractions) + len(variant.linear))
+    lists = (
+        block.ks,
+        block.importance_min_fractions,
+        block.shap_num_samples,
+        block.shap_fractions,
+        block.first_layer_num_samples,
+        block.first_layer_fractions,
+    )
+    return prod(max(1, len(values)) for values in lists)
 
 
 def _clash(path: str, origin: str, first: RunSpec, second: RunSpec) -> Problem:

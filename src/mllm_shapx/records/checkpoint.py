@@ -6,9 +6,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
+from mllm_shapx.records.sample_file import MOST_ROW
 from mllm_shapx.records.storage import Storage, decode_json
 
 VERSION = 2
+
+_LATEST = 253402300800.0
+"""The year 10000, in seconds since 1970."""
 
 # The file holds every finished row, so writing it costs time in proportion: 100,000 rows take some 30 ms.
 _SHORTEST_INTERVAL_S = 2.0
@@ -57,7 +61,7 @@ class Checkpoint:
         return cls(
             completed_indices=_indices(content, "completed_indices"),
             failed_indices=_indices(content, "failed_indices"),
-            next_index=int(_number(content, "next_index")),
+            next_index=_index(content, "next_index"),
             created_at=_number(content, "created_at"),
             updated_at=_number(content, "updated_at"),
         )
@@ -160,13 +164,20 @@ class CheckpointWriter:
 
 def _indices(content: dict[str, Any], key: str) -> tuple[int, ...]:
     value = content.get(key)
-    if not isinstance(value, list) or not all(type(index) is int for index in value):
+    if not isinstance(value, list) or not all(type(row) is int and 0 <= row <= MOST_ROW for row in value):
         raise ValueError(f"its {key} is not a list of row indices")
     return tuple(value)
 
 
+def _index(content: dict[str, Any], key: str) -> int:
+    value = content.get(key)
+    if type(value) is not int or not 0 <= value <= MOST_ROW:
+        raise ValueError(f"its {key} is not a position in the selection")
+    return value
+
+
 def _number(content: dict[str, Any], key: str) -> float:
     value = content.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"its {key} is not a number")  # noqa: TRY004 -- one error type for damaged content
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _LATEST:
+        raise ValueError(f"its {key} is not a time in seconds since 1970")
     return value

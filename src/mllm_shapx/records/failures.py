@@ -2,22 +2,26 @@
 
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from mllm_shapx.records.sample_file import Real, Whole
 
 
 @dataclass(frozen=True, slots=True)
 class FailureRecord:
     """What is known about a row's failed attempts in one run."""
 
-    row_index: int
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(allow_inf_nan=False)
+
+    row_index: Whole
     run_name: str
     reason: str
     """A short stable word for listing and filtering, such as `no_players` or `worker_died`."""
     message: str
     """What failed, in words."""
-    attempts: int
+    attempts: Whole
     """Tries that were charged to this row."""
     quarantined: bool
     """Whether the row is given up until `retry`; else only its attempts are on record."""
@@ -26,7 +30,7 @@ class FailureRecord:
     traceback: str | None = None
     log_tail: tuple[str, ...] = ()
     """The worker's last log lines, the oldest first."""
-    at: float = 0.0
+    at: Real = 0.0
     """When it failed last, seconds since 1970."""
 
     def to_json(self) -> dict[str, Any]:

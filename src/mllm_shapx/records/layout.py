@@ -8,9 +8,38 @@ GENERATIONS = "generations"
 LOCK = ".lock"
 PACE = "pace.json"
 
+RESERVED = {
+    GENERATIONS: "the store's folder",
+    PACE: "the file of measured costs",
+    "config.json": "the config's copy",
+    "report.html": "the report's file",
+    "wandb": "the folder of Weights & Biases",
+    "spec.json": "a file by which a run's directory is known",
+    "checkpoint.json": "a file by which a run's directory is known",
+    "samples": "a folder by which a run's directory is known",
+}
+"""Names that no run may have, and what they are: a folder of that name would be taken for something else."""
+
+_LONGEST_NAME = 200
+"""Characters of a run's name: file systems take 255 bytes, and other tools put something before or behind."""
+
 _SAMPLE = re.compile(r"sample_(\d{5,})_result\.json")
 _FAILURE = re.compile(r"sample_(\d{5,})\.json")
 _GENERATION = re.compile(r"(\d{5,})-([0-9A-Za-z_]+)(\.parquet|\.embeddings\.parquet|\.parts)")
+
+
+def name_fault(run_name: str) -> str | None:
+    """Return why no run can have this name, None when one can. Case does not matter: some disks ignore it."""
+    if run_name.startswith("."):
+        return f'"{run_name}" begins with a dot, and hidden folders are not looked for'
+    if run_name.startswith("set_aside_"):
+        return f'"{run_name}" begins like the folders of results that were set aside'
+    taken = RESERVED.get(run_name.casefold())
+    if taken is not None:
+        return f'"{run_name}" is the name of {taken}'
+    if len(run_name) > _LONGEST_NAME:
+        return f"the run's name is {len(run_name)} characters long, and at most {_LONGEST_NAME} are taken"
+    return None
 
 
 def sample_name(row_index: int) -> str:

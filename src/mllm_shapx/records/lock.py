@@ -24,6 +24,9 @@ WATCH_S = 35.0
 
 _HEARTBEAT_S = 15.0
 _LOOK_S = 0.25
+_LARGEST_PID = 2**31 - 1
+_LATEST = 253402300800.0
+"""The year 10000, in seconds since 1970; a time beyond it was not written by a clock."""
 _ATTEMPTS = 5
 
 logger = logging.getLogger(__name__)
@@ -78,9 +81,12 @@ class LockHolder:
         try:
             content = json.loads(data)
             known = [field for field in fields(cls) if field.name in content or field.default is MISSING]
-            return cls(**{field.name: field.type(content[field.name]) for field in known})  # type: ignore[operator]
-        except (ValueError, TypeError, KeyError, OverflowError):
+            found = cls(**{field.name: field.type(content[field.name]) for field in known})  # type: ignore[operator]
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
             return None
+        times = (found.process_started_at, found.started_at, found.heartbeat)
+        is_possible = 0 < found.pid <= _LARGEST_PID and all(0 <= each < _LATEST for each in times)
+        return found if is_possible else None
 
     def is_running(self) -> bool | None:
         """Return whether the holder's process runs, None when that cannot be told from here."""
@@ -238,9 +244,12 @@ class OutputLock:
         return False
 
     def _content(self, path: str) -> bytes | None:
-        with contextlib.suppress(FileNotFoundError):
+        try:
             return self._storage.read_bytes(path)
-        return None
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise OutputError(f"{self._storage.locate(path)} is no lock file: {error}; remove it") from error
 
     def _refusal(self, holder: LockHolder) -> str:
         place = self._storage.locate(LOCK)
@@ -276,6 +285,6 @@ def lock_holder(storage: Storage) -> LockHolder | None:
     """Return who holds a directory now, None when nobody does; for `status`."""
     try:
         holder = LockHolder.from_bytes(storage.read_bytes(LOCK))
-    except (FileNotFoundError, ShapxError):
+    except (FileNotFoundError, ValueError, ShapxError):
         return None
     return holder if holder is not None and holder.seems_alive(time.time()) else None

@@ -389,7 +389,7 @@ class RunRecords:
 
     def _set_damaged_aside(self, path: str, error: Exception, kind: str, findings: _Findings) -> None:
         kept = self.move_aside(path)
-        reason = "it is a folder" if isinstance(error, IsADirectoryError) else str(error)
+        reason = str(error.strerror if isinstance(error, OSError) else error)
         findings.add(kind, f"{kept.rpartition('/')[2]} ({reason})")
 
 

@@ -2,12 +2,19 @@
 
 import math
 from functools import lru_cache
-from typing import Any, Literal, NotRequired, TypedDict
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+MOST_ROW = (1 << 53) - 1
+"""The largest row index: what a float holds exactly, so that every reader of JSON agrees on it."""
 
 # Strict: "3" is no number. NaN is no JSON. Unknown fields are welcome: later versions add some.
 _CONFIG = ConfigDict(strict=True, allow_inf_nan=False, extra="ignore")
+
+# Sums, squares and products of them must not overflow; no similarity comes near the bound.
+Real = Annotated[float, Field(ge=-1e100, le=1e100)]
+Whole = Annotated[int, Field(ge=0, le=MOST_ROW)]
 
 
 class AudioPieceFile(TypedDict):
@@ -15,7 +22,7 @@ class AudioPieceFile(TypedDict):
 
     __pydantic_config__ = _CONFIG  # type: ignore[misc]
 
-    num_bytes: int
+    num_bytes: Whole
 
 
 class EntryFile(TypedDict):
@@ -26,7 +33,7 @@ class EntryFile(TypedDict):
     content_type: Literal[0, 1]
     roles: list[Literal[0, 1, 2]]
     content: list[str | AudioPieceFile]
-    shap_values: list[float | None] | None
+    shap_values: list[Real | None] | None
 
 
 class AttributionFile(TypedDict):
@@ -34,12 +41,12 @@ class AttributionFile(TypedDict):
 
     __pydantic_config__ = _CONFIG  # type: ignore[misc]
 
-    abs_sum_text: float | None
-    abs_sum_audio: float | None
-    frac_text: float | None
-    frac_audio: float | None
-    count_text_tokens: int
-    count_audio_segments: int
+    abs_sum_text: Real | None
+    abs_sum_audio: Real | None
+    frac_text: Real | None
+    frac_audio: Real | None
+    count_text_tokens: Whole
+    count_audio_segments: Whole
 
 
 class SampleFile(TypedDict):
@@ -47,26 +54,26 @@ class SampleFile(TypedDict):
 
     __pydantic_config__ = _CONFIG  # type: ignore[misc]
 
-    row_index: int
+    row_index: Whole
     language: str
     original_language: str
-    runtime_sec: float
-    n_calls: int
-    model_calls: NotRequired[int]
+    runtime_sec: Real
+    n_calls: Whole
+    model_calls: NotRequired[Whole]
     prompt_texts: list[str]
     input_modality: str
     output_modality: str
     attr_summary: AttributionFile
     conversation: list[list[EntryFile]]
-    base_value: float | None
-    grand_value: float | None
-    values_sum: float | None
+    base_value: Real | None
+    grand_value: Real | None
+    values_sum: Real | None
     response: str
-    seed: int
-    num_players: int
-    distinct_answers: NotRequired[int | None]
+    seed: Whole
+    num_players: Whole
+    distinct_answers: NotRequired[Whole | None]
     audio_artifacts: NotRequired[dict[str, Any] | None]
-    num_levels: NotRequired[int | None]
+    num_levels: NotRequired[Whole | None]
     row_digest: NotRequired[str]
     environment: NotRequired[str]
 

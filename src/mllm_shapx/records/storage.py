@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import secrets
+import stat
 import time
 import uuid
 from collections import deque
@@ -13,10 +14,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
-from mllm_shapx.errors import OutputError, StorageError
+from mllm_shapx.errors import MisplacedError, OutputError, StorageError
 
 TEMP_PREFIX = ".tmp-"
 """Files of this prefix are unfinished writes; what is left of them after a crash may be removed."""
+
+_DEEPEST = 64
+"""Levels of objects and lists in a file that is read; deeper ones exhaust the stack of what compares them."""
 
 _READ_THREADS = 8
 _READ_CHUNK = 256
@@ -34,8 +38,16 @@ _REMEDIES = {
     errno.EPERM: "permission is denied: make the directory writable for this user",
     errno.EIO: "the disk or the network file system fails: check it",
     errno.ENOTDIR: "a file stands where a directory is needed: move it away",
+    errno.ELOOP: "a link leads to itself: remove it",
     errno.ENAMETOOLONG: "the path is too long: choose a shorter output_root or experiment_set_id",
 }
+
+
+_NO_FILE = {errno.ELOOP: "it is a link that leads to itself", errno.ENXIO: "it is a socket or a device"}
+
+
+class NoFileError(IsADirectoryError):
+    """Something that is no file stands where one belongs; its `strerror` says what."""
 
 
 class Storage(Protocol):
@@ -59,6 +71,7 @@ class Storage(Protocol):
 
         Raises:
             FileNotFoundError: When there is no such file.
+            ValueError: When a folder, a pipe or a device stands there.
         """
 
     def read_many(self, paths: Sequence[str]) -> Iterator[tuple[str, bytes | OSError]]:
@@ -140,9 +153,31 @@ def decode_json(data: bytes) -> Any:
     if not data.strip(b" \t\r\n\0"):
         raise ValueError("it is empty")
     try:
-        return json.loads(data)
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        content = json.loads(data, parse_constant=_refuse_constant)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    except ValueError as error:
         raise ValueError(f"it is not JSON ({error})") from error
+    # Few files have as many brackets, and to count them costs nothing beside parsing.
+    if data.count(b"[") + data.count(b"{") > _DEEPEST and _is_deep(content):
+        raise ValueError("it is nested too deeply")
+    return content
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _is_deep(content: Any) -> bool:
+    level = [content]
+    for _ in range(_DEEPEST):
+        level = [
+            item
+            for value in level
+            if isinstance(value, dict | list)
+            for item in (value.values() if isinstance(value, dict) else value)
+        ]
+    return bool(level)
 
 
 class LocalStorage:
@@ -193,7 +228,11 @@ class LocalStorage:
         """Return the file's bytes."""
         target = self.locate(path)
         with _translated("read", target):
-            return _read(target)
+            try:
+                return _read(target)
+            except NoFileError as error:
+                # For a reader it is a damaged file like any other.
+                raise ValueError(error.strerror) from error
 
     def read_many(self, paths: Sequence[str]) -> Iterator[tuple[str, bytes | OSError]]:
         """Read one after the other; ahead in threads where files are waited for, as on a network."""
@@ -468,7 +507,8 @@ def _translated(action: str, place: str, kinds: type[Exception] = OSError) -> It
         raise
     except kinds as error:
         message = f"cannot {action} {place}: {_reason(error)}, then run again with --resume"
-        raise StorageError(message) from error
+        is_misplaced = isinstance(error, OSError) and error.errno in {errno.ENOTDIR, errno.ELOOP}
+        raise (MisplacedError if is_misplaced else StorageError)(message) from error
 
 
 def _reason(error: Exception) -> str:
@@ -480,8 +520,18 @@ def _reason(error: Exception) -> str:
 
 def _read(path: str) -> bytes:
     # os.open costs half of what open() does, which matters for 100,000 samples.
-    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    # Without O_NONBLOCK a pipe in the place of a file would be waited for.
     try:
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno in _NO_FILE:
+            raise NoFileError(error.errno, _NO_FILE[error.errno], path) from error
+        raise
+    try:
+        mode = os.fstat(handle).st_mode
+        if not stat.S_ISREG(mode):
+            what = "it is a folder" if stat.S_ISDIR(mode) else "it is a pipe or a device"
+            raise NoFileError(errno.EISDIR, what, path)
         parts = []
         while part := os.read(handle, 1 << 18):
             parts.append(part)

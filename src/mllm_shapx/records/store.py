@@ -262,11 +262,10 @@ class CoalitionStore:
         for path in paths:
             try:
                 data = self._storage.read_bytes(path)
+                num_bytes += len(data)
+                table, header = decode_table(data)
             except FileNotFoundError:
                 continue  # packed or removed by the writer meanwhile
-            num_bytes += len(data)
-            try:
-                table, header = decode_table(data)
             except ValueError as error:
                 problem = f"{self._storage.locate(path)}: {error}"
                 continue
@@ -299,14 +298,12 @@ class CoalitionStore:
     ) -> tuple[list[T], StoreHeader | None]:
         """Return a file's content and header; nothing when it is not there, or had to be moved aside."""
         try:
-            data = self._storage.read_bytes(path)
-        except FileNotFoundError:
-            return [], None
-        try:
-            table, found = decode_table(data)
+            table, found = decode_table(self._storage.read_bytes(path))
             problem = header.conflict(found)
             if problem is None:
                 return list(decode(table)), found
+        except FileNotFoundError:
+            return [], None
         except ValueError as error:
             problem = str(error)
         kept = self._move_aside(path)

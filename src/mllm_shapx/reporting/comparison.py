@@ -88,7 +88,7 @@ def _figures(study: StudyFiles, run: RunFiles, marks: Mapping[int, Mark]) -> Run
         samples=len(run.sample_rows),
         failed=len(run.records.quarantined_rows()),
         mean_n_calls=calls / samples if calls is not None and samples else None,
-        model_calls=model_calls,
+        model_calls=None if model_calls is None else int(model_calls),
         seconds_per_sample=summary.get("runtime_sec_avg") if samples else None,
         correlation=correlation,
         marked_first=marked_first,

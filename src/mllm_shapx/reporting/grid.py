@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from rich.cells import cell_len, set_cell_size
 
+from mllm_shapx.plaintext import printable
+
 _ELLIPSIS = "…"
 
 
@@ -25,7 +27,7 @@ def grid(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int, g
     Columns that may shrink share what is missing, the widest giving first; where that is not enough, lines
     are cut at the end.
     """
-    table = [[column.title for column in columns], *[list(row) for row in rows]]
+    table = [[column.title for column in columns], *[[_one_line(cell) for cell in row] for row in rows]]
     widths = [max(cell_len(row[position]) for row in table) for position in range(len(columns))]
     _shrink(widths, columns, width - gap * (len(columns) - 1))
     return [cut(_line(columns, row, widths, gap), width) for row in table]
@@ -33,6 +35,7 @@ def grid(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int, g
 
 def cut(text: str, width: int) -> str:
     """Return the text in at most `width` cells, with an ellipsis where something was cut off."""
+    text = _one_line(text)
     if cell_len(text) <= width:
         return text
     return set_cell_size(text, max(0, width - 1)).rstrip() + _ELLIPSIS
@@ -42,6 +45,10 @@ def pad(text: str, width: int, *, right: bool = False) -> str:
     """Return the text filled with blanks to `width` cells, aligned to the right or to the left."""
     blanks = " " * max(0, width - cell_len(text))
     return blanks + text if right else text + blanks
+
+
+def _one_line(text: str) -> str:
+    return printable(text.replace("\n", " ").replace("\t", " "))
 
 
 def _shrink(widths: list[int], columns: Sequence[Column], available: int) -> None:

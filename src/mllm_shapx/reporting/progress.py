@@ -8,6 +8,7 @@ from datetime import datetime
 from types import TracebackType
 from typing import Any, Protocol, Self, TextIO
 
+from mllm_shapx.plaintext import shown
 from mllm_shapx.reporting.study_progress import RunProgress, StudyProgress, plain_line
 from mllm_shapx.reporting.timing import Rate
 
@@ -61,7 +62,7 @@ class ProgressReporter:
     def message(self, text: str) -> None:
         """Write a message above the display, or as a line of its own."""
         with self._lock:
-            self._guarded(lambda: self._view.message(text))
+            self._guarded(lambda: self._view.message(shown(text)))
 
     def close(self) -> None:
         """Show the last update and release the terminal. Calling it twice is harmless."""

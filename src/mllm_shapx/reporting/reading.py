@@ -8,6 +8,7 @@ from typing import Any
 from mllm_shapx.errors import StorageError, UsageError
 from mllm_shapx.records.results import SampleResult
 from mllm_shapx.records.runs import RunRecords, find_runs
+from mllm_shapx.records.sample_file import MOST_ROW
 from mllm_shapx.records.spec import RESULT_SETTINGS, planned_rows
 from mllm_shapx.records.storage import Storage, read_json
 
@@ -54,7 +55,7 @@ class RunFiles:
         if self.planned is not None:
             return len(self.planned)
         total = self.spec.get("rows_total")
-        return total if isinstance(total, int) else None
+        return total if type(total) is int and 0 <= total <= MOST_ROW else None
 
     @property
     def is_exact(self) -> bool:
@@ -62,13 +63,13 @@ class RunFiles:
         return bool(self.spec.get("explainer_type", self.name) == "exact")
 
     @cached_property
-    def summary(self) -> Mapping[str, Any]:
-        """The content of `aggregate_metrics.json`, empty where it is missing or damaged."""
+    def summary(self) -> Mapping[str, float]:
+        """The numbers of `aggregate_metrics.json`; those that are missing or damaged are left out."""
         try:
             content = read_json(self.records.storage, self.records.layout.summary)
         except (FileNotFoundError, ValueError):
             return {}
-        return content if isinstance(content, dict) else {}
+        return _numbers(content) if isinstance(content, dict) else {}
 
     def sample(self, row_index: int) -> SampleResult | None:
         """Return a row's sample, None where it is missing or damaged."""
@@ -80,7 +81,9 @@ class RunFiles:
     @property
     def compared_settings(self) -> Mapping[str, Any]:
         """What must be equal in two runs for one to estimate the other's values."""
-        settings = self.spec.get(RESULT_SETTINGS) or {}
+        settings = self.spec.get(RESULT_SETTINGS)
+        if not isinstance(settings, dict):
+            return {}
         return {key: value for key, value in settings.items() if key not in _ESTIMATOR_KEYS}
 
     def approximates(self, exact: "RunFiles") -> bool:
@@ -128,6 +131,15 @@ def open_study(directory: str) -> StudyFiles:
             "of one of its runs"
         )
     return StudyFiles(storage, tuple(RunFiles(RunRecords(storage, name)) for name in _exact_first(names)))
+
+
+def _numbers(content: Mapping[str, Any]) -> dict[str, float]:
+    """Return the entries that are numbers which can be counted with."""
+    return {
+        key: value
+        for key, value in content.items()
+        if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= MOST_ROW
+    }
 
 
 def _exact_first(names: Sequence[str]) -> list[str]:

@@ -6,6 +6,7 @@ from typing import TextIO
 
 from rich.cells import cell_len
 
+from mllm_shapx.plaintext import shown
 from mllm_shapx.records.layout import RunLayout
 from mllm_shapx.records.results import SampleResult
 from mllm_shapx.reporting.comparison import Mark, RunFigures, compare_runs, evenly, mixing_notes
@@ -49,12 +50,12 @@ def results_table(
     """
     study = open_study(directory)
     marks = marks or {}
-    shown = evenly(study.rows, most_rows) if rows is None else rows
-    blocks = [_row_block(study, row, marks.get(row), width, color=color) for row in shown]
+    chosen = evenly(study.rows, most_rows) if rows is None else rows
+    blocks = [_row_block(study, row, marks.get(row), width, color=color) for row in chosen]
     paragraphs = ["\n".join(block) for block in blocks if block]
     figures = compare_runs(study, marks)
     paragraphs.append("\n".join([*_figure_lines(figures, width, color=color), *mixing_notes(figures)]))
-    paragraphs.append(f"{len(study.rows)} row(s), {len(study.runs)} run(s) in {study.storage.uri}")
+    paragraphs.append(f"{len(study.rows)} row(s), {len(study.runs)} run(s) in {shown(study.storage.uri)}")
     return "\n\n".join(paragraphs) + "\n"
 
 
@@ -71,7 +72,7 @@ def _row_block(study: StudyFiles, row: int, mark: Mark | None, width: int, *, co
     if mark is not None:
         lines.append(cut(_INDENT + _rank_line(mark, found), width))
     path = study.locate(RunLayout(run.name).sample(row))
-    return [*lines, _styled(f"{_INDENT}{path}", _DIM, color=color)]
+    return [*lines, _styled(f"{_INDENT}{shown(path)}", _DIM, color=color)]
 
 
 def _rank_line(mark: Mark, found: Sequence[tuple[RunFiles, SampleResult]]) -> str:
@@ -90,14 +91,14 @@ def _prompt_lines(pieces: Sequence[Piece], width: int, *, color: bool) -> list[s
     """Return the prompt with each player's value under it, in as many pairs of lines as it takes."""
     values = [piece.value for piece in pieces if piece.value is not None]
     largest = max((abs(value) for value in values), default=0.0)
-    shown = _strongest(pieces)
-    cells = [_cell(piece, largest, color=color) for piece in shown]
+    strongest = _strongest(pieces)
+    cells = [_cell(piece, largest, color=color) for piece in strongest]
     lines: list[str] = []
     for first, last in _breaks([cell[2] for cell in cells], width - len(_INDENT)):
         lines.append(_INDENT + " ".join(cell[0] for cell in cells[first:last]).rstrip())
         lines.append(_INDENT + " ".join(cell[1] for cell in cells[first:last]).rstrip())
-    if len(shown) < len(pieces):
-        lines.append(f"{_INDENT}(the {len(shown)} strongest of {len(pieces)} pieces)")
+    if len(strongest) < len(pieces):
+        lines.append(f"{_INDENT}(the {len(strongest)} strongest of {len(pieces)} pieces)")
     return lines
 
 

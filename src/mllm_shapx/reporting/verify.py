@@ -21,6 +21,9 @@ TOLERANCE = 1e-6
 
 _SHOWN_ROWS = 5
 
+_LARGEST = 1e300
+"""Numbers of a damaged file beyond it cannot be computed with."""
+
 
 @dataclass(frozen=True, slots=True)
 class VerifyProblem:
@@ -410,7 +413,8 @@ def _different_keys(found: Any, expected: Any, prefix: str = "") -> list[str]:
             for key in _different_keys(one, other, f"{prefix}[{index}]")
         ]
     if isinstance(expected, float) and isinstance(found, int | float):
-        return [] if math.isclose(found, expected, rel_tol=1e-9, abs_tol=1e-12) else [prefix]
+        is_close = abs(found) < _LARGEST and math.isclose(found, expected, rel_tol=1e-9, abs_tol=1e-12)
+        return [] if is_close else [prefix]
     return [] if found == expected else [prefix]
 
 
