@@ -59,6 +59,8 @@ COALITIONS_WORTH_A_WORKER = 256
 """Coalitions for which loading the model once more pays, where rows are fewer than workers."""
 FINISH_S = 600.0
 """Seconds that the last writes and summaries may take."""
+FINISH_TRIES = 5
+"""Times that an aggregator that dies while it finishes is started again for it."""
 FLUSH_S = 1.5
 """Seconds that workers get to hand in their answers at the first signal; `ray job stop` kills after 3."""
 
@@ -114,11 +116,11 @@ class Driver:
         # A file rather than Ray objects: an actor that is started again must find it, whatever was lost.
         self._folder = tempfile.TemporaryDirectory(prefix="mllm-shapx-")
         shared = Path(self._folder.name, "study.pickle")
-        shared.write_bytes(pickle.dumps((study, dict(output.inspections))))
+        shared.write_bytes(pickle.dumps((study, dict(output.inspections), dict(output.specs))))
         self._aggregator = (
             ray.remote(AggregatorActor)
-            .options(**on_this_node, name=f"aggregator-{token}", namespace=NAMESPACE)
-            .remote(str(shared), dict(output.specs))
+            .options(**on_this_node, name=f"aggregator-{token}", namespace=NAMESPACE, max_restarts=-1)
+            .remote(str(shared))
         )
         self._coordinator = (
             ray.remote(CoordinatorActor)
@@ -409,7 +411,9 @@ class Driver:
     def _summaries(self, request: StopRequest) -> tuple[str, ...]:
         timeout = FINISH_S if request.signal is None else self._options.grace_s
         try:
-            warnings: tuple[str, ...] = ray.get(self._aggregator.finish.remote(), timeout=timeout)
+            # It may be called twice: what was logged is not logged again.
+            finish = self._aggregator.finish.options(max_task_retries=FINISH_TRIES).remote()
+            warnings: tuple[str, ...] = ray.get(finish, timeout=timeout)
         except RayActorError:
             from mllm_shapx.execution.aggregator import write_summary
             from mllm_shapx.records.storage import open_storage
