@@ -188,7 +188,8 @@ class Sabotage:
 
     @property
     def env(self) -> dict[str, str]:
-        return {"PYTHONPATH": str(SABOTAGE), "SABOTAGE_FILE": str(self._file)}
+        path = [str(SABOTAGE), *filter(None, [os.environ.get("PYTHONPATH")])]
+        return {"PYTHONPATH": os.pathsep.join(path), "SABOTAGE_FILE": str(self._file)}
 
     def set(self, **wanted: Any) -> None:
         """Say what breaks from now on, such as `die=[3]`; nothing by default."""
