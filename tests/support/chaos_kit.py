@@ -7,17 +7,17 @@ import re
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
-from faults import BadDisk, shifted_clock
+from chaos_plan import Blow, Figures, plan_blows, timed
+from faults import BadDisk, Failure, shifted_clock
 from ray_cluster import LoopbackCluster
 from small_study import Process, Sabotage, Study, results
-from wandb_files import whole_history
+from wandb_files import check_history
 
 from mllm_shapx import cli
 from mllm_shapx.execution import signals
@@ -28,7 +28,7 @@ ACTORS = {
     "aggregator": "ray::AggregatorActor",
 }
 SIGNALS = {"sigint": signal.SIGINT, "sigterm": signal.SIGTERM, "sighup": signal.SIGHUP}
-DISK = {"disk_full": "w", "fsync": "f"}
+DISK: dict[str, Failure] = {"disk_full": "w", "fsync": "f"}
 KILLS = (*ACTORS, "raylet", "driver")
 """SIGKILL to a process."""
 KINDS = (*KILLS, *SIGNALS, *DISK, "clock", "edited")
@@ -42,63 +42,6 @@ OPTIONS = ("--num-workers", "3", "--flush-every", "0.3", "--max-attempts", "6", 
 INLINE = ("--inline", "--resume", "--flush-every", "0.3", "--grace", "5")
 SIGNALS_FROM_THE_START = hasattr(signals, "SIGNALS")
 WANDB = {"enabled": True, "mode": "offline"}
-
-
-@dataclass(frozen=True)
-class Blow:
-    """One entry of the plan."""
-
-    kind: str
-    samples: int
-    """Samples on disk at which it is due."""
-    delay_s: float
-    """What passes between that moment and the blow."""
-
-
-def plan_blows(
-    rng: random.Random, kinds: Sequence[str], count: int, samples: int, longest_delay_s: float
-) -> list[Blow]:
-    """Draw when what happens: all kinds equally often, spread over the study, some shortly after another."""
-    drawn = [kinds[number % len(kinds)] for number in range(count)]
-    rng.shuffle(drawn)
-    moments = sorted(rng.randrange(int(samples * 0.9)) for _ in range(count))
-    return [
-        Blow(kind, moment, rng.choice([rng.uniform(0, 0.5), rng.uniform(0, longest_delay_s)]))
-        for kind, moment in zip(drawn, moments, strict=True)
-    ]
-
-
-@dataclass
-class Figures:
-    """What a run under chaos came to."""
-
-    seed: int
-    outcomes: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """Kind and what came of it -> how often."""
-    driver_starts: int = 0
-    coordinator_restarts: int = 0
-    seconds: float = 0.0
-    undisturbed_s: float = 0.0
-    samples: int = 0
-    units: int = 0
-    logged: int = 0
-
-    def count(self, kind: str) -> int:
-        """Return how often something was done."""
-        return sum(count for (each, _), count in self.outcomes.items() if each == kind)
-
-    def text(self) -> str:
-        """Return the figures as a table and in words."""
-        rows = [f"  {kind:12} {count:3}  {what}\n" for (kind, what), count in sorted(self.outcomes.items())]
-        return (
-            f"seed {self.seed}: {self.outcomes.total()} blows over {self.units} units and {self.samples} "
-            f"samples; driver started {self.driver_starts} times, coordinator restarted "
-            f"{self.coordinator_restarts} times; {self.seconds:.0f} s, undisturbed (inline) "
-            f"{self.undisturbed_s:.0f} s\n"
-            f"  {'kind':12} {'n':>3}  outcome\n{''.join(rows)}"
-            "every sample is there once, none was written twice, verify is clean, samples and summaries "
-            f"equal the undisturbed run's; the W&B histories hold {self.logged} samples, each once"
-        )
 
 
 class Chaos:
@@ -189,7 +132,7 @@ class Chaos:
         """Let the disk fail until the driver has given up."""
         assert self._disk is not None
         what = DISK[kind]
-        self._disk.fail(what)  # type: ignore[arg-type]
+        self._disk.fail(what)
         try:
             out = self._end(1)
         finally:
@@ -338,7 +281,7 @@ def reverse_prompt(file: Path, row: int) -> None:
 
 def possible_kinds() -> tuple[dict[str, str], list[str]]:
     """Return what cannot be tried here, with the reason, and what can."""
-    missing = {}
+    missing: dict[str, str] = {}
     if not BadDisk.is_available():
         missing |= dict.fromkeys(DISK, "there is no C compiler")
     if shifted_clock(0) is None:
@@ -348,34 +291,6 @@ def possible_kinds() -> tuple[dict[str, str], list[str]]:
     if not SIGNALS_FROM_THE_START:
         missing["sighup"] = "`run` does not handle it"
     return missing, [kind for kind in KINDS if kind not in missing]
-
-
-def check_history(study: Study, edited: set[int]) -> int:
-    """Hold that W&B has every sample once, and of an edited row the last values last; return the samples."""
-    histories = whole_history(study.output)
-    logged = 0
-    for folder in sorted(path.parent for path in study.output.glob("*/spec.json")):
-        lines = histories[folder.name]
-        samples = {int(path.name.split("_")[1]): path for path in folder.glob("samples/sample_*.json")}
-        counts = Counter(int(line["row_index"]) for line in lines)
-        assert counts.keys() == samples.keys(), f"{folder.name}: {samples.keys() ^ counts.keys()}"
-        twice = {row: count for row, count in counts.items() if count > 1 and row not in edited}
-        assert not twice, f"{folder.name}: logged more than once: {twice}"
-        for row in edited:
-            last = [line for line in lines if line["row_index"] == row][-1]
-            sample = json.loads(samples[row].read_text())
-            gap = abs(sample["values_sum"] - (sample["grand_value"] - sample["base_value"]))
-            assert last["residual"] == gap
-        logged += len(samples)
-    return logged
-
-
-@contextlib.contextmanager
-def timed(figures: Figures, name: str) -> Iterator[None]:
-    """Write the seconds that something takes into a field."""
-    started = time.monotonic()
-    yield
-    setattr(figures, name, time.monotonic() - started)
 
 
 def run_chaos(
@@ -426,5 +341,5 @@ def run_chaos(
     assert found.keys() == expected.keys()
     differing = [path for path in expected if found[path] != expected[path]]
     assert not differing, f"{len(differing)} file(s) differ, such as {differing[0]}"
-    figures.logged = check_history(disturbed, chaos.edited)
+    figures.logged = check_history(disturbed.output, chaos.edited)
     return figures

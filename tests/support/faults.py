@@ -3,7 +3,10 @@
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
+
+Failure = Literal["w", "f"]
+"""A full disk, or one whose flushes fail."""
 
 _SOURCE = Path(__file__).with_name("bad_disk.c")
 
@@ -16,7 +19,7 @@ class BadDisk:
         output: What lies on the disk.
     """
 
-    ERRORS = {"w": "No space left on device", "f": "Input/output error"}  # noqa: RUF012 -- a constant
+    ERRORS: ClassVar[dict[Failure, str]] = {"w": "No space left on device", "f": "Input/output error"}
     """What fails -> what the system says."""
 
     def __init__(self, folder: Path, output: Path) -> None:
@@ -42,7 +45,7 @@ class BadDisk:
             "BAD_DISK_SWITCH": str(self._switch),
         }
 
-    def fail(self, what: Literal["w", "f"]) -> None:
+    def fail(self, what: Failure) -> None:
         """Let every write (`w`) or every flush (`f`) fail from now on."""
         self._set(what)
 

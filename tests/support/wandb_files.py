@@ -2,6 +2,7 @@
 
 import json
 import struct
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -57,3 +58,23 @@ def whole_history(directory: Path) -> dict[str, list[dict[str, Any]]]:
         if names:
             found.setdefault(names[0], []).extend(history_of(records))
     return found
+
+
+def check_history(output: Path, edited: set[int]) -> int:
+    """Hold that W&B has every sample once, and of an edited row the last values last; return the samples."""
+    histories = whole_history(output)
+    logged = 0
+    for folder in sorted(path.parent for path in output.glob("*/spec.json")):
+        lines = histories[folder.name]
+        samples = {int(path.name.split("_")[1]): path for path in folder.glob("samples/sample_*.json")}
+        counts = Counter(int(line["row_index"]) for line in lines)
+        assert counts.keys() == samples.keys(), f"{folder.name}: {samples.keys() ^ counts.keys()}"
+        twice = {row: count for row, count in counts.items() if count > 1 and row not in edited}
+        assert not twice, f"{folder.name}: logged more than once: {twice}"
+        for row in edited:
+            last = [line for line in lines if line["row_index"] == row][-1]
+            sample = json.loads(samples[row].read_text())
+            gap = abs(sample["values_sum"] - (sample["grand_value"] - sample["base_value"]))
+            assert last["residual"] == gap
+        logged += len(samples)
+    return logged

@@ -304,7 +304,7 @@ class _Session:
             self._directory.mkdir(parents=True, exist_ok=True)
         identity = run_id(self._set_id, run_name, salt)
         self._await_own_second(identity)
-        return wandb.init(
+        run = wandb.init(
             project=self._config.project,
             entity=self._config.entity,
             group=self._config.group or self._set_id,
@@ -319,6 +319,10 @@ class _Session:
             reinit="create_new",
             settings=self._settings(wandb),
         )
+        for handler in logging.getLogger("wandb").handlers:
+            # Its log cannot be written on a full disk, and each line of it would print a traceback.
+            handler.handleError = _say_nothing  # type: ignore[method-assign,assignment]
+        return run
 
     def _await_own_second(self, identity: str) -> None:
         """Wait while an earlier start has the folder that wandb would take: it is named by the second."""
@@ -381,6 +385,10 @@ def effective_mode(config: WandbConfig) -> Mode:
             return "disabled"
         case _:
             return config.mode
+
+
+def _say_nothing(_record: logging.LogRecord) -> None:
+    """Take no notice of a line that a log handler could not write."""
 
 
 def _describe(error: Exception) -> str:
