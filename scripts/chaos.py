@@ -5,9 +5,9 @@
 A study of 240 units runs undisturbed, then on a Ray cluster of two nodes of its own on loopback. There, in
 equal number and at random moments: SIGKILL to a worker, the coordinator, the aggregator, the second node's
 raylet and the driver; SIGINT, SIGTERM and SIGHUP to a driver at work or one that has just been started; a
-disk that is full, and one whose fsync fails (an LD_PRELOAD shim, so a C compiler is needed); a second driver
-whose clock runs two hours ahead, then one whose clock was set back (`faketime`); a row of the dataset that is
-edited and edited back. A driver that has ended is started again with --resume. Afterwards every sample must
+disk that is full, and one whose fsync fails; a second driver whose clock runs two hours ahead, then one whose
+clock was set back; a row of the dataset that is edited and edited back. Disk and clock are LD_PRELOAD shims,
+which need a C compiler. A driver that has ended is started again with --resume. Afterwards every sample must
 be there once, none written twice, `verify` clean, samples and summaries equal to the undisturbed run's,
 timings aside, and the W&B history must hold every sample once. The seed is printed; it decides what happens
 at which progress.

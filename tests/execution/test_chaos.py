@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from chaos_kit import KILLS, WANDB, run_chaos
-from faults import BadDisk, Failure
+from faults import BadDisk, Failure, has_compiler
 from small_study import Sabotage, Study, results
 from wandb_files import check_history
 
@@ -26,7 +26,7 @@ def test_a_study_survives_the_death_of_all_its_parts(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.skipif(not BadDisk.is_available(), reason="needs a C compiler")
+@pytest.mark.skipif(not has_compiler(), reason="needs a C compiler")
 def test_killed_with_a_full_disk_and_a_broken_one_nothing_is_missing(tmp_path: Path) -> None:
     """Ended three times in its middle, a study and its W&B history hold every sample once at the end."""
     undisturbed = Study(tmp_path / "undisturbed", rows=8)

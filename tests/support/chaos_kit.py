@@ -14,7 +14,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 from chaos_plan import Blow, Figures, plan_blows, timed
-from faults import BadDisk, Failure, shifted_clock
+from faults import BadDisk, Failure, has_compiler, wrong_clock
 from ray_cluster import LoopbackCluster
 from small_study import Process, Sabotage, Study, results
 from wandb_files import check_history
@@ -143,9 +143,7 @@ class Chaos:
 
     def _set_clock(self) -> str:
         """Try to take the directory with a clock that runs ahead; then go on with one that was set back."""
-        ahead, behind = shifted_clock(2), shifted_clock(-2)
-        assert ahead is not None
-        assert behind is not None
+        ahead, behind = (wrong_clock(self._study.folder, hours * 3600) for hours in (2, -2))
         self._wait((self._study.output / ".lock").exists)
         second = self._study.run(*INLINE, env=ahead)
         assert self._driver.is_running()
@@ -282,10 +280,8 @@ def reverse_prompt(file: Path, row: int) -> None:
 def possible_kinds() -> tuple[dict[str, str], list[str]]:
     """Return what cannot be tried here, with the reason, and what can."""
     missing: dict[str, str] = {}
-    if not BadDisk.is_available():
-        missing |= dict.fromkeys(DISK, "there is no C compiler")
-    if shifted_clock(0) is None:
-        missing["clock"] = "there is no faketime"
+    if not has_compiler():
+        missing |= dict.fromkeys((*DISK, "clock"), "there is no C compiler")
     if not any("--accept-changed-rows" in option.opts for option in cli.run.params):
         missing["edited"] = "`run` has no --accept-changed-rows"
     if not SIGNALS_FROM_THE_START:

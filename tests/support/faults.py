@@ -1,4 +1,7 @@
-"""Faults of the machine below a study: a disk that fills up or breaks, a clock that is set back."""
+"""Faults of the machine below a study: a disk that fills up or breaks, a clock that is wrong.
+
+They are C files that a process loads before its libraries, so they need a C compiler.
+"""
 
 import shutil
 import subprocess
@@ -8,11 +11,9 @@ from typing import ClassVar, Literal
 Failure = Literal["w", "f"]
 """A full disk, or one whose flushes fail."""
 
-_SOURCE = Path(__file__).with_name("bad_disk.c")
-
 
 class BadDisk:
-    """A disk that fails when told to, for processes that get its environment. Needs a C compiler.
+    """A disk that fails when told to, for processes that get its environment.
 
     Args:
         folder: Where the shim and its switch are kept.
@@ -23,18 +24,10 @@ class BadDisk:
     """What fails -> what the system says."""
 
     def __init__(self, folder: Path, output: Path) -> None:
-        self._shim = folder / "bad_disk.so"
+        self._shim = _built("bad_disk", folder)
         self._switch = folder / "bad_disk.switch"
         self._output = output
         self.mend()
-        compiler = shutil.which("gcc") or shutil.which("cc")
-        assert compiler is not None
-        subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", str(self._shim), str(_SOURCE)], check=True)
-
-    @staticmethod
-    def is_available() -> bool:
-        """Return whether it can be built here."""
-        return (shutil.which("gcc") or shutil.which("cc")) is not None
 
     @property
     def env(self) -> dict[str, str]:
@@ -59,16 +52,23 @@ class BadDisk:
             file.write(what.encode())
 
 
-def shifted_clock(hours: int) -> dict[str, str] | None:
-    """Return the environment of a process whose clock is wrong by so many hours; None without `faketime`."""
-    program = shutil.which("faketime")
-    if program is None:
-        return None
-    shown = subprocess.run([program, "-f", "+0h", "env"], capture_output=True, text=True, check=True).stdout
-    (preload,) = [line for line in shown.splitlines() if line.startswith("LD_PRELOAD=")]
-    return {
-        "LD_PRELOAD": preload.removeprefix("LD_PRELOAD="),
-        "FAKETIME": f"{hours:+d}h",
-        # A step of the wall clock leaves the monotonic one alone.
-        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-    }
+def wrong_clock(folder: Path, seconds: int) -> dict[str, str]:
+    """Return the environment of a process whose wall clock is wrong by so many seconds."""
+    shim = _built("wrong_clock", folder)
+    return {"LD_PRELOAD": str(shim), "WRONG_CLOCK_SECONDS": str(seconds)}
+
+
+def has_compiler() -> bool:
+    """Return whether the faults can be built here."""
+    return (shutil.which("gcc") or shutil.which("cc")) is not None
+
+
+def _built(name: str, folder: Path) -> Path:
+    """Return the shared library made from a C file beside this one."""
+    library = folder / f"{name}.so"
+    compiler = shutil.which("gcc") or shutil.which("cc")
+    assert compiler is not None
+    if not library.exists():
+        source = Path(__file__).with_name(f"{name}.c")
+        subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", str(library), str(source)], check=True)
+    return library
