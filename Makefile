@@ -1,6 +1,6 @@
 # `make` alone lists what there is. Every target sets the checkout up first; that costs nothing the second time.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-audio demo-smollm2 test check clean
+.PHONY: help setup demo demo-audio demo-smollm2 test chaos check clean
 
 BIN := .venv/bin
 SOURCES := src tests scripts
@@ -15,6 +15,7 @@ help:
 	@echo "make demo-audio  the same with recordings: where is the sound that the answer names?"
 	@echo "make demo-smollm2  questions to a real model of 135M parameters, explained exactly (fetches 93 MB)"
 	@echo "make test    run the tests (ARGS=... goes to pytest, JOBS=0 runs them in one process)"
+	@echo "make chaos   kill, signal and break a study at random and compare (ARGS=\"--kills 12 --seed 7\")"
 	@echo "make check   lint, formatting and types"
 	@echo "make clean   remove .venv, .tools and caches; results stay"
 
@@ -36,6 +37,9 @@ demo-smollm2:
 # stay in one process, which makes its fixtures once.
 test: setup
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+
+chaos: setup
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python scripts/chaos.py $(ARGS)
 
 check: setup
 	$(BIN)/ruff check $(SOURCES)

@@ -1,11 +1,16 @@
-"""Long chaos test: SIGKILL to workers, coordinator, aggregator, a second node's raylet and the driver.
+"""Long chaos test: a study is killed, signalled, and has its disk, clock and dataset changed under it.
 
-    python scripts/chaos.py --kills 30 --seed 7
+    python scripts/chaos.py --kills 60 --seed 7
 
-A study of 240 units runs undisturbed, then on a Ray cluster of two nodes of its own on loopback in which
-something is killed again and again; a killed driver is started again with --resume. Afterwards every sample
-must be there once, none written twice, `verify` clean, and samples and summaries equal to the undisturbed
-run's, timings aside. The seed is printed; it decides who is killed and at which progress.
+A study of 240 units runs undisturbed, then on a Ray cluster of two nodes of its own on loopback. There, in
+equal number and at random moments: SIGKILL to a worker, the coordinator, the aggregator, the second node's
+raylet and the driver; SIGINT, SIGTERM and SIGHUP to a driver at work or one that has just been started; a
+disk that is full, and one whose fsync fails; a second driver whose clock runs two hours ahead, then one whose
+clock was set back; a row of the dataset that is edited and edited back. Disk and clock are LD_PRELOAD shims,
+which need a C compiler. A driver that has ended is started again with --resume. Afterwards every sample must
+be there once, none written twice, `verify` clean, samples and summaries equal to the undisturbed run's,
+timings aside, and the W&B history must hold every sample once. The seed is printed; it decides what happens
+at which progress.
 """
 
 import argparse
@@ -21,15 +26,16 @@ ROOT = Path(__file__).resolve().parents[1]
 def main() -> None:
     """Read the options, run, print the figures."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--kills", type=int, default=60, help="how many times something is done to it")
     parser.add_argument("--seed", type=int, default=None, help="drawn and printed when it is not given")
+    parser.add_argument("--kinds", nargs="+", default=None, help="of what is done; all by default")
     parser.add_argument("--rows", type=int, default=240, help="units of the study")
     parser.add_argument("--words", type=int, default=8, help="players of a row, at most")
     parser.add_argument("--batch-seconds", type=float, default=2.0, help="that each batch takes longer")
     options = parser.parse_args()
     seed = secrets.randbelow(10**6) if options.seed is None else options.seed
     sys.path[:0] = [str(ROOT / "tests" / "support"), str(ROOT / "scripts")]
-    from chaos_kit import run_chaos
+    from chaos_kit import KINDS, run_chaos
 
     started = time.monotonic()
 
@@ -40,7 +46,8 @@ def main() -> None:
         figures = run_chaos(
             Path(folder),
             seed=seed,
-            kills=options.kills,
+            blows=options.kills,
+            kinds=options.kinds or KINDS,
             rows=options.rows,
             words=options.words,
             batch_s=options.batch_seconds,

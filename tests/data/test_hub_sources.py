@@ -2,16 +2,16 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from data_kit import parquet_bytes
-from hub_server import HubServer
+from hub_server import HubServer, nowhere
 from huggingface_hub import constants
 
 from mllm_shapx.config.models import DatasetConfig
@@ -126,12 +126,10 @@ def test_offline_without_a_cache_is_said(hub: HubServer, monkeypatch: pytest.Mon
 
 def test_a_hub_that_does_not_answer_is_said(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """A refused connection is told with the endpoint."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        nowhere = f"http://127.0.0.1:{free.getsockname()[1]}"
-    monkeypatch.setattr(constants, "ENDPOINT", nowhere)
+    endpoint = nowhere()
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
     message = _message(_config())
-    assert nowhere in message
+    assert endpoint in message
     assert "cannot be reached" in message
     assert hub.requests == []
 
@@ -166,12 +164,38 @@ def test_what_the_hub_lacks_is_named(hub: HubServer, settings: dict[str, Any], s
         assert words in message
 
 
-@pytest.mark.parametrize(("status", "words"), [(401, "HF_TOKEN"), (403, "HF_TOKEN")])
-def test_a_refusal_is_said(hub: HubServer, status: int, words: str) -> None:
-    """A hub that wants a token says so, cached rows or not."""
+@pytest.mark.parametrize("source", ["hf_parquet", "hf_datasets"])
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_refusal_is_said(hub: HubServer, status: int, source: str) -> None:
+    """A hub that does not take the token says so, cached rows or not."""
     hub.add("dataset", REPO, _files())
     hub.failing["/api/datasets/owner/rows"] = status
-    assert words in _message(_config())
+    message = _message(_config(source=source))
+    assert f"refuses (HTTP {status})" in message
+    assert "HF_TOKEN" in message
+
+
+@pytest.mark.parametrize("source", ["hf_parquet", "hf_datasets"])
+def test_a_gated_dataset_is_said(hub: HubServer, source: str) -> None:
+    """Whose description is public and whose files are not is neither missing nor out of reach."""
+    hub.add("dataset", REPO, _files())
+    hub.gated.add(REPO)
+    message = _message(_config(source=source))
+    assert "is gated; ask for access on its page" in message
+    assert "HF_TOKEN" in message
+
+
+def test_a_hub_that_hangs_is_given_up_in_time(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One question, no longer than HF_HUB_ETAG_TIMEOUT; what is cached is read all the same."""
+    commit = hub.add("dataset", REPO, _files())
+    cached, absent = _config(revision=commit), _config(revision="0" * 40)
+    open_table(cached, None)
+    hub.hangs = True
+    monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 1)
+    began = time.monotonic()
+    assert "cannot be reached (no answer within 1 s)" in _message(absent)
+    assert _rows(open_table(cached, None)) == ["a", "b", "c"]
+    assert time.monotonic() - began < 20
 
 
 def test_a_damaged_download_is_said(hub: HubServer) -> None:
@@ -214,7 +238,7 @@ def _in_a_process(hub_url: str, home: Path, settings: list[dict[str, Any]], **en
             **env,
         },
     )
-    assert done.returncode == 0, done.stderr
+    assert (done.returncode, done.stderr) == (0, "")
     answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return answer
 
@@ -258,7 +282,11 @@ def test_datasets_reads_the_same_rows(tmp_path: Path) -> None:
         ]
         online = _in_a_process(hub.url, tmp_path, settings)["answers"]
     offline = _in_a_process(hub.url, tmp_path, settings[:1], HF_HUB_OFFLINE="1")["answers"]
-    for answer in (online[0], offline[0]):
+    # The server is closed: the hub refuses the connection.
+    unreachable = _in_a_process(hub.url, tmp_path, [settings[0], settings[3]])["answers"]
+    assert f"the hub at {hub.url} cannot be reached" in unreachable[1]["error"]
+    assert "correct dataset.repo_id" not in unreachable[1]["error"]
+    for answer in (online[0], offline[0], unreachable[0]):
         assert answer["commit"] == commit
         assert answer["prompts"] == ["a", "b", "c"]
         assert answer["row"]["audio__male"] == "{'bytes': b'B', 'path': 'p'}"

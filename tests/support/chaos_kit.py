@@ -1,84 +1,58 @@
-"""Kills what a study consists of at random moments, and holds what comes out against an undisturbed run."""
+"""Disturbs a study at random moments, and compares what comes out with an undisturbed run."""
 
 import contextlib
 import json
 import random
+import re
+import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+from chaos_plan import Blow, Figures, plan_blows, timed
+from faults import BadDisk, Failure, has_compiler, wrong_clock
 from ray_cluster import LoopbackCluster
 from small_study import Process, Sabotage, Study, results
+from wandb_files import check_history
 
-KINDS = {"worker": 9, "coordinator": 5, "driver": 4, "raylet": 3, "aggregator": 1}
-"""What is killed, and how often each is drawn."""
+from mllm_shapx import cli
+from mllm_shapx.execution import signals
+
 ACTORS = {
     "worker": "ray::WorkerActor",
     "coordinator": "ray::CoordinatorActor",
     "aggregator": "ray::AggregatorActor",
 }
+SIGNALS = {"sigint": signal.SIGINT, "sigterm": signal.SIGTERM, "sighup": signal.SIGHUP}
+DISK: dict[str, Failure] = {"disk_full": "w", "fsync": "f"}
+KILLS = (*ACTORS, "raylet", "driver")
+"""SIGKILL to a process."""
+KINDS = (*KILLS, *SIGNALS, *DISK, "clock", "edited")
+"""What is done to the study."""
 ORPHANS_S = 60.0
 """Seconds after the driver's death within which its actors must be gone."""
-OPTIONS = ("--num-workers", "3", "--flush-every", "0.3", "--max-attempts", "6")
+END_S = 300.0
+"""Seconds within which a driver ends that was told to, or whose disk has failed."""
+OPTIONS = ("--num-workers", "3", "--flush-every", "0.3", "--max-attempts", "6", "--grace", "5")
 """Random kills can hit one row alone again and again, which is not its fault: hence the attempts."""
-
-
-@dataclass(frozen=True)
-class Kill:
-    """One kill of the plan."""
-
-    kind: str
-    samples: int
-    """Samples on disk at which it is due."""
-    delay_s: float
-    """What passes between that moment and the kill."""
-
-
-def plan_kills(rng: random.Random, count: int, samples: int, longest_delay_s: float) -> list[Kill]:
-    """Draw when and whom to kill: spread over the study, some shortly after another."""
-    kinds = [*KINDS, *rng.choices(list(KINDS), weights=list(KINDS.values()), k=count)][:count]
-    rng.shuffle(kinds)
-    moments = sorted(rng.randrange(int(samples * 0.9)) for _ in range(count))
-    return [
-        Kill(kind, moment, rng.choice([rng.uniform(0, 0.5), rng.uniform(0, longest_delay_s)]))
-        for kind, moment in zip(kinds, moments, strict=True)
-    ]
-
-
-@dataclass
-class Figures:
-    """What a run under chaos came to."""
-
-    seed: int
-    kills: Counter[str] = field(default_factory=Counter)
-    driver_starts: int = 0
-    coordinator_restarts: int = 0
-    seconds: float = 0.0
-    undisturbed_s: float = 0.0
-    samples: int = 0
-    units: int = 0
-
-    def text(self) -> str:
-        """Return the figures in words."""
-        by_kind = ", ".join(f"{count} {kind}" for kind, count in sorted(self.kills.items()))
-        return (
-            f"seed {self.seed}: {sum(self.kills.values())} kills ({by_kind}) over {self.units} units and "
-            f"{self.samples} samples; driver started {self.driver_starts} times, coordinator restarted "
-            f"{self.coordinator_restarts} times; {self.seconds:.0f} s, undisturbed (inline) "
-            f"{self.undisturbed_s:.0f} s; every sample there once, none written twice, verify clean, samples "
-            "and summaries equal to the undisturbed run's"
-        )
+INLINE = ("--inline", "--resume", "--flush-every", "0.3", "--grace", "5")
+SIGNALS_FROM_THE_START = hasattr(signals, "SIGNALS")
+WANDB = {"enabled": True, "mode": "offline"}
 
 
 class Chaos:
-    """A study on a cluster of two nodes, in which everything but the head's own processes is killed."""
+    """A study on a cluster of two nodes, in which everything but the head's own processes is disturbed."""
 
-    def __init__(self, study: Study, cluster: LoopbackCluster, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, study: Study, cluster: LoopbackCluster, disk: BadDisk | None, say: Callable[[str], None]
+    ) -> None:
         self._study = study
         self._cluster = cluster
+        self._disk = disk
         self._say = say
         self._second = cluster.add_node(cpus=1)
         self._driver = self._start()
@@ -86,16 +60,18 @@ class Chaos:
         self._coordinator_restarts = 0
         self._written: dict[Path, tuple[int, int]] = {}
         self._rewritten: set[Path] = set()
+        self.edited: set[int] = set()
+        """Rows that were changed and changed back, and explained again each time."""
 
-    def carry_out(self, kills: Sequence[Kill], rng: random.Random, figures: Figures) -> None:
-        """Kill by plan, then let the study end."""
-        for number, kill in enumerate(kills, 1):
-            self._wait(lambda kill=kill: self._study.samples_on_disk() >= kill.samples)  # type: ignore[misc]
-            self._pause(kill.delay_s)
+    def carry_out(self, blows: Sequence[Blow], rng: random.Random, figures: Figures) -> None:
+        """Do all that is planned, then let the study end."""
+        for number, blow in enumerate(blows, 1):
+            self._wait(lambda blow=blow: self._study.samples_on_disk() >= blow.samples)  # type: ignore[misc]
+            self._pause(blow.delay_s)
             done = self._study.samples_on_disk()
-            kind = self._kill(kill.kind, rng)
-            self._say(f"kill {number} of {len(kills)}: {kind}, at {done} samples")
-            figures.kills[kind] += 1
+            outcome = self._strike(blow.kind, rng)
+            self._say(f"{number} of {len(blows)}: {blow.kind}, at {done} samples: {outcome}")
+            figures.outcomes[blow.kind, outcome] += 1
         self._wait(lambda: not self._driver.is_running(), may_end=True)
         self._collect()
         figures.driver_starts = self._starts
@@ -104,40 +80,156 @@ class Chaos:
         assert end.code == 0, end.out
         assert not self._rewritten, f"written twice: {sorted(map(str, self._rewritten))}"
 
-    def _start(self, *args: str) -> Process:
-        return self._study.start("--address", self._cluster.address, *OPTIONS, *args, env=self._cluster.env)
-
-    def _kill(self, kind: str, rng: random.Random) -> str:
-        """Kill one process of a kind and return the kind."""
-        if kind == "aggregator" and not any(self._cluster.processes(ACTORS[kind])):
-            kind = "worker"  # it was killed before, and a driver starts only one
-        if kind == "driver":
-            self._collect()
-            self._driver.kill()
-            self._driver.wait()
-            self._no_orphans()
-            self._driver = self._start("--resume")
-            self._starts += 1
-        elif kind == "raylet":
-            self._wait(lambda: self._second.raylet() is not None and self._second.has_started())
-            self._lose_node()
-        else:
+    def _strike(self, kind: str, rng: random.Random) -> str:
+        """Do one thing and return what came of it."""
+        if kind in ACTORS:
             _kill_one(self._wait_for_processes(ACTORS[kind]), rng)
-        return kind
+            return "went on"
+        if kind in SIGNALS:
+            return self._signal(SIGNALS[kind], rng)
+        if kind in DISK:
+            return self._break_disk(kind)
+        return {"raylet": self._lose_node, "driver": self._kill_driver, "clock": self._set_clock}.get(
+            kind, lambda: self._edit(rng)
+        )()
 
-    def _lose_node(self) -> None:
+    def _start(self, *args: str) -> Process:
+        env = {**self._cluster.env, **(self._disk.env if self._disk is not None else {})}
+        return self._study.start("--address", self._cluster.address, *OPTIONS, *args, env=env)
+
+    def _restart(self) -> None:
+        self._no_orphans()
+        self._driver = self._start("--resume")
+        self._starts += 1
+
+    # --- the driver
+
+    def _stop(self) -> None:
+        self._collect()
+        self._driver.kill()
+        self._driver.wait()
+        self._no_orphans()
+
+    def _kill_driver(self) -> str:
+        self._stop()
+        self._restart()
+        return "resumed"
+
+    def _signal(self, number: signal.Signals, rng: random.Random) -> str:
+        """Stop the driver at work, or one that has just been started, and hold its code and last words."""
+        moment = "at work"
+        if rng.random() < 0.5 and SIGNALS_FROM_THE_START:
+            self._kill_driver()
+            self._pause(rng.uniform(1.0, 10.0))
+            moment = "while it starts"
+        self._driver.kill(number)
+        end = self._end(128 + number)
+        assert "--resume" in end, end
+        self._restart()
+        return f"exit {128 + number} {moment}, resumed"
+
+    def _break_disk(self, kind: str) -> str:
+        """Let the disk fail until the driver has given up."""
+        assert self._disk is not None
+        what = DISK[kind]
+        self._disk.fail(what)
+        try:
+            out = self._end(1)
+        finally:
+            self._disk.mend()
+        assert BadDisk.ERRORS[what] in out, out
+        self._restart()
+        return "exit 1 with the reason, resumed"
+
+    def _set_clock(self) -> str:
+        """Try to take the directory with a clock that runs ahead; then go on with one that was set back."""
+        ahead, behind = (wrong_clock(self._study.folder, hours * 3600) for hours in (2, -2))
+        self._wait((self._study.output / ".lock").exists)
+        second = self._study.run(*INLINE, env=ahead)
+        assert self._driver.is_running()
+        assert second.code == 2, second.out
+        self._stop()
+        done = self._study.samples_on_disk()
+        early = self._study.start(*INLINE, env=behind)
+        early.wait_for(lambda: self._study.samples_on_disk() > done)
+        early.kill(signal.SIGTERM)
+        end = early.wait()
+        assert end.code == 128 + signal.SIGTERM, end.out
+        self._watch_files()
+        self._restart()
+        return "second driver refused, resumed 2 h earlier"
+
+    # --- the dataset
+
+    def _edit(self, rng: random.Random) -> str:
+        """Change a row that was explained, and change it back: refused each time, then done again alone."""
+        self._wait(lambda: bool(self._complete_rows()))
+        self._stop()
+        row = rng.choice(sorted(self._complete_rows()))
+        file = self._study.folder / "rows.parquet"
+        original = file.read_bytes()
+        reverse_prompt(file, row)
+        refused = self._study.run(*INLINE)
+        assert refused.code == 2, refused.out
+        assert re.search(r"\b1\b.*\brow", refused.out), refused.out
+        self._accept(row)
+        file.write_bytes(original)
+        self._accept(row)
+        self.edited.add(row)
+        self._restart()
+        return "refused, that row done again"
+
+    def _accept(self, row: int) -> None:
+        """Go on with the row as it is now, until it is done again; no other sample may be written again."""
+        self._watch_files()
+        before = dict(self._written)
+        mine = set(self._study.output.glob(f"*/samples/sample_{row:05d}_result.json"))
+        again = self._study.start(*INLINE, "--accept-changed-rows")
+        again.wait_for(lambda: all(path.exists() and _stamp(path) != before[path] for path in mine))
+        again.kill(signal.SIGTERM)
+        end = again.wait()
+        assert end.code in {0, 128 + signal.SIGTERM}, end.out
+        for path in mine:
+            del self._written[path]
+        self._watch_files()
+
+    def _complete_rows(self) -> set[int]:
+        """Return the rows that every run has explained."""
+        found = Counter(
+            int(path.name.split("_")[1]) for path in self._study.output.glob("*/samples/sample_*.json")
+        )
+        runs = len(list(self._study.output.glob("*/spec.json")))
+        return {row for row, count in found.items() if count == runs}
+
+    # --- helpers
+
+    def _lose_node(self) -> str:
         """Kill the second node and let another one start meanwhile."""
+        self._wait(lambda: self._second.raylet() is not None and self._second.has_started())
         raylet = self._second.raylet()
         assert raylet is not None
         raylet.kill()
         self._second = self._cluster.add_node(cpus=1, wait=False)
+        return "went on"
+
+    def _end(self, code: int) -> str:
+        """Wait for the driver's end with a code and return what it said."""
+        deadline = time.monotonic() + END_S
+        while self._driver.is_running():
+            self._watch_files()
+            assert time.monotonic() < deadline, f"no end in {END_S:g} s:\n{self._driver.out}"
+            time.sleep(0.1)
+        self._collect()
+        end = self._driver.wait()
+        assert end.code == code, f"exit {end.code} instead of {code}:\n{end.out}"
+        return end.out
 
     def _wait_for_processes(self, name: str) -> list[psutil.Process]:
         self._wait(lambda: any(self._cluster.processes(name)))
         return list(self._cluster.processes(name))
 
     def _no_orphans(self) -> None:
-        """Hold that nothing of a killed driver lives on."""
+        """Hold that nothing of a driver that has ended lives on."""
         deadline = time.monotonic() + ORPHANS_S
         while any(process for name in ACTORS.values() for process in self._cluster.processes(name)):
             assert time.monotonic() < deadline, "actors outlive their driver"
@@ -160,8 +252,7 @@ class Chaos:
     def _watch_files(self) -> None:
         """Note each sample's file, and whether it is another one than it was."""
         for path in self._study.output.glob("*/samples/sample_*.json"):
-            stat = path.stat()
-            now = (stat.st_ino, stat.st_mtime_ns)
+            now = _stamp(path)
             if self._written.setdefault(path, now) != now:
                 self._rewritten.add(path)
 
@@ -169,55 +260,82 @@ class Chaos:
         self._coordinator_restarts += self._driver.out.count("the coordinator is back")
 
 
+def _stamp(path: Path) -> tuple[int, int]:
+    stat = path.stat()
+    return stat.st_ino, stat.st_mtime_ns
+
+
 def _kill_one(processes: Sequence[psutil.Process], rng: random.Random) -> None:
     with contextlib.suppress(psutil.NoSuchProcess, IndexError):
         rng.choice(sorted(processes, key=lambda process: process.pid)).kill()
 
 
-@contextlib.contextmanager
-def timed(figures: Figures, name: str) -> Iterator[None]:
-    """Write the seconds that something takes into a field."""
-    started = time.monotonic()
-    yield
-    setattr(figures, name, time.monotonic() - started)
+def reverse_prompt(file: Path, row: int) -> None:
+    """Turn the words of one row's prompt round."""
+    rows = pq.read_table(file).to_pylist()
+    rows[row]["prompt"] = " ".join(reversed(rows[row]["prompt"].split()))
+    pq.write_table(pa.Table.from_pylist(rows), file)
+
+
+def possible_kinds() -> tuple[dict[str, str], list[str]]:
+    """Return what cannot be tried here, with the reason, and what can."""
+    missing: dict[str, str] = {}
+    if not has_compiler():
+        missing |= dict.fromkeys((*DISK, "clock"), "there is no C compiler")
+    if not any("--accept-changed-rows" in option.opts for option in cli.run.params):
+        missing["edited"] = "`run` has no --accept-changed-rows"
+    if not SIGNALS_FROM_THE_START:
+        missing["sighup"] = "`run` does not handle it"
+    return missing, [kind for kind in KINDS if kind not in missing]
 
 
 def run_chaos(
     folder: Path,
     *,
     seed: int,
-    kills: int,
+    blows: int,
     rows: int,
     words: int,
+    kinds: Sequence[str] = KINDS,
     longest_delay_s: float = 8.0,
     batch_s: float = 0.0,
     say: Callable[[str], None] = print,
 ) -> Figures:
     """Run a study undisturbed and under chaos; both must come to the same.
 
-    Under chaos every batch of the model takes `batch_s` seconds longer, so that the kills find it at work.
+    Under chaos every batch of the model takes `batch_s` seconds longer, so that the blows find it at work.
+    Kinds that cannot be tried on this machine are named and left out.
 
     Raises:
         AssertionError: When something was lost, done twice, or came out differently.
     """
     figures = Figures(seed, units=rows)
+    missing, possible = possible_kinds()
+    kinds = [kind for kind in kinds if kind in possible]
+    for kind, reason in missing.items():
+        say(f"not tried: {kind}: {reason}")
     undisturbed = Study(folder / "undisturbed", rows=rows, words=words)
-    disturbed = Study(folder / "disturbed", rows=rows, words=words)
+    disturbed = Study(folder / "disturbed", rows=rows, words=words, settings={"wandb": WANDB})
     with timed(figures, "undisturbed_s"):
         assert undisturbed.call("--inline").code == 0
     expected = results(undisturbed.output)
     figures.samples = undisturbed.samples_on_disk()
     rng = random.Random(seed)
-    plan = plan_kills(rng, kills, figures.samples, longest_delay_s)
-    say(f"seed {seed}: {json.dumps([[kill.kind, kill.samples, round(kill.delay_s, 2)] for kill in plan])}")
+    plan = plan_blows(rng, kinds, blows, figures.samples, longest_delay_s)
+    say(f"seed {seed}: {json.dumps([[blow.kind, blow.samples, round(blow.delay_s, 2)] for blow in plan])}")
     saboteur = Sabotage(folder)
     saboteur.set(batch_s=batch_s)
-    with LoopbackCluster(cpus=2, env=saboteur.env) as cluster, timed(figures, "seconds"):
-        Chaos(disturbed, cluster, say).carry_out(plan, rng, figures)
+    disk = BadDisk(folder, disturbed.output) if set(DISK) & set(kinds) else None
+    env = {**saboteur.env, **(disk.env if disk is not None else {})}
+    disturbed.env = saboteur.env
+    with LoopbackCluster(cpus=2, env=env) as cluster, timed(figures, "seconds"):
+        chaos = Chaos(disturbed, cluster, disk, say)
+        chaos.carry_out(plan, rng, figures)
     check = disturbed.run(verb="verify")
     assert check.code == 0, check.out
     found = results(disturbed.output)
     assert found.keys() == expected.keys()
     differing = [path for path in expected if found[path] != expected[path]]
     assert not differing, f"{len(differing)} file(s) differ, such as {differing[0]}"
+    figures.logged = check_history(disturbed.output, chaos.edited)
     return figures

@@ -8,6 +8,7 @@ with HubServer() as hub:
 import hashlib
 import json
 import re
+import socket
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ RepoType = Literal["model", "dataset"]
 
 _API = re.compile(
     r"/api/(?P<kind>models|datasets)/(?P<repo>[^/]+/[^/]+)"
-    r"(?:/(?P<verb>revision|tree|paths-info|refs)(?:/(?P<rest>.+))?)?"
+    r"(?:/(?P<verb>revision|tree|paths-info|refs|auth-check)(?:/(?P<rest>.+))?)?"
 )
 _RESOLVE = re.compile(r"/(?:(?P<kind>datasets)/)?(?P<repo>[^/]+/[^/]+)/resolve/(?P<rest>.+)")
 
@@ -60,6 +61,11 @@ class HubServer:
         """`METHOD path` of every request, in order."""
         self.failing: dict[str, int] = {}
         """Path suffix -> HTTP status that its requests get instead of an answer."""
+        self.gated: set[str] = set()
+        """Repositories that everybody sees, and whose files nobody gets."""
+        self.hangs = False
+        """Whether requests get no answer at all."""
+        self._closing = threading.Event()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
         self._thread.start()
@@ -91,9 +97,15 @@ class HubServer:
 
     def close(self) -> None:
         """Stop serving."""
+        self._closing.set()
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+    def wait_if_hanging(self) -> None:
+        """Keep a request waiting until the end where the hub does not answer."""
+        if self.hangs:
+            self._closing.wait()
 
     def __enter__(self) -> Self:
         return self
@@ -102,6 +114,13 @@ class HubServer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def nowhere() -> str:
+    """Return the endpoint of a hub whose machine refuses the connection."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{free.getsockname()[1]}"
 
 
 def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
@@ -133,6 +152,7 @@ class _Handler(BaseHTTPRequestHandler):
         path = urlsplit(self.path).path
         self._body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         self.server_hub.requests.append(f"{self.command} {path}")
+        self.server_hub.wait_if_hanging()
         for suffix, status in self.server_hub.failing.items():
             if path.endswith(suffix):
                 self._send(status, b"{}", body=body)
@@ -156,6 +176,10 @@ class _Handler(BaseHTTPRequestHandler):
         if repository is None:
             return
         verb, rest = match["verb"] or "revision", match["rest"] or "main"
+        if verb == "auth-check":
+            if not self._is_gated(repository, body=body):
+                self._json({}, body=body)
+            return
         if verb == "refs":
             branches = [
                 {"name": name, "ref": f"refs/heads/{name}", "targetCommit": commit}
@@ -170,7 +194,8 @@ class _Handler(BaseHTTPRequestHandler):
         commit, path = found
         files = repository.commits[commit]
         if verb == "revision":
-            self._json(_info(repository, commit, files), body=body)
+            gated = "manual" if repository.repo_id in self.server_hub.gated else False
+            self._json({**_info(repository, commit, files), "gated": gated}, body=body)
         elif verb == "tree":
             query = parse_qs(urlsplit(self.path).query)
             recursive = query.get("recursive", ["false"])[0].lower() in {"true", "1"}
@@ -182,6 +207,13 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._json(_paths_info(files, self._asked_paths()), body=body)
 
+    def _is_gated(self, repository: Repository, *, body: bool) -> bool:
+        """Return whether the files of a repository are refused, and refuse them then."""
+        is_gated = repository.repo_id in self.server_hub.gated
+        if is_gated:
+            self._send(403, b'{"error": "Access is restricted"}', body=body, code="GatedRepo")
+        return is_gated
+
     def _asked_paths(self) -> list[str]:
         if "json" in (self.headers.get("Content-Type") or ""):
             asked = json.loads(self._body or b"{}").get("paths", [])
@@ -190,7 +222,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _file(self, match: re.Match[str], *, body: bool) -> None:
         repository = self._repository(match, body=body)
-        if repository is None:
+        if repository is None or self._is_gated(repository, body=body):
             return
         found = repository.split(match["rest"])
         if found is None:
@@ -256,7 +288,6 @@ def _info(repository: Repository, commit: str, files: Mapping[str, bytes]) -> di
         "lastModified": "2025-01-01T00:00:00.000Z",
         "createdAt": "2025-01-01T00:00:00.000Z",
         "private": False,
-        "gated": False,
         "disabled": False,
         "downloads": 0,
         "likes": 0,

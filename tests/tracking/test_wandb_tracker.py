@@ -3,30 +3,29 @@
 import gzip
 import json
 import os
+import signal
 import socket
-import struct
 import subprocess
 import sys
 import textwrap
 import threading
-import time
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from wandb_files import history_of, read_records, whole_history
 
 from mllm_shapx.config.models import WandbConfig
 from mllm_shapx.records.results import AttributionSummary, ConversationEntry, SampleResult
-from mllm_shapx.tracking.wandb import (
-    WandbTracker,
-    effective_mode,
-    run_id,
-    sample_metrics,
-    without_secrets,
-)
+from mllm_shapx.records.runs import RunRecords
+from mllm_shapx.records.storage import open_storage
+from mllm_shapx.tracking.content import run_id, sample_metrics, without_secrets
+from mllm_shapx.tracking.wandb import WandbTracker, effective_mode
 
+HERE = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "support")]
 OFFLINE = WandbConfig(mode="offline", tags=("a-tag",))
 
 
@@ -61,44 +60,6 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.delenv(name)
     monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "wandb-config"))
-
-
-def read_payloads(data: bytes) -> Iterator[bytes]:
-    """Yield the records of a W&B file: LevelDB's log format after a header of 7 bytes."""
-    position, parts = 7, b""
-    while position + 7 <= len(data):
-        left_in_block = 32768 - position % 32768
-        if left_in_block < 7:
-            position += left_in_block
-            continue
-        _, length, kind = struct.unpack_from("<IHB", data, position)
-        parts += data[position + 7 : position + 7 + length]
-        position += 7 + length
-        if kind in {1, 4}:  # a whole record, or the last part of one
-            yield parts
-            parts = b""
-
-
-def read_records(folder: Path) -> list[Any]:
-    """Return the protobuf records of an offline run's file."""
-    from wandb.proto import wandb_internal_pb2
-
-    (path,) = folder.glob("run-*.wandb")
-    records = []
-    for payload in read_payloads(path.read_bytes()):
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(payload)
-        records.append(record)
-    return records
-
-
-def history_of(records: list[Any]) -> list[dict[str, Any]]:
-    rows = []
-    for record in records:
-        if record.HasField("history"):
-            items = record.history.item
-            rows.append({(item.key or item.nested_key[0]): json.loads(item.value_json) for item in items})
-    return rows
 
 
 @pytest.mark.slow
@@ -148,19 +109,95 @@ def test_offline_runs_side_by_side(tmp_path: Path, capfd: pytest.CaptureFixture[
         assert [record.exit.exit_code for record in records if record.HasField("exit")] == [0]
 
 
-@pytest.mark.slow
-def test_resumed_run_keeps_its_id_and_counts_on(tmp_path: Path) -> None:
-    """A second start of a run has the first one's id, and its counter goes on where the first stopped."""
-    for done, row in ((0, 5), (1, 6)):
-        tracker = WandbTracker(OFFLINE, "study", directory=tmp_path)
-        tracker.start("exact", {}, samples_done=done)
+@pytest.fixture
+def records(tmp_path: Path) -> RunRecords:
+    """The files of a run of its own."""
+    return RunRecords(open_storage(str(tmp_path)), "exact")
+
+
+def track(folder: Path, records: RunRecords, *rows: int, finish: bool = False) -> list[str]:
+    """Start the run, write and log these rows, end; return the warnings."""
+    warnings: list[str] = []
+    tracker = WandbTracker(OFFLINE, "study", directory=folder, warn=warnings.append)
+    tracker.start("exact", {}, records=records)
+    for row in rows:
+        records.write_sample(make_sample("exact", row))
         tracker.log_sample(make_sample("exact", row))
-        tracker.close()
-        time.sleep(1.1)  # the folder's name has a resolution of a second
-    folders = sorted((tmp_path / "wandb").glob(f"offline-run-*-{run_id('study', 'exact')}"))
-    assert len(folders) == 2
-    counters = [row["sample"] for folder in folders for row in history_of(read_records(folder))]
-    assert counters == [1, 2]
+    if finish:
+        tracker.finish("exact", {})
+    tracker.close()
+    return warnings
+
+
+@pytest.mark.slow
+def test_resumed_run_keeps_its_id_and_counts_on(tmp_path: Path, records: RunRecords) -> None:
+    """A second start of a run has the first one's id, and its counter goes on, even in the same second."""
+    assert track(tmp_path, records, 5) == []
+    assert track(tmp_path, records, 6) == []
+    assert len(list((tmp_path / "wandb").glob(f"offline-run-*-{run_id('study', 'exact')}"))) == 2
+    lines = whole_history(tmp_path)["exact"]
+    assert [(line["sample"], line["row_index"]) for line in lines] == [(1, 5), (2, 6)]
+
+
+@pytest.mark.slow
+def test_samples_that_no_history_has_are_logged_once(tmp_path: Path, records: RunRecords) -> None:
+    """Samples of a start without W&B, and such as were never handed over, are read from their files."""
+    for row in (3, 1):
+        records.write_sample(make_sample("exact", row))
+    tracker = WandbTracker(OFFLINE, "study", directory=tmp_path)
+    tracker.start("exact", {}, records=records)
+    tracker.log_sample(make_sample("exact", 3))  # known from its file already
+    records.write_sample(make_sample("exact", 7))  # and never said
+    tracker.finish("exact", {})
+    tracker.close()
+    assert track(tmp_path, records, finish=True) == []
+    lines = whole_history(tmp_path)["exact"]
+    assert [(line["sample"], line["row_index"]) for line in lines] == [(1, 1), (2, 3), (3, 7)]
+
+
+@pytest.mark.slow
+def test_a_row_with_other_values_is_logged_again(tmp_path: Path, records: RunRecords) -> None:
+    """A row done again is logged again when its values differ, not when only its time does."""
+    assert track(tmp_path, records, 4) == []
+    again = WandbTracker(OFFLINE, "study", directory=tmp_path)
+    again.start("exact", {}, records=records)
+    again.log_sample(replace(make_sample("exact", 4), runtime_sec=9.0, model_calls=0))
+    again.log_sample(make_sample("exact", 4, grand=2.0))
+    again.close()
+    lines = whole_history(tmp_path)["exact"]
+    assert [(line["sample"], line["row_index"], line["residual"]) for line in lines] == [
+        (1, 4, 0.25),
+        (2, 4, 1.25),
+    ]
+
+
+DIE_WHILE_LOGGING = """
+    import os, signal, sys, time
+    sys.path[:0] = {path!r}
+    from test_wandb_tracker import *
+    records = RunRecords(open_storage({folder!r}), "exact")
+    tracker = WandbTracker(OFFLINE, "study", directory=Path({folder!r}))
+    tracker.start("exact", {{}}, records=records)
+    for row in range({first}, {first} + 60):
+        records.write_sample(make_sample("exact", row))
+        tracker.log_sample(make_sample("exact", row))
+        time.sleep(0.03)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.slow
+def test_killed_trackers_lose_nothing_and_log_nothing_twice(tmp_path: Path, records: RunRecords) -> None:
+    """Killed twice with lines that wandb has not written yet, the histories together hold every row once."""
+    for first in (0, 60):
+        code = DIE_WHILE_LOGGING.format(path=HERE, folder=str(tmp_path), first=first)
+        assert run_python(code).returncode == -signal.SIGKILL
+    written = [line["row_index"] for line in whole_history(tmp_path)["exact"]]
+    assert 20 < len(written) < 120  # W&B's log is written often, but not for every line
+    assert track(tmp_path, records, 120, finish=True) == []
+    lines = whole_history(tmp_path)["exact"]
+    assert sorted(line["row_index"] for line in lines) == list(range(121))
+    assert [line["sample"] for line in lines] == list(range(1, 122))
 
 
 def test_files_of_the_artifact_are_copied(tmp_path: Path) -> None:
@@ -281,10 +318,14 @@ def test_unreachable_server_never_blocks(silent_server: int, tmp_path: Path) -> 
 
 
 class FakeWandb(BaseHTTPRequestHandler):
-    """As much of a W&B server as a run needs; keeps what is streamed to it."""
+    """As much of a W&B server as runs need; keeps the lines of their histories by place."""
 
     protocol_version = "HTTP/1.1"
     streamed: ClassVar[list[Any]] = []
+    lines: ClassVar[dict[str, dict[int, dict[str, Any]]]] = {}
+    """Run id -> place in its history -> line."""
+    asked: ClassVar[list[str]] = []
+    """Names of the queries."""
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("content-length") or 0))
@@ -294,7 +335,7 @@ class FakeWandb(BaseHTTPRequestHandler):
         if self.path.startswith("/graphql"):
             reply = {"data": self.answer(json.loads(body))}
         elif self.path.endswith("/file_stream"):
-            self.streamed.append(json.loads(body))
+            self.take(json.loads(body))
         content = json.dumps(reply).encode()
         self.send_response(200)
         self.send_header("content-length", str(len(content)))
@@ -303,13 +344,23 @@ class FakeWandb(BaseHTTPRequestHandler):
 
     do_PUT = do_POST  # noqa: N815 -- the base class's way of naming
 
+    def take(self, stream: dict[str, Any]) -> None:
+        self.streamed.append(stream)
+        history = (stream.get("files") or {}).get("wandb-history.jsonl")
+        if history is not None:
+            lines = self.lines.setdefault(self.path.split("/")[-2], {})
+            lines.update(enumerate(map(json.loads, history["content"]), history["offset"]))
+
     def answer(self, query: dict[str, Any]) -> dict[str, Any]:
-        variables = query["variables"] or {}
+        variables = query.get("variables") or {}
+        self.asked.append(query.get("operationName") or "")
         match query.get("operationName"):
             case "UpsertBucket":
                 project = {"id": "p", "name": "p", "entity": {"id": "e", "name": "e"}}
                 bucket = {"id": "b", "name": variables["name"], "config": "{}", "project": project}
                 return {"upsertBucket": {"bucket": bucket, "inserted": True}}
+            case "RunResumeStatus" if variables["name"] in self.lines:
+                return {"model": {"id": "p", "name": "p", "bucket": self.standing(variables["name"])}}
             case "CreateRunFiles":
                 address = f"http://127.0.0.1:{self.server.server_port}/"  # type: ignore[attr-defined]
                 files = [{"name": name, "uploadUrl": address + name} for name in variables["files"]]
@@ -317,51 +368,101 @@ class FakeWandb(BaseHTTPRequestHandler):
             case _:
                 return {"model": None}
 
+    def standing(self, name: str) -> dict[str, Any]:
+        """Return what a run that is resumed is told of itself."""
+        lines = self.lines[name]
+        return {
+            "id": "b",
+            "name": name,
+            "config": "{}",
+            "summaryMetrics": "{}",
+            "displayName": name,
+            "historyLineCount": len(lines),
+            "historyTail": json.dumps([json.dumps(lines[max(lines)])]),
+            "eventsLineCount": 0,
+            "eventsTail": "[]",
+            "logLineCount": 0,
+            "tags": [],
+            "wandbConfig": '{"t": 1}',
+        }
+
     def log_message(self, *_: Any) -> None:
         """Say nothing."""
 
 
-@pytest.mark.slow
-def test_online_samples_reach_the_server(tmp_path: Path) -> None:
-    """Online, the samples of a run arrive at a server with their counter, and nothing is printed."""
-    FakeWandb.streamed.clear()
+@pytest.fixture
+def server() -> Iterator[str]:
+    """A W&B server on loopback; its address."""
+    for kept in (FakeWandb.streamed, FakeWandb.lines, FakeWandb.asked):
+        kept.clear()
     server = ThreadingHTTPServer(("127.0.0.1", 0), FakeWandb)
     server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
     thread.start()
-    code = f"""
-        import sys
-        sys.path.insert(0, {str(Path(__file__).parent)!r})
-        from test_wandb_tracker import make_sample
-        from mllm_shapx.config.models import WandbConfig
-        from mllm_shapx.tracking.wandb import WandbTracker
-        tracker = WandbTracker(WandbConfig(), "study", warn=lambda text: print("WARNED", text))
-        tracker.start("exact", {{}})
-        for row in (4, 2, 9):
-            tracker.log_sample(make_sample("exact", row))
-        tracker.close()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def logged_lines(run_name: str) -> list[tuple[int, int]]:
+    """Return counter and row of each line that the server has of a run."""
+    lines = FakeWandb.lines[run_id("study", run_name)]
+    return [(lines[place]["sample"], lines[place]["row_index"]) for place in sorted(lines)]
+
+
+TRACK_ONLINE = """
+    import sys
+    sys.path[:0] = {path!r}
+    from test_wandb_tracker import *
+    records = RunRecords(open_storage({folder!r}), "exact")
+    tracker = WandbTracker(WandbConfig(), "study", warn=lambda text: print("WARNED", text))
+    tracker.start("exact", {{}}, records=records)
+    for row in {rows}:
+        records.write_sample(make_sample("exact", row))
+        tracker.log_sample(make_sample("exact", row))
+    tracker.close()
+"""
+
+
+@pytest.mark.slow
+def test_online_samples_reach_the_server(tmp_path: Path, server: str) -> None:
+    """Online, the samples of a run arrive at a server with their counter, and nothing is printed.
+
+    A second start goes on behind them, also where the server does not tell its history.
     """
-    try:
+    for rows in ((4, 2, 9), (5,)):
         done = run_python(
-            code,
-            WANDB_BASE_URL=f"http://127.0.0.1:{server.server_port}",
+            TRACK_ONLINE.format(path=HERE, folder=str(tmp_path), rows=rows),
+            WANDB_BASE_URL=server,
             WANDB_API_KEY="0123456789" * 4,
             WANDB_DIR=str(tmp_path),
         )
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-    assert (done.stdout, done.stderr) == ("", "")
-    lines = [
-        json.loads(line)
-        for stream in FakeWandb.streamed
-        for name, part in (stream.get("files") or {}).items()
-        if name == "wandb-history.jsonl"
-        for line in part["content"]
-    ]
-    assert [(line["sample"], line["row_index"]) for line in lines] == [(1, 4), (2, 2), (3, 9)]
+        assert (done.stdout, done.stderr) == ("", "")
+    lines = logged_lines("exact")
+    assert [counter for counter, _ in lines] == [1, 2, 3, 4]
+    assert sorted(row for _, row in lines[:3]) == [2, 4, 9]
+    assert lines[3] == (4, 5)
     assert any(stream.get("complete") and stream.get("exitcode") == 1 for stream in FakeWandb.streamed)
+
+
+@pytest.mark.slow
+def test_wandb_sync_joins_the_starts_of_a_run(tmp_path: Path, records: RunRecords, server: str) -> None:
+    """`wandb sync` puts a resumed start behind the one before, not over it."""
+    track(tmp_path, records, 5, 3)
+    track(tmp_path, records, 6)
+    done = subprocess.run(
+        [str(Path(sys.executable).with_name("wandb")), "sync", "--yes"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env={**os.environ, "WANDB_BASE_URL": server, "WANDB_API_KEY": "0123456789" * 4},
+    )
+    assert done.returncode == 0, done.stderr
+    assert [row for _, row in logged_lines("exact")] == [3, 5, 6]
+    assert "RunResumeStatus" in FakeWandb.asked
 
 
 def test_raising_wandb_drops_one_run_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

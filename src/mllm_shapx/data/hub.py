@@ -1,5 +1,6 @@
 """Datasets of the hub at one commit: parquet files through the hub cache, or what `datasets` can load."""
 
+import contextlib
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -10,7 +11,16 @@ from typing import Any
 import pyarrow as pa
 
 from mllm_shapx.config.models import DatasetConfig
-from mllm_shapx.data.columns import listed
+from mllm_shapx.data.hub_access import (
+    HubError,
+    Named,
+    ask,
+    is_connection_problem,
+    offline,
+    one_line,
+    problem_of,
+    quiet,
+)
 from mllm_shapx.data.hub_layout import check_complete, split_files
 from mllm_shapx.data.parquet_files import ParquetTable
 from mllm_shapx.data.table import BATCH_ROWS, column_values
@@ -19,7 +29,6 @@ from mllm_shapx.errors import DatasetError, RowError
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _NO_FILE = "/"
 """A file pattern that matches nothing."""
-_TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +55,10 @@ def open_hub_parquet(dataset: DatasetConfig) -> ParquetTable:
     Raises:
         DatasetError: When the repository, commit, subset or split does not exist or cannot be had.
     """
-    repository = _locate(dataset)
+    try:
+        repository = _locate(dataset)
+    except HubError as error:
+        raise DatasetError(_named(dataset).explain(error)) from error
     has_card = "README.md" in repository.files
     readme = _download(repository, "README.md").read_text("utf-8", "replace") if has_card else None
     names = split_files(repository.files, readme, dataset.subset, dataset.split, repository.where)
@@ -64,27 +76,44 @@ def open_hub_parquet(dataset: DatasetConfig) -> ParquetTable:
 def open_hub_datasets(dataset: DatasetConfig) -> "ArrowTable":
     """Load the subset and split with `datasets`; its memory-mapped Arrow files are read as they are.
 
+    Where the hub cannot be reached, the caches of the hub and of `datasets` are read.
+
     Raises:
         DatasetError: When `datasets` cannot load it; its reason is in the message.
     """
-    commit = _commit(dataset)
+    commit, trouble = _commit(dataset)
     import datasets
 
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
-    where = f"{dataset.repo_id} at {(commit or 'an unknown commit')[:12]}, {dataset.subset}/{dataset.split}"
     try:
-        loaded = datasets.load_dataset(
-            dataset.repo_id, name=dataset.subset, split=dataset.split, revision=commit or dataset.revision
-        )
+        with quiet(downloads=True), offline() if trouble is not None else contextlib.nullcontext():
+            loaded = datasets.load_dataset(
+                dataset.repo_id, name=dataset.subset, split=dataset.split, revision=commit or dataset.revision
+            )
     except Exception as error:  # `datasets` raises what its readers raise
         if isinstance(error, MemoryError):
             raise
-        raise DatasetError(
-            f"{where}: datasets cannot load it ({type(error).__name__}: {_one_line(error)}); "
-            "correct dataset.repo_id, dataset.subset, dataset.split or dataset.revision"
-        ) from error
-    return ArrowTable(where, loaded.data.table, commit)
+        raise DatasetError(_not_loaded(dataset, commit, trouble, error)) from error
+    return ArrowTable(_place(dataset, commit), loaded.data.table, commit)
+
+
+def _place(dataset: DatasetConfig, commit: str | None) -> str:
+    return f"{dataset.repo_id} at {(commit or 'an unknown commit')[:12]}, {dataset.subset}/{dataset.split}"
+
+
+def _not_loaded(
+    dataset: DatasetConfig, commit: str | None, trouble: HubError | None, error: Exception
+) -> str:
+    """Return why `datasets` did not load it: the hub, else what the config asks for."""
+    if trouble is None and is_connection_problem(error):
+        trouble = problem_of(error)
+    if trouble is not None and (commit is None or is_connection_problem(error)):
+        return _named(dataset).explain(trouble)
+    return (
+        f"{_place(dataset, commit)}: datasets cannot load it ({type(error).__name__}: {one_line(error)}); "
+        "correct dataset.repo_id, dataset.subset, dataset.split or dataset.revision"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,21 +163,20 @@ class ArrowTable:
 
 
 def _locate(dataset: DatasetConfig) -> _Repository:
-    """Ask the hub, else its cache, for the commit and the files of the repository."""
-    from huggingface_hub import HfApi
+    """Ask the hub, else its cache, for the commit and the files of the repository.
 
+    Raises:
+        HubError: When the hub says no, or cannot be reached and the cache has nothing.
+    """
     try:
-        info = HfApi().dataset_info(dataset.repo_id, revision=dataset.revision, timeout=_TIMEOUT_S)
-        if not _COMMIT.fullmatch(dataset.revision or ""):
-            _remember(dataset)
-    except Exception as error:  # sorted by _refusal
-        refusal = _refusal(error, dataset)
-        if refusal is not None:
-            raise refusal from error
-        cached = _cached(dataset)
+        info = ask("dataset", dataset.repo_id, dataset.revision)
+    except HubError as error:
+        cached = _cached(dataset) if error.problem == "unreachable" else None
         if cached is None:
-            raise _unreachable(error, dataset) from error
+            raise
         return cached
+    if not _COMMIT.fullmatch(dataset.revision or ""):
+        _remember(dataset)
     names = tuple(sibling.rfilename for sibling in info.siblings or ())
     return _Repository(dataset.repo_id, str(info.sha), names, cached_only=False)
 
@@ -157,21 +185,28 @@ def _remember(dataset: DatasetConfig) -> None:
     """Have the hub cache note which commit a branch means: files are downloaded by commit, which does not."""
     from huggingface_hub import snapshot_download
 
-    # The pattern matches nothing: no file is downloaded.
-    snapshot_download(
-        dataset.repo_id, repo_type="dataset", revision=dataset.revision, allow_patterns=[_NO_FILE]
-    )
+    # A cache that cannot be written lacks the note, not the rows. The pattern matches nothing.
+    with quiet(), contextlib.suppress(OSError):
+        snapshot_download(
+            dataset.repo_id, repo_type="dataset", revision=dataset.revision, allow_patterns=[_NO_FILE]
+        )
 
 
-def _commit(dataset: DatasetConfig) -> str | None:
-    """Return the commit that the revision means; None when neither hub nor config can tell."""
+def _commit(dataset: DatasetConfig) -> tuple[str | None, HubError | None]:
+    """Return the commit that the revision means, where it can be told, and why the hub was not reached.
+
+    Raises:
+        DatasetError: When the hub says no.
+    """
     try:
-        return _locate(dataset).commit
-    except DatasetError as error:
-        if isinstance(error.__cause__, Exception) and _refusal(error.__cause__, dataset) is not None:
-            raise
-        # Offline with nothing in the hub cache: `datasets` has a cache of its own.
-        return dataset.revision if dataset.revision and _COMMIT.fullmatch(dataset.revision) else None
+        found = _locate(dataset)
+    except HubError as error:
+        if error.problem != "unreachable":
+            raise DatasetError(_named(dataset).explain(error)) from error
+        # With nothing in the hub cache: `datasets` has a cache of its own.
+        pinned = dataset.revision if _COMMIT.fullmatch(dataset.revision or "") else None
+        return pinned, error
+    return found.commit, HubError("unreachable", "no answer") if found.cached_only else None
 
 
 def _cached(dataset: DatasetConfig) -> _Repository | None:
@@ -179,15 +214,16 @@ def _cached(dataset: DatasetConfig) -> _Repository | None:
     from huggingface_hub import snapshot_download
 
     try:
-        folder = Path(
-            snapshot_download(
-                dataset.repo_id,
-                repo_type="dataset",
-                revision=dataset.revision,
-                local_files_only=True,
-                allow_patterns=[_NO_FILE],
+        with quiet():
+            folder = Path(
+                snapshot_download(
+                    dataset.repo_id,
+                    repo_type="dataset",
+                    revision=dataset.revision,
+                    local_files_only=True,
+                    allow_patterns=[_NO_FILE],
+                )
             )
-        )
     except (OSError, ValueError):
         return None
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
@@ -198,59 +234,25 @@ def _download(repository: _Repository, name: str) -> Path:
     from huggingface_hub import hf_hub_download
 
     try:
-        return Path(
-            hf_hub_download(
-                repository.repo_id,
-                name,
-                repo_type="dataset",
-                revision=repository.commit,
-                local_files_only=repository.cached_only,
+        with quiet(downloads=True):
+            return Path(
+                hf_hub_download(
+                    repository.repo_id,
+                    name,
+                    repo_type="dataset",
+                    revision=repository.commit,
+                    local_files_only=repository.cached_only,
+                )
             )
-        )
     except Exception as error:  # the network, the hub and the disk fail in many ways
         if isinstance(error, MemoryError):
             raise
         raise DatasetError(
-            f"{repository.where}: {name} cannot be downloaded ({type(error).__name__}: {_one_line(error)}); "
+            f"{repository.where}: {name} cannot be downloaded ({type(error).__name__}: {one_line(error)}); "
             "check the connection and the free disk space of the hub cache (HF_HOME), then run again"
         ) from error
 
 
-def _refusal(error: Exception, dataset: DatasetConfig) -> DatasetError | None:
-    """Return what the hub's answer means; None when there was no answer."""
-    from huggingface_hub import errors
-
-    name = dataset.repo_id
-    if isinstance(error, errors.GatedRepoError):
-        return DatasetError(
-            f"{name}: access must be asked for on its page; then set HF_TOKEN to a token that has it"
-        )
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return DatasetError(
-            f"{name}: the hub has no such dataset, or it is private; correct dataset.repo_id, or set HF_TOKEN"
-        )
-    if isinstance(error, errors.RevisionNotFoundError):
-        return DatasetError(f"{name}: has no revision {dataset.revision!r}; correct dataset.revision")
-    if isinstance(error, errors.HFValidationError):
-        return DatasetError(
-            f"dataset.repo_id {name!r} is no repository id ({_one_line(error)}); write OWNER/NAME"
-        )
-    status = getattr(getattr(error, "response", None), "status_code", 0)
-    if 400 <= status < 500 and status not in {408, 429}:  # noqa: PLR2004 -- the client's fault; 408, 429: later
-        return DatasetError(f"{name}: the hub refuses ({_one_line(error)}); check HF_TOKEN and HF_ENDPOINT")
-    return None
-
-
-def _unreachable(error: Exception, dataset: DatasetConfig) -> DatasetError:
-    from huggingface_hub import constants
-
-    revision = f" at {dataset.revision[:12]}" if dataset.revision else ""
-    return DatasetError(
-        f"{dataset.repo_id}{revision}: is not in the hub cache ({constants.HF_HUB_CACHE}), and the hub at "
-        f"{constants.ENDPOINT} cannot be reached ({type(error).__name__}: {_one_line(error)}); "
-        "connect once to download it, unset HF_HUB_OFFLINE, or name local files in dataset.path"
-    )
-
-
-def _one_line(error: Exception) -> str:
-    return listed(part for part in (" ".join(str(error).split()),) if part)[:300]
+def _named(dataset: DatasetConfig) -> Named:
+    keys = "dataset.repo_id", "dataset.revision", "local files in dataset.path"
+    return Named("dataset", dataset.repo_id, dataset.revision, *keys)

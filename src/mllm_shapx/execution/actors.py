@@ -6,7 +6,7 @@ import logging
 import os
 import pickle
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ class CoordinatorActor:
 
     def __init__(self, shared: str, aggregator_name: str, stall_s: float) -> None:
         _set_up_logging()
-        study, inspections = _read(shared)
+        study, inspections, _ = _read(shared)
         restarted = ray.get_runtime_context().was_current_actor_reconstructed
         on_sample = _log_of(aggregator_name)
         rows = frozenset(study.rows)
@@ -110,11 +110,11 @@ class CoordinatorActor:
 
 
 class AggregatorActor:
-    """Holds the `Aggregator`."""
+    """Holds the `Aggregator`. After a restart it finds out from W&B's logs what is logged."""
 
-    def __init__(self, shared: str, specs: Mapping[str, dict[str, Any]]) -> None:
+    def __init__(self, shared: str) -> None:
         _set_up_logging()
-        study, inspections = _read(shared)
+        study, inspections, specs = _read(shared)
         private = Path(shared).with_name(PRIVATE_ENVIRONMENT)
         for name, value in json.loads(private.read_text(encoding="utf-8")).items():
             os.environ.setdefault(name, value)
@@ -217,10 +217,10 @@ def _log_of(aggregator_name: str) -> OnSample | None:
     return log
 
 
-def _read(path: str) -> tuple[Study, dict[str, RunInspection]]:
-    """Read what the driver wrote for the actors on its node."""
-    study, inspections = pickle.loads(Path(path).read_bytes())  # noqa: S301 -- the driver's own file
-    return study, inspections
+def _read(path: str) -> tuple[Study, dict[str, RunInspection], dict[str, dict[str, Any]]]:
+    """Read what the driver wrote for the actors on its node: study, inspections and specs."""
+    study, inspections, specs = pickle.loads(Path(path).read_bytes())  # noqa: S301 -- the driver's own file
+    return study, inspections, specs
 
 
 def _set_up_logging() -> None:

@@ -31,8 +31,8 @@ class Aggregator:
             study.wandb, study.experiment_set_id, directory=local, warn=self._warnings.append
         )
         for name, spec in specs.items():
-            found = inspections[name]
-            self._tracker.start(name, spec, samples_done=len(found.completed), salt=str(found.created_at))
+            records = RunRecords(self._storage, name)
+            self._tracker.start(name, spec, records=records, salt=str(inspections[name].created_at))
 
     def log(self, sample: SampleResult) -> None:
         """Pass a sample's metrics on to the tracker."""

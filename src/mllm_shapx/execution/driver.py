@@ -68,6 +68,8 @@ CONNECT_S = 1.0
 """Seconds that a node may take to accept a connection."""
 FINISH_S = 600.0
 """Seconds that the last writes and summaries may take."""
+FINISH_TRIES = 5
+"""Times that an aggregator that dies while it finishes is started again for it."""
 FLUSH_S = 1.5
 """Seconds that workers get to hand in their answers at the first signal; `ray job stop` kills after 3."""
 
@@ -123,14 +125,14 @@ class Driver:
         token = secrets.token_hex(4)
         # A file rather than Ray objects: an actor that is started again must find it, whatever was lost.
         shared = folder / "study.pickle"
-        shared.write_bytes(pickle.dumps((study, dict(output.inspections))))
+        shared.write_bytes(pickle.dumps((study, dict(output.inspections), dict(output.specs))))
         private = folder / PRIVATE_ENVIRONMENT
         private.touch(0o600)
         private.write_text(json.dumps(private_environment()), encoding="utf-8")
         self._aggregator = (
             ray.remote(AggregatorActor)
-            .options(**on_this_node, name=f"aggregator-{token}", namespace=NAMESPACE)
-            .remote(str(shared), dict(output.specs))
+            .options(**on_this_node, name=f"aggregator-{token}", namespace=NAMESPACE, max_restarts=-1)
+            .remote(str(shared))
         )
         self._coordinator = (
             ray.remote(CoordinatorActor)
@@ -431,7 +433,9 @@ class Driver:
     def _summaries(self, request: StopRequest) -> tuple[str, ...]:
         timeout = FINISH_S if request.signal is None else self._options.grace_s
         try:
-            warnings: tuple[str, ...] = ray.get(self._aggregator.finish.remote(), timeout=timeout)
+            # It may be called twice: what was logged is not logged again.
+            finish = self._aggregator.finish.options(max_task_retries=FINISH_TRIES).remote()
+            warnings: tuple[str, ...] = ray.get(finish, timeout=timeout)
         except RayActorError:
             from mllm_shapx.execution.aggregator import write_summary
             from mllm_shapx.records.storage import open_storage

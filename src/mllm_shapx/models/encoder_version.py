@@ -4,6 +4,7 @@ from pathlib import Path
 
 from mllm_shapx.config.loading import resolve_path
 from mllm_shapx.config.models import EmbeddingConfig
+from mllm_shapx.data.hub_access import HubError
 from mllm_shapx.errors import ModelError
 from mllm_shapx.models.identity import directory_digest, hub_commit
 from mllm_shapx.models.steadiness import Version
@@ -26,10 +27,7 @@ def encoder_version(config: EmbeddingConfig, config_path: Path | None) -> Versio
         return Version.of(KEY, (directory.resolve(),), lambda: directory_digest(directory))
     if config.local_files_only:
         return Version(KEY, (), _cached(config))
-    try:
-        return Version(KEY, (), hub_commit(config.model_id, config.revision))
-    except ModelError as error:
-        raise ModelError(str(error).replace("connector_kwargs.", "embedding.")) from error
+    return Version(KEY, (), hub_commit(config.model_id, config.revision, KEY))
 
 
 def check_encoder(config: EmbeddingConfig, config_path: Path) -> str | None:
@@ -46,7 +44,7 @@ def check_encoder(config: EmbeddingConfig, config_path: Path) -> str | None:
     try:
         encoder_version(config, config_path)
     except ModelError as error:
-        if "cannot be asked" not in str(error):
+        if not (isinstance(error.__cause__, HubError) and error.__cause__.problem == "unreachable"):
             raise
         return f"not checked: {error}"
     return None

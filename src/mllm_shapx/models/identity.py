@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mllm_shapx.data.hub_access import HubError, Named, ask, stay_offline
 from mllm_shapx.errors import ModelError
 from mllm_shapx.models.checkpoint_files import ADAPTER_CONFIG, CONFIG, has_weights
 
@@ -14,7 +15,6 @@ MODEL_ID = "connector_kwargs.model_id"
 ADAPTER = "connector_kwargs.adapter"
 _LOOKS_LIKE_PATH = ("/", "./", "../", "~")
 _CHUNK = 1 << 20
-_TIMEOUT_S = 20.0
 
 MODEL_DIRECTORY = (
     "a model directory holds config.json, the weights (model.safetensors, or several with an index) and the "
@@ -139,28 +139,26 @@ def hub_commit(repo_id: str, revision: str | None, key: str = MODEL_ID, holds: s
         ModelError: When there is no such repository or revision, it is no model, or the hub cannot be
             reached and the cache does not know it.
     """
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
-
-    named = f"{key}: {repo_id!r}"
     try:
-        found = HfApi().model_info(repo_id, revision=revision, timeout=_TIMEOUT_S)
-    except HFValidationError as error:
-        raise ModelError(f"{named} is neither a directory nor a hub id; {MODEL_DIRECTORY}") from error
-    except RevisionNotFoundError as error:
-        raise ModelError(
-            f"{named} has no revision {revision!r} on the hub; "
-            "set connector_kwargs.revision to one of its commits"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise ModelError(
-            f"{named}: there is no such directory here and no such model on the hub, or it is private: "
-            "check the name, or set HF_TOKEN"
-        ) from error
-    except Exception as error:  # noqa: BLE001 -- HTTP clients differ: the hub gave no answer
-        return _cached_commit(named, repo_id, revision, holds, error)
-    _check_listing(named, found, holds)
+        found = ask("model", repo_id, revision)
+    except HubError as error:
+        cached = _cached_commit(repo_id, revision, holds) if error.problem == "unreachable" else None
+        if cached is None:
+            raise ModelError(_explain(repo_id, revision, error, key)) from error
+        stay_offline()
+        return cached
+    _check_listing(f"{key}: {repo_id!r}", found, holds)
     return str(found.sha)
+
+
+def _explain(repo_id: str, revision: str | None, error: HubError, key: str) -> str:
+    named = f"{key}: {repo_id!r}"
+    if error.problem == "name":
+        return f"{named} is neither a directory nor a hub id; {MODEL_DIRECTORY}"
+    revision_key = f"{key.removesuffix('model_id')}revision" if key.endswith("model_id") else key
+    keys = key, revision_key, "a local directory"
+    here = " is no directory here, and" if error.problem == "missing" else ":"
+    return f"{named}{here} {Named('model', repo_id, revision, *keys).reason(error)}"
 
 
 def _check_listing(named: str, found: Any, holds: str) -> None:
@@ -176,17 +174,11 @@ def _check_listing(named: str, found: Any, holds: str) -> None:
         raise ModelError(f"{named} on the hub is not a transformers model: it has no {holds}")
 
 
-def _cached_commit(named: str, repo_id: str, revision: str | None, holds: str, error: Exception) -> str:
+def _cached_commit(repo_id: str, revision: str | None, holds: str) -> str | None:
     from huggingface_hub import try_to_load_from_cache
 
     cached = try_to_load_from_cache(repo_id, holds, revision=revision)
-    if isinstance(cached, str):
-        return Path(cached).parents[len(Path(holds).parts) - 1].name
-    raise ModelError(
-        f"{named} is not in the local hub cache, and the hub cannot be asked "
-        f"({type(error).__name__}: {_first_line(error)}); connect once to download it, "
-        "set HF_HOME to the cache that has it, or name a local directory"
-    ) from error
+    return Path(cached).parents[len(Path(holds).parts) - 1].name if isinstance(cached, str) else None
 
 
 def hub_file(repo_id: str, commit: str, name: str) -> Path | None:
@@ -197,7 +189,3 @@ def hub_file(repo_id: str, commit: str, name: str) -> Path | None:
         return Path(hf_hub_download(repo_id, name, revision=commit))
     except Exception:  # noqa: BLE001 -- HTTP clients differ; loading says what is wrong
         return None
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), "no answer")

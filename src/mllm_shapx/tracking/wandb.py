@@ -1,40 +1,39 @@
 """Weights & Biases: one W&B run per run of the sweep, and never a reason for the work to stop."""
 
-import hashlib
 import json
 import logging
-import math
 import os
 import queue
-import re
 import shutil
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from mllm_shapx.config.models import WandbConfig
+from mllm_shapx.errors import ShapxError
 from mllm_shapx.records.results import SampleResult
+from mllm_shapx.records.runs import RunRecords
+from mllm_shapx.tracking.content import run_id, sample_metrics, without_secrets
+from mllm_shapx.tracking.history import COUNTER, History, logged_before
 
 logger = logging.getLogger(__name__)
 
 Mode = Literal["online", "offline", "disabled"]
 
-COUNTER = "sample"
-"""The metric that every other one is drawn over: samples of the run so far, so that it only grows."""
+_FLUSH_S = 1.0
+"""Seconds between two writes of W&B's log: what is younger is lost with the process, and logged again."""
+
+_FLUSH_SETTING = "x_transaction_log_flush_interval"
+"""Older releases of wandb do not have it."""
+_SECOND_S = 0.1
 
 _MAX_WAITING = 100_000
 """Calls that may wait for W&B before tracking gives up: a hanging W&B must not fill the memory."""
 
 _CLOSE_S_PER_RUN = 10.0
-
-_SECRET_KEY = re.compile(
-    r"(^|_)(api_?key|access_?key|secret|password|passwd|credentials?|authorization|"
-    r"(hf|auth|access|api|bearer|session)_?token)($|_)|^token$",
-    re.IGNORECASE,
-)
-_URI_LOGIN = re.compile(r"(?<=://)[^/@\s]+@")
 
 
 class WandbTracker:
@@ -46,6 +45,10 @@ class WandbTracker:
 
     A run keeps its W&B id over restarts, so that a resumed run goes on in the same place. Offline, each
     start leaves a folder `wandb/offline-run-*` of its own; `wandb sync` uploads them.
+
+    Every sample on disk is logged once, whatever was killed before: at the start and at the end of a run the
+    samples that its history lacks are read from their files. A row that was explained again with other
+    values is logged again.
 
     Args:
         config: The config's `wandb` block. The environment's `WANDB_MODE` wins over its `mode`.
@@ -85,18 +88,20 @@ class WandbTracker:
         """Whether what is logged can still reach W&B."""
         return not self._closed and not self._session.is_off
 
-    def start(self, run_name: str, spec: Mapping[str, Any], *, samples_done: int = 0, salt: str = "") -> None:
+    def start(
+        self, run_name: str, spec: Mapping[str, Any], *, records: RunRecords | None = None, salt: str = ""
+    ) -> None:
         """Open one run with `spec` as its config; secrets in it are left out.
 
         Args:
             run_name: The run's name in the sweep and in W&B.
             spec: JSON data, such as the content of `spec.json`.
-            samples_done: Samples that an earlier start has logged; the counter goes on from there.
+            records: The run's files, whose samples the history is completed from.
             salt: Part of the id. Give what a fresh start changes and a resumed one keeps, such as the
                 checkpoint's `created_at`, so that a run that is done anew does not append to the old one.
         """
         config = without_secrets(spec)
-        self._submit(lambda: self._session.start(run_name, config, samples_done, salt))
+        self._submit(lambda: self._session.start(run_name, config, records, salt))
 
     def log_sample(self, result: SampleResult) -> None:
         """Log one sample of a started run."""
@@ -153,7 +158,8 @@ class WandbTracker:
 @dataclass
 class _OpenRun:
     run: Any
-    samples: int
+    history: History
+    records: RunRecords | None
 
 
 class _Session:
@@ -187,31 +193,36 @@ class _Session:
         """Return how many runs are open."""
         return len(self._runs)
 
-    def start(self, run_name: str, config: dict[str, Any], samples_done: int, salt: str) -> None:
+    def start(self, run_name: str, config: dict[str, Any], records: RunRecords | None, salt: str) -> None:
         if not self._takes_runs or run_name in self._runs:
             return
         try:
             run = self._init(run_name, config, salt)
             run.define_metric(COUNTER, hidden=True)
             run.define_metric("*", step_metric=COUNTER)
+            self._runs[run_name] = _OpenRun(run, self._history(run), records)
         except ImportError as error:
             self._refuse_runs(f"{error}; install the extra `wandb` or set wandb.enabled to false")
         except Exception as error:  # noqa: BLE001 -- whatever wandb raises is said and costs no sample
             self._refuse_runs(_describe(error))
         else:
-            self._runs[run_name] = _OpenRun(run, samples_done)
+            self._catch_up(run_name)
 
     def log(self, run_name: str, metrics: dict[str, float | str]) -> None:
         opened = self._runs.get(run_name)
         if opened is None:
             return
-        opened.samples += 1
+        if opened.history.holds(metrics):
+            return
+        line = {COUNTER: opened.history.counter + 1, **metrics}
+        opened.history.add(line)
         try:
-            opened.run.log({COUNTER: opened.samples, **metrics})
+            opened.run.log(line)
         except Exception as error:  # noqa: BLE001 -- as above
             self._drop(run_name, error)
 
     def finish(self, run_name: str, summary: dict[str, Any], files: tuple[Path, ...]) -> None:
+        self._catch_up(run_name)
         opened = self._runs.get(run_name)
         if opened is None:
             return
@@ -221,6 +232,21 @@ class _Session:
         except Exception as error:  # noqa: BLE001 -- as above; what was logged before is still sent
             self.warn_once(f"run {run_name} has no artifact: {_describe(error)}")
         self._end(run_name, exit_code=0)
+
+    def _history(self, run: Any) -> History:
+        return logged_before(self._wandb, run, online=self._mode == "online", timeout_s=self._timeout_s)
+
+    def _catch_up(self, run_name: str) -> None:
+        """Log the samples on disk that the history lacks."""
+        opened = self._runs.get(run_name)
+        if opened is None or opened.records is None:
+            return
+        try:
+            missing = [row for row in opened.records.sample_rows() if row not in opened.history.rows]
+            for row in missing:
+                self.log(run_name, sample_metrics(opened.records.read_sample(row)))
+        except (OSError, ValueError, ShapxError) as error:
+            self.warn_once(f"run {run_name} may lack samples: {_describe(error)}")
 
     def stop(self) -> None:
         """Close what `finish` was not called for, and wait for wandb's own process to write all to disk."""
@@ -276,21 +302,33 @@ class _Session:
         wandb = self._import()
         if self._directory is not None:
             self._directory.mkdir(parents=True, exist_ok=True)
-        return wandb.init(
+        identity = run_id(self._set_id, run_name, salt)
+        self._await_own_second(identity)
+        run = wandb.init(
             project=self._config.project,
             entity=self._config.entity,
             group=self._config.group or self._set_id,
             tags=self._config.tags,
             name=run_name,
-            id=run_id(self._set_id, run_name, salt),
+            id=identity,
             dir=None if self._directory is None else str(self._directory),
             config=config,
             mode=self._mode,
-            # Resuming is a word for the server; offline wandb would warn that it ignores it.
-            resume="allow" if self._mode == "online" else None,
+            # Offline it is a word for `wandb sync`, which would else write each start over the one before.
+            resume="allow",
             reinit="create_new",
             settings=self._settings(wandb),
         )
+        for handler in logging.getLogger("wandb").handlers:
+            # Its log cannot be written on a full disk, and each line of it would print a traceback.
+            handler.handleError = _say_nothing  # type: ignore[method-assign,assignment]
+        return run
+
+    def _await_own_second(self, identity: str) -> None:
+        """Wait while an earlier start has the folder that wandb would take: it is named by the second."""
+        folder = (self._directory or Path(os.environ.get("WANDB_DIR") or ".")) / "wandb"
+        while next(folder.glob(f"*run-{time.strftime('%Y%m%d_%H%M%S')}-{identity}"), None) is not None:
+            time.sleep(_SECOND_S)
 
     def _import(self) -> Any:
         if self._wandb is None:
@@ -316,6 +354,7 @@ class _Session:
             disable_code=True,
             # One process holds all runs: each would sample the same machine.
             x_disable_stats=True,
+            **({_FLUSH_SETTING: _FLUSH_S} if _FLUSH_SETTING in wandb.Settings.model_fields else {}),
         )
 
     def _artifact(self, run: Any, summary: dict[str, Any], files: tuple[Path, ...]) -> Any:
@@ -348,44 +387,8 @@ def effective_mode(config: WandbConfig) -> Mode:
             return config.mode
 
 
-def run_id(experiment_set_id: str, run_name: str, salt: str = "") -> str:
-    """Return a run's W&B id: readable, at most 64 characters, always the same for the same three words."""
-    digest = hashlib.sha256(f"{experiment_set_id}\0{run_name}\0{salt}".encode()).hexdigest()[:10]
-    readable = re.sub(r"[^A-Za-z0-9_-]", "_", f"{experiment_set_id}-{run_name}")
-    return f"{readable[:53]}-{digest}"
-
-
-def sample_metrics(result: SampleResult) -> dict[str, float | str]:
-    """Return what is logged for one sample; numbers that are not finite are left out."""
-    values = [value for value in result.player_values() if value is not None]
-    numbers: dict[str, float] = {
-        "row_index": result.row_index,
-        "num_players": result.num_players,
-        "runtime_sec": result.runtime_sec,
-        "n_calls": result.n_calls,
-        "model_calls": result.model_calls,
-        "frac_text": result.attr_summary.frac_text,
-        "frac_audio": result.attr_summary.frac_audio,
-        "residual": result.efficiency_residual,
-    }
-    if values:
-        numbers["values_max"] = max(values)
-        numbers["values_max_abs"] = max(abs(value) for value in values)
-    finite = {key: value for key, value in numbers.items() if math.isfinite(value)}
-    return {**finite, "language": result.language}
-
-
-def without_secrets(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `spec` without keys that name a secret, and without logins in its URIs."""
-    return {key: _scrub(value) for key, value in spec.items() if not _SECRET_KEY.search(key)}
-
-
-def _scrub(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return without_secrets(value)
-    if isinstance(value, list | tuple):
-        return [_scrub(item) for item in value]
-    return _URI_LOGIN.sub("", value) if isinstance(value, str) else value
+def _say_nothing(_record: logging.LogRecord) -> None:
+    """Take no notice of a line that a log handler could not write."""
 
 
 def _describe(error: Exception) -> str:

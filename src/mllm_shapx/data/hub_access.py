@@ -1,0 +1,236 @@
+"""Asks the hub what a repository holds: one question, a limited time, nothing printed by libraries."""
+
+import contextlib
+import logging
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Kind = Literal["model", "dataset"]
+
+Problem = Literal["unreachable", "missing", "gated", "revision", "name", "refused"]
+
+_LIBRARIES = ("huggingface_hub", "datasets", "transformers", "httpx2", "httpx", "fsspec")
+_LATER = frozenset({408, 429})
+"""Client errors that a later try may not meet."""
+
+
+class HubError(Exception):
+    """The hub did not give what was asked for.
+
+    Args:
+        problem: What kind of reason it has.
+        detail: The reason, in one line.
+    """
+
+    def __init__(self, problem: Problem, detail: str) -> None:
+        super().__init__(detail)
+        self.problem = problem
+        self.detail = detail
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """A repository as a config names it, for messages."""
+
+    kind: Kind
+    repo_id: str
+    revision: str | None
+    id_key: str
+    """The config's key that holds the id, such as `dataset.repo_id`."""
+    revision_key: str
+    instead: str
+    """What the user can name instead of a repository."""
+
+    def explain(self, error: HubError) -> str:
+        """Return what went wrong with which repository, and what to do about it."""
+        return f"{self.repo_id}: {self.reason(error)}"
+
+    def reason(self, error: HubError) -> str:
+        """Return what went wrong and what to do about it."""
+        match error.problem:
+            case "unreachable":
+                return self._unreachable(error.detail)
+            case "missing":
+                reason = f"the hub has no such {self.kind}, or it is private"
+                fix = f"correct {self.id_key}, or set HF_TOKEN to a token that may read it"
+            case "gated":
+                reason = f"the {self.kind} is gated"
+                fix = "ask for access on its page, then set HF_TOKEN to a token that has it"
+            case "revision":
+                reason, fix = f"it has no revision {self.revision!r}", f"correct {self.revision_key}"
+            case "name":
+                reason, fix = f"{self.id_key} is no repository id ({error.detail})", "write OWNER/NAME"
+            case "refused":
+                reason, fix = f"the hub refuses ({error.detail})", "check HF_TOKEN and HF_ENDPOINT"
+        return f"{reason}; {fix}"
+
+    def _unreachable(self, detail: str) -> str:
+        from huggingface_hub import constants
+
+        asked, fix = f"the hub at {constants.ENDPOINT} cannot be reached ({detail})", "check the connection"
+        if constants.HF_HUB_OFFLINE and not _stays_offline.is_set():
+            asked, fix = "HF_HUB_OFFLINE is set", "unset it"
+        return (
+            f"{asked}, and the hub cache ({constants.HF_HUB_CACHE}) does not have "
+            f"it; {fix}, set HF_HOME to a cache that has it, or name {self.instead}"
+        )
+
+
+_stays_offline = threading.Event()
+
+
+def stay_offline() -> None:
+    """Have this process, and the workers that it starts, read the hub cache alone from now on.
+
+    Otherwise each file of a model that is loaded from the cache would be asked for first, with all retries.
+    """
+    from huggingface_hub import constants
+
+    if not constants.HF_HUB_OFFLINE:
+        constants.HF_HUB_OFFLINE = True
+        os.environ["HF_HUB_OFFLINE"] = "1"
+        _stays_offline.set()
+
+
+def ask(kind: Kind, repo_id: str, revision: str | None) -> Any:
+    """Return the hub's description of a repository: commit, files, whether it is gated.
+
+    One try. It may take `HF_HUB_ETAG_TIMEOUT` seconds in all, the look-up of the host's name included; they
+    are 10 where the environment does not say.
+
+    Raises:
+        HubError: When the hub cannot be reached, or says no.
+    """
+    answers: list[Any] = []
+    limit_s = _limit_s()
+    # A thread that can be left behind: no time limit of a client covers the look-up of a name.
+    asking = threading.Thread(target=lambda: answers.append(_ask(kind, repo_id, revision)), daemon=True)
+    with quiet():
+        asking.start()
+        asking.join(limit_s)
+    if not answers:
+        raise HubError("unreachable", f"no answer within {limit_s:g} s")
+    (answer,) = answers
+    if isinstance(answer, HubError):
+        raise answer
+    return answer
+
+
+def _ask(kind: Kind, repo_id: str, revision: str | None) -> Any:
+    """Return the description, or the `HubError` that tells why there is none."""
+    from huggingface_hub import HfApi
+
+    try:
+        found = HfApi().repo_info(repo_id, repo_type=kind, revision=revision, timeout=_limit_s())
+        if found.gated:
+            # Anybody may read the description of a gated repository, but not its files.
+            HfApi().auth_check(repo_id, repo_type=kind)
+    except Exception as error:  # noqa: BLE001 -- HTTP clients differ
+        return problem_of(error)
+    return found
+
+
+def _limit_s() -> float:
+    from huggingface_hub import constants
+
+    return float(constants.HF_HUB_ETAG_TIMEOUT)
+
+
+def problem_of(error: BaseException) -> HubError:
+    """Return what an error of a hub client means, by the first in its chain that tells."""
+    from huggingface_hub import errors
+
+    for each in _chain(error):
+        if isinstance(each, errors.GatedRepoError):
+            return HubError("gated", one_line(each))
+        if isinstance(each, errors.RepositoryNotFoundError):
+            return HubError("missing", one_line(each))
+        if isinstance(each, errors.RevisionNotFoundError):
+            return HubError("revision", one_line(each))
+        if isinstance(each, errors.HFValidationError):
+            return HubError("name", one_line(each))
+        status = getattr(getattr(each, "response", None), "status_code", 0)
+        if status:
+            is_refusal = 400 <= status < 500 and status not in _LATER  # noqa: PLR2004
+            return HubError("refused" if is_refusal else "unreachable", f"HTTP {status}")
+    return HubError("unreachable", f"{type(error).__name__}: {one_line(error)}")
+
+
+def is_connection_problem(error: BaseException) -> bool:
+    """Return whether an error says that the network or the hub failed, and not that something is wrong."""
+    names = ("ConnectError", "ConnectTimeout", "ReadTimeout", "ReadError", "RemoteProtocolError")
+    return any(
+        isinstance(each, ConnectionError | TimeoutError) or type(each).__name__ in names
+        for each in _chain(error)
+    )
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        yield current
+        current = current.__cause__ or current.__context__
+
+
+@contextlib.contextmanager
+def quiet(*, downloads: bool = False) -> Iterator[None]:
+    """Keep the hub's clients from printing: their retries are told in our own words, if at all.
+
+    With `LOG_LEVEL=DEBUG` they speak.
+
+    Args:
+        downloads: Whether a terminal may see how downloads get on.
+    """
+    if os.environ.get("LOG_LEVEL", "").upper() == "DEBUG":
+        yield
+        return
+    loggers = [logging.getLogger(name) for name in _LIBRARIES]
+    levels = [each.level for each in loggers]
+    for each in loggers:
+        each.setLevel(logging.CRITICAL)
+    try:
+        with contextlib.nullcontext() if downloads and sys.stderr.isatty() else _without_bars():
+            yield
+    finally:
+        for each, level in zip(loggers, levels, strict=True):
+            each.setLevel(level)
+
+
+@contextlib.contextmanager
+def _without_bars() -> Iterator[None]:
+    """Switch the progress bars of `huggingface_hub` off, where the environment leaves that open."""
+    from huggingface_hub import constants, utils
+
+    is_ours = constants.HF_HUB_DISABLE_PROGRESS_BARS is None and not utils.are_progress_bars_disabled()
+    if is_ours:
+        utils.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if is_ours:
+            utils.enable_progress_bars()
+
+
+@contextlib.contextmanager
+def offline() -> Iterator[None]:
+    """Have `huggingface_hub` and `datasets` read their caches alone."""
+    import datasets
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
+
+
+def one_line(error: BaseException) -> str:
+    """Return an error's text in one line of at most 300 characters."""
+    return " ".join(str(error).split())[:300] or "no reason given"

@@ -1,0 +1,151 @@
+"""What the history of a W&B run holds already: in the logs beside the results, and on the server."""
+
+import json
+import logging
+import math
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+COUNTER = "sample"
+"""The metric that every other one is drawn over: samples of the run so far, so that it only grows."""
+
+ROW = "row_index"
+
+_COSTS = frozenset({COUNTER, "runtime_sec", "n_calls", "model_calls"})
+"""Metrics that may differ between two tries of one row that give the same values."""
+_BLOCK = 32768
+_FILE_HEADER = 7
+_CHUNK_HEADER = 7
+_WHOLE, _LAST = 1, 4
+
+
+@dataclass
+class History:
+    """The samples that a history holds."""
+
+    rows: dict[int, int] = field(default_factory=dict)
+    """Row -> fingerprint of its latest metrics."""
+    counter: int = 0
+    """The highest value of the counter."""
+
+    def holds(self, metrics: Mapping[str, Any]) -> bool:
+        """Return whether this sample is there with these values."""
+        return self.rows.get(int(metrics[ROW])) == fingerprint(metrics)
+
+    def add(self, metrics: Mapping[str, Any]) -> None:
+        """Note one line of the history; lines without a row are no samples."""
+        if isinstance(row := metrics.get(ROW), int | float) and math.isfinite(row):
+            self.rows[int(row)] = fingerprint(metrics)
+            self.counter = max(self.counter, int(metrics.get(COUNTER) or 0))
+
+    def merge(self, other: "History") -> None:
+        """Add another history of the same run."""
+        self.rows.update(other.rows)
+        self.counter = max(self.counter, other.counter)
+
+
+def fingerprint(metrics: Mapping[str, Any]) -> int:
+    """Return a number that stays the same when a row is computed again with the same values.
+
+    Keys that begin with an underscore are W&B's own and are left out.
+    """
+    kept = {
+        key: float(f"{value:.9g}") if isinstance(value, int | float) else value
+        for key, value in metrics.items()
+        if key not in _COSTS and not key.startswith("_")
+    }
+    return zlib.crc32(json.dumps(kept, sort_keys=True).encode())
+
+
+def logged_before(wandb: Any, run: Any, *, online: bool, timeout_s: float) -> History:
+    """Return what earlier starts of a run have logged.
+
+    With a server, its answer counts, and what waits in the logs of offline starts for `wandb sync`. Where it
+    cannot be asked, every local log counts.
+    """
+    history = History()
+    if online and run.resumed:
+        try:
+            history.merge(server_history(wandb, run, timeout_s))
+        except Exception as error:  # noqa: BLE001 -- whatever wandb raises
+            logger.debug("the history of %s cannot be asked for: %s", run.id, error)
+            online = False
+    history.merge(local_history(Path(run.dir).parents[1], run.id, offline_only=online))
+    return history
+
+
+def local_history(directory: Path, run_id: str, *, offline_only: bool) -> History:
+    """Return what the logs of all earlier starts of a run hold, as far as they were written.
+
+    Args:
+        directory: The folder `wandb`, where each start has a folder of its own.
+        run_id: The run's W&B id.
+        offline_only: Leave out the logs of starts with a server: whether a line of theirs arrived is not
+            in the file.
+    """
+    history = History()
+    kinds = ("offline-run",) if offline_only else ("offline-run", "run")
+    for kind in kinds:
+        for path in sorted(directory.glob(f"{kind}-*-{run_id}/run-{run_id}.wandb")):
+            for metrics in _history_lines(path):
+                history.add(metrics)
+    return history
+
+
+def server_history(wandb: Any, run: Any, timeout_s: float) -> History:
+    """Return what the server has of a run.
+
+    Raises:
+        Exception: Whatever wandb raises when the server does not answer.
+    """
+    api = wandb.Api(timeout=math.ceil(timeout_s))
+    history = History()
+    found = api.run(f"{run.entity}/{run.project}/{run.id}")
+    for line in found.scan_history(use_cache=False):
+        history.add({key: value for key, value in line.items() if value is not None})
+    return history
+
+
+def _history_lines(path: Path) -> Iterator[dict[str, Any]]:
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    for payload in _payloads(path):
+        record = Record()
+        try:
+            record.ParseFromString(payload)
+            if record.HasField("history"):
+                yield _metrics(record.history.item)
+        except (DecodeError, ValueError):
+            continue
+
+
+def _metrics(items: Iterable[Any]) -> dict[str, Any]:
+    return {item.key or item.nested_key[0]: json.loads(item.value_json) for item in items}
+
+
+def _payloads(path: Path) -> Iterator[bytes]:
+    """Yield the whole records of a `.wandb` file: LevelDB's log format after a header of 7 bytes.
+
+    A record that was cut short by the end of its writer is left out.
+    """
+    parts = b""
+    with path.open("rb") as file:
+        block = file.read(_BLOCK)
+        position = _FILE_HEADER
+        while block:
+            while position + _CHUNK_HEADER <= len(block):
+                length = int.from_bytes(block[position + 4 : position + 6], "little")
+                kind, begin = block[position + 6], position + _CHUNK_HEADER
+                position = begin + length
+                if position > len(block):
+                    return
+                parts = block[begin:position] if kind in {_WHOLE, 2} else parts + block[begin:position]
+                if kind in {_WHOLE, _LAST}:
+                    yield parts
+            block, position = file.read(_BLOCK), 0
