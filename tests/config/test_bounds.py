@@ -78,7 +78,7 @@ def test_every_number_of_a_config_has_an_upper_bound() -> None:
     unbounded = [
         f"{block}.{name}"
         for block, definition in blocks.items()
-        for name, field in definition["properties"].items()
+        for name, field in definition.get("properties", {}).items()
         for part in [
             field,
             *field.get("anyOf", []),
