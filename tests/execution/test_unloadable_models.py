@@ -123,7 +123,7 @@ def test_an_adapter_is_explained_and_recorded(study: Study) -> None:
         ({"quantization": "2bit"}, "connector_kwargs.quantization"),
         ({"gguf_file": "../x.gguf"}, "inside the model's directory"),
         ({"gguf_file": "x.bin"}, "*.gguf"),
-        ({"adapter": ""}, "must not be empty"),
+        ({"adapter": ""}, "is empty"),
         ({"trust_remote_code": "yes"}, "connector_kwargs.trust_remote_code"),
     ],
 )

@@ -12,7 +12,7 @@ from typing import Any
 from mllm_shapx.config.loading import resolve_path
 from mllm_shapx.data.columns import resolve_columns
 from mllm_shapx.data.conversations import sentences
-from mllm_shapx.data.table import Table
+from mllm_shapx.data.table import Table, python_values
 from mllm_shapx.errors import RowError
 from mllm_shapx.planning.runs import RunSpec
 
@@ -78,10 +78,10 @@ def _texts(table: Table, column: str, rows: Sequence[int]) -> Iterator[tuple[int
     start = 0
     for batch in table.batches([column]):
         inside = [row for row in range(start, start + batch.num_rows) if row in wanted]
-        values = batch.column(0)
+        values = python_values(batch.column(0)) if inside else []
         for row in inside:
             try:
-                yield row, "\n".join(sentences(values[row - start].as_py()))
+                yield row, "\n".join(sentences(values[row - start]))
             except RowError:
                 continue  # said when the row is explained
         wanted.difference_update(inside)
