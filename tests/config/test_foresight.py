@@ -80,6 +80,23 @@ def test_the_run_says_it_at_its_start_and_refuses_when_nothing_could_come_out(tm
     assert not (tmp_path / "alone" / "out").exists()
 
 
+def test_rows_without_a_player_are_told_and_not_counted(tmp_path: Path) -> None:
+    config = study(tmp_path, 3, experiments=[EXACT, SAMPLING])
+    (tmp_path / "rows.csv").write_text("prompt\none two\n— … 。\n")
+    result = call("validate", "--config", config, "--check-dataset")
+    assert result.exit_code == 0
+    assert "1 row(s) of 2 have no word that could be a player and will fail" in result.stderr
+    planned = json.loads(call("plan", "--config", config, "--json").stdout)
+    assert [(run["refused_samples"], run["coalitions"]) for run in planned["runs"]] == [(1, 4), (1, 4)]
+    (note,) = planned["notes"]
+    assert note.startswith("1 row(s) of 2 have no word that could be a player and will fail; selection.min")
+    (tmp_path / "rows.csv").write_text("prompt\n?\n— … 。\n")
+    for command in (["validate", "--check-dataset"], ["run", "--inline"]):
+        refused = call(*command, "--config", config)
+        assert refused.exit_code == 2
+        assert refused.stderr.startswith(f"error: {config}: no row can be explained: 2 row(s) of 2 have no")
+
+
 def test_games_of_twenty_players_are_told_with_their_answers_and_a_time(tmp_path: Path) -> None:
     config = study(tmp_path, 20, 21, 19, experiments=[EXACT, SAMPLING, {"fractions": [0.5]}])
     result = call("validate", "--config", config, "--check-dataset")

@@ -49,7 +49,7 @@ print("done", flush=True)
 def _run_until(root: Path, seconds: float | None) -> bool:
     """Run the writer, killed after `seconds` of work; return whether it came to its end."""
     process = subprocess.Popen(
-        [sys.executable, "-c", WRITER, str(root), str(Path(__file__).parent)],
+        [sys.executable, "-c", WRITER, str(root), str(Path(__file__).parents[1] / "support")],
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},

@@ -46,6 +46,18 @@ def hopeless_runs(
     return found
 
 
+def without_players(rows: Sequence[int], players: Mapping[int, int] | None) -> list[str]:
+    """Return what the user should know of rows without a player, nothing where there are none of them."""
+    number = sum((players or {}).get(row) == 0 for row in rows)
+    if not number:
+        return []
+    text = (
+        f"{number:,} row(s) of {len(rows):,} have no word that could be a player and will fail; "
+        "selection.min_prompt_tokens 1 leaves them out"
+    )
+    return [text]
+
+
 def _most_players(run: RunSpec, too_many: int) -> int:
     """Return the players that a row may have, given a number that is too large: more never are fewer."""
     low, high = 0, too_many

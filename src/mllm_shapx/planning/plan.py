@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from mllm_shapx.planning.hopeless import hopeless_runs
+from mllm_shapx.planning.hopeless import hopeless_runs, without_players
 from mllm_shapx.planning.players import players_under
 from mllm_shapx.planning.runs import Budget, HierarchicalSpec, RunSpec
 from mllm_shapx.planning.units import expected_answers, explaining_order, runs_by_key
@@ -29,7 +29,8 @@ class Work:
     model_calls: float
     """Answers that no run before it has asked for, exact runs first, then by falling coalitions."""
     refused_rows: int
-    """Rows of which a game plans more than 2^24 coalitions; they are not counted and will fail."""
+    """Rows without players or with too many, for a game of 2^24 coalitions; they are not counted and will
+    fail."""
 
 
 @dataclass(frozen=True)
@@ -165,6 +166,7 @@ def make_plan(
             is_estimate |= _is_estimate(sharing, num_players)
             for name, asked in _work(sharing, num_players, number).items():
                 work[name] = _sum(work[name], asked)
+    notes += without_players(rows, players)
     notes += [each.to_text() for each in hopeless_runs(runs, rows, players)]
     items = tuple(RunPlan(run, work[run.name]) for run in runs)
     return Plan(experiment_set_id, items, tuple(rows), dict(players), is_estimate, tuple(notes))
@@ -173,6 +175,8 @@ def make_plan(
 def _work(sharing: Sequence[RunSpec], num_players: int, number: int) -> dict[str, Work]:
     """Return run -> its work on `number` rows of `num_players`, for runs of one generation key."""
     work = {run.name: Work(0, 0.0, number) for run in sharing}
+    if num_players == 0:
+        return work
     possible = [run for run in sharing if not run.is_hopeless(num_players)]
     before, asked = 0.0, []
     for run in explaining_order(possible, num_players):

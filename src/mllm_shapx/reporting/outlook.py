@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from mllm_shapx.errors import DatasetError
-from mllm_shapx.planning.hopeless import Hopeless, hopeless_runs
+from mllm_shapx.planning.hopeless import Hopeless, hopeless_runs, without_players
 from mllm_shapx.planning.players import players_under
 from mllm_shapx.planning.runs import RunSpec
 from mllm_shapx.planning.units import expected_answers, runs_by_key
@@ -39,7 +39,8 @@ class Outlook:
 
     def warnings(self) -> list[str]:
         """Return what the user should know before the start."""
-        return [*(each.to_text() for each in self._hopeless), *self.large_games()]
+        nobody = without_players(self._rows, self._players)
+        return [*nobody, *(each.to_text() for each in self._hopeless), *self.large_games()]
 
     def large_games(self) -> list[str]:
         """Return a warning of games of 2^20 coalitions and more, with what they take; none without such."""
@@ -78,6 +79,8 @@ class Outlook:
         Raises:
             DatasetError: With the bound on the players for each such run.
         """
+        if self._players is not None and not any(self._players.get(row, 1) for row in self._rows):
+            raise DatasetError(f"no row can be explained: {without_players(self._rows, self._players)[0]}")
         useless = [each for each in self._hopeless if each.rows == each.rows_in_all]
         if useless and (len(useless) == len(self._runs) or not all_runs):
             raise DatasetError("\n".join(map(_refusal, useless)))

@@ -14,15 +14,13 @@ from mllm_shapx.records.storage import TEMP_PREFIX, Storage, read_json
 from mllm_shapx.records.store import CoalitionStore
 from mllm_shapx.records.summary import N_CONSTANT, RunSummary
 from mllm_shapx.reporting.changed_rows import MadeFrom, compare_with_dataset, mixed_rows
+from mllm_shapx.reporting.differing import different_keys
 from mllm_shapx.reporting.reading import StudyFiles, open_study
 
 TOLERANCE = 1e-6
 """How far values may be off an axiom, absolutely and relative to the numbers compared."""
 
 _SHOWN_ROWS = 5
-
-_LARGEST = 1e300
-"""Numbers of a damaged file beyond it cannot be computed with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,7 +281,7 @@ class _RunCheck:
         expected = summary.to_json()
         if isinstance(found, dict) and N_CONSTANT not in found:
             del expected[N_CONSTANT]  # written by an earlier version
-        different = _different_keys(found, expected)
+        different = different_keys(found, expected)
         if different:
             self._add(path, f"it differs from what the samples give: {', '.join(different)}")
 
@@ -392,30 +390,6 @@ def _known_values(sample: SampleResult) -> list[float]:
 
 def _close(one: float, other: float) -> bool:
     return math.isclose(one, other, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
-
-
-def _different_keys(found: Any, expected: Any, prefix: str = "") -> list[str]:
-    """Return the keys of `expected` whose value in `found` is another; more keys there are welcome."""
-    if isinstance(expected, dict):
-        if not isinstance(found, dict):
-            return [prefix or "not a JSON object"]
-        return [
-            key
-            for name, value in expected.items()
-            for key in _different_keys(found.get(name), value, f"{prefix}.{name}" if prefix else name)
-        ]
-    if isinstance(expected, list):
-        if not isinstance(found, list) or len(found) != len(expected):
-            return [prefix]
-        return [
-            key
-            for index, (one, other) in enumerate(zip(found, expected, strict=True))
-            for key in _different_keys(one, other, f"{prefix}[{index}]")
-        ]
-    if isinstance(expected, float) and isinstance(found, int | float):
-        is_close = abs(found) < _LARGEST and math.isclose(found, expected, rel_tol=1e-9, abs_tol=1e-12)
-        return [] if is_close else [prefix]
-    return [] if found == expected else [prefix]
 
 
 def _content_problems(
