@@ -96,16 +96,6 @@ class CheckpointWriter:
         self._dirty = True
 
     @property
-    def completed_count(self) -> int:
-        """Return how many rows are completed, rows outside the selection included."""
-        return len(self._completed)
-
-    @property
-    def failed_count(self) -> int:
-        """Return how many rows are quarantined."""
-        return len(self._failed)
-
-    @property
     def next_index(self) -> int:
         """Return the position of the first row in selection order that is not completed."""
         while self._next < len(self._rows) and self._rows[self._next] in self._completed:
