@@ -21,7 +21,7 @@ _ROWS_PER_EXTRA_SECOND = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The file's content (formats.md, The output)."""
+    """The file's content (docs/formats.md, The output)."""
 
     completed_indices: tuple[int, ...]
     """Row indices, ascending."""

@@ -174,7 +174,7 @@ class RunSummary:
         self._failed += 1
 
     def to_json(self) -> dict[str, Any]:
-        """Return the file's data (formats.md); means are 0 where there are no samples."""
+        """Return the file's data (docs/formats.md); means are 0 where there are no samples."""
         return {
             **self._all.to_json(),
             "n_failed": self._failed,
