@@ -1,15 +1,17 @@
 """The Python API: run and plan a config, and read a finished study as tables."""
 
+import contextlib
 import io
 import json
 import os
+import queue
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack, cast
+from typing import TYPE_CHECKING, Any, TextIO, TypedDict, Unpack, cast
 
 from mllm_shapx.config.loading import LoadedConfig, load_config
 from mllm_shapx.errors import StorageError, UsageError
@@ -86,11 +88,13 @@ def run(
     loaded, asked, request = _loaded(config), RunOptions(**options), StopRequest()
     request.again = request.resume = "mllm_shapx.run(config, resume=True)"
 
+    lines = _Lines(sys.stderr if progress else io.StringIO())
+
     def work() -> StudyOutcome:
-        with ProgressReporter(sys.stderr if progress else io.StringIO(), interactive=False) as reporter:
+        with ProgressReporter(lines, interactive=False) as reporter:
             return run_config(loaded, asked, reporter, inline=inline, request=request)
 
-    return _in_a_thread(work, request)
+    return _in_a_thread(work, request, lines)
 
 
 def plan(config: Config, *, skip_data: bool = False) -> Plan:
@@ -229,7 +233,28 @@ def _loaded(config: Config) -> LoadedConfig:
     return load_config(_FROM_A_DICT, text)
 
 
-def _in_a_thread[T](work: Callable[[], T], request: StopRequest) -> T:
+class _Lines(io.StringIO):
+    """Takes what another thread writes; a notebook's stream is written to by the thread of its cell alone."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__()
+        self._stream = stream
+        self._waiting: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def write(self, text: str) -> int:
+        """Keep the text for `hand_on`."""
+        self._waiting.put(text)
+        return len(text)
+
+    def hand_on(self) -> None:
+        """Write what was kept to the stream. One that is closed or gone is no reason to stop the work."""
+        while not self._waiting.empty():
+            with contextlib.suppress(OSError, ValueError):
+                self._stream.write(self._waiting.get())
+                self._stream.flush()
+
+
+def _in_a_thread[T](work: Callable[[], T], request: StopRequest, lines: _Lines) -> T:
     """Return what `work` returns. Its thread has no event loop, unlike a notebook's main thread."""
     result: Future[T] = Future()
 
@@ -240,23 +265,27 @@ def _in_a_thread[T](work: Callable[[], T], request: StopRequest) -> T:
             result.set_exception(error)
 
     # A daemon, so that a model that does not return cannot keep the interpreter from ending.
-    thread = threading.Thread(target=body, name="mllm-shapx", daemon=True)
-    thread.start()
+    threading.Thread(target=body, name="mllm-shapx", daemon=True).start()
     try:
-        _wait_for(thread)
+        _wait_for(result, lines)
     except KeyboardInterrupt:
         request.signal = signal.SIGINT
-        _wait_for(thread)
+        _wait_for(result, lines)
     try:
         return result.result()
     except StopNow as stop:
         raise KeyboardInterrupt from stop
 
 
-def _wait_for(thread: threading.Thread) -> None:
-    """Wait in short steps: an interrupt that a notebook sends is not always a signal that ends a wait."""
-    while thread.is_alive():
-        thread.join(0.2)
+def _wait_for(result: Future[Any], lines: _Lines) -> None:
+    """Wait in short steps: an interrupt that a notebook sends is not always a signal that ends a wait.
+
+    `Thread.join` would not do: interrupted, it takes a running thread for a finished one (Python 3.12).
+    """
+    while not result.done():
+        wait([result], timeout=0.2)
+        lines.hand_on()
+    lines.hand_on()
 
 
 def _sample(files: RunFiles, row: int) -> SampleResult:

@@ -63,8 +63,8 @@ def test_a_notebook_runs_plans_and_loads(tmp_path: Path) -> None:
     assert (again.exit_code, again.done["exact"]) == (0, 2)
 
 
-def test_an_interrupt_ends_a_study_in_good_order(tmp_path: Path) -> None:
-    """A notebook's stop button gives the outcome of an interrupted study, which a resume completes."""
+def test_an_interrupt_ends_a_study_in_good_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A notebook's stop button gives the outcome of an interrupted study, and says how to go on."""
     small = Study(tmp_path, settings={"experiments": [{"explainer_type": "exact"}]})
     small.write_prompts(*LONG_PROMPTS)
 
@@ -74,8 +74,9 @@ def test_an_interrupt_ends_a_study_in_good_order(tmp_path: Path) -> None:
         _thread.interrupt_main()
 
     threading.Thread(target=interrupt, daemon=True).start()
-    outcome = mllm_shapx.run(small.config, inline=True, progress=False, grace_s=0.0)
+    outcome = mllm_shapx.run(small.config, inline=True, grace_s=0.0)
     assert outcome.exit_code == 130
+    assert "to go on: mllm_shapx.run(config, resume=True)" in capsys.readouterr().err
     assert sum(outcome.done.values()) < 2
     assert not (small.output / ".lock").exists()
 
