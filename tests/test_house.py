@@ -9,7 +9,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "mllm_shapx"
 
 FLOORS = [
-    {"cli"},
+    {"cli", "api"},
     {"terminal"},
     {"execution"},
     {"benchmark"},

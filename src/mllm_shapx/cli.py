@@ -11,7 +11,6 @@ import shutil
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -210,6 +209,7 @@ def _failure_limit(_context: click.Context, _option: click.Parameter, value: str
 @click.option("--check-dataset", is_flag=True, help="Open the dataset and select the rows too.")
 def validate(configs: Sequence[Path], check_dataset: bool) -> None:
     """Say whether configs can be used; list everything that is wrong with them."""
+    from mllm_shapx.execution.study_plan import selected
     from mllm_shapx.planning.sweep import expand
 
     errors = []
@@ -217,7 +217,7 @@ def validate(configs: Sequence[Path], check_dataset: bool) -> None:
         try:
             sweep = expand(loaded.experiment_set, str(loaded.path))
             _check_encoders(loaded, sweep)
-            selection = _select(loaded, sweep) if check_dataset else None
+            selection = selected(loaded, sweep) if check_dataset else None
             foreseen = [] if selection is None else _foresee(loaded, sweep, selection)
         except UsageError as error:
             errors.append(error)
@@ -234,33 +234,26 @@ def validate(configs: Sequence[Path], check_dataset: bool) -> None:
 @click.option("--skip-data", is_flag=True, help="Do not touch the dataset: runs only, no figures.")
 def plan(configs: Sequence[Path], as_json: bool, skip_data: bool) -> None:
     """Show the runs, the rows, what they will ask of the model, and what of it is done."""
-    from mllm_shapx.planning.plan import make_plan
-    from mllm_shapx.planning.sweep import expand
-    from mllm_shapx.records.storage import join_uri
-    from mllm_shapx.reporting.outlook import Outlook
-    from mllm_shapx.reporting.standing import standing
+    from mllm_shapx.execution.study_plan import study_plan
 
-    plans, standings = [], []
+    plans = []
     for loaded in load_configs(configs):
-        sweep = expand(loaded.experiment_set, str(loaded.path))
-        selection = None if skip_data else _select(loaded, sweep)
-        _warn(loaded, sweep, selection)
-        rows, players = (None, None) if selection is None else (selection.rows, selection.players)
-        settings = loaded.experiment_set
-        uri = join_uri(settings.output_root, settings.experiment_set_id)
-        notes = [] if rows is None else Outlook(uri, sweep.runs, rows, players).large_games()
-        plans.append(make_plan(settings.experiment_set_id, sweep.runs, rows, players, notes))
-        standings.append(None if rows is None else standing(uri, sweep.runs, rows, players))
+        found = study_plan(loaded, skip_data=skip_data)
+        for warning in found.warnings:
+            say(f"warning: {loaded.path}: {warning}", err=True)
+        plans.append(found)
     if as_json:
         data = [
-            {**item.to_json(), "standing": None if done is None else done.to_json()}
-            for item, done in zip(plans, standings, strict=True)
+            {**item.plan.to_json(), "standing": None if item.standing is None else item.standing.to_json()}
+            for item in plans
         ]
         say_json(data[0] if len(data) == 1 else data)
         return
     texts = (
-        item.to_text() if done is None else f"{item.to_text()}\n\n{done.to_text()}"
-        for item, done in zip(plans, standings, strict=True)
+        item.plan.to_text()
+        if item.standing is None
+        else f"{item.plan.to_text()}\n\n{item.standing.to_text()}"
+        for item in plans
     )
     say("\n\n".join(texts))
 
@@ -739,28 +732,6 @@ def _list_text(path: Path) -> str:
         raise UsageError(
             f"--config-list {path}: is not UTF-8 text (byte {error.start}); it takes one path a line"
         ) from error
-
-
-def _select(loaded: "LoadedConfig", sweep: "Sweep") -> "Selection":
-    from mllm_shapx.data.selection import select_rows
-    from mllm_shapx.data.sources import open_table
-    from mllm_shapx.models.control_tokens import control_token_warnings
-
-    settings = loaded.experiment_set
-    try:
-        table = open_table(settings.dataset, loaded.path)
-        selection = select_rows(
-            table,
-            settings.dataset,
-            settings.selection,
-            settings.modality,
-            settings.shap.token_filter,
-            other_filters={run.shap.token_filter for run in sweep.runs},
-        )
-        more = control_token_warnings(sweep.runs[0], loaded.path, table, selection.rows)
-        return replace(selection, warnings=(*selection.warnings, *more))
-    except DatasetError as error:
-        raise DatasetError(f"{loaded.path}: {error}") from error
 
 
 def _foresee(loaded: "LoadedConfig", sweep: "Sweep", selection: "Selection") -> list[str]:

@@ -64,14 +64,14 @@ class _Repeated(dict[str, Any]):
         self.repeated = tuple(dict.fromkeys(key for key in keys if keys.count(key) > 1))
 
 
-def load_config(path: Path) -> LoadedConfig:
-    """Read the config file at `path`.
+def load_config(path: Path, text: str | None = None) -> LoadedConfig:
+    """Read the config file at `path`; with `text`, that is its content and no file is opened.
 
     Raises:
         ConfigError: When the file or a base of it cannot be read or anything in it is wrong; all problems
             are listed at once, each with its place in the file.
     """
-    layers = _layers(Path(path))
+    layers = _layers(Path(path), text)
     merged: dict[str, Any] = {}
     for layer in reversed(layers):
         merged = _merge(merged, layer.data)
@@ -146,7 +146,7 @@ def _validate(
     ]
 
 
-def _layers(path: Path) -> list[_Layer]:
+def _layers(path: Path, text: str | None) -> list[_Layer]:
     """Return the file and its bases, the file first."""
     layers: list[_Layer] = []
     chain: list[Path] = []
@@ -154,7 +154,7 @@ def _layers(path: Path) -> list[_Layer]:
     while True:
         _refuse_cycle(path, chain, current)
         chain.append(current)
-        data = _read(path, chain)
+        data = _read(path, chain) if layers or text is None else _parse(path, text)
         base = data.pop("base", None)
         data.pop("$schema", None)
         layers.append(_Layer(current, data))

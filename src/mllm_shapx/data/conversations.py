@@ -224,7 +224,7 @@ def _of_recording(number: int, count: int) -> Iterator[None]:
 
 
 def _is_spoken(number: int, modality: ModalityConfig) -> bool:
-    """Return whether piece `number`, from 0, is a recording (formats.md, `input_modality`)."""
+    """Return whether piece `number`, from 0, is a recording (docs/formats.md, `input_modality`)."""
     written = modality.input_modality
     if written.startswith("interleaved__text_first"):
         return number % 2 == 1

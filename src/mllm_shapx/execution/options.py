@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from mllm_shapx.errors import UsageError
+
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
@@ -36,6 +38,17 @@ class RunOptions:
 
     retry_rows: Mapping[str, tuple[int, ...]] | None = None
     """For `retry`: run -> quarantined rows to try again; everything else is left alone."""
+
+    def __post_init__(self) -> None:
+        """Refuse options that contradict each other.
+
+        Raises:
+            UsageError: When two of them do.
+        """
+        if self.resume and self.overwrite:
+            raise UsageError("resume and overwrite exclude each other; give one of them")
+        if self.accept_changed_rows and not self.resume:
+            raise UsageError("accept_changed_rows goes with resume; give both")
 
     def failures_allowed(self, samples: int) -> int | None:
         """Return how many quarantined samples of `samples` are tolerated, None for any number."""

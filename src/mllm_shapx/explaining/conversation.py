@@ -22,7 +22,7 @@ Turn = tuple[ConversationEntry, ...]
 def conversation_entries(
     snapshot: ConversationSnapshot, players: PlayerSet, values: Sequence[float], response: str
 ) -> tuple[Turn, ...]:
-    """Return the turns of formats.md: the system prompt, one turn per user message, the model's answer.
+    """Return the turns of docs/formats.md: the system prompt, one turn per user message, the model's answer.
 
     Args:
         snapshot: The whole conversation.

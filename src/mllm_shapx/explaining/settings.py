@@ -19,7 +19,7 @@ _ESTIMATORS: dict[str, dict[str, Any]] = {
     "limited_neyman": {"estimator": "neyman_cc", "neyman": {"use_standard_method": False}},
     "standard_neyman": {"estimator": "neyman_cc", "neyman": {"use_standard_method": True}},
 }
-"""explainer_type -> the library's estimator settings (formats.md)."""
+"""explainer_type -> the library's estimator settings (docs/formats.md)."""
 
 _NORMALIZERS = {
     "AbsSumNormalizer": "abs_sum",

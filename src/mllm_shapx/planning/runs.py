@@ -54,7 +54,7 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class HierarchicalSpec:
-    """Settings of one hierarchical run (formats.md, `hierarchical`)."""
+    """Settings of one hierarchical run (docs/formats.md, `hierarchical`)."""
 
     k: int
     """Most neighbouring players in a group, at least 2."""
@@ -93,7 +93,7 @@ class RunSpec:
         """Everything that decides the answer to one coalition of one row.
 
         Runs that agree on it share answers. Estimator, budget, similarity, normalizer, reducer
-        and seed are not in it (design.md, The unit of work and the coalition store).
+        and seed are not in it.
         """
         settings: dict[str, Any] = {
             "connector": self.connector,

@@ -43,7 +43,7 @@ class _Entry:
 
 
 def expand(experiment_set: ExperimentSet, source: str | None = None) -> Sweep:
-    """Return the runs of `experiment_set`, named as formats.md says ("Run names").
+    """Return the runs of `experiment_set`, named as docs/formats.md says ("Run names").
 
     `num_samples` -1 (the estimator's floor) is written `ns-1`. A run that occurs again with the same
     settings is kept once, with a warning.

@@ -21,7 +21,7 @@ _ROWS_PER_EXTRA_SECOND = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The file's content (formats.md, The output)."""
+    """The file's content (docs/formats.md, The output)."""
 
     completed_indices: tuple[int, ...]
     """Row indices, ascending."""
@@ -94,16 +94,6 @@ class CheckpointWriter:
         self._next = 0
         self._written_at = -float("inf")
         self._dirty = True
-
-    @property
-    def completed_count(self) -> int:
-        """Return how many rows are completed, rows outside the selection included."""
-        return len(self._completed)
-
-    @property
-    def failed_count(self) -> int:
-        """Return how many rows are quarantined."""
-        return len(self._failed)
 
     @property
     def next_index(self) -> int:

@@ -1,4 +1,4 @@
-"""Every path of an experiment set's directory (formats.md, The output), relative to it."""
+"""Every path of an experiment set's directory (docs/formats.md, The output), relative to it."""
 
 import re
 from collections.abc import Callable

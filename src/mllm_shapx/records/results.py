@@ -1,4 +1,4 @@
-"""One row explained by one run, as it stands in `samples/sample_*_result.json` (formats.md)."""
+"""One row explained by one run, as it stands in `samples/sample_*_result.json` (docs/formats.md)."""
 
 import hashlib
 import json
@@ -47,7 +47,7 @@ class ConversationEntry:
 
 @dataclass(frozen=True, slots=True)
 class AttributionSummary:
-    """How much of the attribution lies on text and on audio (formats.md, `attr_summary`)."""
+    """How much of the attribution lies on text and on audio (docs/formats.md, `attr_summary`)."""
 
     abs_sum_text: float
     abs_sum_audio: float

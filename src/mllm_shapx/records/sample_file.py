@@ -50,7 +50,7 @@ class AttributionFile(TypedDict):
 
 
 class SampleFile(TypedDict):
-    """`samples/sample_*_result.json` (formats.md)."""
+    """`samples/sample_*_result.json` (docs/formats.md)."""
 
     __pydantic_config__ = _CONFIG  # type: ignore[misc]
 

@@ -1,7 +1,8 @@
-"""A run's aggregate metrics: exact sums, so that they do not hang on the order of completion."""
+"""A run's aggregate metrics: exact sums, so that they do not depend on the order of completion."""
 
 import math
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any, Self
 
 from mllm_shapx.records.results import SampleResult, texts_digest
@@ -68,37 +69,28 @@ class SampleMetrics:
 
 
 class ExactSum:
-    """A sum of floats that is rounded once, at the end (Shewchuk 1997, adaptive precision arithmetic).
+    """A sum of floats that is rounded once, at the end: `math.fsum` in constant memory.
 
     The same numbers in any order give the same sum. NaN and infinities are left out.
     """
 
-    __slots__ = ("_partials", "count")
+    __slots__ = ("_exact", "count")
 
     def __init__(self) -> None:
-        self._partials: list[float] = []
+        self._exact = Fraction(0)
         self.count = 0
         """How many numbers were added."""
 
     def add(self, value: float) -> None:
         """Add one number."""
-        if not math.isfinite(value):
-            return
-        self.count += 1
-        kept = 0
-        for partial in self._partials:
-            large, small = (value, partial) if abs(value) >= abs(partial) else (partial, value)
-            value = large + small
-            error = small - (value - large)
-            if error:
-                self._partials[kept] = error
-                kept += 1
-        self._partials[kept:] = [value]
+        if math.isfinite(value):
+            self.count += 1
+            self._exact += Fraction(value)
 
     @property
     def total(self) -> float:
         """Return the correctly rounded sum; 0 when nothing was added."""
-        return math.fsum(self._partials)
+        return float(self._exact)
 
     @property
     def mean(self) -> float:
@@ -182,7 +174,7 @@ class RunSummary:
         self._failed += 1
 
     def to_json(self) -> dict[str, Any]:
-        """Return the file's data (formats.md); means are 0 where there are no samples."""
+        """Return the file's data (docs/formats.md); means are 0 where there are no samples."""
         return {
             **self._all.to_json(),
             "n_failed": self._failed,

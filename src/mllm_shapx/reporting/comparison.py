@@ -1,6 +1,7 @@
 """What each run cost and how close its values are to the exact ones."""
 
 import math
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -49,16 +50,10 @@ def compare_runs(study: StudyFiles, marks: Mapping[int, Mark] | None = None) -> 
 
 def pearson(first: Sequence[float], second: Sequence[float]) -> float | None:
     """Return Pearson's correlation, None for fewer than two points or a constant side."""
-    if len(first) != len(second) or len(first) < 2:  # noqa: PLR2004 -- a line needs two points
+    try:
+        return max(-1.0, min(1.0, statistics.correlation(first, second)))
+    except statistics.StatisticsError:
         return None
-    mean_first, mean_second = math.fsum(first) / len(first), math.fsum(second) / len(second)
-    left = [value - mean_first for value in first]
-    right = [value - mean_second for value in second]
-    spread = math.sqrt(math.fsum(value * value for value in left) * math.fsum(v * v for v in right))
-    if spread == 0.0:
-        return None
-    covariance = math.fsum(a * b for a, b in zip(left, right, strict=True))
-    return max(-1.0, min(1.0, covariance / spread))
 
 
 def evenly(rows: Sequence[int], most: int) -> list[int]:

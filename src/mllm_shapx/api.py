@@ -1,0 +1,341 @@
+"""The Python API: run and plan a config, and read a finished study as tables."""
+
+import contextlib
+import io
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, wait
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO, TypedDict, Unpack, cast
+
+from mllm_shapx.config.loading import LoadedConfig, load_config
+from mllm_shapx.errors import StorageError, UsageError
+from mllm_shapx.execution.options import RunOptions
+from mllm_shapx.execution.outcome import StudyOutcome
+from mllm_shapx.execution.signals import StopNow, StopRequest
+from mllm_shapx.planning.plan import Plan
+from mllm_shapx.records.results import SampleResult
+from mllm_shapx.reporting.pieces import Piece, prompt_pieces
+from mllm_shapx.reporting.reading import RunFiles, StudyFiles, open_study
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import shap
+
+__all__ = ["Config", "Results", "RunKeywords", "load", "plan", "run"]
+
+type Config = str | os.PathLike[str] | Mapping[str, Any]
+"""A config file's path, or what such a file holds. Relative paths in a dict start where Python runs."""
+
+_FROM_A_DICT = Path("the config given as a dict")
+"""Stands where messages name the config's file."""
+
+COLUMNS = ("run", "row", "position", "piece", "modality", "value", "raw_value")
+"""Columns of `Results.values`."""
+
+
+class RunKeywords(TypedDict, total=False):
+    """The options of `mllm-shapx run`, under the same names; `RunOptions` says what each does."""
+
+    resume: bool
+    overwrite: bool
+    accept_changed_rows: bool
+    max_samples: int | None
+    num_gpus: float | None
+    num_workers: int | None
+    workers_per_gpu: int
+    gpus_per_worker: float | None
+    rows_in_flight: int | None
+    address: str | None
+    max_attempts: int
+    fail_fast: bool
+    max_failures: str | None
+    stall_s: float
+    flush_s: float
+    grace_s: float
+
+
+def run(
+    config: Config, *, inline: bool = False, progress: bool = True, **options: Unpack[RunKeywords]
+) -> StudyOutcome:
+    """Explain the rows of a config by all its runs, as `mllm-shapx run` does.
+
+    It may be called from a notebook. An interrupt (Ctrl-C, the notebook's stop button) lets rows that are
+    running finish for `grace_s` seconds and returns the outcome; a second one raises `KeyboardInterrupt`.
+
+    Args:
+        config: Path of a config file, or its content as a dict.
+        inline: Do all work in this process, without Ray: for small studies and debuggers.
+        progress: Write progress lines and warnings to `sys.stderr`.
+        options: What the command line calls `--resume`, `--num-gpus`, and so on.
+
+    Returns:
+        The outcome. `exit_code` is 0 when all samples are done, 3 when some rows failed, 1 when the work
+        stopped early, 130 after an interrupt. `output_uri` is the directory that `load` reads.
+
+    Raises:
+        UsageError: When the config or the call is wrong; nothing is written then.
+        StorageError: When results could not be written any more.
+    """
+    from mllm_shapx.execution.studies import run_config
+    from mllm_shapx.reporting.progress import ProgressReporter
+
+    loaded, asked, request = _loaded(config), RunOptions(**options), StopRequest()
+    request.again = request.resume = "mllm_shapx.run(config, resume=True)"
+
+    lines = _Lines(sys.stderr if progress else io.StringIO())
+
+    def work() -> StudyOutcome:
+        with ProgressReporter(lines, interactive=False) as reporter:
+            return run_config(loaded, asked, reporter, inline=inline, request=request)
+
+    return _in_a_thread(work, request, lines)
+
+
+def plan(config: Config, *, skip_data: bool = False) -> Plan:
+    """Return what a config will ask of the model: runs, rows, coalitions and answers. Loads no model.
+
+    Args:
+        config: Path of a config file, or its content as a dict.
+        skip_data: Leave the dataset alone; the plan then has the runs and no figures.
+
+    Raises:
+        UsageError: When the config is wrong or the dataset cannot be used.
+    """
+    from mllm_shapx.execution.study_plan import study_plan
+
+    return study_plan(_loaded(config), skip_data=skip_data).plan
+
+
+def load(directory: str | os.PathLike[str]) -> "Results":
+    """Return the results of an experiment set's directory or of one run's. Writes nothing.
+
+    The study may still be running: what is read is what is on disk at that moment.
+
+    Raises:
+        UsageError: When the directory holds no results.
+    """
+    return Results(open_study(os.fspath(directory)))
+
+
+class Results:
+    """The results of a study, read from its files when they are asked for."""
+
+    def __init__(self, study: StudyFiles) -> None:
+        self._study = study
+
+    def __repr__(self) -> str:
+        return f"Results({self.directory!r}, runs={list(self.runs)})"
+
+    @property
+    def directory(self) -> str:
+        """The experiment set's directory."""
+        return self._study.storage.uri
+
+    @property
+    def runs(self) -> tuple[str, ...]:
+        """Names of the runs, exact ones first."""
+        return tuple(run.name for run in self._study.runs)
+
+    def spec(self, run: str) -> Mapping[str, Any]:
+        """Return the content of a run's `spec.json`, empty where it is missing or damaged."""
+        return self._run(run).spec
+
+    def summary(self, run: str) -> Mapping[str, float]:
+        """Return the numbers of a run's `aggregate_metrics.json`, empty where it is not written yet."""
+        return self._run(run).summary
+
+    def samples(self, run: str | None = None) -> Iterator[SampleResult]:
+        """Yield the samples of one run, of all runs by default, in row order.
+
+        Raises:
+            UsageError: When there is no such run.
+            StorageError: When a sample is damaged.
+        """
+        for files in self._study.runs if run is None else [self._run(run)]:
+            for row in files.sample_rows:
+                yield _sample(files, row)
+
+    def values(self, run: str | None = None) -> "pd.DataFrame":
+        """Return a table with one line for each player of one run, of all runs by default.
+
+        Columns: `run`; `row`, the row's index in the source dataset; `position` of the player in its row,
+        from 0; `piece`, its text without surrounding blanks, empty for sound; `modality`, `text` or `audio`;
+        `value`; `raw_value`, the value before the normalizer, NaN where the sample does not record it.
+
+        Raises:
+            UsageError: When there is no such run.
+            StorageError: When a sample is damaged.
+        """
+        import pandas as pd
+
+        lines = [
+            (sample.run_name, sample.row_index, position, piece.text.strip(), _modality(piece), *numbers)
+            for sample in self.samples(run)
+            for position, (piece, *numbers) in enumerate(_players(sample))
+        ]
+        table = pd.DataFrame.from_records(lines, columns=list(COLUMNS))
+        return table.astype({"row": "int64", "position": "int64", "value": "float64", "raw_value": "float64"})
+
+    def explanation(self, run: str, row: int | None = None) -> "shap.Explanation":
+        """Return values as `shap.Explanation`, for the plots of `shap`.
+
+        `values` are the sample's values, one per player; `data` the players' texts; `base_values` the value
+        of the empty coalition. Only values that were not scaled (`IdentityNormalizer`) add up with it to the
+        value of the whole prompt.
+
+        Args:
+            run: The run's name.
+            row: One row's index, for `values` of shape (players,). All rows by default; `values` is then an
+                array of one array for each row, since rows differ in their players.
+
+        Raises:
+            UsageError: When there is no such run or sample, or `shap` is not installed.
+            StorageError: When a sample is damaged.
+        """
+        import numpy as np
+
+        explanation = _explanation_class()
+        files = self._run(run)
+        if row is not None:
+            if row not in files.sample_rows:
+                raise UsageError(f"{self._study.locate(run)} has no sample of row {row}")
+            sample = _sample(files, row)
+            values, texts = _values_and_texts(sample)
+            return explanation(values=values, base_values=sample.base_value, data=texts)
+        samples = list(self.samples(run))
+        pairs = [_values_and_texts(sample) for sample in samples]
+        return explanation(
+            values=_ragged([values for values, _ in pairs]),
+            base_values=np.array([sample.base_value for sample in samples]),
+            data=_ragged([texts for _, texts in pairs]),
+        )
+
+    def _run(self, name: str) -> RunFiles:
+        for files in self._study.runs:
+            if files.name == name:
+                return files
+        raise UsageError(f"{self.directory} has no run {name}; it has {', '.join(self.runs)}")
+
+
+def _loaded(config: Config) -> LoadedConfig:
+    if not isinstance(config, Mapping):
+        return load_config(Path(config))
+    try:
+        text = json.dumps(dict(config), default=os.fspath)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UsageError(f"{_FROM_A_DICT}: it cannot be written as JSON: {error}") from error
+    return load_config(_FROM_A_DICT, text)
+
+
+class _Lines(io.StringIO):
+    """Takes what another thread writes; a notebook's stream is written to by the thread of its cell alone."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__()
+        self._stream = stream
+        self._waiting: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def write(self, text: str) -> int:
+        """Keep the text for `hand_on`."""
+        self._waiting.put(text)
+        return len(text)
+
+    def hand_on(self) -> None:
+        """Write what was kept to the stream. One that is closed or gone is no reason to stop the work."""
+        while not self._waiting.empty():
+            with contextlib.suppress(OSError, ValueError):
+                self._stream.write(self._waiting.get())
+                self._stream.flush()
+
+
+def _in_a_thread[T](work: Callable[[], T], request: StopRequest, lines: _Lines) -> T:
+    """Return what `work` returns. Its thread has no event loop, unlike a notebook's main thread."""
+    result: Future[T] = Future()
+
+    def body() -> None:
+        try:
+            result.set_result(work())
+        except BaseException as error:  # noqa: BLE001 -- the caller's thread raises it
+            result.set_exception(error)
+
+    # A daemon, so that a model that does not return cannot keep the interpreter from ending.
+    threading.Thread(target=body, name="mllm-shapx", daemon=True).start()
+    try:
+        _wait_for(result, lines)
+    except KeyboardInterrupt:
+        request.signal = signal.SIGINT
+        _wait_for(result, lines)
+    try:
+        return result.result()
+    except StopNow as stop:
+        raise KeyboardInterrupt from stop
+
+
+def _wait_for(result: Future[Any], lines: _Lines) -> None:
+    """Wait in short steps: an interrupt that a notebook sends is not always a signal that ends a wait.
+
+    `Thread.join` would not do: interrupted, it takes a running thread for a finished one (Python 3.12).
+    """
+    while not result.done():
+        wait([result], timeout=0.2)
+        lines.hand_on()
+    lines.hand_on()
+
+
+def _sample(files: RunFiles, row: int) -> SampleResult:
+    place = files.records.storage.locate(files.records.layout.sample(row))
+    try:
+        return files.records.read_sample(row)
+    except FileNotFoundError as error:
+        raise StorageError(f"{place} was removed while it was read") from error
+    except ValueError as error:
+        raise StorageError(f"{place} is damaged: {error}; `run --resume` makes it again") from error
+
+
+def _players(sample: SampleResult) -> list[tuple[Piece, float, float]]:
+    """Return each player with its value and its value before the normalizer, NaN where that is not known."""
+    pieces = [piece for piece in prompt_pieces(sample) if piece.value is not None]
+    raw = sample.to_json().get("raw_values")
+    if not isinstance(raw, list) or len(raw) != len(pieces):
+        raw = [None] * len(pieces)
+    return [(piece, _number(piece.value), _number(before)) for piece, before in zip(pieces, raw, strict=True)]
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else float(value)
+
+
+def _modality(piece: Piece) -> str:
+    return "text" if piece.num_bytes is None else "audio"
+
+
+def _values_and_texts(sample: SampleResult) -> tuple[Any, Any]:
+    import numpy as np
+
+    players = _players(sample)
+    texts = [piece.text if piece.num_bytes is None else piece.label for piece, *_ in players]
+    return np.array([value for _, value, _ in players]), np.array(texts, dtype=object)
+
+
+def _ragged(arrays: list[Any]) -> Any:
+    """Return an array of arrays; `numpy.array` would make a matrix of arrays of equal length."""
+    import numpy as np
+
+    found = np.empty(len(arrays), dtype=object)
+    for index, array in enumerate(arrays):
+        found[index] = array
+    return found
+
+
+def _explanation_class() -> "type[shap.Explanation]":
+    try:
+        from shap import Explanation
+    except ImportError as error:
+        raise UsageError("shap is not installed; install it with: pip install shap") from error
+    return cast("type[shap.Explanation]", Explanation)
