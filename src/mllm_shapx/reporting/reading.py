@@ -12,7 +12,7 @@ from mllm_shapx.records.sample_file import MOST_ROW
 from mllm_shapx.records.spec import RESULT_SETTINGS, planned_rows
 from mllm_shapx.records.storage import Storage, read_json
 
-_ESTIMATOR_KEYS = frozenset({"explainer_type", "budget", "hierarchical"})
+_ESTIMATOR_KEYS = frozenset({"explainer_type", "budget", "hierarchical", "seed"})
 """Settings in which an approximation may differ from the exact run that it is compared with."""
 
 
