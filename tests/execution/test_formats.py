@@ -11,6 +11,7 @@ from small_study import ROOT, Study, results
 
 from mllm_shapx.cli import main
 from mllm_shapx.config.models import ExperimentSet
+from mllm_shapx.reporting.reading import open_study
 
 SAMPLE_FIELDS: dict[str, Any] = {
     "row_index": int,
@@ -55,7 +56,7 @@ SPEC_FIELDS: dict[str, Any] = {
 VARIANTS: list[dict[str, Any]] = [
     {"explainer_type": "exact"},
     {"explainer_type": "neyman", "fractions": [0.5], "name": "n"},
-    {"explainer_type": "mc", "linear": [1], "seeds": [0, 1]},
+    {"explainer_type": "mc", "linear": [0.5], "seeds": [0, 1]},
     {
         "explainer_type": "standard_cc",
         "num_samples": [10],
@@ -73,8 +74,8 @@ VARIANTS: list[dict[str, Any]] = [
 NAMES = {
     "exact",
     "n_limited_neyman_frac0_5",
-    "limited_mc_lin1_0_seed0",
-    "limited_mc_lin1_0_seed1",
+    "limited_mc_lin0_5_seed0",
+    "limited_mc_lin0_5_seed1",
     "standard_cc_ns10_seed3",
     "h_hier_neyman_k2_imp0_1_flexact_frac0_5",
     "hier_exact_k10_imp0_1_ns4",
@@ -167,8 +168,8 @@ def test_a_spec_has_the_resolved_values_in_the_configs_words(study: Study) -> No
         0.5,
         "n",
     )
-    assert (variants["limited_mc_lin1_0_seed1"]["linear"], variants["limited_mc_lin1_0_seed1"]["seeds"]) == (
-        1.0,
+    assert (variants["limited_mc_lin0_5_seed1"]["linear"], variants["limited_mc_lin0_5_seed1"]["seeds"]) == (
+        0.5,
         [1],
     )
     assert variants["standard_cc_ns10_seed3"]["num_samples"] == 10
@@ -181,7 +182,7 @@ def test_a_spec_has_the_resolved_values_in_the_configs_words(study: Study) -> No
         "Neyman",
         [0.5],
     )
-    assert specs["limited_mc_lin1_0_seed0"]["result_settings"]["seed"] == 0
+    assert specs["limited_mc_lin0_5_seed0"]["result_settings"]["seed"] == 0
     assert "seed" not in specs["exact"]["result_settings"]
 
 
@@ -213,6 +214,26 @@ def test_an_experiment_set_built_from_a_spec_gives_equal_values(
         for path in again:
             if "/samples/" in path:
                 assert [again[path][key] for key in decisive] == [before[path][key] for key in decisive]
+
+
+def test_repetitions_are_compared_with_the_exact_run(study: Study) -> None:
+    files = open_study(str(study.output))
+    references = {run.name: files.exact_run_for(run) for run in files.runs}
+    assert {name for name, exact in references.items() if exact is not None and exact.name == "exact"} == (
+        # It has other players, another normalizer and shorter answers.
+        NAMES - {"standard_cc_ns10_seed3"}
+    )
+
+
+def test_the_plan_names_the_seeds(study: Study) -> None:
+    told = CliRunner().invoke(main, ["plan", "--json", "--skip-data", "--config", str(study.config)])
+    runs = json.loads(told.stdout)["runs"]
+    assert {run["name"] for run in runs} == NAMES
+    assert {run["name"]: run["seed"] for run in runs if run["seed"] is not None} == {
+        "limited_mc_lin0_5_seed0": 0,
+        "limited_mc_lin0_5_seed1": 1,
+        "standard_cc_ns10_seed3": 3,
+    }
 
 
 def test_a_spoken_sample_has_every_field(tmp_path: Path) -> None:

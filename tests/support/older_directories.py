@@ -66,7 +66,13 @@ def write_older_directory(directory: Path, blocks: Mapping[str, Any]) -> Path:
         times = {"created_at": 1_700_000_000.0, "updated_at": 1_700_000_100.0}
         files = {
             "spec.json": spec,
-            "checkpoint.json": {"version": 2, "completed_indices": done, "next_index": len(done), **times},
+            # Its first versions number their checkpoints 1, or not at all.
+            "checkpoint.json": {
+                **({"version": 2} if name == "exact" else {}),
+                "completed_indices": done,
+                "next_index": len(done),
+                **times,
+            },
             **samples,
             "summary/aggregate_metrics.json": {
                 "n_samples": len(done),
