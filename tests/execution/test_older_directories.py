@@ -10,6 +10,9 @@ from older_directories import OLDER_VALUES, write_earlier_study, write_older_dir
 from small_study import Study, untouched
 
 from mllm_shapx.cli import main
+from mllm_shapx.records.checkpoint import Checkpoint
+from mllm_shapx.records.runs import RunRecords
+from mllm_shapx.records.storage import open_storage
 from mllm_shapx.reporting.table import results_table
 
 BLOCKS: dict[str, Any] = {
@@ -106,6 +109,24 @@ def test_an_older_run_is_moved_aside_when_that_is_asked_for(tmp_path: Path) -> N
     assert json.loads((study.output / "exact" / "spec.json").read_text())["run_name"] == "exact"
     # The other run of the directory is not the study's.
     assert call("verify", str(study.output)).exit_code == 0
+
+
+def test_a_damaged_spec_of_ours_is_not_taken_for_an_older_one(older: Path) -> None:
+    """Ours names the run `run_slug` too; without its result settings it is damaged and moved aside."""
+    path = older / "exact" / "spec.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "run_name": "exact"}))
+    records = RunRecords(open_storage(str(older)), "exact")
+    assert not records.is_of_older_runner()
+    spec, notes = records.heal_spec()
+    assert (spec, "it holds no result_settings" in notes[0]) == (None, True)
+
+
+@pytest.mark.parametrize("version", [[], {}, "1", 3])
+def test_a_checkpoint_of_no_known_version_is_refused(version: Any) -> None:
+    times = {"created_at": 1.0, "updated_at": 1.0}
+    data = {"version": version, "completed_indices": [], "next_index": 0, **times}
+    with pytest.raises(ValueError, match="its version is"):
+        Checkpoint.from_bytes(json.dumps(data).encode())
 
 
 def test_a_file_with_a_schema_version_must_be_complete(older: Path) -> None:

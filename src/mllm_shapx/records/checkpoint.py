@@ -164,7 +164,7 @@ class CheckpointWriter:
 
 
 def _is_of_older_runner(content: dict[str, Any]) -> bool:
-    return "failed_indices" not in content and content.get("version") in {None, 1}
+    return "failed_indices" not in content and content.get("version") in (None, 1)
 
 
 def _indices(content: dict[str, Any], key: str) -> tuple[int, ...]:

@@ -31,8 +31,8 @@ _OLDER_RESULT_BLOCKS = (
 
 
 def is_of_older_runner(spec: Mapping[str, Any]) -> bool:
-    """Return whether the older runner wrote a spec: one with `run_slug` and no result settings."""
-    return "run_slug" in spec and RESULT_SETTINGS not in spec
+    """Return whether the older runner wrote a spec: it names the run `run_slug` alone."""
+    return "run_slug" in spec and not {"run_name", RESULT_SETTINGS} & spec.keys()
 
 
 def result_settings(spec: Mapping[str, Any]) -> dict[str, Any] | None:
