@@ -50,20 +50,8 @@ def config(folder: Path, data: dict[str, Any]) -> Path:
             "experiments[0].num_samples",
         ),
         (
-            {
-                "experiments": [
-                    {**HIERARCHICAL, "hierarchical": {"shap_type": "exact", "shap_fractions": [0.5]}}
-                ]
-            },
-            "experiments[0].hierarchical.shap_fractions",
-        ),
-        (
-            {
-                "experiments": [
-                    {**HIERARCHICAL, "hierarchical": {"shap_type": "exact", "first_layer_fractions": 1}}
-                ]
-            },
-            "experiments[0].hierarchical.first_layer_fractions",
+            {"experiments": [{**EXACT, "seeds": [1], "shap_override": {"seed": 1}}]},
+            "experiments[0].shap_override.seed",
         ),
         (
             {"experiments": [{**EXACT, "embedding_override": {"max_length": 9}}]},
@@ -115,6 +103,40 @@ def test_an_unpinned_revision_is_allowed_by_the_environment_and_for_local_files(
             },
             "experiments[0].hierarchical.shap_fractions",
         ),
+        (
+            {
+                "experiments": [
+                    {**HIERARCHICAL, "hierarchical": {"shap_type": "exact", "shap_fractions": [0.5]}}
+                ]
+            },
+            "experiments[0].hierarchical.shap_fractions",
+        ),
+        (
+            {
+                "experiments": [
+                    {**HIERARCHICAL, "hierarchical": {"shap_type": "exact", "first_layer_fractions": 1}}
+                ]
+            },
+            "experiments[0].hierarchical.first_layer_fractions",
+        ),
+        ({"mlflow": {"tracking_uri": "sqlite:///mlflow.db", "tags": {"team": "a"}}}, "mlflow"),
+        ({"runtime": {"n_generator_jobs": 4}}, "runtime.n_generator_jobs"),
+        (
+            {"generation": {"text_temperature": 0}, "experiments": [{**EXACT, "seeds": [1]}]},
+            "experiments[0].seeds",
+        ),
+        (
+            {
+                "experiments": [
+                    {
+                        **EXACT,
+                        "generation_override": {"text_temperature": 0},
+                        "shap_override": {"seed": 1},
+                    }
+                ]
+            },
+            "experiments[0].shap_override.seed",
+        ),
     ],
 )
 def test_what_has_no_effect_or_is_unusual_is_said_once(tmp_path: Path, data: Any, place: Any) -> None:
@@ -126,6 +148,9 @@ def test_what_has_no_effect_or_is_unusual_is_said_once(tmp_path: Path, data: Any
 @pytest.mark.parametrize(
     "data",
     [
+        {"mlflow": {"enabled": False, "experiment_name": "mine", "nested_per_variant": True}},
+        {"runtime": {"gc_interval": 10}},
+        {"experiments": [{**EXACT, "seeds": [0, 1]}]},
         {"dataset": {"repo_id": "me/mine", "subset": "my_own"}},
         {"shap": {"similarity": "EuclideanSimilarity"}},
         {"shap": {"similarity": "CosineSimilarity"}, "embedding": {"model_id": "a/b"}},

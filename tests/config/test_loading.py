@@ -177,7 +177,7 @@ def test_a_check_across_keys_is_left_out_when_it_hangs_on_a_refused_value(tmp_pa
         ({"dataset": {"Subset": "a"}}, "dataset.Subset", 'did you mean "subset"?'),
         ({"dataset": {"use_parket": True}}, "dataset.use_parket", 'did you mean "use_parquet"?'),
         ({"shap": {"connector": "hf_text"}}, "shap.connector", "the top of the file"),
-        ({"experiments": [{"fraction": [1]}]}, "experiments[0].fraction", 'did you mean "fractions"?'),
+        ({"experiments": [{"fractoins": [1]}]}, "experiments[0].fractoins", 'did you mean "fractions"?'),
         (
             {"experiments": [{"explainer_type": "hierarchical", "hierarchical": {"k": 3}}]},
             "experiments[0].hierarchical.k",
@@ -318,7 +318,7 @@ def test_old_configs_keep_working(tmp_path: Path) -> None:
     assert hierarchical is not None
     assert (hierarchical.ks, hierarchical.shap_type, hierarchical.shap_fractions) == (
         (4,),
-        "limited_neyman",
+        "Neyman",
         (0.5,),
     )
 

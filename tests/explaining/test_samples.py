@@ -4,6 +4,7 @@ import asyncio
 import json
 import random
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -76,11 +77,56 @@ def test_a_piece_without_letter_number_or_symbol_is_no_player() -> None:
     assert sample.num_players == 3
 
 
-def test_without_a_system_prompt_turn_zero_is_empty() -> None:
+def test_an_empty_system_prompt_is_still_turn_zero() -> None:
     (run,) = runs_of({"explainer_type": "exact"}, chat={"system_prompt": ""})
-    sample = explain(row_of("one two"), run)
-    assert sample.conversation[0] == ()
-    assert len(sample.conversation) == 3
+    conversation = explain(row_of("one two"), run).to_json()["conversation"]
+    assert conversation[0] == [{"content_type": 0, "roles": [2], "content": [""], "shap_values": None}]
+    assert len(conversation) == 3
+
+
+def test_raw_values_keep_the_sign_that_a_normalizer_takes() -> None:
+    runs = runs_of(
+        *(
+            {"explainer_type": "exact", "name": name, "shap_override": {"normalizer": name}}
+            for name in ("IdentityNormalizer", "MinMaxNormalizer", "PowerShiftNormalizer")
+        )
+    )
+    # The answer to "red" alone is "nothing", to "lazy" alone it is "lazy": values of both signs.
+    plain, *normalized = (explain(row_of("red lazy fox"), run) for run in runs)
+    assert plain.raw_values == tuple(plain.player_values())
+    assert min(plain.raw_values or ()) < 0 < max(plain.raw_values or ())
+    for sample in normalized:
+        assert sample.raw_values == plain.raw_values
+        assert min(value for value in sample.player_values() if value is not None) >= 0
+        assert sum(sample.raw_values or ()) == pytest.approx(sample.grand_value - sample.base_value)
+
+
+@pytest.mark.parametrize(
+    ("variant", "steps"),
+    [
+        ({"explainer_type": "limited_neyman", "num_samples": 10}, 2),
+        ({"explainer_type": "standard_neyman", "num_samples": 10}, 2),
+        ({"explainer_type": "limited_cc", "num_samples": 10}, None),
+        ({"explainer_type": "exact"}, None),
+        ({"explainer_type": "hierarchical", "hierarchical": {"ks": [2], "shap_type": "neyman"}}, None),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_neyman_steps_are_in_every_sample(variant: dict[str, Any], steps: int | None) -> None:
+    (run,) = runs_of(variant)
+    data = explain(row_of("red lazy fox jumps"), run).to_json()
+    assert "neyman_steps" in data
+    assert data["neyman_steps"] == steps
+    assert len(data["raw_values"]) == data["num_players"] == 4
+
+
+def test_each_seed_draws_its_own_coalitions_and_gives_its_own_values() -> None:
+    words = " ".join(WORDS[:8])
+    runs = runs_of({"num_samples": 20, "seeds": [0, 1]}, {"num_samples": 20})
+    samples = [explain(row_of(words), run) for run in runs]
+    assert len({sample.seed for sample in samples}) == 3
+    assert len({sample.raw_values for sample in samples}) == 3
+    assert explain(row_of(words), runs[0]).raw_values == samples[0].raw_values
 
 
 def test_a_sample_survives_its_file() -> None:
@@ -108,7 +154,7 @@ def test_a_row_with_too_many_players_for_its_explainer_is_refused_in_words() -> 
     assert caught.value.reason == "too_many_players"
 
 
-def test_seeds_hang_on_the_run_and_the_row_alone() -> None:
+def test_seeds_depend_on_the_run_and_the_row_alone() -> None:
     runs = runs_of({"explainer_type": "limited_mc", "num_samples": [10, 20]})
     seeds = {(run.name, row): run.seed_for(row) for run in runs for row in range(50)}
     assert len(set(seeds.values())) == 100

@@ -26,11 +26,13 @@ from mllm_shapx.config.models import AudioSegmentation
 from mllm_shapx.errors import ModelError, RowError
 from mllm_shapx.explaining.audio_players import (
     RawWindowPartitioner,
+    RawWindowsOptions,
     SgpaOptions,
     SgpaPartitioner,
     audio_player_set,
     window_bounds,
 )
+from mllm_shapx.explaining.conversation import conversation_entries
 
 RAW = AudioSegmentation(window_ms=100.0)
 
@@ -184,6 +186,23 @@ def test_sgpa_gives_each_spoken_word_its_stretch(aligner: Path) -> None:
     rendered = DeletePolicy().apply(snapshot, players, CoalitionMask((True, False, True)))
     assert rendered.messages()[1].text == ""
     assert len(_samples(rendered, 1)) < len(_samples(snapshot, 1))
+
+
+def test_a_spoken_piece_carries_its_word_where_it_is_known(aligner: Path) -> None:
+    """The stretches of `sgpa` have words, windows have none; both survive the file."""
+    message = Message(
+        role=Role.USER,
+        content=(TextPart("tell me"), AudioPart(wav(sound(np.random.default_rng(3), 1.0)), 16_000)),
+    )
+    snapshot = chat(message)
+    aligned = SgpaPartitioner(options=SgpaOptions(model_id=str(aligner), revision=None)).partition(snapshot)
+    _, (_, spoken_entry), _ = conversation_entries(snapshot, aligned, (0.5, -0.5), "yes")
+    pieces = spoken_entry.to_json()["content"]
+    assert [piece["text"] for piece in pieces] == ["tell", "me"]
+    assert [set(piece) for piece in pieces] == [{"_binary", "num_bytes", "text"}] * 2
+    windows = RawWindowPartitioner(options=RawWindowsOptions(window_ms=500.0)).partition(snapshot)
+    _, (_, cut), _ = conversation_entries(snapshot, windows, (0.5, -0.5), "yes")
+    assert [set(piece) for piece in cut.to_json()["content"]] == [{"_binary", "num_bytes"}] * 2
 
 
 def test_sgpa_without_a_transcript_is_a_row_error(aligner: Path) -> None:

@@ -40,7 +40,7 @@ def hierarchical(name: str | None = None, **block: Any) -> dict[str, Any]:
         (hierarchical(shap_type="exact", ks=[3, 4]), ["hier_exact_k3_imp0_1", "hier_exact_k4_imp0_1"]),
         (
             hierarchical("h", ks=5, shap_type="cc", importance_min_fractions=[0, 0.25], shap_num_samples=[9]),
-            ["h_hier_limited_cc_k5_imp0_0_ns9", "h_hier_limited_cc_k5_imp0_25_ns9"],
+            ["h_hier_cc_k5_imp0_0_ns9", "h_hier_cc_k5_imp0_25_ns9"],
         ),
         (
             hierarchical(
@@ -57,6 +57,40 @@ def hierarchical(name: str | None = None, **block: Any) -> dict[str, Any]:
                 shap_num_samples=[8], shap_fractions=[0.5], first_layer_num_samples=9, first_layer_fractions=1
             ),
             ["hier_limited_mc_k10_imp0_1_ns8_frac0_5_flns9_flfrac1_0"],
+        ),
+        (hierarchical(shap_type="neyman"), ["hier_neyman_k10_imp0_1"]),
+        (hierarchical(shap_type="Neyman", ks=3), ["hier_neyman_k3_imp0_1"]),
+        (hierarchical(shap_type="limited_neyman"), ["hier_limited_neyman_k10_imp0_1"]),
+        (hierarchical(shap_type="complementary"), ["hier_complementary_k10_imp0_1"]),
+        (hierarchical(shap_type="PRECISE", ks=2), ["hier_precise_k2_imp0_1"]),
+        (
+            hierarchical(shap_type="exact", ks=2, shap_num_samples=[10, 20]),
+            ["hier_exact_k2_imp0_1_ns10", "hier_exact_k2_imp0_1_ns20"],
+        ),
+        (
+            hierarchical("p", shap_type="exact", ks=2, shap_fraction=0.25, first_layer_type="Exact"),
+            ["p_hier_exact_k2_imp0_1_flExact_frac0_25"],
+        ),
+        (
+            hierarchical(
+                shap_type="mc", first_layer_type="exact", first_layer_num_samples=5, first_layer_fraction=0.5
+            ),
+            ["hier_mc_k10_imp0_1_flexact_flns5_flfrac0_5"],
+        ),
+        (
+            {"num_samples": [50], "fractions": [0.5], "seeds": [0, 7]},
+            [
+                "limited_mc_ns50_seed0",
+                "limited_mc_ns50_seed7",
+                "limited_mc_frac0_5_seed0",
+                "limited_mc_frac0_5_seed7",
+            ],
+        ),
+        ({"num_samples": 50, "shap_override": {"seed": 3}}, ["limited_mc_ns50_seed3"]),
+        ({"explainer_type": "exact", "name": "truth", "seeds": 1}, ["truth_seed1"]),
+        (
+            {**hierarchical(shap_type="mc", shap_num_samples=6), "seeds": [2]},
+            ["hier_mc_k10_imp0_1_ns6_seed2"],
         ),
     ],
 )
@@ -75,6 +109,53 @@ def test_a_hierarchical_grid_is_the_product_of_its_axes() -> None:
     )
     assert len(grid) == 16
     assert all(run.hierarchical is not None for run in grid.values())
+
+
+def test_a_budget_that_an_exact_game_does_not_read_makes_a_run_of_its_own() -> None:
+    grid = runs(hierarchical(shap_type="exact", ks=2, shap_num_samples=[10, 20]))
+    assert len(grid) == 2
+    assert {run.hierarchical and run.hierarchical.inner_budget for run in grid.values()} == {Budget("all")}
+
+
+def test_a_name_as_written_stands_for_the_same_explainer() -> None:
+    (run,) = runs(hierarchical(shap_type="Neyman", shap_num_samples=9)).values()
+    assert run.hierarchical is not None
+    assert (run.hierarchical.inner_type, run.hierarchical.first_layer_type) == ("limited_neyman",) * 2
+
+
+def test_seeds_draw_other_coalitions_and_stand_in_the_settings_only_when_they_are_set() -> None:
+    (plain,) = runs({"num_samples": 9}).values()
+    zero, one = runs({"num_samples": 9, "seeds": [0, 1]}).values()
+    (override,) = runs({"num_samples": 9, "shap_override": {"seed": 1}}).values()
+    assert len({run.seed_for(4) for run in (plain, zero, one)}) == 3
+    assert "seed" not in plain.result_settings
+    assert (zero.result_settings["seed"], one.result_settings["seed"]) == (0, 1)
+    assert (override.name, override.result_settings) == (one.name, one.result_settings)
+
+
+def test_every_run_is_one_entry_of_a_config_again() -> None:
+    """The words of `spec.json` give the same run: name, budgets and settings."""
+    written: list[dict[str, Any]] = [
+        {"explainer_type": "exact", "name": "truth"},
+        {"num_samples": [5, -1], "fractions": [0.25], "linear": [3], "seeds": [0, 4]},
+        {"explainer_type": "neyman", "fractions": [0.5], "name": "n", "shap_override": {"seed": 2}},
+        hierarchical(
+            "h",
+            ks=[2, 3],
+            shap_type="cc",
+            shap_fractions=[0.5, 0.25],
+            first_layer_type="MC",
+            first_layer_num_samples=[7],
+            use_importance_sampling=False,
+            importance_min_fractions=[0, 0.2],
+        ),
+        hierarchical(shap_type="exact", shap_num_samples=[4]),
+    ]
+    made = runs(*written)
+    assert len(made) == 1 + 8 + 1 + 8 + 1
+    for name, run in made.items():
+        (again,) = runs(dict(run.variant)).values()
+        assert (again.name, again.result_settings) == (name, run.result_settings)
 
 
 def test_budgets_are_resolved_as_written() -> None:

@@ -44,6 +44,15 @@ def test_numbers_that_json_lacks_become_null_and_are_unknown_when_read() -> None
     assert math.isnan(SampleMetrics.of_file(parse_sample(data)).efficiency_residual)
 
 
+def test_the_words_of_speech_survive_their_file() -> None:
+    spoken = ConversationEntry(AUDIO, (USER,) * 3, (640, 320, 8), (0.5, -0.25, 0.25), ("tell", None, "me"))
+    sample = make_sample(1)
+    sample = make_sample(1, conversation=(sample.conversation[0], (spoken,), sample.conversation[2]))
+    data = json.loads(json.dumps(sample.to_json()))
+    assert [piece.get("text") for piece in data["conversation"][1][0]["content"]] == ["tell", None, "me"]
+    assert SampleResult.from_json("exact", data).conversation[1] == (spoken,)
+
+
 def _without(key: str) -> dict[str, Any]:
     return {name: value for name, value in make_sample(1).to_json().items() if name != key}
 
@@ -57,10 +66,16 @@ def _with(path: tuple[str | int, ...], value: Any) -> dict[str, Any]:
     return data
 
 
+MAY_LACK = {"model_calls", "neyman_steps"}
+"""Fields that earlier versions did not write."""
+
+
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        *[(_without(key), key) for key in _without("schema_version") if key != "model_calls"],
+        *[(_without(key), key) for key in _without("schema_version") if key not in MAY_LACK],
+        (_with(("raw_values",), [0.1, "x"]), "raw_values"),
+        (_with(("neyman_steps",), "2"), "neyman_steps"),
         (_with(("row_index",), "1"), "row_index"),
         (_with(("row_index",), True), "row_index"),
         (_with(("row_index",), 1.5), "row_index"),

@@ -145,6 +145,16 @@ WRONG: dict[str, tuple[str, Callable[[Path], None], str]] = {
         lambda path: _write_sample(path, make_sample(9, num_players=4)),
         "it has 3 values for 4 players",
     ),
+    "raw values that do not add up": (
+        "samples/sample_00009_result.json",
+        lambda path: _edit_json(path, lambda data: data.update(raw_values=[0.5, 0.5, 0.5])),
+        "raw_values sum to 1.5, values_sum says",
+    ),
+    "a player without a raw value": (
+        "samples/sample_00009_result.json",
+        lambda path: _edit_json(path, lambda data: data.update(raw_values=[0.5])),
+        "it has 1 raw_values for 3 players",
+    ),
     "a checkpoint that is gone": ("checkpoint.json", Path.unlink, "it is missing"),
     "a checkpoint cut short": ("checkpoint.json", _write(b"{"), "not JSON"),
     "a checkpoint of another version": (

@@ -56,8 +56,10 @@ def findings(experiment_set: ExperimentSet) -> Iterator[Finding]:
     yield from _dataset(experiment_set.dataset)
     yield from _selection(experiment_set)
     yield from _scoring(experiment_set)
+    yield from _without_effect(experiment_set)
     for index, variant in enumerate(experiment_set.experiments):
         yield from _variant(("experiments", index), variant)
+        yield from _seeds(("experiments", index), variant, experiment_set)
 
 
 def _problem(path: Place, message: str, fix: str = "", reads: tuple[Place, ...] = ()) -> Finding:
@@ -206,6 +208,39 @@ def _scoring(experiment_set: ExperimentSet) -> Iterator[Finding]:
             yield _problem(place, message, "add model_id here or in embedding", reads=(("embedding",),))
 
 
+def _without_effect(experiment_set: ExperimentSet) -> Iterator[Finding]:
+    """Yield a warning for each key that is accepted and changes nothing."""
+    mlflow = experiment_set.mlflow
+    if mlflow is not None and mlflow.enabled:
+        message = "is accepted, but runs are not tracked with MLflow yet"
+        yield _warning(("mlflow",), message, "remove it, or set mlflow.enabled to false")
+    if experiment_set.runtime.n_generator_jobs is not None:
+        message = "has no effect: the number of workers is the command line's"
+        yield _warning(("runtime", "n_generator_jobs"), message, "use --num-workers or --workers-per-gpu")
+
+
+def _seeds(path: Place, variant: Variant, experiment_set: ExperimentSet) -> Iterator[Finding]:
+    override, generation = variant.shap_override, variant.generation_override
+    place: Place = (*path, "shap_override", "seed")
+    if variant.seeds and override is not None and override.seed is not None:
+        reads: tuple[Place, ...] = ((*path, "seeds"),)
+        yield _problem(place, 'is the same setting as "seeds"; keep one', reads=reads)
+    temperatures = [experiment_set.generation.text_temperature]
+    if generation is not None and generation.text_temperature is not None:
+        temperatures = [generation.text_temperature]
+    if variant.all_seeds and _evaluates_all(variant) and temperatures == [0.0]:
+        message = "has no effect on the values: every coalition is evaluated, and answers are not sampled"
+        yield _warning((*path, "seeds") if variant.seeds else place, message, "remove it")
+
+
+def _evaluates_all(variant: Variant) -> bool:
+    """Return whether the runs of a variant draw no coalitions."""
+    block = variant.hierarchical
+    if block is None:
+        return variant.explainer_type == "exact"
+    return {canonical_type(block.shap_type), canonical_type(block.first_layer_type or "exact")} == {"exact"}
+
+
 def _variant(path: Place, variant: Variant) -> Iterator[Finding]:
     kind = variant.explainer_type
     budgets = [key for key in ("num_samples", "fractions", "linear") if getattr(variant, key)]
@@ -238,14 +273,16 @@ def _variant(path: Place, variant: Variant) -> Iterator[Finding]:
 
 
 def _hierarchical(path: Place, block: HierarchicalConfig) -> Iterator[Finding]:
-    first_layer = canonical_type(block.first_layer_type or block.shap_type)
-    types: tuple[Place, ...] = ((*path, "shap_type"), (*path, "first_layer_type"))
-    for prefix, kind in (("shap", block.shap_type), ("first_layer", first_layer)):
+    inner, first_layer = (
+        canonical_type(block.shap_type),
+        canonical_type(block.first_layer_type or block.shap_type),
+    )
+    for prefix, kind in (("shap", inner), ("first_layer", first_layer)):
         keys = [key for key in (f"{prefix}_num_samples", f"{prefix}_fractions") if getattr(block, key)]
         if kind == "exact":
             for key in keys:
-                message = '"exact" evaluates every coalition of a game'
-                yield _problem((*path, key), message, "remove it, or name a sampling explainer", reads=types)
+                message = '"exact" evaluates every coalition of a game; it only appears in the runs\' names'
+                yield _warning((*path, key), message, "remove it, or name a sampling explainer")
         elif len(keys) > 1:
             message = f"{keys[0]} decides the budget; {keys[1]} only appears in the runs' names"
             yield _warning((*path, keys[1]), message, "keep one of the two")

@@ -122,6 +122,8 @@ def schema() -> dict[str, Any]:
         ("first_layer_fraction", "first_layer_fractions"),
     ):
         hierarchical[alias] = hierarchical[name]
+    variant = definitions["Variant"]["properties"]
+    variant["fraction"] = variant["fractions"]
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **data}
 
 

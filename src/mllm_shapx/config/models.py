@@ -173,7 +173,7 @@ def _path(value: str) -> str:
     return value
 
 
-def _flat_type_as_written(value: str) -> str:
+def _flat_type_as_written(value: Any) -> Any:
     allowed = get_args(FlatExplainerType)
     if canonical_type(value) not in allowed:
         expected = ", ".join(f"'{name}'" for name in allowed)
@@ -233,12 +233,16 @@ NewTokens = Annotated[int, Field(ge=1), _AtMost(131_072, "for no model here answ
 TopK = Annotated[int, Field(ge=1), _AtMost(10_000_000, "and no vocabulary is larger")]
 MaxLength = Annotated[int, Field(ge=1), _AtMost(131_072, "and no encoder reads longer texts")]
 Temperature = Annotated[float, Field(ge=0.0), _AtMost(100.0, "from where on answers are noise")]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 WindowMs = Annotated[float, Field(ge=1.0), _AtMost(600_000.0, "which is the longest recording that is taken")]
-_TypeAsWritten = ExplainerType | Literal["precise", "mc", "cc", "complementary", "neyman"]
+_TypeAlias = Literal["precise", "mc", "cc", "complementary", "neyman"]
+_TypeAsWritten = ExplainerType | _TypeAlias
+_FlatTypeAsWritten = FlatExplainerType | _TypeAlias
 Explainer = Annotated[ExplainerType, BeforeValidator(canonical_type, json_schema_input_type=_TypeAsWritten)]
 FlatExplainer = Annotated[
-    FlatExplainerType, BeforeValidator(canonical_type, json_schema_input_type=_TypeAsWritten)
+    str, BeforeValidator(_flat_type_as_written, json_schema_input_type=_FlatTypeAsWritten)
 ]
+"""A flat explainer's type or alias as written: it is part of the run's name."""
 EmbeddingModeName = Annotated[EmbeddingMode, BeforeValidator(_upper, json_schema_input_type=EmbeddingMode)]
 Device = Annotated[
     str | None,
@@ -261,6 +265,11 @@ LinearList = Annotated[
     tuple[LinearFactor, ...],
     Field(strict=False),
     BeforeValidator(_as_list, json_schema_input_type=tuple[LinearFactor, ...] | LinearFactor | None),
+]
+SeedList = Annotated[
+    tuple[Seed, ...],
+    Field(strict=False),
+    BeforeValidator(_as_list, json_schema_input_type=tuple[Seed, ...] | Seed | None),
 ]
 GroupSizeList = Annotated[
     tuple[GroupSize, ...],
@@ -296,6 +305,28 @@ class Block(BaseModel):
     def _defaults(cls, key: str) -> bool:
         field = cls.model_fields.get(key)
         return field is not None and isinstance(field.default, Block | tuple)
+
+
+class AliasedBlock(Block):
+    """A block some of whose keys have a second name."""
+
+    aliases: ClassVar[dict[str, str]] = {}
+    """Second name -> the field's name."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rename_aliases(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        for alias, name in cls.aliases.items():
+            if data.get(alias) is not None and data.get(name) is not None:
+                raise wrong_key(alias, f'is the same setting as "{name}"; keep one')
+        renamed: dict[Any, Any] = {}
+        for key, value in data.items():
+            target = cls.aliases.get(key, key)
+            if value is not None or target not in cls.aliases.values():
+                renamed[target] = value
+        return renamed
 
 
 class ConnectorKwargs(Block):
@@ -515,6 +546,17 @@ class WandbConfig(Block):
     tags: Annotated[tuple[str, ...], Field(strict=False)] = ()
 
 
+class MlflowConfig(Block):
+    """MLflow tracking; on when the block is there and `enabled` is not false."""
+
+    enabled: bool = True
+    tracking_uri: Name | None = None
+    experiment_name: Name = "mllm_shapx"
+    nested_per_variant: bool = False
+    system_metrics_enabled: bool = False
+    tags: dict[str, str | int | float | bool] | Annotated[tuple[str, ...], Field(strict=False)] = ()
+
+
 class RuntimeConfig(Block):
     """How the work is done; never what comes out."""
 
@@ -522,18 +564,24 @@ class RuntimeConfig(Block):
     progress_bar: bool = True
     gc_after_each_sample: bool = False
     cuda_empty_cache: bool = False
+    gc_interval: Annotated[int, Field(ge=0), _MOST_ROWS] | None = None
+    """Rows that a worker finishes between two garbage collections; 0 or null leaves it to Python."""
+    n_generator_jobs: (
+        Annotated[int, Field(ge=-1), _AtMost(65_536, "and no machine has as many cores")] | None
+    ) = None
+    """Accepted for configs that have it; the command line says how many workers there are."""
 
 
-class HierarchicalConfig(Block):
+class HierarchicalConfig(AliasedBlock):
     """A variant's hierarchical grid."""
 
     ks: GroupSizeList = (10,)
     """Largest number of neighbouring players in a group."""
     shap_type: FlatExplainer = "limited_mc"
-    """Explainer of the lower games."""
+    """Explainer of the lower games. Kept as written: it is part of the run's name."""
     shap_num_samples: NumSamplesList = ()
     shap_fractions: FractionList = ()
-    first_layer_type: Annotated[str, AfterValidator(_flat_type_as_written)] | None = None
+    first_layer_type: FlatExplainer | None = None
     """Explainer of the top game; as `shap_type` when null. Kept as written: it is part of the run's name."""
     first_layer_num_samples: NumSamplesList = ()
     first_layer_fractions: FractionList = ()
@@ -551,21 +599,6 @@ class HierarchicalConfig(Block):
     }
     also_accepted: ClassVar[tuple[str, ...]] = tuple(aliases)
 
-    @model_validator(mode="before")
-    @classmethod
-    def _rename_aliases(cls, data: Any) -> Any:
-        if not isinstance(data, dict):
-            return data
-        for alias, name in cls.aliases.items():
-            if data.get(alias) is not None and data.get(name) is not None:
-                raise wrong_key(alias, f'is the same setting as "{name}"; keep one')
-        renamed: dict[Any, Any] = {}
-        for key, value in data.items():
-            target = cls.aliases.get(key, key)
-            if value is not None or target not in cls.aliases.values():
-                renamed[target] = value
-        return renamed
-
 
 class ShapOverride(Block):
     """A variant's changes to the `shap` block; absent keys keep the config's."""
@@ -576,6 +609,8 @@ class ShapOverride(Block):
     normalizer: NormalizerName | None = None
     allow_mask_duplicates: bool | None = None
     token_filter: TokenFilter | None = None
+    seed: Seed | None = None
+    """The same as the variant's `seeds` with one seed."""
 
 
 class GenerationOverride(Block):
@@ -601,7 +636,7 @@ class EmbeddingOverride(Block):
     device: Device = None
 
 
-class Variant(Block):
+class Variant(AliasedBlock):
     """One entry of `experiments`: an explainer and the budgets to run it with."""
 
     explainer_type: Explainer = "limited_mc"
@@ -612,10 +647,21 @@ class Variant(Block):
     """Shares of the 2^n coalitions."""
     linear: LinearList = ()
     """Factors f of a budget of int(f n^2) coalitions, rounded up to even."""
+    seeds: SeedList = ()
+    """Repetitions: one run for each seed, whose name ends in `_seedN`."""
     hierarchical: HierarchicalConfig | None = None
     shap_override: ShapOverride | None = None
     generation_override: GenerationOverride | None = None
     embedding_override: EmbeddingOverride | None = None
+
+    aliases: ClassVar[dict[str, str]] = {"fraction": "fractions"}
+    also_accepted: ClassVar[tuple[str, ...]] = tuple(aliases)
+
+    @property
+    def all_seeds(self) -> tuple[int, ...]:
+        """The seeds of its repetitions; none where it is run once."""
+        override = self.shap_override
+        return self.seeds or (() if override is None or override.seed is None else (override.seed,))
 
 
 class ExperimentSet(Block):
@@ -637,6 +683,7 @@ class ExperimentSet(Block):
     shap: ShapConfig = ShapConfig()
     embedding: EmbeddingBlock | None = None
     wandb: WandbConfig = WandbConfig()
+    mlflow: MlflowConfig | None = None
     runtime: RuntimeConfig = RuntimeConfig()
     experiments: Annotated[tuple[Variant, ...], Field(strict=False, min_length=1)]
 

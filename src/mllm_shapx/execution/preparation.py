@@ -20,6 +20,7 @@ from mllm_shapx.execution.environment import library_versions
 from mllm_shapx.execution.messages import Study
 from mllm_shapx.execution.old_players import OldPlayers
 from mllm_shapx.execution.options import RunOptions
+from mllm_shapx.execution.resolved import in_the_configs_words
 from mllm_shapx.models.control_tokens import control_token_warnings
 from mllm_shapx.models.encoder_version import encoder_version
 from mllm_shapx.models.registry import model_version
@@ -123,6 +124,8 @@ def check_output(study: Study, options: RunOptions) -> None:
     """
     storage = open_storage(study.output_uri)
     storage.probe()
+    if not options.overwrite:
+        _refuse_older_runs(study, storage)
     if options.resume or options.overwrite:
         return
     taken = {}
@@ -136,6 +139,18 @@ def check_output(study: Study, options: RunOptions) -> None:
         raise OutputError(
             f"{study.output_uri} already holds finished samples: {shown}{more}. Give --resume to go on "
             "with what is missing, or --overwrite to start again"
+        )
+
+
+def _refuse_older_runs(study: Study, storage: Storage) -> None:
+    """Refuse to add to samples of the older runner: it draws other coalitions and keeps less of a sample."""
+    older = [run.name for run in study.runs if RunRecords(storage, run.name).is_of_older_runner()]
+    if older:
+        more = f" and {len(older) - 5} more" if len(older) > 5 else ""  # noqa: PLR2004
+        raise OutputError(
+            f"{study.output_uri} holds runs of the older runner: {', '.join(older[:5])}{more}. They can be "
+            "read (status, verify, report), but neither resumed nor computed again from stored answers. Name "
+            "another experiment_set_id or output_root, or give --overwrite, which moves them aside"
         )
 
 
@@ -220,6 +235,7 @@ def _check_settings(study: Study, specs: dict[str, dict[str, Any]], storage: Sto
         old, found = RunRecords(storage, run.name).heal_spec()
         notes += found
         if old is None:
+            notes += _renamed(storage, run)
             continue
         new = specs[run.name][RESULT_SETTINGS]
         # Older versions did not record the encoder's commit: what is not known is not compared.
@@ -241,6 +257,14 @@ def _check_settings(study: Study, specs: dict[str, dict[str, Any]], storage: Sto
     return notes
 
 
+def _renamed(storage: Storage, run: RunSpec) -> list[str]:
+    """Return a note where an earlier version has done a run under another name; its draws were others."""
+    former = run.former_name
+    if former is None or RunRecords(storage, former).standing() == "empty":
+        return []
+    return [f"{run.name}: an earlier version has done it as {former}, which is kept; it is done again"]
+
+
 def run_spec(study: Study, run: RunSpec) -> dict[str, Any]:
     """Return the content of a run's `spec.json`: resolved settings and versions, no secrets."""
     settings = {
@@ -253,10 +277,11 @@ def run_spec(study: Study, run: RunSpec) -> dict[str, Any]:
         "schema_version": 2,
         "experiment_set_id": study.experiment_set_id,
         "run_name": run.name,
+        "run_slug": run.name,
         "explainer_type": run.explainer_type,
+        **in_the_configs_words(study, run),
         RESULT_SETTINGS: settings,
         "generation_key": run.generation_key,
-        "device": run.device,
         "batch_size": run.connector_kwargs.batch_size,
         "attn_implementation": run.connector_kwargs.attn_implementation,
         "seed": "sha256 of run name and row index; each sample records its own",

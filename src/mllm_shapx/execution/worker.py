@@ -184,6 +184,7 @@ class Worker:
         self._maybe_loaded: _Loaded | None = None
         self._environment = ""
         self._reported = ModelReport()
+        self._tidied = 0
 
     async def run(self) -> None:
         """Load the model and explain units until nothing is left.
@@ -475,7 +476,10 @@ class Worker:
         self._reported = report
 
     def _tidy(self) -> None:
-        if self._study.runtime.gc_after_each_sample:
+        runtime = self._study.runtime
+        self._tidied += 1
+        interval = 1 if runtime.gc_after_each_sample else runtime.gc_interval
+        if interval and self._tidied % interval == 0:
             gc.collect()
         if self._study.runtime.cuda_empty_cache:
             import torch

@@ -42,7 +42,9 @@ def conversation_entries(
         else:
             turns.append(tuple(entries))
     answer = ConversationEntry(TEXT, (ASSISTANT,), (response,), None)
-    return (tuple(system), *turns, (answer,))
+    # An empty system prompt is no message, and still a turn.
+    first = tuple(system) or (ConversationEntry(TEXT, (SYSTEM,), ("",), None),)
+    return (first, *turns, (answer,))
 
 
 def attribution_summary(players: PlayerSet, values: Sequence[float]) -> AttributionSummary:
@@ -105,4 +107,12 @@ def _audio_entry(part: AudioPart, role: int, players: list[tuple[PlayerSpan, flo
     sizes = tuple(
         (end - start) * bytes_per_sample for start, end in (span.samples or (0, 0) for span, _ in ordered)
     )
-    return ConversationEntry(AUDIO, (role,) * len(ordered), sizes, tuple(value for _, value in ordered))
+    # Windows of `raw` have no text; the stretches of `sgpa` have the word that they speak.
+    words = tuple(span.text or None for span, _ in ordered)
+    return ConversationEntry(
+        AUDIO,
+        (role,) * len(ordered),
+        sizes,
+        tuple(value for _, value in ordered),
+        words if any(words) else None,
+    )

@@ -19,6 +19,10 @@ from mllm_shapx.models.base import Answer
 from mllm_shapx.planning.runs import RunSpec
 from mllm_shapx.records.results import SampleResult
 
+NEYMAN_TYPES = frozenset({"limited_neyman", "standard_neyman"})
+NEYMAN_STEPS = 2
+"""Pilot and allocation."""
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -131,6 +135,8 @@ def _sample(
         seed=seed,
         num_players=players.num_players,
         values_sum=sum(outcome.values),
+        raw_values=outcome.values,
+        neyman_steps=NEYMAN_STEPS if run.explainer_type in NEYMAN_TYPES else None,
         distinct_answers=coalitions.distinct_answers(outcome.masks),
         num_levels=outcome.num_levels,
         audio_artifacts=sound.artifacts,

@@ -126,6 +126,7 @@ class Plan:
             "explainer_type": run.explainer_type,
             **_budget_json(run.budget),
             "hierarchical": None if run.hierarchical is None else _hierarchical_json(run.hierarchical),
+            "seed": run.seed,
             "generation_key": run.generation_key,
             "samples": None if self.rows is None else len(self.rows),
             "refused_samples": None if work is None else work.refused_rows,

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
 from typing import Any, Literal
@@ -87,6 +87,10 @@ class RunSpec:
     audio_segmentation: AudioSegmentation
     shap: ShapConfig
     embedding: EmbeddingConfig | None
+    seed: int | None = None
+    """Which repetition it is; None where the config names no seed. The name ends in it."""
+    variant: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    """The run as an entry of `experiments`, in the config's own words (formats.md, `spec.json`)."""
 
     @cached_property
     def generation_settings(self) -> dict[str, Any]:
@@ -135,7 +139,10 @@ class RunSpec:
     @cached_property
     def result_settings(self) -> dict[str, Any]:
         """Everything that decides the values of a row, as JSON data; recorded in `spec.json`."""
+        # Absent unless set: specs that were written without it stay equal.
+        seed = {} if self.seed is None else {"seed": self.seed}
         return {
+            **seed,
             "explainer_type": self.explainer_type,
             "budget": {"kind": self.budget.kind, "value": self.budget.value},
             "hierarchical": None
@@ -174,8 +181,20 @@ class RunSpec:
             else self.embedding.model_dump(mode="json", exclude={"batch_size", "local_files_only", "device"}),
         }
 
+    @property
+    def former_name(self) -> str | None:
+        """Return the name that earlier versions gave a hierarchical run, None where it is the same.
+
+        It had the canonical type of the lower games where the name has the type as written.
+        """
+        if self.hierarchical is None:
+            return None
+        written = str(self.variant["hierarchical"]["shap_type"]).lower()
+        former = self.name.replace(f"hier_{written}_k", f"hier_{self.hierarchical.inner_type}_k", 1)
+        return None if former == self.name else former
+
     def seed_for(self, row_index: int) -> int:
-        """Return the sampling seed of one row, in [0, 2^31): it hangs on the run and the row alone."""
+        """Return the sampling seed of one row, in [0, 2^31): from the run's name and the row alone."""
         digest = hashlib.sha256(f"{self.name}\0{row_index}".encode()).digest()
         return int.from_bytes(digest[:4], "big") >> 1
 

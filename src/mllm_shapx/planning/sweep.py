@@ -1,7 +1,7 @@
 """The sweep: an experiment set's variants expanded into concrete, named runs."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from math import prod
 from typing import Any
@@ -39,7 +39,10 @@ class _Entry:
 
     name: str
     budget: Budget
+    written: dict[str, Any]
+    """The budget in the config's words."""
     hierarchical: HierarchicalSpec | None = None
+    seed: int | None = None
 
 
 def expand(experiment_set: ExperimentSet, source: str | None = None) -> Sweep:
@@ -100,7 +103,8 @@ def _count(variant: Variant) -> int:
     """Return how many runs a variant makes, without making them."""
     block = variant.hierarchical
     if variant.explainer_type != "hierarchical" or block is None:
-        return max(1, len(variant.num_samples) + len(variant.fractions) + len(variant.linear))
+        budgets = len(variant.num_samples) + len(variant.fractions) + len(variant.linear)
+        return max(1, budgets) * max(1, len(variant.all_seeds))
     lists = (
         block.ks,
         block.importance_min_fractions,
@@ -108,6 +112,7 @@ def _count(variant: Variant) -> int:
         block.shap_fractions,
         block.first_layer_num_samples,
         block.first_layer_fractions,
+        variant.all_seeds,
     )
     return prod(max(1, len(values)) for values in lists)
 
@@ -150,7 +155,23 @@ def _runs(experiment_set: ExperimentSet, variant: Variant, entries: Sequence[_En
             audio_segmentation=experiment_set.audio_segmentation,
             shap=shap,
             embedding=_encoder(experiment_set, variant) if shap.needs_embeddings else None,
+            seed=entry.seed,
+            variant=_in_words(variant, entry),
         )
+
+
+def _in_words(variant: Variant, entry: _Entry) -> dict[str, Any]:
+    """Return one run as an entry of `experiments` that expands to it alone; the blocks hold the overrides."""
+    return {
+        "explainer_type": variant.explainer_type,
+        "name": variant.name,
+        "num_samples": None,
+        "fraction": None,
+        "linear": None,
+        "hierarchical": None,
+        **entry.written,
+        **({} if entry.seed is None else {"seeds": [entry.seed]}),
+    }
 
 
 def _overridden[AnyBlock: Block](block: AnyBlock, override: Block | None) -> AnyBlock:
@@ -160,7 +181,7 @@ def _overridden[AnyBlock: Block](block: AnyBlock, override: Block | None) -> Any
 
 def _changes(block: Block, override: Block) -> dict[str, Any]:
     fields = type(block).model_fields
-    values = {key: getattr(override, key) for key in override.model_fields_set}
+    values = {key: getattr(override, key) for key in override.model_fields_set if key in fields}
     return {key: value for key, value in values.items() if value is not None or fields[key].default is None}
 
 
@@ -176,23 +197,34 @@ def _encoder(experiment_set: ExperimentSet, variant: Variant) -> EmbeddingConfig
 
 
 def _entries(variant: Variant) -> Iterator[_Entry]:
+    for entry in _budgets(variant):
+        if not variant.all_seeds:
+            yield entry
+        for seed in variant.all_seeds:
+            yield replace(entry, name=f"{entry.name}_seed{seed}", seed=seed)
+
+
+def _budgets(variant: Variant) -> Iterator[_Entry]:
     prefix = f"{variant.name}_" if variant.name else ""
     kind = variant.explainer_type
     if kind == "exact":
-        yield _Entry(variant.name or "exact", Budget("all"))
+        yield _Entry(variant.name or "exact", Budget("all"), {})
     elif kind != "hierarchical":
         for count in variant.num_samples:
-            yield _Entry(f"{prefix}{kind}_ns{count}", Budget("num_samples", count))
+            written: dict[str, Any] = {"num_samples": count}
+            yield _Entry(f"{prefix}{kind}_ns{count}", Budget("num_samples", count), written)
         for fraction in variant.fractions:
-            yield _Entry(f"{prefix}{kind}_frac{_decimal(fraction)}", Budget("fraction", fraction))
+            written = {"fraction": fraction}
+            yield _Entry(f"{prefix}{kind}_frac{_decimal(fraction)}", Budget("fraction", fraction), written)
         for factor in variant.linear:
-            yield _Entry(f"{prefix}{kind}_lin{_decimal(factor)}", Budget("linear", factor))
+            written = {"linear": factor}
+            yield _Entry(f"{prefix}{kind}_lin{_decimal(factor)}", Budget("linear", factor), written)
     elif variant.hierarchical is not None:
         yield from _hierarchical_entries(prefix, variant.hierarchical)
 
 
 def _hierarchical_entries(prefix: str, block: HierarchicalConfig) -> Iterator[_Entry]:
-    inner = block.shap_type
+    inner: FlatExplainerType = canonical_type(block.shap_type)
     first_layer: FlatExplainerType = canonical_type(block.first_layer_type or inner)
     first_label = f"_fl{block.first_layer_type}" if block.first_layer_type else ""
     grid = product(
@@ -218,11 +250,24 @@ def _hierarchical_entries(prefix: str, block: HierarchicalConfig) -> Iterator[_E
             importance_min_fraction=least,
         )
         name = (
-            f"{prefix}hier_{inner}_k{k}_imp{_decimal(least)}{first_label}"
+            f"{prefix}hier_{block.shap_type.lower()}_k{k}_imp{_decimal(least)}{first_label}"
             f"{_label('ns', count)}{_label('frac', fraction)}"
             f"{_label('flns', first_count)}{_label('flfrac', first_fraction)}"
         )
-        yield _Entry(name, spec.first_layer_budget, spec)
+        of_this_run = {
+            "ks": (k,),
+            "importance_min_fractions": (least,),
+            "shap_num_samples": _one(count),
+            "shap_fractions": _one(fraction),
+            "first_layer_num_samples": _one(first_count),
+            "first_layer_fractions": _one(first_fraction),
+        }
+        written = block.model_copy(update=of_this_run).model_dump(mode="json")
+        yield _Entry(name, spec.first_layer_budget, {"hierarchical": written}, spec)
+
+
+def _one[Number: float](value: Number | None) -> tuple[Number, ...]:
+    return () if value is None else (value,)
 
 
 def _given_budget(kind: str, count: int | None, fraction: float | None) -> Budget | None:

@@ -56,11 +56,12 @@ class Checkpoint:
         content = decode_json(data)
         if not isinstance(content, dict):
             raise ValueError("it is not a JSON object")  # noqa: TRY004 -- one error type for damaged content
-        if content.get("version") != VERSION:
+        if content.get("version") != VERSION and not _is_of_older_runner(content):
             raise ValueError(f"its version is {content.get('version')!r}, not {VERSION}")
         return cls(
             completed_indices=_indices(content, "completed_indices"),
-            failed_indices=_indices(content, "failed_indices"),
+            # The older runner gives up no rows.
+            failed_indices=_indices({"failed_indices": [], **content}, "failed_indices"),
             next_index=_index(content, "next_index"),
             created_at=_number(content, "created_at"),
             updated_at=_number(content, "updated_at"),
@@ -150,6 +151,10 @@ class CheckpointWriter:
             created_at=self._created_at,
             updated_at=time.time(),
         )
+
+
+def _is_of_older_runner(content: dict[str, Any]) -> bool:
+    return "failed_indices" not in content and content.get("version") in (None, 1)
 
 
 def _indices(content: dict[str, Any], key: str) -> tuple[int, ...]:

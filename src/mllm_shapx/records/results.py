@@ -14,7 +14,7 @@ SCHEMA_VERSION = 2
 TEXT, AUDIO = 0, 1
 USER, ASSISTANT, SYSTEM = 0, 1, 2
 
-_KNOWN_FIELDS = frozenset(SampleFile.__annotations__) | {"schema_version"}
+_KNOWN_FIELDS = frozenset(SampleFile.__annotations__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,13 +29,14 @@ class ConversationEntry:
     """Pieces: text, or for audio the number of bytes of the piece. Text pieces joined give the text."""
     shap_values: tuple[float | None, ...] | None
     """One per piece, None for a piece that is no player; None altogether for a turn without players."""
+    words: tuple[str | None, ...] | None = None
+    """For audio, the word that each piece speaks, None where it is not known; None altogether for text, and
+    where the segmentation knows no words."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the entry as JSON data; values that JSON cannot hold become null."""
-        content = [
-            piece if isinstance(piece, str) else {"_binary": True, "num_bytes": piece}
-            for piece in self.content
-        ]
+        words = self.words or (None,) * len(self.content)
+        content = [_piece(piece, word) for piece, word in zip(self.content, words, strict=True)]
         values = None if self.shap_values is None else [_finite(value) for value in self.shap_values]
         return {
             "content_type": self.content_type,
@@ -79,15 +80,21 @@ class SampleResult:
     attr_summary: AttributionSummary
     conversation: tuple[tuple[ConversationEntry, ...], ...]
     base_value: float
-    """v(empty coalition)."""
+    """v(empty coalition); NaN where it is not known."""
     grand_value: float
-    """v(all players)."""
+    """v(all players); NaN where it is not known."""
     response: str
     """The model's answer to the whole prompt."""
-    seed: int
+    seed: int | None
+    """Seed of the run's draws; None in samples of the older runner, which does not record it."""
     num_players: int
     values_sum: float
     """Sum of the values before normalizing; equals grand - base when the estimator is efficient."""
+    raw_values: tuple[float, ...] | None = None
+    """The values before normalizing, in player order; None in samples that were written before they were
+    kept."""
+    neyman_steps: int | None = None
+    """Sampling steps of a Neyman explainer, 2: pilot and allocation; None for all others."""
     distinct_answers: int | None = None
     """Different answers among the run's coalitions; None in samples that were written before it was kept."""
     audio_artifacts: dict[str, Any] | None = None
@@ -136,7 +143,10 @@ class SampleResult:
             "response": self.response,
             "seed": self.seed,
             "num_players": self.num_players,
+            "neyman_steps": self.neyman_steps,
         }
+        if self.raw_values is not None:
+            data["raw_values"] = [_finite(value) for value in self.raw_values]
         if self.distinct_answers is not None:
             data["distinct_answers"] = self.distinct_answers
         if self.audio_artifacts is not None:
@@ -165,7 +175,7 @@ class SampleResult:
             original_language=file["original_language"],
             runtime_sec=file["runtime_sec"],
             n_calls=file["n_calls"],
-            model_calls=file.get("model_calls", file["n_calls"]),
+            model_calls=file["model_calls"],
             prompt_texts=tuple(file["prompt_texts"]),
             input_modality=file["input_modality"],
             output_modality=file["output_modality"],
@@ -179,6 +189,8 @@ class SampleResult:
             response=file["response"],
             seed=file["seed"],
             num_players=file["num_players"],
+            raw_values=_raw_values(file),
+            neyman_steps=file.get("neyman_steps"),
             distinct_answers=file.get("distinct_answers"),
             audio_artifacts=file.get("audio_artifacts"),
             num_levels=file.get("num_levels"),
@@ -222,7 +234,25 @@ def _entry_from_file(entry: EntryFile) -> ConversationEntry:
         roles=tuple(entry["roles"]),
         content=tuple(piece if isinstance(piece, str) else piece["num_bytes"] for piece in entry["content"]),
         shap_values=None if values is None else tuple(values),
+        words=_words(entry),
     )
+
+
+def _words(entry: EntryFile) -> tuple[str | None, ...] | None:
+    words = tuple(None if isinstance(piece, str) else piece.get("text") for piece in entry["content"])
+    return words if any(word is not None for word in words) else None
+
+
+def _piece(content: str | int, word: str | None) -> str | dict[str, Any]:
+    if isinstance(content, str):
+        return content
+    spoken = {} if word is None else {"text": word}
+    return {"_binary": True, "num_bytes": content, **spoken}
+
+
+def _raw_values(file: SampleFile) -> tuple[float, ...] | None:
+    values = file.get("raw_values")
+    return None if values is None else tuple(nan_for_null(value) for value in values)
 
 
 def _attribution_from_file(summary: AttributionFile) -> AttributionSummary:

@@ -13,7 +13,7 @@ from mllm_shapx.records.failures import FailureRecord
 from mllm_shapx.records.layout import GENERATIONS, RunLayout, row_of_failure, row_of_sample
 from mllm_shapx.records.results import SampleResult
 from mllm_shapx.records.sample_file import parse_sample
-from mllm_shapx.records.spec import RESULT_SETTINGS
+from mllm_shapx.records.spec import RESULT_SETTINGS, is_of_older_runner, result_settings
 from mllm_shapx.records.storage import (
     TEMP_PREFIX,
     Storage,
@@ -183,11 +183,18 @@ class RunRecords:
             raise ValueError("it is not a JSON object")  # noqa: TRY004 -- one error type for damaged content
         return spec
 
+    def is_of_older_runner(self) -> bool:
+        """Return whether the older runner wrote the run's spec; False where none can be read."""
+        try:
+            return is_of_older_runner(self.read_spec() or {})
+        except ValueError:
+            return False
+
     def heal_spec(self) -> tuple[dict[str, Any] | None, tuple[str, ...]]:
         """Return the resolved config and notes; a damaged file is moved aside and counts as missing."""
         try:
             spec = self.read_spec()
-            if spec is not None and not isinstance(spec.get(RESULT_SETTINGS), dict):
+            if spec is not None and result_settings(spec) is None:
                 raise ValueError(f"it holds no {RESULT_SETTINGS}")  # noqa: TRY301
         except ValueError as error:
             kept = self.move_aside(self.layout.spec)

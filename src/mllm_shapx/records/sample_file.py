@@ -2,7 +2,7 @@
 
 import math
 from functools import lru_cache
-from typing import Annotated, Any, Literal, NotRequired, TypedDict
+from typing import Annotated, Any, Literal, NotRequired, TypedDict, cast
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -18,11 +18,12 @@ Whole = Annotated[int, Field(ge=0, le=MOST_ROW)]
 
 
 class AudioPieceFile(TypedDict):
-    """A piece of audio: its length only."""
+    """A piece of audio: its length, and the word that it speaks where that is known."""
 
     __pydantic_config__ = _CONFIG  # type: ignore[misc]
 
     num_bytes: Whole
+    text: NotRequired[str | None]
 
 
 class EntryFile(TypedDict):
@@ -50,9 +51,14 @@ class AttributionFile(TypedDict):
 
 
 class SampleFile(TypedDict):
-    """`samples/sample_*_result.json` (docs/formats.md)."""
+    """`samples/sample_*_result.json` (docs/formats.md), as `parse_sample` and `check_sample` return it.
+
+    What the older runner's files lack is filled in; in files of this package it must be there.
+    """
 
     __pydantic_config__ = _CONFIG  # type: ignore[misc]
+
+    schema_version: NotRequired[Whole]
 
     row_index: Whole
     language: str
@@ -65,12 +71,14 @@ class SampleFile(TypedDict):
     output_modality: str
     attr_summary: AttributionFile
     conversation: list[list[EntryFile]]
-    base_value: Real | None
-    grand_value: Real | None
-    values_sum: Real | None
-    response: str
-    seed: Whole
-    num_players: Whole
+    base_value: NotRequired[Real | None]
+    grand_value: NotRequired[Real | None]
+    values_sum: NotRequired[Real | None]
+    response: NotRequired[str]
+    seed: NotRequired[Whole | None]
+    num_players: NotRequired[Whole]
+    raw_values: NotRequired[list[Real | None]]
+    neyman_steps: NotRequired[Whole | None]
     distinct_answers: NotRequired[Whole | None]
     audio_artifacts: NotRequired[dict[str, Any] | None]
     num_levels: NotRequired[Whole | None]
@@ -87,7 +95,7 @@ def parse_sample(data: bytes) -> SampleFile:
     if not data.strip(b" \t\r\n\0"):
         raise ValueError("it is empty")
     try:
-        return _consistent(_adapter().validate_json(data))
+        return _complete(_consistent(_adapter().validate_json(data)))
     except ValidationError as error:
         raise ValueError(_in_words(error)) from error
 
@@ -99,7 +107,7 @@ def check_sample(data: Any) -> SampleFile:
         ValueError: When a field is missing or of the wrong type; the message names it.
     """
     try:
-        return _consistent(_adapter().validate_python(data))
+        return _complete(_consistent(_adapter().validate_python(data)))
     except ValidationError as error:
         raise ValueError(_in_words(error)) from error
 
@@ -121,6 +129,36 @@ def _consistent(sample: SampleFile) -> SampleFile:
             if len(entry["roles"]) != pieces or (values is not None and len(values) != pieces):
                 raise ValueError("conversation: an entry's roles, content and shap_values differ in length")
     return sample
+
+
+_OURS = ("base_value", "grand_value", "values_sum", "response", "seed", "num_players")
+"""Fields that every file with a `schema_version` has, and the older runner's have not."""
+
+
+def _complete(sample: SampleFile) -> SampleFile:
+    """Return the sample with the fields that the older runner does not write."""
+    if "schema_version" in sample:
+        missing = next((field for field in _OURS if field not in sample), None)
+        if missing is not None:
+            raise ValueError(f"it lacks the field {missing}")
+        return sample if "model_calls" in sample else {**sample, "model_calls": sample["n_calls"]}
+    counts = sample["attr_summary"]
+    unknown: dict[str, Any] = {
+        "model_calls": sample["n_calls"],
+        "base_value": None,
+        "grand_value": None,
+        "values_sum": None,
+        "response": _answer(sample),
+        "seed": None,
+        "num_players": counts["count_text_tokens"] + counts["count_audio_segments"],
+    }
+    return cast("SampleFile", {**unknown, **sample})
+
+
+def _answer(sample: SampleFile) -> str:
+    """Return the text of the last turn, which is the model's answer."""
+    turn = sample["conversation"][-1] if sample["conversation"] else []
+    return "".join(piece for entry in turn for piece in entry["content"] if isinstance(piece, str))
 
 
 def _in_words(error: ValidationError) -> str:

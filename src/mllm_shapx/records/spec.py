@@ -1,7 +1,7 @@
 """`spec.json`: what of it must not change between the runs of one directory, and which rows it plans."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 RESULT_SETTINGS = "result_settings"
@@ -15,6 +15,45 @@ DATASET_PATH = "dataset_path"
 
 SELECTED_ROWS = "selected_rows"
 """Key of the plan's rows, as `selected_rows` returns them."""
+
+
+_OLDER_RESULT_BLOCKS = (
+    "connector",
+    "dataset",
+    "generation",
+    "modality",
+    "audio_segmentation",
+    "shap",
+    "embedding",
+    "chat",
+)
+"""Keys of the older runner's spec that decide the values, beside `variant`."""
+
+
+def is_of_older_runner(spec: Mapping[str, Any]) -> bool:
+    """Return whether the older runner wrote a spec: it names the run `run_slug` alone."""
+    return "run_slug" in spec and not {"run_name", RESULT_SETTINGS} & spec.keys()
+
+
+def result_settings(spec: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the settings that decide the values, None where a spec does not say.
+
+    Of the older runner's spec, these are its blocks and the explainer's type.
+    """
+    if is_of_older_runner(spec):
+        blocks = {key: spec[key] for key in _OLDER_RESULT_BLOCKS if key in spec}
+        return {**blocks, "explainer_type": explainer_type(spec)}
+    settings = spec.get(RESULT_SETTINGS)
+    return settings if isinstance(settings, dict) else None
+
+
+def explainer_type(spec: Mapping[str, Any]) -> str | None:
+    """Return the run's explainer type, None where a spec does not say."""
+    variant = spec.get("variant")
+    found = spec.get("explainer_type") or (
+        variant.get("explainer_type") if isinstance(variant, dict) else None
+    )
+    return found if isinstance(found, str) else None
 
 
 def differences(old: Any, new: Any, prefix: str = "") -> list[str]:

@@ -11,6 +11,9 @@ from mllm_shapx.records.sample_file import SampleFile, nan_for_null
 N_CONSTANT = "n_constant"
 """Key of the samples in which every coalition has the same answer; summaries of earlier versions lack it."""
 
+OLDER_KEYS = ("n_samples", "runtime_sec_total", "runtime_sec_avg", "avg_frac_text", "avg_frac_audio")
+"""Keys that the older runner's summaries have too."""
+
 
 @dataclass(frozen=True, slots=True)
 class SampleMetrics:
@@ -58,7 +61,7 @@ class SampleMetrics:
             language=file["language"],
             runtime_sec=file["runtime_sec"],
             n_calls=file["n_calls"],
-            model_calls=file.get("model_calls", file["n_calls"]),
+            model_calls=file["model_calls"],
             frac_text=nan_for_null(file["attr_summary"]["frac_text"]),
             frac_audio=nan_for_null(file["attr_summary"]["frac_audio"]),
             efficiency_residual=abs(total - (grand - base)),

@@ -11,7 +11,7 @@ class Piece:
     """One piece of the user's messages."""
 
     text: str
-    """As written, blanks included; empty for sound."""
+    """As written, blanks included; for sound the word that it speaks, empty where that is not known."""
     num_bytes: int | None
     """Length of a piece of sound, None for text."""
     value: float | None
@@ -22,7 +22,7 @@ class Piece:
     @property
     def label(self) -> str:
         """The piece in one short word."""
-        return self.text.strip() if self.num_bytes is None else "♪"
+        return self.text.strip() or ("" if self.num_bytes is None else "♪")
 
 
 def prompt_pieces(sample: SampleResult) -> list[Piece]:
@@ -31,11 +31,12 @@ def prompt_pieces(sample: SampleResult) -> list[Piece]:
     for turn, entries in enumerate(sample.conversation):
         for entry in entries:
             values = entry.shap_values or (None,) * len(entry.content)
-            for role, content, value in zip(entry.roles, entry.content, values, strict=True):
+            words = entry.words or (None,) * len(entry.content)
+            for role, content, value, word in zip(entry.roles, entry.content, values, words, strict=True):
                 if role != USER:
                     continue
                 is_sound = entry.content_type == AUDIO or not isinstance(content, str)
-                text = "" if is_sound or not isinstance(content, str) else content
+                text = word or "" if is_sound or not isinstance(content, str) else content
                 num_bytes = content if isinstance(content, int) else 0
                 pieces.append(Piece(text, num_bytes if is_sound else None, value, turn))
     return pieces

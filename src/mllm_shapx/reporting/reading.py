@@ -9,10 +9,10 @@ from mllm_shapx.errors import StorageError, UsageError
 from mllm_shapx.records.results import SampleResult
 from mllm_shapx.records.runs import RunRecords, find_runs
 from mllm_shapx.records.sample_file import MOST_ROW
-from mllm_shapx.records.spec import RESULT_SETTINGS, planned_rows
+from mllm_shapx.records.spec import explainer_type, is_of_older_runner, planned_rows, result_settings
 from mllm_shapx.records.storage import Storage, read_json
 
-_ESTIMATOR_KEYS = frozenset({"explainer_type", "budget", "hierarchical"})
+_ESTIMATOR_KEYS = frozenset({"explainer_type", "budget", "hierarchical", "seed"})
 """Settings in which an approximation may differ from the exact run that it is compared with."""
 
 
@@ -60,7 +60,12 @@ class RunFiles:
     @property
     def is_exact(self) -> bool:
         """Whether the run evaluates every coalition."""
-        return bool(self.spec.get("explainer_type", self.name) == "exact")
+        return (explainer_type(self.spec) or self.name) == "exact"
+
+    @property
+    def is_of_older_runner(self) -> bool:
+        """Whether the older runner wrote it: less is known of it, and it cannot be resumed."""
+        return is_of_older_runner(self.spec)
 
     @cached_property
     def summary(self) -> Mapping[str, float]:
@@ -81,9 +86,7 @@ class RunFiles:
     @property
     def compared_settings(self) -> Mapping[str, Any]:
         """What must be equal in two runs for one to estimate the other's values."""
-        settings = self.spec.get(RESULT_SETTINGS)
-        if not isinstance(settings, dict):
-            return {}
+        settings = result_settings(self.spec) or {}
         return {key: value for key, value in settings.items() if key not in _ESTIMATOR_KEYS}
 
     def approximates(self, exact: "RunFiles") -> bool:

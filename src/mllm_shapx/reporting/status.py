@@ -31,6 +31,8 @@ class RunStatus:
     last_activity: float | None
     """When something was written last, seconds since 1970."""
     state: State
+    of_older_runner: bool = False
+    """Whether the older runner wrote it, so that it cannot be resumed."""
     damaged: int | None = None
     """Samples that cannot be read, which `done` leaves out; None where they were counted by name alone."""
 
@@ -65,7 +67,9 @@ class StudyStatus:
         if self.holder is not None:
             return ()
         steps = []
-        if any(run.left != 0 for run in self.runs):
+        if any(run.of_older_runner for run in self.runs):
+            steps.append("written by the older runner: it can be read, but not resumed")
+        if any(run.left != 0 and not run.of_older_runner for run in self.runs):
             steps.append("to go on: mllm-shapx run --config CONFIG --resume")
         if any(run.failed for run in self.runs):
             steps.append(f"to see why samples failed: mllm-shapx failures {self.directory}")
@@ -154,6 +158,7 @@ def _run_status(run: RunFiles, *, is_held: bool, check: bool) -> RunStatus:
         failed=len(failed),
         last_activity=max(_activities(run), default=None),
         state=_state(run.total, len(done), len(failed), is_held=is_held),
+        of_older_runner=run.is_of_older_runner,
         damaged=len(named - done) if check else None,
     )
 

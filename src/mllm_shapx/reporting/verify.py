@@ -9,10 +9,10 @@ from mllm_shapx.records.layout import row_of_failure, row_of_sample
 from mllm_shapx.records.lock import lock_holder
 from mllm_shapx.records.results import SampleResult
 from mllm_shapx.records.runs import RunRecords
-from mllm_shapx.records.spec import RESULT_SETTINGS, planned_rows
+from mllm_shapx.records.spec import is_of_older_runner, planned_rows, result_settings
 from mllm_shapx.records.storage import TEMP_PREFIX, Storage, read_json
 from mllm_shapx.records.store import CoalitionStore
-from mllm_shapx.records.summary import N_CONSTANT, RunSummary
+from mllm_shapx.records.summary import N_CONSTANT, OLDER_KEYS, RunSummary
 from mllm_shapx.reporting.changed_rows import MadeFrom, compare_with_dataset, mixed_rows
 from mllm_shapx.reporting.differing import different_keys
 from mllm_shapx.reporting.reading import StudyFiles, open_study
@@ -127,6 +127,7 @@ def verify(directories: Sequence[str]) -> VerifyReport:
             check = _RunCheck(run.records)
             runs.append(check.check())
             problems += check.problems
+            notes += check.notes
             warnings += check.warnings
             made_from[run.name] = check.made_from
         found, remarks = _content_problems(study, made_from)
@@ -145,6 +146,7 @@ class _RunCheck:
         self._layout = records.layout
         self.problems: list[VerifyProblem] = []
         self.warnings: list[str] = []
+        self.notes: list[str] = []
         self.made_from: dict[int, str] = {}
         """Row -> what its sample was made from."""
 
@@ -160,7 +162,7 @@ class _RunCheck:
             missing = planned - completed - failed
             self._rows(self._layout.samples, missing, "planned row(s) have neither a sample nor a failure")
         self._checkpoint(completed, failed, planned)
-        self._summary(summary)
+        self._summary(summary, spec)
         self._constant(summary)
         self._leftovers()
         return VerifiedRun(
@@ -197,7 +199,12 @@ class _RunCheck:
         except ValueError as error:
             self._add(self._layout.spec, str(error))
             return None
-        if planned is None and spec:
+        if is_of_older_runner(spec):
+            self.notes.append(
+                f"{self._storage.locate(self._records.run_name)} was written by the older runner, which does "
+                "not record which rows were selected: counts were not held against a plan"
+            )
+        elif planned is None and spec:
             self._add(self._layout.spec, "it does not say which rows were selected")
         return planned
 
@@ -268,7 +275,7 @@ class _RunCheck:
                 f"next_index is {checkpoint.next_index}, though {state} of {len(planned)} rows are completed",
             )
 
-    def _summary(self, summary: RunSummary) -> None:
+    def _summary(self, summary: RunSummary, spec: dict[str, Any]) -> None:
         path = self._layout.summary
         try:
             found = read_json(self._storage, path)
@@ -281,6 +288,8 @@ class _RunCheck:
         expected = summary.to_json()
         if isinstance(found, dict) and N_CONSTANT not in found:
             del expected[N_CONSTANT]  # written by an earlier version
+        if is_of_older_runner(spec):
+            expected = {key: expected[key] for key in OLDER_KEYS}
         different = different_keys(found, expected)
         if different:
             self._add(path, f"it differs from what the samples give: {', '.join(different)}")
@@ -306,9 +315,8 @@ type _ValueCheck = Callable[[SampleResult], Iterator[str]]
 
 def _value_checks(spec: dict[str, Any]) -> list[_ValueCheck]:
     """Return what a run's samples must satisfy, as far as its spec tells."""
-    settings = spec.get(RESULT_SETTINGS)
-    settings = settings if isinstance(settings, dict) else {}
-    checks: list[_ValueCheck] = [_counts, _attribution]
+    settings = result_settings(spec) or {}
+    checks: list[_ValueCheck] = [_counts, _attribution, _raw_values]
     if settings.get("explainer_type") == "exact":
         checks.append(_efficiency)
     shap = settings.get("shap")
@@ -338,6 +346,17 @@ def _counts(sample: SampleResult) -> Iterator[str]:
     counted = sample.attr_summary.count_text_tokens + sample.attr_summary.count_audio_segments
     if counted != sample.num_players:
         yield f"attr_summary counts {counted} players of {sample.num_players}"
+
+
+def _raw_values(sample: SampleResult) -> Iterator[str]:
+    """The values before normalizing are one per player and sum to `values_sum`."""
+    values = sample.raw_values
+    if values is None:
+        return  # written by an earlier version
+    if len(values) != sample.num_players:
+        yield f"it has {len(values)} raw_values for {sample.num_players} players"
+    elif math.isfinite(sample.values_sum) and not _close(math.fsum(values), sample.values_sum):
+        yield f"raw_values sum to {math.fsum(values):.9g}, values_sum says {sample.values_sum:.9g}"
 
 
 def _attribution(sample: SampleResult) -> Iterator[str]:
