@@ -123,7 +123,7 @@ def test_logins_are_hidden(text: str, expected: str) -> None:
 def test_an_unexpected_error_ends_in_one_line_with_a_private_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise KeyError("s3://user:hunter2@host/\x1b[31m")
 
     monkeypatch.setattr(status_module, "status", fail)
@@ -147,7 +147,7 @@ def test_an_unexpected_error_ends_in_one_line_with_a_private_report(
 def test_debug_shows_the_traceback_of_an_unexpected_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise KeyError("lost")
 
     monkeypatch.setattr(status_module, "status", fail)
@@ -160,7 +160,7 @@ def test_debug_shows_the_traceback_of_an_unexpected_error(
 def test_an_unexpected_error_is_told_where_no_report_can_be_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise RecursionError
 
     monkeypatch.setattr(status_module, "status", fail)
