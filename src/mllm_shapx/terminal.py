@@ -18,6 +18,7 @@ from typing import Any
 import click
 
 from mllm_shapx.config.paths import expanded, location
+from mllm_shapx.errors import first_of
 from mllm_shapx.plaintext import printable, printable_json, redacted, shown
 
 UNEXPECTED = 1
@@ -117,8 +118,9 @@ def report_unexpected(error: BaseException) -> None:
     The traceback goes to a file of the temporary directory that only the user reads; with LOG_LEVEL=DEBUG it
     is shown as well.
     """
-    words = " ".join(shown(str(error)).split())[:300]
-    what = f"{type(error).__name__}: {words}" if words else type(error).__name__
+    first = first_of(error)
+    words = " ".join(shown(str(first)).split())[:300]
+    what = f"{type(first).__name__}: {words}" if words else type(first).__name__
     if logging.getLogger().isEnabledFor(logging.DEBUG):
         say("".join(traceback.format_exception(error)), err=True, nl=False)
     try:

@@ -13,6 +13,7 @@ from mllm_shapx.data.conversations import load_row
 from mllm_shapx.errors import RowError
 from mllm_shapx.execution import worker
 from mllm_shapx.explaining.sample import explain_run
+from mllm_shapx.models.engine import Engine
 
 ROWS = 6
 ONE_RUN = {"experiments": [{"explainer_type": "limited_mc", "num_samples": [8]}]}
@@ -106,5 +107,23 @@ def test_a_device_that_broke_ends_the_process_instead_of_giving_up_every_row(
     assert "--resume" in end.out
     assert len(list(study.output.glob("*/failures/*.json"))) == 1
     break_rows({})
+    assert study.call("--inline", "--resume").code == 0
+    assert study.samples_on_disk() == ROWS
+
+
+def test_an_engine_that_broke_ends_the_run_and_blames_no_row(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error outside of the model's answer is no fault of the rows: they are explained by --resume."""
+
+    def broken(*_: Any) -> None:
+        raise OSError("no such luck")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "_answer", broken)
+        end = study.call("--inline")
+    assert end.code == 1
+    assert "engine stopped working: OSError('no such luck')" in end.out
+    assert not list(study.output.glob("*/failures/*.json"))
     assert study.call("--inline", "--resume").code == 0
     assert study.samples_on_disk() == ROWS

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from mllm_shapx.errors import ModelError, RowError
 from mllm_shapx.models.base import Answer, Decoding, EmbeddingMode, ModelIdentity, ModelReport, OutOfMemory
-from mllm_shapx.models.engine import BatchReport, Engine
+from mllm_shapx.models.engine import BatchReport, Engine, EngineStoppedError
 
 DECODING = Decoding(max_new_tokens=4)
 
@@ -417,8 +417,9 @@ def test_an_engine_whose_thread_breaks_says_so_to_those_who_wait() -> None:
             raise SystemExit(3)
 
     async def work(engine: Engine) -> None:
-        with pytest.raises(ModelError, match="stopped working"):
-            await engine.answer(numbered(30), DECODING, [0] * 30)
+        for count in (1, 30):  # all in the batch in hand; after it broke
+            with pytest.raises(EngineStoppedError, match=r"stopped working: SystemExit\(3\)"):
+                await asyncio.wait_for(engine.answer(numbered(count), DECODING, [0] * count), 10)
 
     with_engine(Quitting(), work)
 

@@ -10,6 +10,7 @@ from families import CHANGES, build, compare
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from mllm_shapx.models.base import Decoding
 from mllm_shapx.models.decoder_choice import Decoder
 from mllm_shapx.models.generation_settings import read_settings
 
@@ -115,3 +116,25 @@ def test_a_limit_that_nothing_names_is_found_by_trying_longer_prompts() -> None:
     decoder.prove(64)
     assert decoder.way_for(16) == "own loop"
     assert decoder.way_for(64) != "own loop"
+
+
+def test_a_trial_that_the_memory_does_not_hold_leaves_the_prompts_answerable(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Trials are longer than the prompts: these are answered alone, and nothing says that they failed."""
+    model = family("llama")
+    decoder = decoder_of(model)
+    attention = model.model.layers[0].self_attn
+    plain = attention.forward
+
+    def forward(hidden_states: torch.Tensor, **options: Any) -> Any:
+        if hidden_states.shape[1] > 40:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return plain(hidden_states, **options)
+
+    monkeypatch.setattr(attention, "forward", forward)
+    prompts = [[5 + place % 7 for place in range(length)] for length in (34, 35)]
+    answers = decoder.answer(prompts, Decoding(max_new_tokens=3), [0, 0])
+    assert [len(each.token_ids) for each in answers] == [3, 3]
+    assert (decoder.way_for(16), decoder.way) == ("own loop", "generate, one prompt at a time")
+    assert "memory does not hold a trial" in decoder.notes[0]

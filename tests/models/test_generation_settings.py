@@ -159,3 +159,13 @@ def test_an_overflow_in_float16_is_an_error_of_the_row(model_directory: Director
     half = HfTextModel.load(directory, dtype="float16", device="cpu")
     with pytest.raises(RowError, match="float16 overflows"):
         together(half, 4)
+
+
+def test_a_key_that_generate_does_not_know_slows_nothing_down(
+    model_directory: Directories, tmp_path: Path
+) -> None:
+    """Published generation configs hold keys of other programs; one that `generate` reads still counts."""
+    model = load(copy_with(model_directory("llama"), tmp_path / "junk", chat_format="chatml"))
+    assert (model.decoder.way, model.notes) == ("own loop", ())
+    model = load(copy_with(model_directory("llama"), tmp_path / "guided", guidance_scale=1.5))
+    assert model.decoder.way == "generate, equal lengths"

@@ -33,7 +33,7 @@ from mllm_shapx.explaining.settings import answer_seed, decoding, plugins
 from mllm_shapx.explaining.similarity import Embedder, Vector
 from mllm_shapx.models.base import Answer, Model, ModelReport
 from mllm_shapx.models.encoder import TextEncoder
-from mllm_shapx.models.engine import Engine
+from mllm_shapx.models.engine import Engine, EngineStoppedError
 from mllm_shapx.models.flight import FEWEST_ROWS, Flight
 from mllm_shapx.models.registry import load_model, load_version
 from mllm_shapx.planning.costs import Generated
@@ -192,7 +192,8 @@ class Worker:
         Raises:
             ModelError: When the model cannot be loaded.
             ModelChangedError: When its files are not those that the study began with.
-            ExceptionGroup: With a `DeviceLostError` when the device broke, or with what else ended the work.
+            ExceptionGroup: With a `DeviceLostError` when the device broke, with an `EngineStoppedError` when
+                the engine did, or with what else ended the work.
         """
         loaded = self._maybe_loaded = await asyncio.to_thread(_load, self._study)
         identity = loaded.engine.model.identity
@@ -319,8 +320,8 @@ class Worker:
             # Only this unit was let go: it was dropped, or the worker is stopping.
         except RowError as error:
             await self._failed(held, unit.run_names, error.reason, error, final=True)
-        except DeviceLostError:
-            raise
+        except (DeviceLostError, EngineStoppedError):
+            raise  # it ends the worker
         except Exception as error:
             logger.warning("row %d failed", unit.row_index, exc_info=True)
             await self._failed(held, unit.run_names, type(error).__name__, error, final=False)
@@ -357,6 +358,9 @@ class Worker:
             except RowError as error:
                 await self._failed(held, (run.name,), error.reason, error, final=True)
                 continue
+            except EngineStoppedError:
+                await self._flush_unit(unit.unit_id, held)
+                raise  # no fault of the row
             except Exception as error:
                 logger.warning("row %d failed in run %s", unit.row_index, run.name, exc_info=True)
                 failed[run.name] = error
@@ -406,6 +410,8 @@ class Worker:
         try:
             prompts = await asyncio.to_thread(self._helped_prompts, task, run)
             await self._answer(run, task.row_index, prompts, answers.__setitem__)
+        except EngineStoppedError:
+            raise
         except Exception:
             logger.warning("helping with row %d failed", task.row_index, exc_info=True)
         await self._desk.helped(self._me, task.task_id, answers)

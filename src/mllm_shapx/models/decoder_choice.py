@@ -16,9 +16,9 @@ from typing import Any
 import torch
 
 from mllm_shapx.errors import ModelError
-from mllm_shapx.models.base import Decoding
+from mllm_shapx.models.base import Decoding, OutOfMemory
 from mllm_shapx.models.decoding import OwnLoop
-from mllm_shapx.models.devices import devices_of
+from mllm_shapx.models.devices import devices_of, memory_errors
 from mllm_shapx.models.generation_settings import GenerationSettings, LogitsRules
 from mllm_shapx.models.plain_generate import (
     AnswersBatch,
@@ -87,9 +87,10 @@ class Decoder:
         self._positions = positions
         model.generation_config = settings.greedy()
         self._changing = ChangingPositions(model)
+        self._out_of_memory = False
         self._reached = FIRST_TRIAL if positions is None else min(FIRST_TRIAL, positions)
         with torch.inference_mode():
-            first = self._trials_alone(self._reached)
+            first = self._trials_alone(self._reached, cached=True)
             self._ways = [self._own_way(first), *self._generate_ways()]
             self.prove(self._reached)
 
@@ -125,6 +126,8 @@ class Decoder:
             return (f"only prompts of equal length share a batch of this model, because {why}",)
         if way is self._ways[3]:
             why = "sharing a batch would change its answers"
+            if self._out_of_memory:
+                why = "the memory does not hold a trial of longer prompts side by side"
             return (f"this model answers one prompt at a time, because {why}; expect a low speed",)
         return ()
 
@@ -161,15 +164,26 @@ class Decoder:
         bound = FIRST_TRIAL
         while bound < positions:
             bound *= 2
-        self._reached = bound if self._positions is None else min(bound, self._positions)
-        alone: dict[int, list[_Trial]] = {}
-        with torch.inference_mode():
+        bound = bound if self._positions is None else min(bound, self._positions)
+        self._reached = max(self._reached, bound)
+        try:
+            with torch.inference_mode():
+                self._prove_all()
+        except OutOfMemory:
+            # A trial is up to twice as long as the prompts: these may fit all the same.
+            _log.info("the memory does not hold a trial of %d positions", self._reached)
+            self._out_of_memory = True
             for way in self._ways[:-1]:
-                bound = self._reached if way.limit is None else min(self._reached, way.limit)
-                if bound > max(way.proved, STEPS):
-                    if bound not in alone:
-                        alone[bound] = self._trials_alone(bound)
-                    self._prove_way(way, bound, alone[bound])
+                way.limit = way.proved if way.limit is None else min(way.limit, way.proved)
+
+    def _prove_all(self) -> None:
+        alone: dict[int, list[_Trial]] = {}
+        for way in self._ways[:-1]:
+            bound = self._reached if way.limit is None else min(self._reached, way.limit)
+            if bound > max(way.proved, STEPS):
+                if bound not in alone:
+                    alone[bound] = self._trials_alone(bound)
+                self._prove_way(way, bound, alone[bound])
 
     def _way_for(self, positions: int) -> _Way:
         return next(way for way in self._ways if way.takes(positions))
@@ -239,7 +253,8 @@ class Decoder:
         if way.attempt is None:
             return
         try:
-            found = way.attempt(alone)
+            with memory_errors(self._model.device):
+                found = way.attempt(alone)
         except _CANNOT as error:
             _log.info("%s does not work with this model: %r", way.name, error)
             way.limit = way.proved
@@ -251,11 +266,12 @@ class Decoder:
         else:
             way.proved = bound
 
-    def _trials_alone(self, positions: int) -> list["_Trial"]:
+    def _trials_alone(self, positions: int, *, cached: bool = False) -> list["_Trial"]:
         """Return what the model gives for single prompts that take up to `positions` positions."""
         prompts = _trial_prompts(self._model, positions - STEPS)
         try:
-            return [self._trial([prompt])[0] for prompt in prompts]
+            with memory_errors(self._model.device):
+                return [self._trial([prompt], cached=cached)[0] for prompt in prompts]
         except _CANNOT as error:
             kind = getattr(self._model.config, "model_type", type(self._model).__name__)
             raise ModelError(
@@ -272,7 +288,7 @@ class Decoder:
             found.update(zip(places, self._trial([trials[place].prompt for place in places]), strict=True))
         return [found[place] for place in range(len(trials))]
 
-    def _trial(self, prompts: list[list[int]]) -> list["_Trial"]:
+    def _trial(self, prompts: list[list[int]], *, cached: bool = False) -> list["_Trial"]:
         ids, mask = left_padded(prompts, self._settings.vocabulary.pad, self._model.device)
         with self._changing.reset():
             output = call_generate(
@@ -289,7 +305,8 @@ class Decoder:
             )
         tokens = output.sequences[:, ids.shape[1] :].tolist()
         logits, scores = torch.stack(output.logits, dim=1), torch.stack(output.scores, dim=1)
-        cache = getattr(output, "past_key_values", None)
+        # Of long prompts it is large.
+        cache = getattr(output, "past_key_values", None) if cached else None
         return [
             _Trial(prompts[row], tokens[row], logits[row], scores[row], cache) for row in range(len(prompts))
         ]

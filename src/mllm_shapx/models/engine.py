@@ -7,6 +7,7 @@ import logging
 import queue
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +26,10 @@ EMBED_BATCH = 128
 """Answers embedded in one go."""
 STRETCH = 1.25
 """How much larger than the batch size a batch may be when that finishes all that waits."""
+
+
+class EngineStoppedError(RuntimeError):
+    """A thread of the engine ended with an error that nothing expected: no prompt is to blame for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +63,7 @@ class EngineStats:
     """Batches that did not fit and were redone in halves."""
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, slots=True, weakref_slot=True)
 class _Request:
     """One call of `Engine.answer` or `Engine.embed` and what it waits for."""
 
@@ -200,6 +205,8 @@ class Engine:
         self._arrivals: dict[asyncio.AbstractEventLoop, list[_AnswerCall]] = {}
         self._to_encode: queue.SimpleQueue[list[_AnswerCall] | None] = queue.SimpleQueue()
         self._sequence = itertools.count()
+        self._closed_by: Exception = _closed()
+        self._requests: weakref.WeakSet[_Request] = weakref.WeakSet()
         self._encoder = threading.Thread(
             target=self._guarded, args=(self._encode_all,), name="shapx-encode", daemon=True
         )
@@ -237,6 +244,7 @@ class Engine:
 
         Raises:
             ModelError: When one prompt alone does not fit in the device's memory, or the engine is closed.
+            EngineStoppedError: When the engine itself broke, now or at an earlier call.
             Exception: Whatever the model raised for a batch that held one of these prompts.
         """
         if len(seeds) != len(snapshots):
@@ -260,6 +268,7 @@ class Engine:
         ]
         with self._queue.changed:
             self._check_open()
+            self._requests.add(request)
             self._queue.embeds.extend(jobs)
             self._queue.changed.notify_all()
         return await _result(request)
@@ -281,7 +290,7 @@ class Engine:
         with self._queue.changed:
             if self._queue.closed:
                 return False
-            self._queue.closed = True
+            self._queue.closed, self._closed_by = True, error
             waiting = self._waiting_requests()
             self._queue.changed.notify_all()
         self._to_encode.put(None)
@@ -294,10 +303,12 @@ class Engine:
         try:
             work()
         except BaseException as error:  # noqa: BLE001 -- nobody else would hear of it
-            failure = ModelError(f"the model's engine stopped working: {error!r}")
+            failure = EngineStoppedError(f"the model's engine stopped working: {error!r}")
             failure.__cause__ = error
-            _log.exception("the model's engine stopped working")
+            _log.warning("the model's engine stopped working", exc_info=True)
             self._stop(failure)
+            for request in set(self._requests):  # those of the batch in hand too
+                request.fail(failure)
 
     def _waiting_requests(self) -> set[_Request]:
         found = {entry[3].request for heap in self._queue.heaps.values() for entry in heap}
@@ -310,7 +321,7 @@ class Engine:
 
     def _check_open(self) -> None:
         if self._queue.closed:
-            raise _closed()
+            raise self._closed_by
 
     # --- event loop: calls of the same moment are collected, so that single prompts share batches
 
@@ -318,6 +329,7 @@ class Engine:
         loop = call.request.loop
         with self._queue.changed:
             self._check_open()
+            self._requests.add(call.request)
             calls = self._arrivals.setdefault(loop, [])
             calls.append(call)
         if len(calls) == 1:
@@ -366,7 +378,7 @@ class Engine:
             # One batch is enough to start on; the more wait together, the better batches are composed.
             first, piece = first + piece, 4 * piece
         if self._queue.closed:
-            call.request.fail(_closed())
+            call.request.fail(self._closed_by)
 
     def _entries(
         self, flush: int, call: _AnswerCall, first: int, count: int

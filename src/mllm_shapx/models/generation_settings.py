@@ -167,7 +167,7 @@ def read_settings(model: Any, tokenizer: Any) -> GenerationSettings:
         vocabulary=Vocabulary(eos=eos, pad=_padding(model, tokenizer, eos)),
         honoured={key: asked[key] for key in sorted(_HONOURED & asked.keys())},
         replaced=replaced,
-        unknown=tuple(sorted(asked.keys() - known)),
+        unknown=tuple(sorted(key for key in asked.keys() - known if _is_read(model, key))),
         notes=tuple(notes),
     )
 
@@ -301,6 +301,13 @@ def _asked(config: Any) -> dict[str, Any]:
     return {key: value for key, value in found.items() if not is_neutral(key, value)}
 
 
+def _is_read(model: Any, key: str) -> bool:
+    """Return whether `generate` may read a setting. That of transformers ignores what it does not know."""
+    from transformers import GenerationConfig
+
+    return hasattr(GenerationConfig(), key) or not type(model).__module__.startswith("transformers.")
+
+
 def _as_ids(value: int | Sequence[int] | None) -> tuple[int, ...]:
     if value is None:
         return ()
@@ -316,6 +323,7 @@ def _padding(model: Any, tokenizer: Any, eos: Sequence[int]) -> int:
 
 def _plain(value: Any) -> Any:
     """Return a setting as JSON data."""
+    value = value.to_dict() if hasattr(value, "to_dict") else value
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set):
