@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import re
+import signal
 import stat
 import subprocess
 import sys
@@ -123,7 +124,7 @@ def test_logins_are_hidden(text: str, expected: str) -> None:
 def test_an_unexpected_error_ends_in_one_line_with_a_private_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise KeyError("s3://user:hunter2@host/\x1b[31m")
 
     monkeypatch.setattr(status_module, "status", fail)
@@ -147,7 +148,7 @@ def test_an_unexpected_error_ends_in_one_line_with_a_private_report(
 def test_debug_shows_the_traceback_of_an_unexpected_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise KeyError("lost")
 
     monkeypatch.setattr(status_module, "status", fail)
@@ -160,7 +161,7 @@ def test_debug_shows_the_traceback_of_an_unexpected_error(
 def test_an_unexpected_error_is_told_where_no_report_can_be_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise RecursionError
 
     monkeypatch.setattr(status_module, "status", fail)
@@ -209,3 +210,22 @@ def test_report_replaces_the_page_that_it_wrote(evil_study: Path) -> None:
     assert called("report", str(evil_study)).exit_code == 0
     assert called("report", str(evil_study)).exit_code == 0
     assert sorted(path.name for path in evil_study.iterdir()) == ["exact", "report.html"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_during_the_imports_ends_with_its_code_and_the_command_that_goes_on(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    (tmp_path / "click.py").write_text(f"import os, time\nos.kill(os.getpid(), {number:d})\ntime.sleep(60)\n")
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    ended = subprocess.run(
+        [sys.executable, "-m", "mllm_shapx", "run", "--config", "my study.json"],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    assert ended.returncode == 128 + number
+    said = f"{number.name}: stopped; to go on: mllm-shapx run --config 'my study.json'"
+    assert ended.stderr.strip() == said

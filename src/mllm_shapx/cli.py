@@ -1,4 +1,4 @@
-"""The command line: parse, call, print. `mllm-shapx` and `python -m mllm_shapx.cli` are the same thing."""
+"""The command line: parse, call, print. `mllm-shapx` is `python -m mllm_shapx`."""
 
 import contextlib
 import functools

@@ -32,7 +32,7 @@ IN_TERMINAL = """
 import os, pty, select, sys
 pid, terminal = pty.fork()
 if pid == 0:
-    os.execv(sys.executable, [sys.executable, "-m", "mllm_shapx.cli", *sys.argv[1:]])
+    os.execv(sys.executable, [sys.executable, "-m", "mllm_shapx", *sys.argv[1:]])
 print(pid, flush=True)
 while sys.stdin not in (ready := select.select([terminal, sys.stdin], [], [])[0]):
     os.read(terminal, 65536)
