@@ -9,6 +9,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "mllm_shapx"
 
 FLOORS = [
+    {"__main__"},
     {"cli", "api"},
     {"terminal"},
     {"execution"},

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import re
+import signal
 import stat
 import subprocess
 import sys
@@ -209,3 +210,22 @@ def test_report_replaces_the_page_that_it_wrote(evil_study: Path) -> None:
     assert called("report", str(evil_study)).exit_code == 0
     assert called("report", str(evil_study)).exit_code == 0
     assert sorted(path.name for path in evil_study.iterdir()) == ["exact", "report.html"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_during_the_imports_ends_with_its_code_and_the_command_that_goes_on(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    (tmp_path / "click.py").write_text(f"import os, time\nos.kill(os.getpid(), {number:d})\ntime.sleep(60)\n")
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    ended = subprocess.run(
+        [sys.executable, "-m", "mllm_shapx", "run", "--config", "my study.json"],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    assert ended.returncode == 128 + number
+    said = f"{number.name}: stopped; to go on: mllm-shapx run --config 'my study.json'"
+    assert ended.stderr.strip() == said

@@ -1,4 +1,4 @@
-"""The command line: parse, call, print. `mllm-shapx` and `python -m mllm_shapx.cli` are the same thing."""
+"""The command line: parse, call, print. `mllm-shapx` is `python -m mllm_shapx`."""
 
 import contextlib
 import functools
@@ -399,9 +399,13 @@ def rescore(configs: Sequence[Path], overwrite: bool, max_samples: int | None) -
         interactive = None if loaded.experiment_set.runtime.progress_bar else False
         with ProgressReporter(sys.stderr, interactive) as reporter:
             outcome = rescore_config(loaded, options, reporter, request)
-        say(outcome.to_text(_command([loaded], verb="run", more=["--resume"])))
+        say(outcome.to_text(request.go_on))
         codes.append(outcome.exit_code)
-        if request.signal is not None:
+        if request.signal is not None and number + 1 < len(files):
+            codes.append(request.exit_code)
+            if outcome.exit_code <= INTERRUPTED_FROM:
+                request.again = request.resume = _command(files[number + 1 :])
+                _say_what_is_left(request, len(files) - number - 1)
             break
     if max(codes):
         sys.exit(max(codes))
@@ -607,10 +611,11 @@ def _execute(
     code = max((outcome.exit_code for outcome in outcomes), key=_severity)
     if request.signal is not None:
         if len(outcomes) < len(loaded):
-            _say_how_to_go_on(request, loaded[len(outcomes) :], options)
-            with _no_audience_needed(request):
-                left = len(loaded) - len(outcomes)
-                say(f"{request.name}: {left} config(s) left; to go on: {request.go_on}", err=True)
+            # One that was to be replaced and is begun goes on by another command than those after it.
+            is_half_done = outcomes[-1].exit_code > INTERRUPTED_FROM and not options.overwrite
+            left = loaded[len(outcomes) - is_half_done :]
+            _say_how_to_go_on(request, left, options)
+            _say_what_is_left(request, len(left))
             code = request.exit_code
         _leave(code)
     if code:
@@ -635,6 +640,11 @@ def _show(
         say(outcome.to_text(request.go_on))
 
 
+def _say_what_is_left(request: StopRequest, configs: int) -> None:
+    with _no_audience_needed(request):
+        say(f"{request.name}: {configs} config(s) left; to go on: {request.go_on}", err=True)
+
+
 @contextlib.contextmanager
 def _no_audience_needed(request: StopRequest) -> Iterator[None]:
     """Let nothing but the signal decide how a command ends whose terminal or pipe a signal has closed."""
@@ -657,7 +667,8 @@ def _say_how_to_go_on(request: StopRequest, left: "Sequence[LoadedConfig]", opti
     if click.get_current_context().command.name == "retry":
         request.again = request.resume = _command(())
     else:
-        request.resume = _command(left, verb="run", more=["--resume"])
+        begun = left[:1] if options.overwrite else left
+        request.resume = _command(begun, verb="run", more=["--resume"])
         request.again = (
             _command(left, verb="run", more=["--overwrite"]) if options.overwrite else request.resume
         )

@@ -118,6 +118,31 @@ def test_accepted_changes_are_done_again_and_nothing_else_is(study: Study, tmp_p
     assert results(study.output) == results(undisturbed.output)
 
 
+def test_rows_with_more_words_and_rows_that_failed_are_done_again(tmp_path: Path) -> None:
+    study = Study(tmp_path, rows=1, settings={"experiments": [{"explainer_type": "exact"}]})
+    study.write_prompts("please draw the harbor", "", "please tell us")
+    assert study.call("--inline").code == 3
+    study.write_prompts("please draw", "please sing", "please tell us")
+    refused = study.call("--inline", "--resume")
+    assert refused.code == 2
+    assert "1 row(s) differ from what the samples were made from: row 0" in refused.out
+    accepted = study.call("--inline", "--resume", "--accept-changed-rows")
+    assert accepted.code == 0, accepted.out
+    assert "the dataset has changed since 1 row(s) failed; they are tried again" in accepted.out
+    assert "(8 model calls" in accepted.out, "of two rows with two words each"
+    assert study.call(verb="verify").code == 0
+
+
+def test_a_row_that_failed_is_not_tried_again_for_nothing(tmp_path: Path) -> None:
+    study = Study(tmp_path, rows=1, settings={"experiments": [{"explainer_type": "exact"}]})
+    study.write_prompts("please draw", "")
+    assert study.call("--inline").code == 3
+    assert study.call("--inline", "--resume").code == 3
+    study.write_prompts("please draw", "please sing")
+    mended = study.call("--inline", "--resume")
+    assert (mended.code, "(4 model calls" in mended.out) == (0, True), mended.out
+
+
 RUN_NAMES = {"exact", "limited_mc_frac0_5", "standard_cc_ns16"}
 
 

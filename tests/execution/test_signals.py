@@ -149,6 +149,28 @@ def test_a_signal_before_the_first_config_and_between_two_names_what_is_left(tmp
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("option", ["", "--overwrite"])
+def test_a_signal_in_the_middle_of_the_first_config_names_it_too(tmp_path: Path, option: str) -> None:
+    saboteur = Sabotage(tmp_path)
+    saboteur.set(batch_s=1.0)
+    one_run = {"experiments": [{"explainer_type": "exact"}]}
+    first = Study(tmp_path / "first", rows=1, settings=one_run, env=saboteur.env)
+    first.write_prompts(*LONG_PROMPTS)
+    second = Study(tmp_path / "second", rows=1, settings=one_run)
+    run = first.start("--config", str(second.config), "--inline", "--grace", "0.5", *filter(None, [option]))
+    run.wait_for(lambda: "1/1 workers busy" in run.out)
+    run.kill(signal.SIGTERM)
+    ended = run.wait(60)
+    assert ended.code == 143, ended.out
+    last = ended.out.splitlines()[-1]
+    if option:
+        assert f"to go on: mllm-shapx run --config {first.config} --resume" in ended.out
+        assert f"to go on: mllm-shapx run --config {second.config} --overwrite" in last
+    else:
+        assert f"run --config {first.config} --config {second.config} --resume" in last
+
+
+@pytest.mark.slow
 def test_nohup_keeps_a_run_alive_when_its_terminal_closes(tmp_path: Path) -> None:
     saboteur = Sabotage(tmp_path)
     saboteur.set(slow=[0, 1, 2], slow_s=0.5)

@@ -32,7 +32,7 @@ IN_TERMINAL = """
 import os, pty, select, sys
 pid, terminal = pty.fork()
 if pid == 0:
-    os.execv(sys.executable, [sys.executable, "-m", "mllm_shapx.cli", *sys.argv[1:]])
+    os.execv(sys.executable, [sys.executable, "-m", "mllm_shapx", *sys.argv[1:]])
 print(pid, flush=True)
 while sys.stdin not in (ready := select.select([terminal, sys.stdin], [], [])[0]):
     os.read(terminal, 65536)
@@ -241,6 +241,24 @@ def test_the_folder_of_a_killed_run_is_removed_by_the_next_and_that_of_a_living_
         assert own.stat().st_mode & 0o777 == 0o700
     assert not list(Path(base).iterdir())
     Path(base).rmdir()
+
+
+def test_agents_of_ray_that_outlive_a_killed_run_are_ended_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scratch, "_base", lambda: tmp_path)
+    folder = Path(tempfile.mkdtemp(prefix=scratch.PREFIX, dir=tmp_path))
+    with (folder / "agent.log").open("w") as log:
+        agent, reader = (
+            subprocess.Popen([name, "60"], executable="/bin/sleep", stdout=log)
+            for name in ("ray::DashboardAgent", "less")
+        )
+    with scratch_folder():
+        assert agent.wait(10) == -signal.SIGKILL
+        assert reader.poll() is None
+    reader.kill()
+    reader.wait()
+    assert not folder.exists()
 
 
 def test_a_cluster_that_is_gone_is_named_within_ten_seconds_and_a_signal_is_heard_meanwhile(

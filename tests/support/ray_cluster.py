@@ -18,6 +18,17 @@ import psutil
 START_S = 120.0
 """Seconds that a node may take to start on a busy machine."""
 
+_ONE_MACHINE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+"""Lets Ray listen on loopback alone; the variable is named after the systems where that is the default."""
+_RAY = """
+from ray._private import ray_constants, services
+services.get_node_ip_address = lambda address=None: "127.0.0.1"
+ray_constants.ENABLE_RAY_CLUSTER = True
+from ray.scripts.scripts import main
+main()
+"""
+"""The command `ray`, which refuses a second node on loopback otherwise."""
+
 
 class Node:
     """One node: the `ray start` process and what it started."""
@@ -26,7 +37,7 @@ class Node:
         self.log = log
         with log.open("w") as file:
             self._process = subprocess.Popen(
-                [str(Path(sys.executable).with_name("ray")), "start", "--block", *args],
+                [sys.executable, "-c", _RAY, "start", "--block", *args],
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 env=dict(env),
@@ -93,10 +104,10 @@ class LoopbackCluster:
         self._folder = Path(tempfile.mkdtemp(prefix="shapx-ray-", dir="/tmp"))
         port, client_port, agent_port, self.dashboard_port = free_ports(4)
         self.address = f"127.0.0.1:{port}"
-        self.env = {"RAY_AUTH_MODE": "disabled"}
+        self.env = {"RAY_AUTH_MODE": "disabled", **_ONE_MACHINE}
         """Environment that a driver on this cluster needs."""
         if token is not None:
-            self.env = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+            self.env = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, **_ONE_MACHINE}
         self._env = {
             # Without a list of real GPUs, so that there may be logical ones.
             **{name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "CUDA_"))},

@@ -140,7 +140,7 @@ class Process:
         self._log = folder / f"log-{time.monotonic_ns()}.txt"
         with self._log.open("w") as log:
             self._process = subprocess.Popen(
-                [*prefix, sys.executable, "-m", "mllm_shapx.cli", *args],
+                [*prefix, sys.executable, "-m", "mllm_shapx", *args],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=folder,

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mllm_shapx.config.loading import resolve_path
@@ -14,9 +15,18 @@ from mllm_shapx.errors import OutputError
 from mllm_shapx.execution.messages import Study
 from mllm_shapx.planning.runs import RunSpec
 from mllm_shapx.records.runs import RunInspection, RunRecords
-from mllm_shapx.records.spec import RESULT_SETTINGS
+from mllm_shapx.records.spec import DATASET_COMMIT, RESULT_SETTINGS
 from mllm_shapx.records.storage import Storage, open_storage
 from mllm_shapx.records.store import CoalitionStore
+
+
+@dataclass(frozen=True, slots=True)
+class ChangedRows:
+    """Samples that were made from other rows than the dataset has now."""
+
+    samples: Mapping[str, Sequence[int]]
+    """Run -> rows."""
+    changes: Changes
 
 
 def open_study_table(study: Study) -> Table:
@@ -76,29 +86,51 @@ def refuse_changed_rows(study: Study) -> None:
         raise _refusal(study, changed, changes)
 
 
-def settle_changed_rows(
-    study: Study, inspections: Mapping[str, RunInspection], *, accept: bool
-) -> tuple[dict[str, RunInspection], list[str]]:
-    """Hold every sample against the row that it was made from.
+def find_changed_rows(study: Study, inspections: Mapping[str, RunInspection], *, accept: bool) -> ChangedRows:
+    """Hold every sample against the row that it was made from. Reads only.
 
     Args:
         study: What is studied.
         inspections: What was found in each run's directory.
-        accept: Whether samples of changed rows are moved aside, to be made again.
-
-    Returns:
-        The inspections without the samples that were moved, and notes.
+        accept: Whether samples of changed rows may be made again.
 
     Raises:
-        OutputError: When rows were changed and that is not accepted; nothing is moved then.
+        OutputError: When rows were changed and that is not accepted.
     """
     changed, changes = _changed_samples(study, {name: one.made_from for name, one in inspections.items()})
-    if not changed:
-        return dict(inspections), []
-    if not accept:
+    if changed and not accept:
         raise _refusal(study, changed, changes)
+    return ChangedRows(changed, changes)
+
+
+def make_again(
+    study: Study, inspections: Mapping[str, RunInspection], found: ChangedRows
+) -> tuple[dict[str, RunInspection], list[str]]:
+    """Move the samples of changed rows aside; forget the failures that another dataset gave.
+
+    Returns:
+        The inspections without them, and notes.
+    """
     storage = open_storage(study.output_uri)
-    return _move_aside(storage, inspections, changed), _notes_of(changes, changed)
+    left, notes = dict(inspections), []
+    if found.samples:
+        left = _move_aside(storage, inspections, found.samples)
+        notes += _notes_of(found.changes, found.samples)
+    for name, one in left.items():
+        if one.failed and study.retry_rows is None and _has_other_dataset(study, RunRecords(storage, name)):
+            for row in one.failed:
+                RunRecords(storage, name).clear_failure(row)
+            notes.append(
+                f"{name}: the dataset has changed since {len(one.failed)} row(s) failed; they are tried again"
+            )
+            left[name] = replace(one, failed=frozenset(), attempts={})
+    return left, notes
+
+
+def _has_other_dataset(study: Study, records: RunRecords) -> bool:
+    """Return whether a run's `spec.json` names another content of a local dataset."""
+    before = (records.read_spec() or {}).get(DATASET_COMMIT)
+    return before is not None and study.dataset_commit is None and before != study.dataset_content
 
 
 def _refusal(study: Study, changed: Mapping[str, Sequence[int]], changes: Changes) -> OutputError:

@@ -1,7 +1,7 @@
 """Samples that were made with other players than their rows have now must not be mixed with new ones."""
 
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping
 
 from mllm_shapx.errors import OutputError
 from mllm_shapx.planning.players import players_under
@@ -10,7 +10,7 @@ from mllm_shapx.records.summary import SampleMetrics
 
 
 class OldPlayers:
-    """Counts the finished samples whose number of players is not the selection's.
+    """Finds the finished samples whose number of players is not the selection's.
 
     Which words are players depends on this package's version as well as on the config. Between two rules
     one of which leaves out more words than the other, equal numbers mean equal players.
@@ -21,29 +21,35 @@ class OldPlayers:
 
     def __init__(self, players: Mapping[int, int] | None) -> None:
         self._players = players
-        self._found: Counter[str] = Counter()
+        self._found: defaultdict[str, set[int]] = defaultdict(set)
 
     def of_run(self, run: RunSpec) -> Callable[[SampleMetrics], None]:
         """Return what takes the samples of a run."""
         players = players_under(self._players, run.shap.token_filter) or {}
 
         def take(sample: SampleMetrics) -> None:
-            self._found[run.name] += sample.num_players != players.get(sample.row_index, sample.num_players)
+            if sample.num_players != players.get(sample.row_index, sample.num_players):
+                self._found[run.name].add(sample.row_index)
 
         return take
 
-    def refuse(self, output_uri: str) -> None:
+    def refuse(self, output_uri: str, redone: Mapping[str, Collection[int]]) -> None:
         """Refuse to go on where there are such samples.
+
+        Args:
+            output_uri: The study's directory, for the message.
+            redone: Run -> rows that are explained again, whose samples do not count.
 
         Raises:
             OutputError: With their number in each run.
         """
-        found = {name: count for name, count in self._found.items() if count}
+        counts = {name: len(rows.difference(redone.get(name, ()))) for name, rows in self._found.items()}
+        found = {name: count for name, count in counts.items() if count}
         if found:
             listed = "\n".join(f"  - {name}: {count:,} sample(s)" for name, count in found.items())
             raise OutputError(
-                f"{output_uri} holds samples whose rows have other players now, because their texts or the "
-                "rule for words without letters, numbers and symbols (shap.token_filter) have changed since; "
+                f"{output_uri} holds samples whose rows have other players now, because the rule for words "
+                "without letters, numbers and symbols (shap.token_filter) has changed since; "
                 f"resuming would mix them:\n{listed}\n"
                 "Name another experiment_set_id, or give --overwrite: it moves the old samples aside, and "
                 "takes stored answers again where the players are the same"

@@ -15,7 +15,7 @@ from mllm_shapx.data.selection import select_rows
 from mllm_shapx.data.sources import open_table
 from mllm_shapx.errors import OutputError
 from mllm_shapx.execution.answers import keys_in_use
-from mllm_shapx.execution.dataset import content_of, dataset_path, pinned, settle_changed_rows
+from mllm_shapx.execution.dataset import content_of, dataset_path, find_changed_rows, make_again, pinned
 from mllm_shapx.execution.environment import library_versions
 from mllm_shapx.execution.messages import Study
 from mllm_shapx.execution.old_players import OldPlayers
@@ -214,8 +214,9 @@ def _take_over(
         # The moment that the checkpoint will name: W&B knows a run again by it.
         created_at = time.time() if inspection.created_at is None else inspection.created_at
         inspections[run.name] = replace(inspection, created_at=created_at)
-    old_players.refuse(study.output_uri)
-    inspections, changes = settle_changed_rows(study, inspections, accept=options.accept_changed_rows)
+    changed = find_changed_rows(study, inspections, accept=options.accept_changed_rows)
+    old_players.refuse(study.output_uri, changed.samples)
+    inspections, changes = make_again(study, inspections, changed)
     notes += changes
     if (count := CoalitionStore(storage).remove_leftovers()) > 0:
         notes.append(f"{GENERATIONS}: {count} unfinished file(s) of writes that were cut short removed")

@@ -53,11 +53,27 @@ def remove_abandoned(folder: Path) -> None:
         return
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _end_orphans(folder)
         shutil.rmtree(folder, ignore_errors=True)
     except OSError:
         pass  # its run is alive, or the file system has no locks
     finally:
         os.close(lock)
+
+
+def _end_orphans(folder: Path) -> None:
+    """End Ray's processes that write to the folder of a run that has ended.
+
+    Agents live on for minutes where raylet and GCS were killed, and their titles name no folder.
+    """
+    import psutil
+
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, IndexError):
+            if process.cmdline()[0].startswith("ray::") and any(
+                Path(file.path).is_relative_to(folder) for file in process.open_files()
+            ):
+                process.kill()
 
 
 def _make(base: Path) -> tuple[Path, int]:
