@@ -349,3 +349,24 @@ def test_as_many_requests_are_in_flight_as_the_server_takes(tmp_path: Path) -> N
         study = study_on(server, tmp_path / "capped", kwargs={"max_concurrency": 3})
         assert study.call("--inline").code == 0
         assert server.most_in_flight == 3
+
+
+def test_workers_of_ray_share_a_server_and_a_stop_of_it_blames_no_row(
+    undisturbed: dict[str, Any], tmp_path: Path
+) -> None:
+    key = {"TINY_API_KEY": "quite-secret-1"}
+    with ChatServer() as server:
+        server.script = lambda ask: Act(delay_s=0.05) if ask.number < 12 else Act(hang_s=0.6)
+        study = study_on(server, tmp_path, kwargs={"api_key_env": "TINY_API_KEY"})
+        found = study.run("--num-workers", "2", "--server-patience", "2", env=key)
+        assert found.code == 1, found.out
+        assert "has given no answer for" in found.out
+        assert "quite-secret" not in found.out
+        assert not list(study.output.glob("*/failures/*")), "a row was blamed"
+        assert len(stored(study)) == len(server.answered) == 12
+        server.script = lambda _: Act()
+        found = study.run("--num-workers", "2", "--resume", env=key)
+        assert found.code == 0, found.out
+        assert len(server.answered) == ANSWERS
+        assert {ask.headers["Authorization"] for ask in server.asked} == {"Bearer quite-secret-1"}
+    assert results(study.output) == undisturbed

@@ -53,8 +53,6 @@ class Reply:
     model: str | None
     """Name of the model as the server gives it."""
     fingerprint: str | None
-    tokens_in: int
-    tokens_out: int
 
 
 @dataclass(frozen=True)
@@ -252,13 +250,10 @@ def parse_reply(data: Any, *, strip_reasoning: bool = False) -> Reply:
     found = (choice.get("logprobs") or {}).get("content") or None
     logprobs = None if found is None else tuple(float(token["logprob"]) for token in found)
     reasoning = _text(message.get("reasoning_content") or message.get("reasoning"))
-    usage = data.get("usage") or {}
     return Reply(
         Answer(text, logprobs=logprobs, ending=ending, reasoning=reasoning),
         _name(data.get("model")),
         _name(data.get("system_fingerprint")),
-        int(usage.get("prompt_tokens") or 0),
-        int(usage.get("completion_tokens") or 0),
     )
 
 

@@ -49,8 +49,6 @@ class ServerModel:
     def __init__(self, run: RunSpec, service: Service, commit: str) -> None:
         self.run = run
         self.service = service
-        self.tokens_in = 0
-        self.tokens_out = 0
         self._identity = ModelIdentity(CONNECTOR, run.model_id, commit, dtype=SERVER, device=SERVER)
         self._notes: dict[str, None] = {}
         self._name: str | None = None
@@ -129,8 +127,6 @@ class ServerModel:
 
     def count(self, reply: Reply) -> None:
         """Take note of an answer that came."""
-        self.tokens_in += reply.tokens_in
-        self.tokens_out += reply.tokens_out
         self._name, self._fingerprint = reply.model, reply.fingerprint
         if reply.answer.ending is not None:
             self._notes[_ENDINGS[reply.answer.ending]] = None
