@@ -11,8 +11,10 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from chat_server import Act, Ask, ChatServer
+from click.testing import CliRunner
 from small_study import Study, results
 
+from mllm_shapx.cli import main
 from mllm_shapx.models import server_engine
 
 EXACT: list[dict[str, Any]] = [{"explainer_type": "exact"}]
@@ -245,11 +247,15 @@ def test_a_prompt_that_the_server_never_takes_puts_its_row_aside(
         server.script = lambda ask: act if ask.text == "two three" else Act(delay_s=0.02)
         found = study.call("--inline")
         assert found.code == 3, found.out
-    (failure,) = study.output.glob("exact/failures/*.json")
-    data = json.loads(failure.read_text())
-    assert (data["row_index"], data["reason"]) == (0, reason)
-    assert said in data["message"]
-    assert study.samples_on_disk() == 1
+        (failure,) = study.output.glob("exact/failures/*.json")
+        data = json.loads(failure.read_text())
+        assert (data["row_index"], data["reason"]) == (0, reason)
+        assert said in data["message"]
+        assert study.samples_on_disk() == 1
+        server.script = lambda _: Act()
+        found = study.call("--inline", verb="retry")
+        assert found.code == 0, found.out
+        assert study.samples_on_disk() == 2
 
 
 STARTS: dict[str, tuple[Callable[[ChatServer], Any], str]] = {
@@ -370,3 +376,17 @@ def test_workers_of_ray_share_a_server_and_a_stop_of_it_blames_no_row(
         assert len(server.answered) == ANSWERS
         assert {ask.headers["Authorization"] for ask in server.asked} == {"Bearer quite-secret-1"}
     assert results(study.output) == undisturbed
+
+
+def test_stored_answers_can_be_asked_for_again_and_bench_says_that_it_cannot(tmp_path: Path) -> None:
+    with ChatServer() as server:
+        study = study_on(server, tmp_path)
+        assert study.call("--inline").code == 0
+        found = study.call("--again", "5", verb="verify")
+        assert found.code == 0, found.out
+        assert len(server.asked) == ANSWERS + 5
+        server.answer = lambda text: f"now {text}"
+        assert "0 of 5" in study.call("--again", "5", verb="verify").out
+        called = CliRunner().invoke(main, ["bench", "--config", str(study.config)])
+        assert called.exit_code == 2
+        assert "this one is behind a server" in called.output
