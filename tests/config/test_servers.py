@@ -65,6 +65,7 @@ def test_older_names_mean_the_same(
         ({**SERVER, "base_url": "localhost:8000"}, "base_url", "must be the address of a server"),
         ({**SERVER, "base_url": "http://h/v1/chat/completions"}, "base_url", "must end before"),
         ({**SERVER, "base_url": "http://me:pw@h/v1"}, "base_url", "login"),
+        ({**SERVER, "base_url": "http://h/v1?key=abc"}, "base_url", "must end before its query"),
         ({**SERVER, "timeout_s": 0.0}, "timeout_s", "0.1"),
         ({**SERVER, "max_concurrency": 100_000}, "max_concurrency", "at most 4,096"),
         ({**SERVER, "extra_body": {"temperature": 1}}, "extra_body", "generation block"),

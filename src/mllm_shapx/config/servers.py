@@ -96,7 +96,10 @@ def base_url(value: str) -> str:
         has_host = bool(parts.hostname) and parts.port != 0
     except ValueError:
         has_host = False
-    if not has_host or parts.scheme not in {"http", "https"} or parts.query or parts.fragment:
+    if has_host and (parts.query or parts.fragment):
+        msg = "must end before its query, which may hold a secret; give that through headers_env"
+        raise ValueError(msg)
+    if not has_host or parts.scheme not in {"http", "https"}:
         msg = f'"{value}" must be the address of a server, such as http://localhost:8000/v1'
         raise ValueError(msg)
     for ending in ("/chat/completions", "/completions"):
