@@ -175,6 +175,14 @@ def with_resources(command: Callable[..., None]) -> Callable[..., None]:
             help="Seconds without progress after which a worker is replaced.",
         ),
         click.option(
+            "--server-patience",
+            "server_patience_s",
+            type=Number(0, _YEAR_S, _A_YEAR),
+            default=600.0,
+            show_default=True,
+            help="Seconds without any answer of a model's server after which the study stops.",
+        ),
+        click.option(
             "--flush-every",
             "flush_s",
             type=Number(0.1, _YEAR_S, _A_YEAR),
@@ -207,7 +215,8 @@ def _failure_limit(_context: click.Context, _option: click.Parameter, value: str
 @main.command()
 @with_configs
 @click.option("--check-dataset", is_flag=True, help="Open the dataset and select the rows too.")
-def validate(configs: Sequence[Path], check_dataset: bool) -> None:
+@click.option("--check-model", is_flag=True, help="Look at the model too; a server is asked for its models.")
+def validate(configs: Sequence[Path], check_dataset: bool, check_model: bool) -> None:
     """Say whether configs can be used; list everything that is wrong with them."""
     from mllm_shapx.execution.study_plan import selected
     from mllm_shapx.planning.sweep import expand
@@ -219,12 +228,14 @@ def validate(configs: Sequence[Path], check_dataset: bool) -> None:
             _check_encoders(loaded, sweep)
             selection = selected(loaded, sweep) if check_dataset else None
             foreseen = [] if selection is None else _foresee(loaded, sweep, selection)
+            found = f", {_look_at_model(loaded, sweep)}" if check_model else ""
         except UsageError as error:
             errors.append(error)
             continue
         _warn(loaded, sweep, selection, foreseen)
-        rows = "" if selection is None else f", {len(selection.rows):,} row(s)"
-        say(f"{loaded.path}: ok: {loaded.experiment_set.experiment_set_id}, {len(sweep.runs)} run(s){rows}")
+        if selection is not None:
+            found = f", {len(selection.rows):,} row(s){found}"
+        say(f"{loaded.path}: ok: {loaded.experiment_set.experiment_set_id}, {len(sweep.runs)} run(s){found}")
     _refuse(errors)
 
 
@@ -758,6 +769,12 @@ def _foresee(loaded: "LoadedConfig", sweep: "Sweep", selection: "Selection") -> 
     except DatasetError as error:
         raise DatasetError(f"{loaded.path}: {error}") from error
     return outlook.warnings()
+
+
+def _look_at_model(loaded: "LoadedConfig", sweep: "Sweep") -> str:
+    from mllm_shapx.models.registry import check_model
+
+    return check_model(sweep.runs[0], loaded.path)
 
 
 def _check_encoders(loaded: "LoadedConfig", sweep: "Sweep") -> None:

@@ -55,8 +55,16 @@ class ModelError(UsageError):
     """The model cannot be loaded: no such directory or repository, or not a model."""
 
 
-class ModelChangedError(ShapxError):
-    """The files of a model are not the ones that the study began with: its answers must not be mixed."""
+class StudyError(ShapxError):
+    """It concerns every row that is left: the study stops, no row is to blame, and --resume goes on."""
+
+
+class ModelChangedError(StudyError):
+    """A model is not the one that the study began with: its answers must not be mixed."""
+
+
+class ServerError(StudyError):
+    """The server behind which the model is does not answer, or takes no more requests."""
 
 
 class OutputError(UsageError):

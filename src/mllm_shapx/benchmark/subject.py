@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mllm_shapx.config.loading import LoadedConfig
 from mllm_shapx.config.models import FlatExplainerType
+from mllm_shapx.config.servers import CONNECTOR
 from mllm_shapx.data.conversations import Row, load_row
 from mllm_shapx.data.selection import select_rows
 from mllm_shapx.data.sources import open_table
@@ -56,6 +57,11 @@ class Subject:
 
     def __init__(self, loaded: LoadedConfig) -> None:
         settings = loaded.experiment_set
+        if settings.connector == CONNECTOR:
+            raise UsageError(
+                f"{loaded.path}: bench measures models that are loaded here, and this one is behind a "
+                "server; `mllm-shapx run --max-samples 2` shows its answers per second"
+            )
         self.sweep = expand(settings, str(loaded.path)).runs
         self.run = _as(self.sweep[0], "exact", Budget("all"))
         """Exact explanation with the settings of the sweep's first run."""

@@ -5,6 +5,7 @@ import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
+from mllm_shapx.config import servers
 from mllm_shapx.config.diagnosis import Place, dotted
 from mllm_shapx.config.models import (
     KNOWN_SUBSETS,
@@ -27,6 +28,12 @@ _NOT_FOR_TEMPLATES = frozenset(
     }
 )  # fmt: skip
 """Arguments of `apply_chat_template` that are ours to give."""
+
+_READERS = {
+    "strip_reasoning": ("hf_text", servers.CONNECTOR),
+    "extra_body": ("hf_text", "liquid_audio", servers.CONNECTOR),
+}
+"""Key of `connector_kwargs` -> connectors whose check of prompts lets it pass; `hf_text` alone for others."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +60,8 @@ def findings(experiment_set: ExperimentSet) -> Iterator[Finding]:
     yield from _modality(experiment_set)
     yield from _prompts(experiment_set)
     yield from _loading(experiment_set)
+    yield from _server(experiment_set)
+    yield from _secrets(experiment_set.model_dump(mode="json"), ())
     yield from _dataset(experiment_set.dataset)
     yield from _selection(experiment_set)
     yield from _scoring(experiment_set)
@@ -72,11 +81,11 @@ def _warning(path: Place, message: str, fix: str = "") -> Finding:
 
 def _modality(experiment_set: ExperimentSet) -> Iterator[Finding]:
     modality = experiment_set.modality
-    if experiment_set.connector == "hf_text":
+    if (connector := experiment_set.connector) != "liquid_audio":
         for key in ("input_modality", "output_modality"):
             value = getattr(modality, key)
             if value != "text":
-                message = f'connector "hf_text" takes text only, not "{value}"'
+                message = f'connector "{connector}" takes text only, not "{value}"'
                 fix = 'write "text", or use connector "liquid_audio"'
                 yield _problem(("modality", key), message, fix, reads=(("connector",),))
     if experiment_set.audio_segmentation.method == "sgpa" and not modality.has_audio_input:
@@ -90,8 +99,8 @@ def _prompts(experiment_set: ExperimentSet) -> Iterator[Finding]:
     """Yield what is wrong with the settings of prompts and of the answers' texts."""
     options = experiment_set.connector_kwargs
     block: Place = ("connector_kwargs",)
-    if experiment_set.connector != "hf_text":
-        for key in options.chat_settings:
+    for key in options.chat_settings:
+        if experiment_set.connector not in _READERS.get(key, ("hf_text",)):
             message = f'is read by connector "hf_text" alone, not by "{experiment_set.connector}"'
             yield _problem((*block, key), message, "remove it", reads=(("connector",),))
     variables: Place = (*block, "chat_template_kwargs")
@@ -130,6 +139,65 @@ def _loading(experiment_set: ExperimentSet) -> Iterator[Finding]:
         message = "is not read for a GGUF file, whose weights are unpacked"
         reads: tuple[Place, ...] = (("connector_kwargs", "gguf_file"),)
         yield _problem(("connector_kwargs", "quantization"), message, "remove one of the two", reads)
+
+
+def _server(experiment_set: ExperimentSet) -> Iterator[Finding]:
+    """Yield what is wrong with the keys of a model behind a server."""
+    kwargs, block = experiment_set.connector_kwargs, ("connector_kwargs",)
+    reads: tuple[Place, ...] = (("connector",),)
+    if experiment_set.connector != servers.CONNECTOR:
+        for key in servers.SERVER_KEYS:
+            if getattr(kwargs, key) is not None:
+                message = f'is read by connector "openai" alone, not by "{experiment_set.connector}"'
+                yield _problem((*block, key), message, "remove it", reads)
+        return
+    if kwargs.base_url is None:
+        fix = f"such as http://localhost:8000/v1; LM Studio's is {servers.LM_STUDIO_URL}"
+        yield _problem((*block, "base_url"), "is the address of the server, and is required", fix, reads)
+    if kwargs.model_id is None:
+        message = "is required: the name that the server knows the model by"
+        yield _problem((*block, "model_id"), message, "GET base_url/models lists them", reads)
+    if experiment_set.chat.assistant_prefill:
+        message = "cannot be sent to a server, which begins every answer itself"
+        yield _problem(("chat", "assistant_prefill"), message, "remove it", reads)
+    for key in ("revision", "attn_implementation", "dtype", "batch_size"):
+        if getattr(kwargs, key) not in {None, "auto"}:
+            yield _warning((*block, key), "is not read: the server decides it", "remove it")
+    yield from _states(experiment_set)
+
+
+def _states(experiment_set: ExperimentSet) -> Iterator[Finding]:
+    """Yield the runs that compare states of a model whose states nobody sees."""
+    shap, embedding = experiment_set.shap, experiment_set.embedding
+    reads: tuple[Place, ...] = (("connector",), ("shap", "similarity"), ("embedding",))
+    for index, variant in enumerate(experiment_set.experiments):
+        changed, encoder = variant.shap_override, variant.embedding_override
+        similarity = (changed and changed.similarity) or shap.similarity
+        has_encoder = (embedding and embedding.model_id) or (encoder and encoder.model_id)
+        if similarity == "TfIdfCosineSimilarity" or has_encoder:
+            continue
+        place: Place = ("shap", "similarity")
+        if changed is not None and changed.similarity is not None:
+            place = ("experiments", index, "shap_override", "similarity")
+        message = f'"{similarity}" compares the model\'s own states, which a server does not give'
+        fix = "name an encoder in embedding.model_id, or use TfIdfCosineSimilarity"
+        yield _problem(place, message, fix, reads)
+        if place[0] == "shap":
+            return
+
+
+def _secrets(value: object, place: Place) -> Iterator[Finding]:
+    """Yield the places of texts that look like keys; the texts themselves are not repeated."""
+    if isinstance(value, str) and servers.looks_like_key(value):
+        message = "holds what looks like an API key, and configs are copied into the results"
+        fix = "remove it, revoke the key, and name a variable in connector_kwargs.api_key_env"
+        yield _problem(place, message, fix)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _secrets(item, (*place, key))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _secrets(item, (*place, index))
 
 
 def _dataset(dataset: DatasetConfig) -> Iterator[Finding]:

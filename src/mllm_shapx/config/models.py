@@ -21,9 +21,10 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
+from mllm_shapx.config import servers
 from mllm_shapx.config.paths import location, name_fault
 
-ConnectorName = Literal["liquid_audio", "hf_text"]
+ConnectorName = Literal["liquid_audio", "hf_text", "openai"]
 ExplainerType = Literal[
     "exact",
     "limited_mc",
@@ -116,6 +117,10 @@ def canonical_type(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     return EXPLAINER_ALIASES.get(value.lower(), value.lower())
+
+
+def _connector(value: Any) -> Any:
+    return servers.CONNECTOR_ALIASES.get(value, value) if isinstance(value, str) else value
 
 
 def _upper(value: Any) -> Any:
@@ -238,6 +243,15 @@ WindowMs = Annotated[float, Field(ge=1.0), _AtMost(600_000.0, "which is the long
 _TypeAlias = Literal["precise", "mc", "cc", "complementary", "neyman"]
 _TypeAsWritten = ExplainerType | _TypeAlias
 _FlatTypeAsWritten = FlatExplainerType | _TypeAlias
+Concurrency = Annotated[int, Field(ge=1), _AtMost(4096, "for each request in flight holds a connection")]
+Timeout = Annotated[float, Field(ge=0.1), _AtMost(86_400.0, "which is a day")]
+Connector = Annotated[
+    ConnectorName,
+    BeforeValidator(
+        _connector,
+        json_schema_input_type=ConnectorName | Literal["openai_compat_text", "lm_studio_text"],
+    ),
+]
 Explainer = Annotated[ExplainerType, BeforeValidator(canonical_type, json_schema_input_type=_TypeAsWritten)]
 FlatExplainer = Annotated[
     str, BeforeValidator(_flat_type_as_written, json_schema_input_type=_FlatTypeAsWritten)
@@ -345,7 +359,7 @@ class ConnectorKwargs(Block):
     chat_template_kwargs: dict[str, JsonValue] | None = None
     """Variables for the chat template, such as {"enable_thinking": false}; `hf_text` only."""
     strip_reasoning: bool = False
-    """Cut the text between a model's think tags from each answer before it is scored; `hf_text` only."""
+    """Cut the text between a model's think tags from each answer before it is scored."""
     quantization: Literal["4bit", "8bit"] | None = None
     """Load the weights in so many bits with bitsandbytes; needs CUDA."""
     adapter: WrittenPath | None = None
@@ -354,6 +368,36 @@ class ConnectorKwargs(Block):
     """Whether code that comes with the model may run."""
     gguf_file: GgufFile | None = None
     """Name of the GGUF file to load, inside the model's directory or repository."""
+    base_url: Annotated[Name, AfterValidator(servers.base_url)] | None = None
+    """Address of an OpenAI-compatible server, such as http://localhost:8000/v1; `openai` only."""
+    api_key_env: Annotated[str, AfterValidator(servers.variable_name)] | None = None
+    """NAME of the environment variable that holds the server's key."""
+    headers_env: Annotated[dict[str, str], AfterValidator(servers.header_variables)] | None = None
+    """HTTP header -> NAME of the environment variable that holds its value."""
+    max_concurrency: Concurrency | None = None
+    """Most requests in flight; 256 when null."""
+    timeout_s: Timeout | None = None
+    """Seconds that the server may take for one answer; 300 when null."""
+    extra_body: Annotated[dict[str, JsonValue], AfterValidator(servers.extra_body)] | None = None
+    """Further keys of each request."""
+
+    also_accepted: ClassVar[tuple[str, ...]] = servers.OLD_KEYS
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keys_of_servers(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        if (key := servers.secret_key(data)) is not None:
+            message = (
+                "is not taken: configs are copied into the results; put the secret into a variable of the "
+                "environment and its name into api_key_env, or into headers_env for a header"
+            )
+            raise wrong_key(key, message)
+        try:
+            return servers.without_old_keys(data)
+        except servers.KeyFault as fault:
+            raise wrong_key(fault.key, fault.message) from None
 
     @property
     def loading_settings(self) -> dict[str, Any]:
@@ -371,6 +415,8 @@ class ConnectorKwargs(Block):
             settings["chat_template_kwargs"] = self.chat_template_kwargs
         if self.strip_reasoning:
             settings["strip_reasoning"] = True
+        if self.extra_body:
+            settings["extra_body"] = self.extra_body
         return settings
 
 
@@ -670,7 +716,7 @@ class ExperimentSet(Block):
     experiment_set_id: PathSegment
     output_root: Annotated[str, AfterValidator(location)] = "experiments_output"
     """Directory or any fsspec URI, `~` expanded; a relative directory starts where the command is run."""
-    connector: ConnectorName = "liquid_audio"
+    connector: Connector = "liquid_audio"
     connector_kwargs: ConnectorKwargs = ConnectorKwargs()
     device: Device = None
     """The best one that the machine has when null."""
@@ -692,12 +738,12 @@ class ExperimentSet(Block):
     @property
     def model_id(self) -> str:
         """Hub id or directory of the explained model."""
-        return self.connector_kwargs.model_id or DEFAULT_MODELS[self.connector][0]
+        return self.connector_kwargs.model_id or DEFAULT_MODELS.get(self.connector, ("", None))[0]
 
     @property
     def model_revision(self) -> str | None:
         """Hub revision of the explained model; the pinned default for the default model."""
-        default_id, default_revision = DEFAULT_MODELS[self.connector]
+        default_id, default_revision = DEFAULT_MODELS.get(self.connector, ("", None))
         if self.connector_kwargs.revision is None and self.model_id == default_id:
             return default_revision
         return self.connector_kwargs.revision

@@ -9,7 +9,7 @@ from typing import Any
 from mllm_shapx.execution.messages import Answers
 from mllm_shapx.explaining.coalitions import StoredAnswer
 from mllm_shapx.explaining.similarity import Vector
-from mllm_shapx.models.base import Answer
+from mllm_shapx.models.base import Answer, ending_of
 from mllm_shapx.planning.runs import RunSpec
 from mllm_shapx.planning.units import WorkUnit
 from mllm_shapx.records.storage import Storage
@@ -129,9 +129,20 @@ def store_key(header: StoreHeader) -> str:
 
 
 def _stored(row: AnswerRow) -> StoredAnswer:
-    return StoredAnswer(Answer(row.text, row.token_ids, row.logprobs, row.audio_frames), row.asked_by)
+    answer = Answer(
+        row.text, row.token_ids, row.logprobs, row.audio_frames, ending_of(row.ending), row.reasoning
+    )
+    return StoredAnswer(answer, row.asked_by)
 
 
 def _row(stored: StoredAnswer) -> AnswerRow:
     answer = stored.answer
-    return AnswerRow(answer.text, answer.token_ids, answer.logprobs, answer.audio_frames, stored.asked_by)
+    return AnswerRow(
+        answer.text,
+        answer.token_ids,
+        answer.logprobs,
+        answer.audio_frames,
+        stored.asked_by,
+        answer.ending,
+        answer.reasoning,
+    )

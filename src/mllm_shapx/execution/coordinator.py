@@ -54,6 +54,7 @@ class _WorkerState:
     answers: int = 0
     progress_at: float = field(default_factory=time.monotonic)
     unit_answers: Mapping[str, int] = field(default_factory=dict)
+    waiting_for: str = ""
 
 
 @dataclass(slots=True)
@@ -242,6 +243,7 @@ class Coordinator:
         if beat.answers != state.answers:
             state.progress_at = time.monotonic()
         state.answers = beat.answers
+        self._note_waiting(state, beat.waiting_for)
         state.unit_answers = dict(beat.unit_answers)
         if beat.report is not None:
             self._record(beat.report)
@@ -317,6 +319,14 @@ class Coordinator:
             self._write_pace()
 
     # --- the inside
+
+    def _note_waiting(self, state: _WorkerState, waiting_for: str) -> None:
+        """Say what a worker waits for, once; it is well, and its rows are not to blame."""
+        if waiting_for:
+            state.progress_at = time.monotonic()
+        if bool(waiting_for) != bool(state.waiting_for):
+            self._notes.append(f"{state.info.worker}: {waiting_for or 'the server answers again'}")
+        state.waiting_for = waiting_for
 
     def _under_way(self) -> list[tuple[WorkUnit, float]]:
         """Return the units that workers hold, with the answers that each has."""

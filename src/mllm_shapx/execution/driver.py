@@ -26,7 +26,7 @@ from ray.exceptions import (
 )
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from mllm_shapx.errors import ModelChangedError, ShapxError, StorageError, first_of
+from mllm_shapx.errors import ShapxError, StorageError, StudyError, first_of
 from mllm_shapx.execution.actors import (
     NAMESPACE,
     PRIVATE_ENVIRONMENT,
@@ -152,7 +152,7 @@ class Driver:
 
         Raises:
             ModelError: When the model cannot be loaded.
-            ModelChangedError: When its files are not those that the study began with.
+            StudyError: When it is not the model that the study began with, or its server does not answer.
             StorageError: When results cannot be written any more.
             OutputError: When another driver has taken the output directory.
         """
@@ -162,8 +162,8 @@ class Driver:
             self._watch(request)
             snapshot = self._wind_up(request)
             warnings = self._summaries(request)
-        except ModelChangedError:
-            # The other workers hold the model that the study began with: their answers count.
+        except StudyError:
+            # What the other workers have answered counts: their model is the one that the study began with.
             self._stop_workers()
             self._tell(self._coordinator.finish.remote)
             raise

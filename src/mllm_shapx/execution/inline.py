@@ -3,7 +3,7 @@
 import asyncio
 import time
 
-from mllm_shapx.errors import ShapxError, StorageError, first_of
+from mllm_shapx.errors import ShapxError, StorageError, StudyError, first_of
 from mllm_shapx.execution.aggregator import Aggregator
 from mllm_shapx.execution.coordinator import Coordinator
 from mllm_shapx.execution.messages import Answers, Beat, LeaseReply, Study, UnitFailure, WorkerInfo
@@ -131,7 +131,11 @@ async def _run(
                 await asyncio.wait([work], timeout=STOP_S)
                 break
         if work.done():
-            await _let_end(work)
+            try:
+                await _let_end(work)
+            except StudyError:
+                coordinator.finish()
+                raise
     coordinator.finish()
     snapshot = coordinator.snapshot()
     feed.show(snapshot)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mllm_shapx.config.models import DatasetConfig, EmbeddingConfig, RuntimeConfig, WandbConfig
+from mllm_shapx.config.servers import CONNECTOR
 from mllm_shapx.execution.sharing import HelpTask
 from mllm_shapx.explaining.coalitions import RowCoalitions, StoredAnswer
 from mllm_shapx.explaining.similarity import Vector
@@ -76,8 +77,16 @@ class Study:
     encoders: Mapping[EmbeddingConfig, Version] = field(default_factory=dict)
     """The external encoders of the runs."""
 
+    server_patience_s: float = 600.0
+    """Seconds without any answer of a server after which the study stops."""
+
     config: Mapping[str, Any] = field(default_factory=dict)
     """The config's JSON data, bases merged in."""
+
+    @property
+    def worker_device(self) -> str | None:
+        """Return the device of its workers; the processor where the model is behind a server."""
+        return "cpu" if self.runs[0].connector == CONNECTOR else self.runs[0].device
 
     def encoder_commit(self, run: RunSpec) -> str | None:
         """Return the commit of a run's external encoder, None where it has none."""
@@ -137,6 +146,8 @@ class Beat:
     """Answers at hand for each unit that it holds."""
     generated: Mapping[str, Generated] = field(default_factory=dict)
     """Cost key -> answers generated since it started, for whomever."""
+    waiting_for: str = ""
+    """What the worker waits for, in words, where that is not the coordinator: a server that is away."""
     report: ModelReport | None = None
     """What its model has to say of itself; None when nothing is new."""
 

@@ -33,6 +33,8 @@ class RunOptions:
     stall_s: float = 1800.0
     """Seconds without progress after which a worker is replaced."""
     flush_s: float = 30.0
+    server_patience_s: float = 600.0
+    """Seconds without any answer of a server after which the study stops."""
     grace_s: float = 30.0
     """Seconds that running samples get after the first signal."""
 

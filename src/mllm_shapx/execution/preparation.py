@@ -106,6 +106,7 @@ def prepare(loaded: LoadedConfig, options: RunOptions) -> tuple[Study, tuple[str
         failures_allowed=options.failures_allowed(len(selection.rows) * len(sweep.runs)),
         rows_in_flight=options.rows_in_flight,
         flush_s=options.flush_s,
+        server_patience_s=options.server_patience_s,
         retry_rows=options.retry_rows,
         config={**loaded.data, "selection": chosen.model_dump(mode="json")},
         dataset_content=content_of(table, experiment_set),

@@ -91,7 +91,7 @@ def _run_with_model(
     from mllm_shapx.execution.cluster import connected, plan_resources
 
     with connected(options, request) as folder:
-        resources = plan_resources(options, study.runs[0].device)
+        resources = plan_resources(options, study.worker_device)
         from mllm_shapx.execution.driver import Driver
 
         with opened() as taken, request.draining(options.grace_s):

@@ -20,7 +20,7 @@ from mllm_shapx.config.models import EmbeddingConfig
 from mllm_shapx.data.conversations import Row, load_row
 from mllm_shapx.data.digests import row_digest
 from mllm_shapx.data.table import Table
-from mllm_shapx.errors import RowError
+from mllm_shapx.errors import RowError, StudyError, first_of
 from mllm_shapx.execution.answers import content_id, vector_kind
 from mllm_shapx.execution.dataset import open_study_table
 from mllm_shapx.execution.environment import environment_of
@@ -34,8 +34,10 @@ from mllm_shapx.explaining.similarity import Embedder, Vector
 from mllm_shapx.models.base import Answer, Model, ModelReport
 from mllm_shapx.models.encoder import TextEncoder
 from mllm_shapx.models.engine import Engine, EngineStoppedError
+from mllm_shapx.models.engines import engine_for
 from mllm_shapx.models.flight import FEWEST_ROWS, Flight
 from mllm_shapx.models.registry import load_model, load_version
+from mllm_shapx.models.server_engine import ServerEngine
 from mllm_shapx.planning.costs import Generated
 from mllm_shapx.planning.runs import RunSpec
 from mllm_shapx.planning.units import WorkUnit, expected_answers
@@ -96,7 +98,7 @@ class _Loaded:
     """What a worker has in memory: the dataset, the model, and the encoders of the runs."""
 
     table: Table
-    engine: Engine
+    engine: Engine | ServerEngine
     encoders: Mapping[EmbeddingConfig, TextEncoder]
 
 
@@ -107,7 +109,7 @@ def _load(study: Study) -> _Loaded:
     model = load_study_model(study)
     # The encoders too: what is wrong with one concerns every row, and is found before the first answer.
     encoders = {config: TextEncoder.load(config, version) for config, version in study.encoders.items()}
-    return _Loaded(table, Engine(model), encoders)
+    return _Loaded(table, engine_for(model, server_patience_s=study.server_patience_s), encoders)
 
 
 def load_study_model(study: Study) -> Model:
@@ -207,6 +209,11 @@ class Worker:
                 await self._work_on()
                 beats.cancel()
                 await self._give_sign()  # of what was answered since the last one
+        except ExceptionGroup as failures:
+            found = failures.subgroup(StudyError)
+            if found is None:
+                raise
+            raise first_of(found) from failures
         finally:
             self._stopping.set()
             await self.flush()
@@ -320,6 +327,9 @@ class Worker:
             # Only this unit was let go: it was dropped, or the worker is stopping.
         except RowError as error:
             await self._failed(held, unit.run_names, error.reason, error, final=True)
+        except StudyError:
+            await self.flush()  # of the other rows too: they are about to be cancelled
+            raise
         except (DeviceLostError, EngineStoppedError):
             raise  # it ends the worker
         except Exception as error:
@@ -358,7 +368,7 @@ class Worker:
             except RowError as error:
                 await self._failed(held, (run.name,), error.reason, error, final=True)
                 continue
-            except EngineStoppedError:
+            except (StudyError, EngineStoppedError):
                 await self._flush_unit(unit.unit_id, held)
                 raise  # no fault of the row
             except Exception as error:
@@ -410,6 +420,9 @@ class Worker:
         try:
             prompts = await asyncio.to_thread(self._helped_prompts, task, run)
             await self._answer(run, task.row_index, prompts, answers.__setitem__)
+        except StudyError:
+            await self._desk.helped(self._me, task.task_id, answers)
+            raise
         except EngineStoppedError:
             raise
         except Exception:
@@ -474,10 +487,11 @@ class Worker:
 
     async def _give_sign(self) -> None:
         busy = self._loaded.engine.stats.busy_seconds
+        waiting = getattr(self._loaded.engine, "waiting_for", "")
         counts = {unit_id: held.answers for unit_id, held in self._held.items()}
         report = self._loaded.engine.model.report
         news = report if report != self._reported else None
-        beat = Beat(tuple(self._held), self._answers, busy, counts, dict(self._generated), news)
+        beat = Beat(tuple(self._held), self._answers, busy, counts, dict(self._generated), waiting, news)
         self._obey(await self._desk.beat(self._me, beat))
         self._reported = report
 

@@ -6,7 +6,7 @@ once. Connectors (`hf_text`, `liquid_audio`) implement `Model`; nothing else kno
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 from mllm_shap import ConversationSnapshot, GenerationRecord
@@ -14,6 +14,8 @@ from mllm_shap.value.generation_records import generation_record_from_text
 from numpy.typing import NDArray
 
 EmbeddingMode = Literal["CONTEXTUAL", "STATIC"]
+Ending = Literal["refusal", "content_filter", "empty"]
+"""What is unusual in how a server ended an answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,10 @@ class Answer:
     """Natural-log probability of each of `token_ids` before temperature and top-k; None: not asked for."""
     audio_frames: tuple[tuple[int, ...], ...] = ()
     """Generated audio frames, one code per codebook."""
+    ending: Ending | None = None
+    """What is unusual in how a server ended the answer; None for an end token or the limit of tokens."""
+    reasoning: str = ""
+    """Reasoning that a server sent apart from the text; it is never scored."""
 
     def to_record(self) -> GenerationRecord:
         """Return the record that mllm_shap's value functions score.
@@ -83,6 +89,11 @@ class Answer:
             embedding=record.embedding,
             contextual_embedding=record.contextual_embedding,
         )
+
+
+def ending_of(written: str | None) -> Ending | None:
+    """Return the ending that a text names, None for any other text."""
+    return next((ending for ending in get_args(Ending) if ending == written), None)
 
 
 class Prompt(Protocol):

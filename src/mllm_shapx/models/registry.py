@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mllm_shapx.config.loading import resolve_path
+from mllm_shapx.config.servers import CONNECTOR
 from mllm_shapx.errors import ModelError
 from mllm_shapx.models.checkpoint_files import check_files
 from mllm_shapx.models.identity import (
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 LOADERS = {
     "hf_text": "mllm_shapx.models.hf_text:load",
     "liquid_audio": "mllm_shapx.models.liquid_audio:load",
+    CONNECTOR: "mllm_shapx.models.server_text:load",
 }
 """Connector -> `load(run, model_path, revision) -> Model`, imported when asked for.
 
@@ -71,8 +73,21 @@ def model_identity(run: RunSpec, config_path: Path) -> tuple[Path | None, str]:
             connector takes, the hub does not have it, or an extra is not installed.
     """
     check_connector(run.connector)
-    directory = local_directory(run.model_id, resolve_path(run.model_id, config_path))
+    directory = _directory(run, config_path)
     return directory, model_revision(run, directory, config_path)
+
+
+def check_model(run: RunSpec, config_path: Path) -> str:
+    """Look at the model that `run` names without loading it, and say what it is.
+
+    A server is asked for its list of models and for one answer of one token.
+
+    Raises:
+        ModelError: As `model_identity`.
+    """
+    _, revision = model_identity(run, config_path)
+    where = f" at {run.connector_kwargs.base_url}" if run.connector == CONNECTOR else ""
+    return f"model {run.model_id}{where} ({revision[:16]})"
 
 
 def model_version(run: RunSpec, config_path: Path) -> tuple[Path | None, Version]:
@@ -82,7 +97,7 @@ def model_version(run: RunSpec, config_path: Path) -> tuple[Path | None, Version
         ModelError: As `model_identity`, and when files change while they are read.
     """
     check_connector(run.connector)
-    directory = local_directory(run.model_id, resolve_path(run.model_id, config_path))
+    directory = _directory(run, config_path)
     version = Version.of(
         MODEL_ID,
         [each.resolve() for each in model_directories(run, directory, config_path)],
@@ -104,6 +119,13 @@ def load_version(
         lambda: load_model(run, model_path, version.commit, config_path),
         lambda: model_revision(run, model_path, config_path),
     )
+
+
+def _directory(run: RunSpec, config_path: Path) -> Path | None:
+    """Return the local directory of a run's model, None for a hub id and for a model behind a server."""
+    if run.connector == CONNECTOR:
+        return None
+    return local_directory(run.model_id, resolve_path(run.model_id, config_path))
 
 
 def check_connector(connector: str) -> None:
@@ -144,6 +166,10 @@ def model_revision(run: RunSpec, directory: Path | None, config_path: Path | Non
     """Return what tells one version of the model from another (see `model_identity`)."""
     if run.connector == "hf_text":
         return text_commit(text_source(run, directory, config_path), run)
+    if run.connector == CONNECTOR:
+        from mllm_shapx.models.server_identity import served_model
+
+        return served_model(run).commit
     if directory is None:
         return hub_commit(run.model_id, run.model_revision)
     named = f"{MODEL_ID}: directory {run.model_id!r}"

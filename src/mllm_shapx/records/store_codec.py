@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -30,6 +30,10 @@ class AnswerRow(NamedTuple):
     """One code per codebook for each frame."""
     asked_by: str = ""
     """Name of the run that it was generated for, empty for a copy of another coalition's answer."""
+    ending: str | None = None
+    """What is unusual in how a server ended it: `refusal`, `content_filter` or `empty`."""
+    reasoning: str = ""
+    """Reasoning that a server sent apart from the text."""
 
     @property
     def content_id(self) -> bytes:
@@ -70,6 +74,7 @@ def encode_answers(header: StoreHeader, answers: Mapping[int, AnswerRow]) -> byt
     masks = sorted(answers)
     width = max(1, (max(header.num_players, masks[-1].bit_length() if masks else 0) + 7) // 8)
     rows = [answers[mask] for mask in masks]
+    columns = _of_servers(rows)
     table = pa.table(
         {
             "mask": pa.array([mask.to_bytes(width, "little") for mask in masks], pa.binary(width)),
@@ -80,9 +85,20 @@ def encode_answers(header: StoreHeader, answers: Mapping[int, AnswerRow]) -> byt
             "logprobs": pa.array([row.logprobs for row in rows], pa.list_(pa.float64())),
             "audio_frames": pa.array([row.audio_frames for row in rows], pa.list_(pa.list_(pa.int32()))),
             "asked_by": pa.array([row.asked_by for row in rows], pa.string()),
+            **columns,
         }
     )
     return _encode_table(table, header)
+
+
+def _of_servers(rows: "Sequence[AnswerRow]") -> "dict[str, pa.Array]":
+    """Return the columns that only answers of servers have, where one has something to say in them."""
+    import pyarrow as pa
+
+    endings = [row.ending for row in rows]
+    texts = [row.reasoning.encode(errors="replace").decode() or None for row in rows]
+    found = {"ending": endings, "reasoning": texts}
+    return {name: pa.array(column, pa.string()) for name, column in found.items() if any(column)}
 
 
 def decode_answers(table: "pa.Table") -> Iterator[tuple[int, AnswerRow]]:
@@ -94,8 +110,11 @@ def decode_answers(table: "pa.Table") -> Iterator[tuple[int, AnswerRow]]:
     columns = (_tuples(_column(table, name)) for name in ("token_ids", "logprobs", "audio_frames"))
     masks = _column(table, "mask").to_pylist()
     texts, askers = _column(table, "text").to_pylist(), _column(table, "asked_by").to_pylist()
-    for mask, text, token_ids, logprobs, frames, asker in zip(masks, texts, *columns, askers, strict=True):
-        yield int.from_bytes(mask, "little"), AnswerRow(text, token_ids or (), logprobs, frames or (), asker)
+    unusual = (_optional(table, name) for name in ("ending", "reasoning"))
+    rows = zip(masks, texts, *columns, askers, *unusual, strict=True)
+    for mask, text, token_ids, logprobs, frames, asker, ending, reasoning in rows:
+        answer = AnswerRow(text, token_ids or (), logprobs, frames or (), asker, ending, reasoning or "")
+        yield int.from_bytes(mask, "little"), answer
 
 
 def encode_embeddings(
@@ -200,6 +219,14 @@ def _column(table: "pa.Table", name: str) -> "pa.Array":
     if name not in table.column_names:
         raise ValueError(f"it has no column {name!r}")
     return table.column(name).combine_chunks()
+
+
+def _optional(table: "pa.Table", name: str) -> list[str | None]:
+    """Return a column that a file may lack."""
+    if name not in table.column_names:
+        return [None] * table.num_rows
+    found: list[str | None] = _column(table, name).to_pylist()
+    return found
 
 
 def _tuples(array: "pa.Array") -> list[Any]:

@@ -1,0 +1,174 @@
+"""What a config may say of a model behind a server: older keys, addresses, and no secrets."""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+CONNECTOR = "openai"
+CONNECTOR_ALIASES = {"openai_compat_text": CONNECTOR, "lm_studio_text": CONNECTOR}
+"""Older names of connectors, and those they mean."""
+LM_STUDIO_URL = "http://localhost:1234/v1"
+"""Where LM Studio listens unless it is told otherwise."""
+SERVER_KEYS = ("base_url", "api_key_env", "max_concurrency", "timeout_s", "extra_body", "headers_env")
+"""Keys of `connector_kwargs` that the connector alone reads."""
+OLD_KEYS = ("chat_model", "lm_studio")
+SECRET_KEYS = ("api_key", "api_token", "token", "authorization", "headers", "password")
+"""Keys that users write a secret under; none is a key of a config."""
+
+_OURS = frozenset(
+    {"model", "messages", "temperature", "top_k", "seed", "max_tokens", "max_completion_tokens"}
+    | {"stream", "stream_options", "n", "logprobs", "top_logprobs"}
+)
+_OLD_LM_STUDIO = ("model_key", "api_host")
+_VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]{0,63}")
+_SAYS_SECRET = frozenset({"KEY", "APIKEY", "TOKEN", "SECRET", "PASSWORD", "AUTH"})
+_HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}")
+_SECRET_WORDS = re.compile(
+    r"(?i)(x[-_])?(api[-_]?key|(access|auth|bearer|api)[-_]?token|token|authorization|password|secret)"
+)
+_LITERAL_KEY = re.compile(
+    r"\b(sk-[\w-]{16,}|hf_\w{20,}|gsk_\w{20,}|AIza[\w-]{30,}|xai-\w{20,}|[Bb]earer\s+[\w.~+/-]{8,})"
+)
+
+
+def without_old_keys(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `connector_kwargs` with older keys by their names of today.
+
+    Raises:
+        KeyFault: When an older key cannot be read, or says what another key says too.
+    """
+    rest = {key: value for key, value in data.items() if key not in OLD_KEYS}
+    found = dict(_renamed(data))
+    for name, (old, value) in found.items():
+        if rest.get(name) is not None and rest[name] != value:
+            raise KeyFault(old, f'is the same setting as "{name}"; keep one')
+        rest[name] = value
+    if data.get("lm_studio") is not None:
+        rest.setdefault("base_url", LM_STUDIO_URL)
+    return rest
+
+
+class KeyFault(ValueError):  # noqa: N818 -- what is wrong with a key, not an error by itself
+    """Says which key of a block is wrong, and why."""
+
+    def __init__(self, key: str, message: str) -> None:
+        self.key = key
+        self.message = message
+        super().__init__(message)
+
+
+def _renamed(data: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str, Any]]]:
+    """Yield today's name, the older key and its value."""
+    if data.get("chat_model") is not None:
+        yield "model_id", ("chat_model", data["chat_model"])
+    block = data.get("lm_studio")
+    if block is None:
+        return
+    if not isinstance(block, dict):
+        raise KeyFault("lm_studio", "must be an object with model_key and api_host")
+    for key in block:
+        if key not in _OLD_LM_STUDIO:
+            raise KeyFault("lm_studio", f'has the unknown key "{key}"; known: model_key, api_host')
+    if block.get("model_key") is not None:
+        yield "model_id", ("lm_studio", block["model_key"])
+    host = block.get("api_host")
+    if isinstance(host, str):
+        address = host if "://" in host else f"http://{host}"
+        yield "base_url", ("lm_studio", address if urlsplit(address).path.strip("/") else f"{address}/v1")
+    elif host is not None:
+        raise KeyFault("lm_studio", "must name api_host as text, such as localhost:1234")
+
+
+def secret_key(data: Mapping[str, Any]) -> str | None:
+    """Return the key of `connector_kwargs` under which a secret is written, None when there is none."""
+    return next((key for key in data if key.lower().replace("-", "_") in SECRET_KEYS), None)
+
+
+def base_url(value: str) -> str:
+    """Return the address of a server without a slash at its end.
+
+    Raises:
+        ValueError: When it is none.
+    """
+    try:
+        parts = urlsplit(value)
+        has_host = bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        has_host = False
+    if has_host and (parts.query or parts.fragment):
+        msg = "must end before its query, which may hold a secret; give that through headers_env"
+        raise ValueError(msg)
+    if not has_host or parts.scheme not in {"http", "https"}:
+        msg = f'"{value}" must be the address of a server, such as http://localhost:8000/v1'
+        raise ValueError(msg)
+    for ending in ("/chat/completions", "/completions"):
+        if parts.path.rstrip("/").endswith(ending):
+            msg = f'"{value}" must end before "{ending}", which is added to it'
+            raise ValueError(msg)
+    return value.rstrip("/")
+
+
+def variable_name(value: str) -> str:
+    """Return the name of an environment variable. What is none is not repeated: it may be a key.
+
+    Raises:
+        ValueError: When it is none.
+    """
+    if not _VARIABLE.fullmatch(value) or _SAYS_SECRET.isdisjoint(value.split("_")):
+        msg = (
+            "must be the NAME of an environment variable, in capitals and with the word KEY, TOKEN, "
+            "SECRET, PASSWORD or AUTH, such as OPENAI_API_KEY, and not the key itself: configs are copied "
+            "into the results, and Ray's logs hold variables that do not say so"
+        )
+        raise ValueError(msg)
+    return value
+
+
+def header_variables(value: dict[str, str]) -> dict[str, str]:
+    """Return HTTP header -> name of the variable that holds its value.
+
+    Raises:
+        ValueError: When one is none.
+    """
+    for header, variable in value.items():
+        if not _HEADER.fullmatch(header):
+            msg = "must name HTTP headers, such as X-Api-Key"
+            raise ValueError(msg)
+        variable_name(variable)
+    return value
+
+
+def extra_body(value: dict[str, Any]) -> dict[str, Any]:
+    """Return what a request says beside our own keys.
+
+    Raises:
+        ValueError: When it holds one of these, or a secret.
+    """
+    for key in value:
+        if key in _OURS:
+            msg = f'must not hold "{key}", which the generation block and the study decide'
+            raise ValueError(msg)
+    if (name := _secret_name(value)) is not None:
+        msg = f'must not hold "{name}": configs are copied into the results; use api_key_env or headers_env'
+        raise ValueError(msg)
+    return value
+
+
+def looks_like_key(text: str) -> bool:
+    """Return whether a text holds an API key as services write them."""
+    return _LITERAL_KEY.search(text) is not None
+
+
+def _secret_name(value: Any) -> str | None:
+    """Return a key, at any depth, that names a secret."""
+    if isinstance(value, list):
+        return next((name for item in value if (name := _secret_name(item)) is not None), None)
+    if not isinstance(value, dict):
+        return None
+    for key, item in value.items():
+        if _SECRET_WORDS.fullmatch(key):
+            return str(key)
+        if (name := _secret_name(item)) is not None:
+            return name
+    return None

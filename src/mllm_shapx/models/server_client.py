@@ -1,0 +1,317 @@
+"""One request to an OpenAI-compatible server and what comes of it, in words."""
+
+import asyncio
+import os
+import ssl
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+from typing import Any, NoReturn
+
+import httpx
+
+from mllm_shapx.errors import ModelError, RowError, ServerError
+from mllm_shapx.models.base import Answer, Decoding, Ending
+from mllm_shapx.models.reasoning import cut_reasoning
+from mllm_shapx.plaintext import printable
+from mllm_shapx.planning.runs import RunSpec
+
+MAX_CONCURRENCY = 256
+TIMEOUT_S = 300.0
+CONNECT_S = 10.0
+_LONGEST_WORDS = 300
+_SEEDS = 1 << 31
+_BUSY = frozenset({429, 503})
+_REFUSED = frozenset({400, 413, 422})
+_TRY_AGAIN = frozenset({408, 409, 425})
+
+Messages = tuple[dict[str, str], ...]
+
+
+class Setback(Exception):  # noqa: N818 -- a condition that the engine handles
+    """A request that brought no answer and may be sent again."""
+
+    def __init__(
+        self, why: str, *, is_away: bool = False, is_busy: bool = False, wait_s: float | None = None
+    ) -> None:
+        self.why = why
+        self.is_away = is_away
+        """Nobody listens, or the connection broke."""
+        self.is_busy = is_busy
+        """The server takes fewer requests than it got."""
+        self.wait_s = wait_s
+        """Seconds that the server wants to be left alone."""
+        super().__init__(why)
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A chat completion."""
+
+    answer: Answer
+    model: str | None
+    """Name of the model as the server gives it."""
+    fingerprint: str | None
+
+
+@dataclass(frozen=True)
+class Service:
+    """Where the model is and how it is asked. Its repr shows no secret."""
+
+    base_url: str
+    model: str
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """HTTP headers, secrets among them."""
+    key_variable: str | None = None
+    max_concurrency: int = MAX_CONCURRENCY
+    timeout_s: float = TIMEOUT_S
+    extra_body: Mapping[str, Any] = field(default_factory=dict)
+    strip_reasoning: bool = False
+
+    @classmethod
+    def of(cls, run: RunSpec) -> "Service":
+        """Return the service of a run, with the secrets of this process's environment.
+
+        Raises:
+            ModelError: When a variable is not set.
+        """
+        kwargs = run.connector_kwargs
+        headers = {
+            header: _secret("headers_env", variable)
+            for header, variable in (kwargs.headers_env or {}).items()
+        }
+        if kwargs.api_key_env is not None:
+            headers["Authorization"] = f"Bearer {_secret('api_key_env', kwargs.api_key_env)}"
+        return cls(
+            base_url=kwargs.base_url or "",
+            model=run.model_id,
+            headers=headers,
+            key_variable=kwargs.api_key_env,
+            max_concurrency=kwargs.max_concurrency or MAX_CONCURRENCY,
+            timeout_s=kwargs.timeout_s or TIMEOUT_S,
+            extra_body=kwargs.extra_body or {},
+            strip_reasoning=kwargs.strip_reasoning,
+        )
+
+    @property
+    def root(self) -> str:
+        """Return the address without `/v1`, where servers tell of themselves."""
+        return self.base_url.removesuffix("/v1")
+
+    def without_secrets(self, text: str) -> str:
+        """Return a server's words in one line, without the secrets that it may repeat."""
+        for value in self.headers.values():
+            for secret in {value, value.removeprefix("Bearer ")}:
+                text = text.replace(secret, "***")
+        text = " ".join(printable(text).split())
+        return text if len(text) <= _LONGEST_WORDS else f"{text[:_LONGEST_WORDS]}…"
+
+
+def _secret(key: str, variable: str) -> str:
+    value = os.environ.get(variable, "").strip()
+    if not value:
+        raise ModelError(
+            f"connector_kwargs.{key}: the environment variable {variable} is not set here; export it before "
+            "the call, and on a cluster before `ray start` of every node"
+        )
+    if not value.isascii() or not value.isprintable():
+        raise ModelError(f"connector_kwargs.{key}: the value of {variable} can be no HTTP header")
+    return value
+
+
+class ServerClient:
+    """Sends requests. For one event loop; close it with `aclose`."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self._client = httpx.AsyncClient(
+            headers=dict(service.headers),
+            timeout=httpx.Timeout(service.timeout_s, connect=CONNECT_S),
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=service.max_concurrency),
+        )
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._client.aclose()
+
+    async def ask(self, messages: Messages, decoding: Decoding, seed: int) -> Reply:
+        """Return the server's answer to a conversation.
+
+        Raises:
+            Setback: When the request may be sent again.
+            RowError: When the server does not take this conversation.
+            ServerError: When it takes none.
+        """
+        body = request_body(self.service, messages, decoding, seed)
+        response = await self._send("POST", f"{self.service.base_url}/chat/completions", body)
+        return self._reply(_json(response))
+
+    async def get(self, url: str) -> Any:
+        """Return the JSON data at an address of the server.
+
+        Raises:
+            Setback, ServerError: As `ask`.
+        """
+        return _json(await self._send("GET", url))
+
+    async def _send(self, method: str, url: str, body: Any = None) -> httpx.Response:
+        try:
+            async with asyncio.timeout(self.service.timeout_s + CONNECT_S):
+                response = await self._client.request(method, url, json=body)
+        except (TimeoutError, httpx.TimeoutException) as error:
+            if isinstance(error, httpx.ConnectTimeout):
+                raise Setback("it cannot be reached (no connection in time)", is_away=True) from None
+            raise Setback(f"it gave no answer within {self.service.timeout_s:g} s", is_busy=True) from None
+        except httpx.ConnectError as error:
+            if _is_certificate(error):
+                self._stop(f"its certificate is not accepted: {error}")
+            raise Setback(f"it cannot be reached ({self._words(error)})", is_away=True) from None
+        except httpx.TransportError as error:
+            raise Setback(f"the connection broke ({self._words(error)})", is_away=True) from None
+        except httpx.DecodingError as error:
+            raise Setback(f"its answer cannot be decoded ({self._words(error)})") from None
+        self._check_status(response)
+        return response
+
+    def _check_status(self, response: httpx.Response) -> None:
+        status = response.status_code
+        if status == httpx.codes.OK:
+            return
+        said = f"HTTP {status}"
+        if words := self.service.without_secrets(_error_words(response)):
+            said += f": {words}"
+        if status in _BUSY:
+            raise Setback(f"it is busy ({said})", is_busy=True, wait_s=_wait_s(response))
+        if status >= httpx.codes.INTERNAL_SERVER_ERROR or status in _TRY_AGAIN:
+            raise Setback(f"it failed ({said})", wait_s=_wait_s(response))
+        if status in _REFUSED:
+            raise RowError("prompt_refused", f"the server refused the prompt ({said})")
+        if status in {401, 403}:
+            variable = self.service.key_variable
+            fix = f"look at the key in {variable}" if variable else "name its variable in api_key_env"
+            self._stop(f"it does not let this key in ({said}); {fix}")
+        self._stop(f"it does not answer there ({said}); look at base_url and model_id")
+
+    def _stop(self, why: str) -> NoReturn:
+        raise ServerError(f"the server at {self.service.base_url}: {why}")
+
+    def _words(self, error: Exception) -> str:
+        return self.service.without_secrets(str(error)) or type(error).__name__
+
+    def _reply(self, data: Any) -> Reply:
+        if isinstance(data, dict) and data.get("error"):
+            words = self.service.without_secrets(_words_of(data["error"]))
+            raise Setback(f"it failed (HTTP 200 with the error: {words})")
+        try:
+            return parse_reply(data, strip_reasoning=self.service.strip_reasoning)
+        except (KeyError, IndexError, TypeError, ValueError):
+            raise Setback("its answer is no chat completion") from None
+
+
+def request_body(service: Service, messages: Messages, decoding: Decoding, seed: int) -> dict[str, Any]:
+    """Return the body of a request; `seed` is sent modulo 2^31, which every server takes."""
+    body: dict[str, Any] = {
+        **service.extra_body,
+        "model": service.model,
+        "messages": list(messages),
+        "temperature": decoding.text_temperature,
+        "max_tokens": decoding.max_new_tokens,
+        "seed": seed % _SEEDS,
+        "stream": False,
+    }
+    if decoding.text_top_k is not None and decoding.text_temperature > 0:
+        body["top_k"] = decoding.text_top_k
+    if decoding.logprobs:
+        body["logprobs"] = True
+    return body
+
+
+def parse_reply(data: Any, *, strip_reasoning: bool = False) -> Reply:
+    """Return what a chat completion says.
+
+    A refusal's own words are its text. Reasoning that the server sends apart is kept apart.
+
+    Raises:
+        KeyError, IndexError, TypeError, ValueError: When it is no chat completion.
+    """
+    choice = data["choices"][0]
+    message = choice["message"]
+    content, refusal = message.get("content"), message.get("refusal")
+    text = _text(content) or _text(refusal)
+    if strip_reasoning:
+        text = cut_reasoning(text)
+    text = text.strip()
+    ending: Ending | None = None
+    if refusal or choice.get("finish_reason") == "content_filter":
+        ending = "refusal" if refusal else "content_filter"
+    elif not text:
+        ending = "empty"
+    found = (choice.get("logprobs") or {}).get("content") or None
+    logprobs = None if found is None else tuple(float(token["logprob"]) for token in found)
+    reasoning = _text(message.get("reasoning_content") or message.get("reasoning"))
+    return Reply(
+        Answer(text, logprobs=logprobs, ending=ending, reasoning=reasoning),
+        _name(data.get("model")),
+        _name(data.get("system_fingerprint")),
+    )
+
+
+def _text(content: Any) -> str:
+    """Return text that is given whole or in parts."""
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return content
+    return "".join(str(part["text"]) for part in content if part.get("type", "text") == "text")
+
+
+def _name(value: Any) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise TypeError
+    return value or None
+
+
+def _json(response: httpx.Response) -> Any:
+    try:
+        return response.json()
+    except ValueError:
+        raise Setback("its answer is no JSON, or a part of it") from None
+
+
+def _error_words(response: httpx.Response) -> str:
+    try:
+        data = response.json()
+    except ValueError:
+        return response.text[: 4 * _LONGEST_WORDS]
+    return _words_of(data.get("error", data) if isinstance(data, dict) else data)
+
+
+def _words_of(error: Any) -> str:
+    """Return the message of an error as servers send it."""
+    if isinstance(error, dict):
+        error = error.get("message") or error.get("detail") or error
+    return str(error)
+
+
+def _wait_s(response: httpx.Response) -> float | None:
+    """Return the seconds of Retry-After, a number or a date; None without it."""
+    value = response.headers.get("retry-after", "").strip()
+    if not value:
+        return None
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    except ValueError:
+        return None
+
+
+def _is_certificate(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

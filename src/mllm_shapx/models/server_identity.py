@@ -1,0 +1,171 @@
+"""Which model a server answers with, as far as it says."""
+
+import asyncio
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from mllm_shapx.errors import ModelError, RowError, ServerError
+from mllm_shapx.models.base import Decoding
+from mllm_shapx.models.server_client import Messages, Reply, ServerClient, Service, Setback
+from mllm_shapx.planning.runs import RunSpec
+
+TRIES = 4
+PAUSE_S = 1.0
+"""Between two tries of the first questions; Retry-After may make it longer, up to `LONGEST_PAUSE_S`."""
+LONGEST_PAUSE_S = 30.0
+RETRY_S = 0.1
+_SAYS_WHICH = ("id", "owned_by", "root", "parent", "meta", "quantization", "arch")
+"""Fields of an entry of /models that stay while the model stays."""
+_LISTED = 8
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """What a server says of the model that it answers with."""
+
+    model: str | None
+    """Name in its answers."""
+    fingerprint: str | None
+    """`system_fingerprint` of its answers."""
+    version: str | None
+    """Of the server itself, where it tells."""
+    entry: str | None
+    """Its entry in the server's list of models, as JSON."""
+
+    @property
+    def commit(self) -> str:
+        """Return what stands for the model's version in specs and in the store's keys."""
+        told = json.dumps([self.model, self.fingerprint, self.version, self.entry])
+        return f"server-{hashlib.sha256(told.encode()).hexdigest()[:32]}"
+
+    def difference(self, now: "ServedModel") -> str | None:
+        """Return in words how a server's model differs from this one, None when it does not."""
+        pairs = (
+            ("model", self.model, now.model),
+            ("system_fingerprint", self.fingerprint, now.fingerprint),
+            ("version", self.version, now.version),
+            ("entry in /models", self.entry, now.entry),
+        )
+        found = [f"{name} was {old!r} and is {new!r}" for name, old, new in pairs if old != new]
+        return ", ".join(found) or None
+
+
+def served_model(run: RunSpec) -> ServedModel:
+    """Ask the server which model it has, by its list and one answer of one token.
+
+    Raises:
+        ModelError: When it cannot be reached, does not have the model or does not take the study's requests.
+    """
+    return asyncio.run(_served_model(run, Service.of(run)))
+
+
+async def _served_model(run: RunSpec, service: Service) -> ServedModel:
+    client = ServerClient(service)
+    try:
+        for attempt in range(1, TRIES + 1):
+            try:
+                return await look(client, run)
+            except Setback as setback:
+                if attempt == TRIES or (setback.wait_s or 0) > LONGEST_PAUSE_S:
+                    raise ModelError(
+                        f"connector_kwargs.base_url: the server at {service.base_url}: {setback.why}; start "
+                        "it, or look at the address"
+                    ) from None
+                await asyncio.sleep(setback.wait_s or PAUSE_S * attempt / 2)
+    except ServerError as error:
+        raise ModelError(str(error)) from error
+    finally:
+        await client.aclose()
+    raise AssertionError
+
+
+async def look(client: ServerClient, run: RunSpec) -> ServedModel:
+    """Return which model the server has.
+
+    Raises:
+        Setback: When it may be asked again.
+        ModelError: When it does not have the model or does not take the study's requests.
+        ServerError: When it takes no request.
+    """
+    service = client.service
+    entries = await _entries(client)
+    try:
+        reply = await client.ask(_question(run), Decoding(1, run.generation.text_temperature), 0)
+    except RowError as error:
+        message = f"the server at {service.base_url} does not take the study's requests: {error}"
+        raise ModelError(message) from None
+    except ServerError as error:
+        if entries and service.model not in entries:
+            raise ModelError(f"{error}. {_not_there(service, list(entries))}") from None
+        raise
+    check_name(service, reply, list(entries))
+    entry = entries.get(service.model)
+    return ServedModel(reply.model, reply.fingerprint, await _version(client), entry)
+
+
+def check_name(service: Service, reply: Reply, listed: list[str]) -> None:
+    """Refuse a server that answers with another model than was asked for.
+
+    A more exact name of the same model (`gpt-4o-2024-08-06` for `gpt-4o`, a path for its last part) is right.
+
+    Raises:
+        ModelError: When it is another model's name.
+    """
+    if reply.model is None:
+        return
+    asked, given = service.model.lower(), reply.model.lower()
+    if asked not in given and given not in asked:
+        raise ModelError(
+            f"connector_kwargs.model_id: the server at {service.base_url} was asked for {service.model!r} "
+            f"and answers as {reply.model!r}; {_not_there(service, listed) if listed else 'name that'}"
+        )
+
+
+def _question(run: RunSpec) -> Messages:
+    system = run.chat.system_prompt
+    opening: Messages = ({"role": "system", "content": system},) if system else ()
+    return (*opening, {"role": "user", "content": "Hello"})
+
+
+def _not_there(service: Service, names: list[str]) -> str:
+    shown = ", ".join(names[:_LISTED]) + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "")
+    return f"{service.base_url}/models lists: {shown}"
+
+
+async def _entries(client: ServerClient) -> dict[str, str]:
+    """Return name -> what stays of its entry in the server's list of models, as JSON."""
+    data = await _told(client, f"{client.service.base_url}/models")
+    found = data.get("data") if isinstance(data, dict) else None
+    entries = [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []
+    return {str(entry.get("id")): json.dumps(_stable(entry), sort_keys=True) for entry in entries}
+
+
+def _stable(entry: dict[str, Any]) -> dict[str, Any]:
+    return {key: entry[key] for key in _SAYS_WHICH if key in entry}
+
+
+async def _told(client: ServerClient, url: str) -> Any:
+    """Return what not every server tells of itself, None where it does not; the chat is what counts.
+
+    Raises:
+        Setback: When the server is away or busy.
+    """
+    for _ in range(TRIES):
+        try:
+            return await client.get(url)
+        except (ServerError, RowError):
+            return None
+        except Setback as setback:
+            if setback.is_away or setback.is_busy:
+                raise
+            await asyncio.sleep(RETRY_S)
+    return None
+
+
+async def _version(client: ServerClient) -> str | None:
+    """Return the version of vLLM and its kin; None of servers that do not tell."""
+    data = await _told(client, f"{client.service.root}/version")
+    version = data.get("version") if isinstance(data, dict) else None
+    return version if isinstance(version, str) else None

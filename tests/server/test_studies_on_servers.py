@@ -1,0 +1,392 @@
+"""Studies of a model behind a server that misbehaves: what is kept, what is said, whom nobody blames."""
+
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from chat_server import Act, Ask, ChatServer
+from click.testing import CliRunner
+from small_study import Study, results
+
+from mllm_shapx.cli import main
+from mllm_shapx.models import server_engine
+
+EXACT: list[dict[str, Any]] = [{"explainer_type": "exact"}]
+ANSWERS = 2 * 16
+
+
+def study_on(server: ChatServer, folder: Path, **settings: Any) -> Study:
+    more = settings.pop("kwargs", {})
+    kwargs = {"base_url": server.url, "model_id": "tiny", "timeout_s": 0.5, **more}
+    usual = {"connector": "openai", "connector_kwargs": kwargs, "experiments": EXACT}
+    return Study(folder, rows=2, words=4, settings={**usual, **settings})
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The results of a server that answers at once."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    with ChatServer() as server:
+        study = study_on(server, folder)
+        found = study.call("--inline")
+        assert found.code == 0, found.out
+        assert len(server.answered) == len(server.asked) == ANSWERS
+    return results(study.output)
+
+
+def stored(study: Study) -> list[dict[str, Any]]:
+    """Return all stored answers."""
+    files = sorted((study.output / "generations").rglob("*.parquet"))
+    return [row for file in files for row in pq.read_table(file).to_pylist()]
+
+
+SETBACKS: dict[str, Act] = {
+    "429 and how long to wait": Act(status=429, headers={"Retry-After": "0.3"}),
+    "429": Act(status=429),
+    "503": Act(status=503),
+    "500": Act(status=500),
+    "hang": Act(hang_s=0.8),
+    "reset": Act(reset=True),
+    "half": Act(half=True),
+    "no JSON": Act(raw=b"<html>gateway</html>"),
+    "JSON of another kind": Act(raw=b'{"choices": []}'),
+    "error in a 200": Act(raw=b'{"error": {"message": "overloaded", "code": 502}}'),
+}
+
+
+@pytest.mark.parametrize("setback", SETBACKS)
+def test_a_setback_costs_time_and_nothing_else(
+    setback: str, undisturbed: dict[str, Any], tmp_path: Path
+) -> None:
+    with ChatServer() as server:
+        server.script = lambda ask: SETBACKS[setback] if ask.number % 8 == 3 else Act()
+        study = study_on(server, tmp_path)
+        found = study.call("--inline")
+        assert found.code == 0, found.out
+        assert len(server.asked) > ANSWERS
+        assert len(server.answered) == ANSWERS, "something that was answered was asked again"
+    assert results(study.output) == undisturbed
+    assert not list(study.output.glob("*/failures/*"))
+
+
+def test_retry_after_is_obeyed_by_every_request(tmp_path: Path) -> None:
+    with ChatServer() as server:
+        busy = Act(status=429, headers={"Retry-After": "1"})
+        server.script = lambda ask: busy if ask.number == 9 else Act(delay_s=0.02)
+        assert study_on(server, tmp_path).call("--inline").code == 0
+        told = server.asked[9].at
+        assert not [ask for ask in server.asked[10:] if told + 0.2 < ask.at < told + 0.99]
+        assert len(server.answered) == ANSWERS
+
+
+def test_a_server_that_comes_back_is_waited_for(
+    undisturbed: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_engine, "QUIET_S", 0.2)
+    with ChatServer() as server:
+
+        def restart() -> None:
+            server.stop()
+            time.sleep(2.0)
+            server.start()
+
+        def script(ask: Ask) -> Act:
+            if ask.number == 10:
+                threading.Thread(target=restart).start()
+            return Act(delay_s=0.05)
+
+        server.script = script
+        study = study_on(server, tmp_path)
+        found = study.call("--inline")
+        assert found.code == 0, found.out
+        assert f"the server at {server.url} gives no answers: it cannot be reached" in found.out
+        assert "the server answers again" in found.out
+        assert max(Counter(server.answered).values()) <= 2  # the two rows share some prompts
+    assert results(study.output) == undisturbed
+
+
+def test_a_server_that_stays_away_stops_the_study_and_resuming_asks_nothing_twice(
+    undisturbed: dict[str, Any], tmp_path: Path
+) -> None:
+    with ChatServer() as server:
+
+        def script(ask: Ask) -> Act:
+            return Act(delay_s=0.02) if ask.number < 12 else Act(hang_s=0.6)
+
+        server.script = script
+        study = study_on(server, tmp_path)
+        found = study.call("--inline", "--server-patience", "1")
+        assert found.code == 1
+        assert "has given no answer for" in found.out
+        assert "go on with --resume" in found.out
+        assert not list(study.output.glob("*/failures/*")), "a row was blamed"
+        assert len(stored(study)) == len(server.answered) == 12
+        server.script = lambda _: Act()
+        assert study.call("--inline", "--resume").code == 0
+        assert len(server.answered) == ANSWERS
+    assert results(study.output) == undisturbed
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        (Act(model="tiny-2"), "model was 'tiny' and is 'tiny-2'"),
+        (Act(fingerprint="fp_2"), "system_fingerprint was 'fp_1' and is 'fp_2'"),
+    ],
+)
+def test_a_server_that_changes_its_model_stops_the_study(other: Act, said: str, tmp_path: Path) -> None:
+    with ChatServer() as server:
+        server.fingerprint = "fp_1"
+        server.script = lambda ask: Act() if ask.number < 10 else other
+        study = study_on(server, tmp_path)
+        found = study.call("--inline")
+        assert found.code == 1
+        assert said in found.out
+        kept = stored(study)
+        assert 0 < len(kept) <= 10
+        server.fingerprint = "fp_2"
+        found = study.call("--inline", "--resume")
+        assert found.code == 2, "another model's answers would be mixed in"
+        assert "model_commit" in found.out
+        server.fingerprint = "fp_1"
+        server.script = lambda _: Act()
+        assert study.call("--inline", "--resume").code == 0
+
+
+def test_a_server_that_comes_back_with_another_model_is_noticed_before_its_first_answer(
+    tmp_path: Path,
+) -> None:
+    with ChatServer() as server:
+
+        def restart() -> None:
+            server.stop()
+            server.listed = [{"id": "tiny", "owned_by": "us", "meta": {"n_params": 7}}]
+            server.start()
+
+        def script(ask: Ask) -> Act:
+            if ask.number == 10:
+                threading.Thread(target=restart).start()
+            return Act(delay_s=0.1)
+
+        server.script = script
+        found = study_on(server, tmp_path).call("--inline")
+        assert found.code == 1
+        assert "entry in /models was" in found.out
+
+
+@pytest.mark.parametrize(
+    ("act", "ending", "text"),
+    [
+        (Act(message={"content": None, "refusal": "I cannot say"}), "refusal", "I cannot say"),
+        (Act(message={"content": "so far"}, finish_reason="content_filter"), "content_filter", "so far"),
+        (Act(message={"content": "  "}), "empty", ""),
+        (Act(message={"content": "cut off"}, finish_reason="length"), None, "cut off"),
+    ],
+)
+def test_unusual_endings_are_recorded_and_a_cut_off_answer_is_none(
+    act: Act, ending: str | None, text: str, tmp_path: Path
+) -> None:
+    with ChatServer() as server:
+        server.script = lambda ask: act if ask.number % 2 else Act()
+        study = study_on(server, tmp_path)
+        assert study.call("--inline").code == 0
+    rows = [row for row in stored(study) if row["text"] == text]
+    assert rows
+    assert {row.get("ending") for row in rows} == {ending}
+    assert all(row.get("ending") is None for row in stored(study) if row["text"] != text)
+    notes = json.loads((study.output / "exact" / "spec.json").read_text())["model"]["notes"]
+    assert bool(notes) == (ending is not None)
+
+
+@pytest.mark.parametrize("key", ["reasoning_content", "reasoning"])
+def test_reasoning_is_kept_apart_and_not_scored(
+    key: str, undisturbed: dict[str, Any], tmp_path: Path
+) -> None:
+    with ChatServer() as server:
+
+        def script(ask: Ask) -> Act:
+            return Act(message={"content": server.answer(ask.text), key: f"about {ask.number}"})
+
+        server.script = script
+        study = study_on(server, tmp_path)
+        assert study.call("--inline").code == 0
+    assert results(study.output) == undisturbed
+    assert all(row["reasoning"].startswith("about ") for row in stored(study) if row["asked_by"])
+
+
+def test_reasoning_between_tags_is_cut_on_request(undisturbed: dict[str, Any], tmp_path: Path) -> None:
+    with ChatServer() as server:
+        server.script = lambda ask: Act(
+            message={"content": f"<think>{ask.number}</think>{server.answer(ask.text)}"}
+        )
+        study = study_on(server, tmp_path, kwargs={"strip_reasoning": True})
+        assert study.call("--inline").code == 0
+    assert results(study.output) == undisturbed
+
+
+@pytest.mark.parametrize(
+    ("act", "reason", "said"),
+    [
+        (Act(status=400), "prompt_refused", "refused the prompt (HTTP 400: status 400)"),
+        (Act(status=500), "server_failed", "failed 6 times at one of its prompts while it answered others"),
+    ],
+)
+def test_a_prompt_that_the_server_never_takes_puts_its_row_aside(
+    act: Act, reason: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_engine, "FIRST_PAUSE_S", 0.01)
+    with ChatServer() as server:
+        study = study_on(server, tmp_path)
+        study.write_prompts("one two three four", "five six seven eight nine ten")
+        server.script = lambda ask: act if ask.text == "two three" else Act(delay_s=0.02)
+        found = study.call("--inline")
+        assert found.code == 3, found.out
+        (failure,) = study.output.glob("exact/failures/*.json")
+        data = json.loads(failure.read_text())
+        assert (data["row_index"], data["reason"]) == (0, reason)
+        assert said in data["message"]
+        assert study.samples_on_disk() == 1
+        server.script = lambda _: Act()
+        found = study.call("--inline", verb="retry")
+        assert found.code == 0, found.out
+        assert study.samples_on_disk() == 2
+
+
+STARTS: dict[str, tuple[Callable[[ChatServer], Any], str]] = {
+    "another model": (
+        lambda server: setattr(server, "script_probe", Act(model="llama")),
+        "was asked for 'tiny' and answers as 'llama'",
+    ),
+    "a key that is not let in": (
+        lambda server: setattr(server, "script_probe", Act(status=401)),
+        "does not let this key in",
+    ),
+    "a model that is not there": (
+        lambda server: setattr(server, "script_probe", Act(status=404)),
+        "/models lists: other",
+    ),
+    "requests that are not taken": (
+        lambda server: setattr(server, "script_probe", Act(status=422)),
+        "does not take the study's requests",
+    ),
+    "nobody": (lambda server: server.stop(), "it cannot be reached"),
+}
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_a_study_that_cannot_start_says_why_and_writes_nothing(
+    start: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mllm_shapx.models.server_identity.PAUSE_S", 0.01)
+    break_it, said = STARTS[start]
+    with ChatServer() as server:
+        if start == "a model that is not there":
+            server.listed = [{"id": "other"}]
+        break_it(server)
+        study = study_on(server, tmp_path)
+        found = study.call("--inline")
+        if start == "nobody":
+            server.start()
+    assert found.code == 2
+    assert said in found.out
+    assert not study.output.exists()
+
+
+def test_no_key_reaches_a_file_or_a_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TINY_API_KEY", "quite-secret-1")
+    monkeypatch.setenv("GATEWAY_AUTH", "quite-secret-2")
+    monkeypatch.setenv("LOG_LEVEL", "DEBUG")
+    kwargs = {"api_key_env": "TINY_API_KEY", "headers_env": {"X-Gateway": "GATEWAY_AUTH"}}
+    with ChatServer() as server:
+        echo = json.dumps({"error": {"message": "wrong key quite-secret-1 or quite-secret-2"}}).encode()
+        server.script = lambda ask: (
+            Act(status=500 if ask.number % 8 else 400, raw=echo) if ask.number < 9 else Act()
+        )
+        study = study_on(server, tmp_path, kwargs=kwargs)
+        found = study.call("--inline")
+        assert found.code == 3, found.out
+        assert {ask.headers["Authorization"] for ask in server.asked} == {"Bearer quite-secret-1"}
+        assert {ask.headers["X-Gateway"] for ask in server.asked} == {"quite-secret-2"}
+    told = "".join(path.read_text(errors="replace") for path in tmp_path.rglob("*") if path.is_file())
+    assert "wrong key *** or ***" in told
+    assert "quite-secret" not in told + found.out
+
+
+def test_a_variable_that_is_not_set_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TINY_API_KEY", raising=False)
+    with ChatServer() as server:
+        found = study_on(server, tmp_path, kwargs={"api_key_env": "TINY_API_KEY"}).call("--inline")
+    assert found.code == 2
+    assert "connector_kwargs.api_key_env: the environment variable TINY_API_KEY is not set" in found.out
+
+
+def test_requests_say_what_the_config_says(tmp_path: Path) -> None:
+    extra = {"chat_template_kwargs": {"enable_thinking": False}}
+    with ChatServer() as server:
+        assert study_on(server, tmp_path, kwargs={"extra_body": extra}).call("--inline").code == 0
+        body = server.asked[0].body
+    assert body["messages"][0] == {"role": "system", "content": "You are a helpful assistant."}
+    assert [each["role"] for each in body["messages"]] == ["system", "user"]
+    rest = {key: value for key, value in body.items() if key != "messages"}
+    assert rest == {
+        "model": "tiny", "temperature": 0.0, "max_tokens": 6, "seed": 0, "stream": False, **extra
+    }  # fmt: skip
+
+
+def test_as_many_requests_are_in_flight_as_the_server_takes(tmp_path: Path) -> None:
+    """More than eight at a time are refused; the study finds that out, and the cap of the config holds."""
+    with ChatServer() as server:
+        server.script = lambda ask: Act(status=429) if ask.in_flight > 8 else Act(delay_s=0.01)
+        study = study_on(server, tmp_path / "free")
+        study.write_prompts("one two three four five six seven eight")
+        assert study.call("--inline").code == 0
+        refused = len(server.asked) - len(server.answered)
+        assert len(server.answered) == 256
+        assert server.most_in_flight > 4
+        assert refused < 64
+    with ChatServer() as server:
+        server.script = lambda _: Act(delay_s=0.005)
+        study = study_on(server, tmp_path / "capped", kwargs={"max_concurrency": 3})
+        assert study.call("--inline").code == 0
+        assert server.most_in_flight == 3
+
+
+def test_workers_of_ray_share_a_server_and_a_stop_of_it_blames_no_row(
+    undisturbed: dict[str, Any], tmp_path: Path
+) -> None:
+    key = {"TINY_API_KEY": "quite-secret-1"}
+    with ChatServer() as server:
+        server.script = lambda ask: Act(delay_s=0.05) if ask.number < 12 else Act(hang_s=0.6)
+        study = study_on(server, tmp_path, kwargs={"api_key_env": "TINY_API_KEY"})
+        found = study.run("--num-workers", "2", "--server-patience", "2", env=key)
+        assert found.code == 1, found.out
+        assert "has given no answer for" in found.out
+        assert "quite-secret" not in found.out
+        assert not list(study.output.glob("*/failures/*")), "a row was blamed"
+        assert len(stored(study)) == len(server.answered) == 12
+        server.script = lambda _: Act()
+        found = study.run("--num-workers", "2", "--resume", env=key)
+        assert found.code == 0, found.out
+        assert len(server.answered) == ANSWERS
+        assert {ask.headers["Authorization"] for ask in server.asked} == {"Bearer quite-secret-1"}
+    assert results(study.output) == undisturbed
+
+
+def test_stored_answers_can_be_asked_for_again_and_bench_says_that_it_cannot(tmp_path: Path) -> None:
+    with ChatServer() as server:
+        study = study_on(server, tmp_path)
+        assert study.call("--inline").code == 0
+        found = study.call("--again", "5", verb="verify")
+        assert found.code == 0, found.out
+        assert len(server.asked) == ANSWERS + 5
+        server.answer = lambda text: f"now {text}"
+        assert "0 of 5" in study.call("--again", "5", verb="verify").out
+        called = CliRunner().invoke(main, ["bench", "--config", str(study.config)])
+        assert called.exit_code == 2
+        assert "this one is behind a server" in called.output
