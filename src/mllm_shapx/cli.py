@@ -47,7 +47,8 @@ if TYPE_CHECKING:
 _NOT_REPEATED = {"config", "configs", "named", "config_list", "more", "resume", "overwrite"}
 """Options that the command that goes on does not repeat as they are."""
 _RESUMABLE = {"run", "demo", "retry", "rescore"}
-_OWNED_BY_SLURM = {"named", "config_list", "more", "resume", "overwrite", "address", "nodes", "inline"}
+_SHARD = ("shard", "shard_index", "num_shards")
+_OWNED_BY_SLURM = {"named", "config_list", "more", "resume", "overwrite", "address", "nodes", *_SHARD}
 """Options of `run` that the batch script gives itself."""
 INTERRUPTED_FROM = 128
 """Exit codes above it say by which signal the work was ended."""
@@ -376,7 +377,7 @@ def run(
         raise UsageError("--resume and --overwrite exclude each other; give one of them")
     if options["accept_changed_rows"] and not options["resume"]:
         raise UsageError("--accept-changed-rows goes with --resume; give both")
-    shard = _shard(*(options.pop(name) for name in ("shard", "shard_index", "num_shards")))
+    shard = _shard(*(options.pop(name) for name in _SHARD))
     again = Again(options.pop("max_retries"), options.pop("retry_delay_s"))
     loaded, wanted = load_configs(configs), RunOptions(shard=shard, **options)
     if dry_run:
@@ -628,6 +629,8 @@ def report(directory: str, output: Path | None, accept_changed_rows: bool) -> No
 @click.option("--submit", "submits", is_flag=True, help="Submit the script instead of printing it.")
 def slurm(
     configs: Sequence[Path],
+    *,
+    nodes: int,
     venv: str | None,
     name: str | None,
     run_options: str,
@@ -641,7 +644,11 @@ def slurm(
     words = _run_words(run_options)
     if venv is None and sys.prefix != sys.base_prefix:
         venv = sys.prefix
-    job = SlurmJob(configs=paths, name=name or job_name(paths), venv=venv, run_options=words, **options)
+    job = SlurmJob(
+        configs=paths, nodes=nodes, name=name or job_name(paths), venv=venv, run_options=words, **options
+    )
+    if nodes > 1 and "--inline" in words:
+        raise UsageError("--run-options: --inline uses one node only; leave it out, or give --nodes 1")
     if submits:
         number = submit(script(job))
         log = job.log.replace("%x", job.name).replace("%j", number).replace("%A", number)

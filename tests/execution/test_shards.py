@@ -72,10 +72,15 @@ def test_a_shard_resumes_and_an_incomplete_one_is_finished_after_the_merge(
     assert "already holds finished samples" in again.out
 
     (study.output / "shards" / "1-of-2" / "generations").rename(tmp_path / "answers")
+    offline = study.output / "shards" / "0-of-2" / "wandb" / "offline-run"
+    offline.mkdir(parents=True)
+    (offline / "run.wandb").write_text("not synced yet")
     found = merge(study)
     assert found.exit_code == 1
     assert f"{3 * ROWS - 1} of {3 * ROWS} samples" in found.output
     assert "to go on: mllm-shapx run --config" in found.output
+    kept = study.output / "shards" / "merged-0-of-2.1" / "wandb" / "offline-run" / "run.wandb"
+    assert kept.read_text() == "not synced yet"
     assert study.call("--inline", "--resume").code == 0
     assert results(study.output).keys() == results(plain.output).keys()
 

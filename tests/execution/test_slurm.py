@@ -96,6 +96,20 @@ def test_a_preempted_job_on_two_nodes_goes_on_with_the_gpus_of_its_allocation() 
         assert not left.strip(), "Ray's folders are removed on both nodes"
 
 
+def test_a_job_array_merged_equals_the_plain_run() -> None:
+    with SlurmCluster(nodes=1, cpus=6, gpus=0) as cluster:
+        study, twin = study_in(cluster.folder, "study", rows=4)
+        file = script(cluster, study, "--time", "10", "--array", "3", "--run-options", "--inline")
+        job = cluster.submit(str(file), cwd=study.folder)
+        for index in range(3):
+            log = study.folder / f"config-{job}_{index}.log"
+            assert cluster.wait(f"{job}_{index}", log)["JobState"] == "COMPLETED", log.read_text()
+        assert not study.samples_on_disk()
+        said = cluster.call("mllm-shapx", "merge", str(study.output))
+        assert "4 of 4 samples" in said
+        assert results(study.output) == results(twin.output)
+
+
 def _minutes(run_time: str) -> int:
     hours, minutes, _ = run_time.rpartition("-")[2].split(":")
     return 60 * int(hours) + int(minutes)

@@ -92,6 +92,9 @@ def test_what_slurm_or_run_would_refuse_is_refused_at_once(config: str) -> None:
     assert "is no option of sbatch" in refused(*always, "--sbatch", "--comment=a\nrm -rf b")
     assert "--run-options '--worker 2': No such option" in refused(*always, "--run-options", "--worker 2")
     assert "--overwrite cannot be given here" in refused(*always, "--run-options", "--overwrite")
+    assert "--shard-index cannot be given here" in refused(*always, "--run-options", "--shard-index 1")
+    inline = refused(*always, "--nodes", "2", "--run-options", "--inline")
+    assert "--inline uses one node only; leave it out, or give --nodes 1" in inline
     assert "--job-name 'a b' " in refused(*always, "--job-name", "a b")
     assert "experiments" in refused("--config", str(broken(Path(config))), "--time", "60")
 

@@ -1,5 +1,6 @@
 """The parts of a set that several jobs made: `shards/I-of-N/`, each laid out like a set of its own."""
 
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,9 @@ from mllm_shapx.records.storage import Storage, join_uri, open_storage
 
 _NAME = re.compile(r"(\d+)-of-(\d+)")
 _SHOWN = 5
+_MADE_ANEW = frozenset({"config.json", "pace.json", ".lock"})
+_MOVED = frozenset({"spec.json", "checkpoint.json", "summary", "samples", "failures", "audio"})
+"""Names in a run's directory that hold nothing any more, or what the merged directory has anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +72,7 @@ class ShardMerger:
     """Moves what shards hold to the plain layout of their set.
 
     Files are moved one by one, and a merge that was cut short is done again by the next one. What a shard
-    holds beside results (files that were set aside) stays where it is.
+    holds beside results (files that were set aside, W&B's offline runs) stays in `shards/merged-I-of-N.1/`.
 
     Args:
         storage: The set's directory.
@@ -156,21 +160,17 @@ class ShardMerger:
             return False  # a folder
 
     def _remove_derived(self, folder: str) -> None:
-        """Remove a shard's directory when it holds nothing but what is made from the results."""
-        derived = {"spec.json", "checkpoint.json", "summary", "samples", "failures", "audio"}
-        names = set(self._storage.list(folder)) - {GENERATIONS, "config.json", "pace.json", ".lock", "wandb"}
-        kept = [
-            path
-            for name in names
-            for path in (
-                [f"{folder}/{name}"] if name not in self._runs else self._beside(folder, name, derived)
-            )
-        ]
-        kept += [f"{folder}/{GENERATIONS}/{name}" for name in self._storage.list(f"{folder}/{GENERATIONS}")]
-        if not kept:
+        """Remove a shard's directory; one that holds more gets another name."""
+        names = set(self._storage.list(folder)) - {GENERATIONS, *_MADE_ANEW}
+        kept = names.difference(self._runs) | set(self._storage.list(f"{folder}/{GENERATIONS}"))
+        for name in names.intersection(self._runs):
+            kept |= set(self._storage.list(f"{folder}/{name}")) - _MOVED
+        if kept:
+            parent, _, name = folder.rpartition("/")
+            numbers = itertools.count(1)
+            targets = (f"{parent}/merged-{name}.{number}" for number in numbers)
+            self._storage.move(folder, next(path for path in targets if not self._storage.exists(path)))
+        else:
             self._storage.remove(folder)
         if not self._storage.list(SHARDS):
             self._storage.remove(SHARDS)
-
-    def _beside(self, folder: str, name: str, derived: set[str]) -> list[str]:
-        return [path for path in self._storage.list(f"{folder}/{name}") if path not in derived]
