@@ -3,8 +3,16 @@
 # A private Slurm cluster. Every node is its own net, pid, mount, uts and ipc namespace: own address, host
 # name, process table, /tmp and /dev/shm. SHARED, a folder below /tmp, is the same on all nodes, as is everything
 # outside of /tmp. GPUs are fake. Needs root and slurmctld, slurmd, slurm-client, munge, iproute2, util-linux.
+# With FAKESLURM_OWNER, a process id, the cluster ends with that process.
 set -eu
 self=$(readlink -f "$0")
+watch_owner() {
+  exec > /dev/null 2>&1 < /dev/null
+  while [ -n "${FAKESLURM_OWNER:-}" ] && [ -e "$D/ns.pid" ]; do
+    kill -0 "$FAKESLURM_OWNER" || "$self" stop "$D"
+    sleep 2
+  done
+}
 case $1 in
 start)
   D=$(readlink -f "$2"); S=$(readlink -f "$3"); N=${4:-2}; CPUS=${5:-2}; GPUS=${6:-2}
@@ -51,7 +59,7 @@ E
   u=$!; disown
   for _ in $(seq 1 300); do
     p=$(tr -d ' ' < "/proc/$u/task/$u/children" 2>/dev/null) || true; echo "$p" > "$D/ns.pid"
-    [ -n "$p" ] && [ "$("$self" exec "$D" sinfo -h -t idle -o %D 2>/dev/null)" = "$N" ] && exit 0
+    [ -n "$p" ] && [ "$("$self" exec "$D" sinfo -h -t idle -o %D 2>/dev/null)" = "$N" ] && { watch_owner & exit 0; }
     kill -0 $u 2>/dev/null || { cat "$D/log/ctl.out"; exit 1; }
     sleep 0.1
   done

@@ -51,6 +51,7 @@ class SlurmCluster:
             "PATH": os.pathsep.join(path),
             "PYTHONPATH": os.pathsep.join(sources),
             "OMP_NUM_THREADS": "1",
+            "FAKESLURM_OWNER": str(os.getpid()),
             "HF_HUB_OFFLINE": "1",
         }
         shape = [str(nodes), str(cpus), str(gpus)]
@@ -96,6 +97,7 @@ class SlurmCluster:
             text=True,
             check=False,
             timeout=120,
+            start_new_session=True,  # the daemons that `start` leaves do not get this process's signals
         )
         assert done.returncode == 0, done.stdout
         return done.stdout
