@@ -1,6 +1,6 @@
 # `make` alone lists what there is. Every target sets the checkout up first; that costs nothing the second time.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-audio demo-smollm2 test test-slow chaos check clean
+.PHONY: help setup demo demo-audio demo-smollm2 test test-slow test-slurm chaos check clean
 
 BIN := .venv/bin
 SOURCES := src tests scripts
@@ -16,6 +16,7 @@ help:
 	@echo "make demo-smollm2  questions to a real model of 135M parameters, explained exactly (fetches 93 MB)"
 	@echo "make test    run the tests (ARGS=... goes to pytest, JOBS=0 runs them in one process)"
 	@echo "make test-slow  run the slow tests: Ray clusters, kills, signals, real models"
+	@echo "make test-slurm  run the tests that start a Slurm of their own (root; Debian's slurmctld, slurmd, munge)"
 	@echo "make chaos   kill, signal and break a study at random and compare (ARGS=\"--kills 12 --seed 7\")"
 	@echo "make check   lint, formatting and types"
 	@echo "make clean   remove .venv, .tools and caches; results stay"
@@ -37,11 +38,14 @@ demo-smollm2:
 # One thread each: several processes with a thread per core stand in each other's way. A file's tests
 # stay in one process, which makes its fixtures once.
 test: setup
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n $(JOBS) -m "not slow" $(ARGS)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n $(JOBS) -m "not slow and not slurm" $(ARGS)
 
 # Ray clusters, lost nodes, kills and real models: what takes more than ten seconds each.
 test-slow: setup
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n $(JOBS) -m slow $(ARGS)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n $(JOBS) -m "slow and not slurm" $(ARGS)
+
+test-slurm: setup
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n 0 -m slurm tests/execution/test_slurm.py $(ARGS)
 
 chaos: setup
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python scripts/chaos.py $(ARGS)

@@ -9,8 +9,10 @@ import re
 import shlex
 import shutil
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -18,7 +20,7 @@ import click
 from click.core import ParameterSource
 
 from mllm_shapx.config.paths import exists, expanded, matches, real
-from mllm_shapx.errors import DatasetError, ShapxError, UsageError
+from mllm_shapx.errors import ConfigError, DatasetError, OutputError, ShapxError, UsageError
 from mllm_shapx.execution.signals import StopNow, StopRequest, stop_requests
 from mllm_shapx.plaintext import ShownFormatter
 from mllm_shapx.terminal import (
@@ -36,18 +38,25 @@ from mllm_shapx.terminal import (
 if TYPE_CHECKING:
     from mllm_shapx.config.loading import LoadedConfig
     from mllm_shapx.data.selection import Selection
-    from mllm_shapx.execution.options import RunOptions
+    from mllm_shapx.execution.options import Again, RunOptions
     from mllm_shapx.execution.outcome import StudyOutcome
     from mllm_shapx.planning.sweep import Sweep
+    from mllm_shapx.records.shards import Shard
+    from mllm_shapx.reporting.batch import BatchItem
 
 _NOT_REPEATED = {"config", "configs", "named", "config_list", "more", "resume", "overwrite"}
 """Options that the command that goes on does not repeat as they are."""
 _RESUMABLE = {"run", "demo", "retry", "rescore"}
+_SHARD = ("shard", "shard_index", "num_shards")
+_OWNED_BY_SLURM = {"named", "config_list", "more", "resume", "overwrite", "address", "nodes", *_SHARD}
+"""Options of `run` that the batch script gives itself."""
 INTERRUPTED_FROM = 128
 """Exit codes above it say by which signal the work was ended."""
 
 _ROWS = whole(1, 1_000_000_000, "and no dataset that is taken has as many rows")
 _WORKERS = whole(1, 10_000, "and one coordinator serves no more")
+_SHARDS = whole(1, 10_000, "and no site takes larger job arrays")
+_NODES = whole(1, 10_000, "and no Ray cluster has more")
 _ANSWERS = whole(1, 1_000_000_000, "and no study stores as many answers")
 _ROWS_IN_FLIGHT = whole(1, 4096, "for a worker holds the answers of all of them in memory")
 _YEAR_S, _A_YEAR = 31_536_000, "which is a year"
@@ -157,6 +166,13 @@ def with_resources(command: Callable[..., None]) -> Callable[..., None]:
             "--address", help="Ray cluster to join; RAY_ADDRESS, else one on this machine, by default."
         ),
         click.option(
+            "--wait-for-nodes",
+            "nodes",
+            type=_NODES,
+            default=1,
+            help="Nodes that the Ray cluster must have first.",
+        ),
+        click.option(
             "--max-attempts",
             type=whole(1, 1000, "for each attempt takes a worker down"),
             default=3,
@@ -202,6 +218,35 @@ def with_resources(command: Callable[..., None]) -> Callable[..., None]:
     for option in reversed(options):
         command = option(command)
     return command
+
+
+def _shard_text(_context: click.Context, _option: click.Parameter, value: str | None) -> str | None:
+    if value is not None and not re.fullmatch(r"[0-9]{1,4}/[0-9]{1,5}", value):
+        raise click.BadParameter(f"{value[:60]!r} is not I/N, such as 0/4 for the first of four shards")
+    return value
+
+
+def _shard(text: str | None, index: int | None, count: int | None) -> "Shard | None":
+    """Return the shard that a call names.
+
+    Raises:
+        UsageError: When it is named twice, by half, or is none of N.
+    """
+    from mllm_shapx.records.shards import Shard
+
+    if text is not None:
+        if index is not None or count is not None:
+            raise UsageError("--shard and --shard-index with --num-shards say the same; give one of them")
+        index, count = map(int, text.split("/"))
+    if index is None and count is None:
+        return None
+    if index is None or count is None:
+        raise UsageError("--shard-index and --num-shards go together; give both, or --shard I/N")
+    if index >= count:
+        raise UsageError(
+            f"--shard {index}/{count}: shards count from 0, so that the last one is {count - 1}/{count}"
+        )
+    return Shard(index, count)
 
 
 def _failure_limit(_context: click.Context, _option: click.Parameter, value: str | None) -> str | None:
@@ -289,7 +334,31 @@ def schema() -> None:
     help="With --resume: explain rows again that were changed in the dataset; old samples are moved aside.",
 )
 @click.option("--max-samples", type=_ROWS, help="Explain at most so many rows.")
+@click.option(
+    "--shard",
+    metavar="I/N",
+    callback=_shard_text,
+    help="Explain every N-th row from row I on (0 to N-1), for `merge` to join.",
+)
+@click.option("--shard-index", type=whole(0, 9_999, "and there are fewer shards"), help="I of --shard I/N.")
+@click.option("--num-shards", type=_SHARDS, help="N of --shard I/N.")
 @with_resources
+@click.option(
+    "--max-retries",
+    type=whole(0, 100, "for a study that fails so often needs a look"),
+    default=0,
+    show_default=True,
+    help="Times that a config that fails is tried again.",
+)
+@click.option(
+    "--retry-delay",
+    "retry_delay_s",
+    type=Number(0, _YEAR_S, _A_YEAR),
+    default=30.0,
+    show_default=True,
+    help="Seconds before it is tried again.",
+)
+@click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 @click.option("--inline", is_flag=True, help="Do the work in this process, without Ray.")
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as data.")
 @click.option("--table", is_flag=True, help="Show some rows and all runs at the end.")
@@ -298,22 +367,28 @@ def schema() -> None:
 )
 def run(
     configs: Sequence[Path],
+    *,
     inline: bool,
     as_json: bool,
     table: bool,
     mark: str | None,
+    dry_run: bool,
     **options: Any,
 ) -> None:
     """Explain the rows of configs by all their runs."""
-    from mllm_shapx.execution.options import RunOptions
+    from mllm_shapx.execution.options import Again, RunOptions
 
     if options["resume"] and options["overwrite"]:
         raise UsageError("--resume and --overwrite exclude each other; give one of them")
     if options["accept_changed_rows"] and not options["resume"]:
         raise UsageError("--accept-changed-rows goes with --resume; give both")
-    _execute(
-        load_configs(configs), RunOptions(**options), inline=inline, as_json=as_json, table=table, mark=mark
-    )
+    shard = _shard(*(options.pop(name) for name in _SHARD))
+    again = Again(options.pop("max_retries"), options.pop("retry_delay_s"))
+    loaded, wanted = load_configs(configs), RunOptions(shard=shard, **options)
+    if dry_run:
+        _dry_run(loaded, wanted)
+        return
+    _execute(loaded, wanted, inline=inline, as_json=as_json, table=table, mark=mark, again=again)
 
 
 @main.command()
@@ -335,6 +410,28 @@ def demo(config: Path, num_workers: int, inline: bool) -> None:
         raise UsageError(f"{config} is not there; run this in a checkout of the repository, or give --config")
     options = RunOptions(overwrite=True, num_workers=num_workers)
     _execute(load_configs([config]), options, inline=inline, table=True, mark="planted_word")
+
+
+@main.command()
+@click.argument("directory", type=Location(), required=False)
+@click.option("--config", type=FilePath(), help="Config of the set; the shards' copy of it by default.")
+@click.option("--json", "as_json", is_flag=True, help="Print the outcome as data.")
+def merge(directory: str | None, config: Path | None, as_json: bool) -> None:
+    """Join the shards in a set's DIRECTORY, as if one run had made them."""
+    from mllm_shapx.execution.merging import merge_shards, shard_config
+
+    if directory is None and config is None:
+        raise UsageError("no set is named; give its directory, or --config FILE")
+    (loaded,) = load_configs([config or Path(shard_config(str(directory)))])
+    outcome = merge_shards(loaded)
+    if as_json:
+        say_json(outcome.to_json())
+    else:
+        for note in outcome.warnings:
+            say(note, err=True)
+        say(outcome.to_text(f"mllm-shapx run --config {shlex.quote(str(loaded.path))} --resume"))
+    if outcome.exit_code:
+        sys.exit(outcome.exit_code)
 
 
 @main.command()
@@ -511,6 +608,87 @@ def report(directory: str, output: Path | None, accept_changed_rows: bool) -> No
 
 @main.command()
 @with_configs
+@click.option("--time", required=True, metavar="LIMIT", help="Time limit, such as 12:00:00 or 2-00:00:00.")
+@click.option("--nodes", type=_NODES, default=1, show_default=True, help="Nodes of the job.")
+@click.option(
+    "--gpus-per-node", type=whole(0, 64, "and no node has more"), default=0, show_default=True, help="GPUs."
+)
+@click.option(
+    "--cpus-per-node", type=whole(1, 4096, "and no node has more"), help="CPUs; 4 for each GPU by default."
+)
+@click.option(
+    "--array", "shards", type=_SHARDS, help="Make a job array of so many shards, for `mllm-shapx merge`."
+)
+@click.option(
+    "--drain-before",
+    "drain_before_s",
+    type=whole(30, 65_535, "and Slurm takes no larger value"),
+    default=120,
+    show_default=True,
+    help="Seconds before the time limit at which the study drains and the job is requeued.",
+)
+@click.option("--module", "modules", multiple=True, help="Environment module to load; may be repeated.")
+@click.option("--venv", help="Virtual environment to activate; the one of this command by default.")
+@click.option("--setup", help="Shell file to source after it.")
+@click.option("--job-name", "name", help="Name of the job and its log; the config's by default.")
+@click.option("--sbatch", multiple=True, metavar="OPTION", help="Other option of sbatch; may be repeated.")
+@click.option(
+    "--run-options", default="", metavar="TEXT", help='Options of `run`, such as "--workers-per-gpu 2".'
+)
+@click.option("--submit", "submits", is_flag=True, help="Submit the script instead of printing it.")
+def slurm(
+    configs: Sequence[Path],
+    *,
+    nodes: int,
+    venv: str | None,
+    name: str | None,
+    run_options: str,
+    submits: bool,
+    **options: Any,
+) -> None:
+    """Print the batch script that runs configs on Slurm, or submit it."""
+    from mllm_shapx.execution.slurm import SlurmJob, job_name, script, submit
+
+    paths = tuple(str(loaded.path) for loaded in load_configs(configs))
+    words = _run_words(run_options)
+    if venv is None and sys.prefix != sys.base_prefix:
+        venv = sys.prefix
+    job = SlurmJob(
+        configs=paths, nodes=nodes, name=name or job_name(paths), venv=venv, run_options=words, **options
+    )
+    if nodes > 1 and "--inline" in words:
+        raise UsageError("--run-options: --inline uses one node only; leave it out, or give --nodes 1")
+    if submits:
+        number = submit(script(job))
+        log = job.log.replace("%x", job.name).replace("%j", number).replace("%A", number)
+        say(f"submitted job {number}; log: {log.replace('%a', 'SHARD')}; state: squeue --job {number}")
+    else:
+        click.echo(script(job), nl=False)
+
+
+def _run_words(text: str) -> tuple[str, ...]:
+    """Return the words of --run-options once `run` has taken them."""
+    try:
+        words = shlex.split(text)
+        with run.make_context("run", list(words), resilient_parsing=False) as context:
+            given = {name for name in context.params if _is_given(context, name)}
+    except (ValueError, click.UsageError) as error:
+        said = error.format_message() if isinstance(error, click.UsageError) else error
+        raise UsageError(f"--run-options {text!r}: {said}") from error
+    if owned := given & _OWNED_BY_SLURM:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(owned))
+        raise UsageError(
+            f"--run-options {text!r}: {names} cannot be given here, for the script sets it itself"
+        )
+    return tuple(words)
+
+
+def _is_given(context: click.Context, name: str) -> bool:
+    return context.get_parameter_source(name) == ParameterSource.COMMANDLINE
+
+
+@main.command()
+@with_configs
 @click.option("--rows", type=_ROWS, help="Rows to explain; as many as the time allows.")
 @click.option(
     "--seconds",
@@ -598,27 +776,33 @@ def _execute(
     as_json: bool = False,
     table: bool = False,
     mark: str | None = None,
+    again: "Again | None" = None,
 ) -> None:
-    """Do the work of each config, say what came out, and exit with the worst code."""
-    from mllm_shapx.execution.studies import run_config
-    from mllm_shapx.reporting.progress import ProgressReporter
+    """Do the work of each config, say what came out, and exit with the worst code.
 
-    outcomes = []
+    Where there are several, one that fails does not keep the next ones from being done.
+    """
+    from mllm_shapx.execution.options import Again
+    from mllm_shapx.reporting.batch import BatchItem
+
+    outcomes: list[StudyOutcome | ShapxError] = []
+    items = [BatchItem(str(config.path), None) for config in loaded]
     request = _request()
     for number, config in enumerate(loaded):
-        interactive = None if config.experiment_set.runtime.progress_bar else False
         _say_how_to_go_on(request, loaded[number:], options)
-        with ProgressReporter(sys.stderr, interactive) as reporter:
-            outcome = run_config(config, options, reporter, inline=inline, request=request)
+        outcome, items[number] = _with_retries(config, options, again or Again(), request, inline=inline)
         outcomes.append(outcome)
         with _no_audience_needed(request):
-            _show(outcome, config, request, as_json=as_json, table=table, mark=mark)
+            if not isinstance(outcome, ShapxError):
+                _show(outcome, config, request, as_json=as_json, table=table, mark=mark)
+            elif len(loaded) == 1:
+                raise outcome
+            else:
+                say(f"error: {outcome}", err=True)
         if request.signal is not None and (outcome.exit_code > INTERRUPTED_FROM or config is not loaded[-1]):
             break
-    if as_json:
-        data = [outcome.to_json() for outcome in outcomes]
-        with _no_audience_needed(request):
-            say_json(data[0] if len(data) == 1 else data)
+    with _no_audience_needed(request):
+        _sum_up(items, outcomes, as_json=as_json)
     code = max((outcome.exit_code for outcome in outcomes), key=_severity)
     if request.signal is not None:
         if len(outcomes) < len(loaded):
@@ -631,6 +815,86 @@ def _execute(
         _leave(code)
     if code:
         sys.exit(code)
+
+
+def _sum_up(
+    items: "Sequence[BatchItem]", outcomes: "Sequence[StudyOutcome | ShapxError]", *, as_json: bool
+) -> None:
+    """Print the outcomes as data, or a table where there are several configs."""
+    from mllm_shapx.reporting.batch import batch_table
+
+    if as_json:
+        data = [
+            item.to_json() if isinstance(outcome, ShapxError) else outcome.to_json()
+            for item, outcome in zip(
+                items, outcomes, strict=False
+            )  # a signal may have kept some from starting
+        ]
+        say_json(data[0] if len(data) == 1 else data)
+    elif len(items) > 1:
+        say(f"\n{batch_table(items)}")
+
+
+def _with_retries(
+    config: "LoadedConfig", options: "RunOptions", again: "Again", request: StopRequest, *, inline: bool
+) -> "tuple[StudyOutcome | ShapxError, BatchItem]":
+    """Return what became of a config, or its error, and the same for the table."""
+    from mllm_shapx.execution.studies import run_config
+    from mllm_shapx.reporting.batch import BatchItem
+    from mllm_shapx.reporting.progress import ProgressReporter
+
+    started = time.monotonic()
+    interactive = None if config.experiment_set.runtime.progress_bar else False
+    tries = 0
+    while True:
+        tries += 1
+        found: StudyOutcome | ShapxError
+        try:
+            with ProgressReporter(sys.stderr, interactive) as reporter:
+                found = run_config(config, options, reporter, inline=inline, request=request)
+        except ShapxError as error:
+            found = error
+        # What the config or the directory forbids stays forbidden.
+        for_good = isinstance(found, ConfigError | OutputError) or found.exit_code not in {1, 2}
+        if for_good or request.signal is not None or tries > again.max_retries:
+            break
+        why = str(found) if isinstance(found, ShapxError) else "it stopped early"
+        where = f"retry {tries} of {again.max_retries} in {again.retry_delay_s:g} s"
+        say(f"{config.path}: {why}; {where}", err=True)
+        time.sleep(again.retry_delay_s)
+        if request.begun:
+            options = replace(options, resume=True, overwrite=False)
+    item = BatchItem(str(config.path), found.exit_code, tries=tries, seconds=time.monotonic() - started)
+    if isinstance(found, ShapxError):
+        return found, replace(item, error=str(found))
+    return found, replace(item, done=sum(found.done.values()), total=sum(found.total.values()))
+
+
+def _dry_run(loaded: "Sequence[LoadedConfig]", options: "RunOptions") -> None:
+    """Say of each config what a run would do; write nothing, and exit with 2 when one would be refused."""
+    from mllm_shapx.execution.preparation import check_output, prepare
+    from mllm_shapx.reporting.standing import standing
+
+    refused = False
+    for config in loaded:
+        try:
+            study, warnings = prepare(config, options)
+            check_output(study, options)
+        except UsageError as error:
+            refused = True
+            say(f"{config.path}: would be refused: {error}")
+            continue
+        for warning in warnings:
+            say(f"warning: {config.path}: {warning}", err=True)
+        there = standing(study.output_uri, study.runs, study.rows, study.players)
+        total = len(study.runs) * len(study.rows)
+        kept = 0 if there is None or options.overwrite else there.samples_done + there.samples_failed
+        say(
+            f"{config.path}: would make {total - kept:,} of {total:,} samples, of {len(study.runs):,} run(s) "
+            f"and {len(study.rows):,} row(s), in {study.output_uri}"
+        )
+    if refused:
+        sys.exit(2)
 
 
 def _show(

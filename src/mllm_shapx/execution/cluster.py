@@ -10,6 +10,7 @@ import secrets
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +26,8 @@ from mllm_shapx.execution.signals import JOB_VARIABLE, StopNow, StopRequest
 logger = logging.getLogger(__name__)
 
 START_ATTEMPTS = 3
+NODES_S = 300.0
+"""Seconds that the nodes of --wait-for-nodes may take to join."""
 
 _PASSED_ON = ("LOG_LEVEL", "ALLOW_UNPINNED_HF_DOWNLOAD")
 _PASSED_ON_PREFIXES = ("WANDB_", "HF_", "TRANSFORMERS_", "TORCH_", "OMP_", "MKL_", "TOKENIZERS_")
@@ -85,6 +88,7 @@ def connected(options: RunOptions, request: StopRequest | None = None) -> Iterat
                 _start_here(folder)
             else:
                 _join(address, origin)
+        _await_nodes(options.nodes)
         yield folder
 
 
@@ -229,6 +233,24 @@ def _join(address: str, origin: str) -> None:
             f"the Ray cluster at {address!r} (from {origin}) could not be joined: {error}. Correct "
             "--address or RAY_ADDRESS, or leave both out to run on this machine alone"
         ) from error
+
+
+def _await_nodes(wanted: int) -> None:
+    """Wait until the cluster has as many living nodes as the call says.
+
+    Raises:
+        ResourceError: When they do not come.
+    """
+    import ray
+
+    deadline = time.monotonic() + NODES_S
+    while (there := sum(node["Alive"] for node in ray.nodes())) < wanted:
+        if time.monotonic() > deadline:
+            raise ResourceError(
+                f"--wait-for-nodes {wanted}: only {there} node(s) of the Ray cluster are there after "
+                f"{NODES_S:g} s. Look at what `ray start` says on the others, or ask for fewer nodes"
+            )
+        time.sleep(0.5)
 
 
 def _start_here(folder: Path) -> None:

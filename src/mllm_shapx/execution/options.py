@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mllm_shapx.errors import UsageError
+from mllm_shapx.records.shards import Shard
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +17,8 @@ class RunOptions:
     """With `resume`: explain rows again that were changed in the dataset, instead of refusing."""
     max_samples: int | None = None
     """Overrides `selection.max_samples`."""
+    shard: Shard | None = None
+    """The part of the selected rows to explain, in a directory of its own; None for all."""
     num_gpus: float | None = None
     """GPUs to use in all; None for what there is."""
     num_workers: int | None = None
@@ -26,6 +29,8 @@ class RunOptions:
     """Rows that a worker explains side by side; None for as many as fill its batches."""
     address: str | None = None
     """Ray cluster to join; None for RAY_ADDRESS, else a cluster of its own on this machine."""
+    nodes: int = 1
+    """Nodes that the cluster must have before the work begins."""
     max_attempts: int = 3
     fail_fast: bool = False
     max_failures: str | None = None
@@ -61,3 +66,11 @@ class RunOptions:
         if self.max_failures.endswith("%"):
             return int(float(self.max_failures[:-1]) / 100.0 * samples)
         return int(self.max_failures)
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """How often a config that fails is tried again, and when."""
+
+    max_retries: int = 0
+    retry_delay_s: float = 30.0

@@ -13,7 +13,7 @@ from mllm_shapx.config.loading import LoadedConfig
 from mllm_shapx.config.paths import real
 from mllm_shapx.data.selection import select_rows
 from mllm_shapx.data.sources import open_table
-from mllm_shapx.errors import OutputError
+from mllm_shapx.errors import OutputError, UsageError
 from mllm_shapx.execution.answers import keys_in_use
 from mllm_shapx.execution.dataset import content_of, dataset_path, find_changed_rows, make_again, pinned
 from mllm_shapx.execution.environment import library_versions
@@ -27,9 +27,10 @@ from mllm_shapx.models.registry import model_version
 from mllm_shapx.planning.runs import RunSpec
 from mllm_shapx.planning.sweep import expand
 from mllm_shapx.records.environments import ENVIRONMENTS, MODEL, history
-from mllm_shapx.records.layout import GENERATIONS
+from mllm_shapx.records.layout import GENERATIONS, SHARDS
 from mllm_shapx.records.lock import OutputLock
 from mllm_shapx.records.runs import RunInspection, RunRecords
+from mllm_shapx.records.shards import found_shards
 from mllm_shapx.records.spec import (
     DATASET_COMMIT,
     DATASET_PATH,
@@ -68,6 +69,9 @@ def prepare(loaded: LoadedConfig, options: RunOptions) -> tuple[Study, tuple[str
     experiment_set = loaded.experiment_set
     sweep = expand(experiment_set, str(loaded.path))
     output_uri = _absolute(join_uri(experiment_set.output_root, experiment_set.experiment_set_id))
+    shard = options.shard
+    if shard is not None:
+        output_uri = join_uri(output_uri, shard.folder)
     dataset = experiment_set.dataset
     if options.resume:
         dataset = pinned(dataset, output_uri, sweep.runs)
@@ -83,6 +87,12 @@ def prepare(loaded: LoadedConfig, options: RunOptions) -> tuple[Study, tuple[str
         experiment_set.shap.token_filter,
         other_filters={run.shap.token_filter for run in sweep.runs},
     )
+    rows = selection.rows if shard is None else shard.rows(selection.rows)
+    if shard is not None and not rows:
+        raise UsageError(
+            f"{loaded.path}: --shard {shard.index}/{shard.count}: only {len(selection.rows)} row(s) are "
+            "selected, so that this shard has none; make fewer shards"
+        )
     encoders = {
         run.embedding: encoder_version(run.embedding, loaded.path)
         for run in sweep.runs
@@ -93,7 +103,7 @@ def prepare(loaded: LoadedConfig, options: RunOptions) -> tuple[Study, tuple[str
         experiment_set_id=experiment_set.experiment_set_id,
         output_uri=output_uri,
         runs=sweep.runs,
-        rows=selection.rows,
+        rows=rows,
         players=selection.players,
         config_path=loaded.path.resolve(),
         dataset=experiment_set.dataset,
@@ -103,7 +113,7 @@ def prepare(loaded: LoadedConfig, options: RunOptions) -> tuple[Study, tuple[str
         wandb=experiment_set.wandb,
         runtime=experiment_set.runtime,
         max_attempts=options.max_attempts,
-        failures_allowed=options.failures_allowed(len(selection.rows) * len(sweep.runs)),
+        failures_allowed=options.failures_allowed(len(rows) * len(sweep.runs)),
         rows_in_flight=options.rows_in_flight,
         flush_s=options.flush_s,
         server_patience_s=options.server_patience_s,
@@ -113,7 +123,7 @@ def prepare(loaded: LoadedConfig, options: RunOptions) -> tuple[Study, tuple[str
         model_version=model,
         encoders=encoders,
     )
-    tokens = control_token_warnings(sweep.runs[0], loaded.path, table, selection.rows)
+    tokens = control_token_warnings(sweep.runs[0], loaded.path, table, rows)
     return study, (*loaded.warnings, *sweep.warnings, *selection.warnings, *tokens)
 
 
@@ -127,6 +137,7 @@ def check_output(study: Study, options: RunOptions) -> None:
     storage.probe()
     if not options.overwrite:
         _refuse_older_runs(study, storage)
+    _check_shards(study, options, storage)
     if options.resume or options.overwrite:
         return
     taken = {}
@@ -152,6 +163,24 @@ def _refuse_older_runs(study: Study, storage: Storage) -> None:
             f"{study.output_uri} holds runs of the older runner: {', '.join(older[:5])}{more}. They can be "
             "read (status, verify, report), but neither resumed nor computed again from stored answers. Name "
             "another experiment_set_id or output_root, or give --overwrite, which moves them aside"
+        )
+
+
+def _check_shards(study: Study, options: RunOptions, storage: Storage) -> None:
+    """Refuse to compute in one layout what is there in the other."""
+    if options.shard is None:
+        if found := found_shards(storage):
+            raise OutputError(
+                f"{study.output_uri} holds {len(found)} shard(s) that are not merged; give --shard I/N, or "
+                f"`mllm-shapx merge {study.output_uri}` first"
+            )
+        return
+    whole = study.output_uri.removesuffix(f"/{options.shard.folder}")
+    above = open_storage(whole)
+    if any(RunRecords(above, run.name).standing() != "empty" for run in study.runs):
+        raise OutputError(
+            f"{whole} holds samples of the whole set already; leave --shard out to go on with them, or name "
+            "another experiment_set_id"
         )
 
 
@@ -324,6 +353,12 @@ def study_config(directory: str) -> Path:
         OutputError: When the directory holds none.
     """
     root = Path(directory)
+    for folder in (root, root.parent):
+        if folder.parent.name == SHARDS:
+            raise OutputError(
+                f"{directory} is a shard; `mllm-shapx merge {folder.parent.parent}` first, and name "
+                "the set's directory"
+            )
     for folder in (root, root.parent):
         if (folder / CONFIG).is_file():
             return folder / CONFIG

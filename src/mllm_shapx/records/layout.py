@@ -7,10 +7,12 @@ from dataclasses import dataclass
 GENERATIONS = "generations"
 LOCK = ".lock"
 PACE = "pace.json"
+SHARDS = "shards"
 
 RESERVED = {
     GENERATIONS: "the store's folder",
     PACE: "the file of measured costs",
+    SHARDS: "the folder of shards",
     "config.json": "the config's copy",
     "report.html": "the report's file",
     "wandb": "the folder of Weights & Biases",

@@ -1,0 +1,66 @@
+"""Joining the shards of a set: one directory as a single run would have made it."""
+
+import contextlib
+
+from mllm_shapx.config.loading import LoadedConfig
+from mllm_shapx.execution.aggregator import write_summary
+from mllm_shapx.execution.options import RunOptions
+from mllm_shapx.execution.outcome import StudyOutcome
+from mllm_shapx.execution.preparation import CONFIG, open_output, prepare
+from mllm_shapx.records.lock import OutputLock
+from mllm_shapx.records.runs import RunRecords
+from mllm_shapx.records.shards import ShardMerger, all_shards
+from mllm_shapx.records.storage import join_uri, open_storage
+
+
+def shard_config(directory: str) -> str:
+    """Return the path of the config that the shards of a set were made with.
+
+    Raises:
+        OutputError: When there are no shards, or not all.
+    """
+    return join_uri(directory, all_shards(open_storage(directory))[0].folder, CONFIG)
+
+
+def merge_shards(loaded: LoadedConfig) -> StudyOutcome:
+    """Move what the shards of a config's set hold to the plain layout, and write what sums it up.
+
+    Raises:
+        UsageError: When shards are missing, are being written, or do not fit together; nothing is changed.
+        StorageError: When a file cannot be moved; merging again goes on.
+    """
+    options = RunOptions(resume=True)
+    study, _ = prepare(loaded, options)
+    storage = open_storage(study.output_uri)
+    shards = all_shards(storage)
+    with contextlib.ExitStack() as stack:
+        for place in ("", *(shard.folder for shard in shards)):
+            lock = OutputLock(open_storage(join_uri(study.output_uri, place) if place else study.output_uri))
+            lock.acquire()
+            stack.callback(lock.release)
+        merger = ShardMerger(storage, shards, [run.name for run in study.runs])
+        specs = merger.check()
+        for name, spec in specs.items():
+            RunRecords(storage, name).write_spec(spec)
+        merger.move()
+    output = open_output(study, options)
+    try:
+        for run in study.runs:
+            write_summary(storage, run.name, study.rows)
+    finally:
+        output.lock.release()
+    rows = set(study.rows)
+    done = {name: len(rows & found.completed) for name, found in output.inspections.items()}
+    failed = {name: len(rows & found.failed) for name, found in output.inspections.items()}
+    complete = all(done[name] + failed[name] == len(rows) for name in done)
+    return StudyOutcome(
+        experiment_set_id=study.experiment_set_id,
+        output_uri=study.output_uri,
+        done=done,
+        failed=failed,
+        total=dict.fromkeys(done, len(rows)),
+        model_calls=0,
+        seconds=0.0,
+        exit_code=(3 if any(failed.values()) else 0) if complete else 1,
+        warnings=output.notes,
+    )

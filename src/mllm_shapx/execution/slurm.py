@@ -1,0 +1,249 @@
+"""The batch script of a study for Slurm, on one node, on many nodes or as a job array, and its submission."""
+
+import re
+import shlex
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mllm_shapx.errors import ShapxError, UsageError
+
+GRACE_S = 15
+"""Seconds that rows under way get. Slurm's KillWait leaves 30 s by default, and the last writes take some."""
+CPUS_PER_GPU = 4
+"""CPUs asked for where the call names no number; the same for a node without GPUs."""
+_TIME = re.compile(r"\d+(:\d{1,2}){0,2}|\d+-\d{1,2}(:\d{1,2}){0,2}")
+_SUBMITTED = re.compile(r"Submitted batch job (\d+)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlurmJob:
+    """What the batch script depends on.
+
+    Raises:
+        UsageError: When the time is none that Slurm takes, or a value would not stay on its line.
+    """
+
+    configs: tuple[str, ...]
+    """Paths, from the folder where the job is submitted."""
+    name: str
+    time: str
+    """Time limit in a form of Slurm: minutes, H:MM:SS, D-HH:MM:SS and so on."""
+    nodes: int = 1
+    gpus_per_node: int = 0
+    cpus_per_node: int | None = None
+    """None for 4 per GPU."""
+    drain_before_s: int = 120
+    """Seconds before the time limit at which the study drains; Slurm may be up to 60 s early."""
+    shards: int | None = None
+    """Elements of the job array; None for a single job."""
+    modules: tuple[str, ...] = ()
+    venv: str | None = None
+    setup: str | None = None
+    """A shell file that is sourced, for what a site needs."""
+    sbatch: tuple[str, ...] = ()
+    """Further options of sbatch, such as `--partition=gpu`."""
+    run_options: tuple[str, ...] = ()
+    """Further options of `mllm-shapx run`."""
+
+    def __post_init__(self) -> None:
+        if not _TIME.fullmatch(self.time):
+            raise UsageError(
+                f"--time {self.time!r} is no time limit; give minutes, H:MM:SS or D-HH:MM:SS, "
+                "such as 12:00:00"
+            )
+        if not re.fullmatch(r"[A-Za-z0-9._-]{1,100}", self.name):
+            raise UsageError(
+                f"--job-name {self.name!r} has other characters than letters, digits, '.', '_' and '-'; it "
+                "is part of the log's name"
+            )
+        for option in self.sbatch:
+            if not re.fullmatch(r"--[a-z][a-z-]*(=[^\n\r]+)?", option):
+                raise UsageError(f"--sbatch {option!r} is no option of sbatch; give --NAME=VALUE or --NAME")
+
+    @property
+    def log(self) -> str:
+        """Return the pattern of the log's name, as Slurm expands it."""
+        return "%x-%A_%a.log" if self.shards else "%x-%j.log"
+
+
+def script(job: SlurmJob) -> str:
+    """Return the batch script of a job. The same job gives the same text."""
+    parts = [_directives(job), _ABOUT, _environment(job), _study(job), _SIGNALS]
+    parts.append(_ONE_NODE if job.nodes == 1 else _MANY_NODES)
+    return "\n".join([*parts, _END])
+
+
+def submit(text: str) -> str:
+    """Hand a batch script to `sbatch`; return the job's id.
+
+    Raises:
+        UsageError: When there is no `sbatch` here.
+        ShapxError: When Slurm refuses the job, with its reason.
+    """
+    sbatch = shutil.which("sbatch")
+    if sbatch is None:
+        raise UsageError(
+            "--submit: there is no sbatch on this machine; run this on a login node of the Slurm cluster, or "
+            "leave --submit out to print the script"
+        )
+    done = subprocess.run([sbatch], input=text, capture_output=True, text=True, check=False)  # noqa: S603
+    found = _SUBMITTED.search(done.stdout)
+    if done.returncode or found is None:
+        raise ShapxError(f"sbatch refused the job: {(done.stderr or done.stdout).strip()}")
+    return found[1]
+
+
+def _directives(job: SlurmJob) -> str:
+    options = [
+        f"--job-name={job.name}",
+        f"--nodes={job.nodes}",
+        "--ntasks-per-node=1",
+        f"--cpus-per-task={job.cpus_per_node or CPUS_PER_GPU * max(1, job.gpus_per_node)}",
+        *([f"--gpus-per-node={job.gpus_per_node}"] if job.gpus_per_node else []),
+        f"--time={job.time}",
+        *([f"--array=0-{job.shards - 1}"] if job.shards else []),
+        f"--signal=B:USR1@{job.drain_before_s}",
+        "--requeue",
+        "--open-mode=append",
+        f"--output={job.log}",
+        *job.sbatch,
+    ]
+    return "\n".join(["#!/bin/bash", *(f"#SBATCH {_quoted(option)}" for option in options)])
+
+
+def _quoted(option: str) -> str:
+    name, _, value = option.partition("=")
+    return f'{name}="{value}"' if re.search(r"\s", value) else option
+
+
+def _environment(job: SlurmJob) -> str:
+    lines = ["# --- Environment: --module, --venv and --setup of `mllm-shapx slurm`"]
+    lines += [f"module load {shlex.quote(module)}" for module in job.modules]
+    if job.venv is not None:
+        lines.append(f". {shlex.quote(f'{job.venv}/bin/activate')} || exit")
+    if job.setup is not None:
+        lines.append(f". {shlex.quote(job.setup)} || exit")
+    return "\n".join([*lines, ""])
+
+
+def _study(job: SlurmJob) -> str:
+    words = ["mllm-shapx", "run"]
+    for config in job.configs:
+        words += ["--config", config]
+    words += ["--resume", *(() if "--grace" in job.run_options else ("--grace", str(GRACE_S)))]
+    line = shlex.join([*words, *job.run_options])
+    if job.shards:
+        line += f' --shard "$SLURM_ARRAY_TASK_ID/{job.shards}"'
+    return (
+        f"# --- The study: begun by the first start of the job, continued by the next ones\nstudy=({line})\n"
+    )
+
+
+def job_name(configs: Sequence[str]) -> str:
+    """Return a job's name: that of its first config, in characters that file names take."""
+    stem = configs[0].rpartition("/")[2].rpartition(".")[0] or "study"
+    return re.sub(r"[^A-Za-z0-9._-]", "_", stem)
+
+
+_ABOUT = """
+# Printed by `mllm-shapx slurm`. Print it anew with other options instead of editing it.
+set -uo pipefail
+"""
+
+_SIGNALS = """\
+# --- Signals
+# USR1 comes before the time limit and at a preemption: the study drains and the job is requeued.
+# TERM comes when Slurm ends the job: the study drains, and Slurm decides what becomes of the job.
+asked='' woken='' driver=''
+ask() {
+  woken=1
+  [ -z "$asked" ] || return 0
+  asked=$1
+  [ -z "$driver" ] || kill -TERM "$driver" 2> /dev/null
+}
+trap 'ask USR1' USR1
+trap 'ask TERM' TERM
+
+# Runs the study and leaves its exit code in $code. A signal ends `wait` early, which is then called again.
+run_study() {
+  code=143
+  [ -z "$asked" ] || return 0
+  "$@" &
+  driver=$!
+  [ -z "$asked" ] || kill -TERM "$driver" 2> /dev/null
+  while :; do
+    woken=''
+    wait "$driver"
+    code=$?
+    [ -n "$woken" ] || return 0
+  done
+}
+"""
+
+_ONE_NODE = """\
+# --- One node: the study starts a Ray instance of its own, closed to other users
+export RAY_OVERRIDE_RESOURCES="{\\"CPU\\": $SLURM_CPUS_ON_NODE, \\"GPU\\": ${SLURM_GPUS_ON_NODE:-0}}"
+run_study "${study[@]}" --address local
+"""
+
+_MANY_NODES = """\
+# --- Many nodes: Ray on each of them, with a token, ports and folders of this job
+read -r -d '' -a nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+others=$((SLURM_JOB_NUM_NODES - 1))
+folder=/tmp/shapx-$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}
+port=$((20000 + SLURM_JOB_ID % 4000 * 3))
+ray_log=$SLURM_JOB_NAME-$SLURM_JOB_ID-ray.log
+export SLURM_EXPORT_ENV=ALL RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0
+export RAY_AUTH_MODE=token RAY_AUTH_TOKEN
+RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \\n')
+
+step() { # step NODES OPTION... COMMAND...
+  srun --overlap --nodes="$1" --ntasks="$1" --ntasks-per-node=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" \\
+    --kill-on-bad-exit=0 "${@:2}"
+}
+# Ray opens its own folder to everybody; the one around it is closed. Slurm ends the steps with the job.
+ray_node='
+  mkdir -m 700 "$0" || exit
+  trap : TERM
+  ray start --block --num-cpus="$SLURM_CPUS_ON_NODE" --num-gpus="${SLURM_GPUS_ON_NODE:-0}" \\
+    --min-worker-port=0 --max-worker-port=0 --dashboard-agent-listen-port="$1" \\
+    --object-store-memory=1000000000 --disable-usage-stats "${@:2}"
+  code=$?
+  rm -rf "$0"
+  exit "$code"'
+
+# The address of the first node as the second one sees it.
+head=$(step 1 --nodelist="${nodes[1]}" getent ahostsv4 "${nodes[0]}" | awk 'NR == 1 {print $1}')
+if [ -z "$head" ]; then
+  echo "error: ${nodes[1]} finds no IPv4 address of ${nodes[0]}" >&2
+  exit 1
+fi
+step 1 --nodelist="${nodes[0]}" bash -c "$ray_node" "$folder" "$((port + 1))" --head --port="$port" \\
+  --node-ip-address="$head" --ray-client-server-port="$((port + 2))" \\
+  --temp-dir="$folder/r" --include-dashboard=false >> "$ray_log" 2>&1 &
+head_step=$!
+until ray health-check --address "$head:$port" > /dev/null 2>&1; do
+  if ! kill -0 "$head_step" 2> /dev/null; then
+    echo "error: Ray did not start on ${nodes[0]}; see $ray_log" >&2
+    exit 1
+  fi
+  sleep 1
+done
+step "$others" --exclude="${nodes[0]}" bash -c "$ray_node" "$folder" "$((port + 1))" \\
+  --address="$head:$port" >> "$ray_log" 2>&1 &
+run_study "${study[@]}" --address "$head:$port" --wait-for-nodes "$SLURM_JOB_NUM_NODES"
+"""
+
+_END = """\
+# --- The end: 143 says that the study was interrupted and can go on
+if [ "$asked" = USR1 ] && [ "$code" -eq 143 ]; then
+  if scontrol requeue "$SLURM_JOB_ID"; then
+    echo "requeued; the next start goes on with the study (starts so far: $((${SLURM_RESTART_COUNT:-0} + 1)))"
+  else
+    echo "the job could not be requeued; submit it again to go on" >&2
+  fi
+fi
+exit "$code"
+"""

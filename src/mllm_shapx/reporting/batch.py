@@ -1,0 +1,56 @@
+"""What became of several configs: one line each."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+_OUTCOMES = {0: "done", 1: "stopped", 2: "refused", 3: "done, with quarantined samples"}
+_HEADS = ("config", "outcome", "samples", "tries", "time")
+
+
+@dataclass(frozen=True, slots=True)
+class BatchItem:
+    """What became of one config."""
+
+    config: str
+    exit_code: int | None
+    """None for a config that was not reached."""
+    done: int = 0
+    """Samples that are there."""
+    total: int = 0
+    """Samples that belong to the study; 0 where that was not found out."""
+    tries: int = 0
+    seconds: float = 0.0
+    error: str = ""
+
+    @property
+    def outcome(self) -> str:
+        """Return the outcome in words."""
+        if self.exit_code is None:
+            return "not begun"
+        return _OUTCOMES.get(self.exit_code, "interrupted")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the item as JSON data, for configs without any other outcome."""
+        return {
+            "config": self.config,
+            "outcome": self.outcome,
+            "exit_code": self.exit_code,
+            "error": self.error,
+            "seconds": self.seconds,
+        }
+
+
+def batch_table(items: Sequence[BatchItem]) -> str:
+    """Return a table of configs, outcomes and times (hours:minutes:seconds)."""
+    rows = [_HEADS, *(_row(item) for item in items)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADS))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _row(item: BatchItem) -> tuple[str, ...]:
+    samples = f"{item.done:,}/{item.total:,}" if item.total else "-"
+    minutes, seconds = divmod(round(item.seconds), 60)
+    time = f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}" if item.tries else "-"
+    return item.config, item.outcome, samples, str(item.tries), time

@@ -1,0 +1,79 @@
+"""Several configs in one call: one that fails is tried again and does not keep the others waiting."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from small_study import Study, untouched
+
+from mllm_shapx.cli import main
+
+ONE_RUN = {"experiments": [{"explainer_type": "exact"}]}
+
+
+def run(*words: str) -> Result:
+    found = CliRunner().invoke(main, ["run", "--inline", *words])
+    assert found.exception is None or isinstance(found.exception, SystemExit), found.exception
+    return found
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> list[Study]:
+    """Three studies, of which the second has no dataset."""
+    studies = [Study(tmp_path / name, rows=2, words=3, settings=ONE_RUN) for name in ("a", "b", "c")]
+    (tmp_path / "b" / "rows.parquet").rename(tmp_path / "b" / "later.parquet")
+    (tmp_path / "all.txt").write_text("".join(f"{study.config}\n" for study in studies))
+    return studies
+
+
+def test_a_config_that_fails_is_tried_again_and_the_others_are_done(
+    three: list[Study], tmp_path: Path
+) -> None:
+    words = ("--config-list", str(tmp_path / "all.txt"), "--max-retries", "2", "--retry-delay", "0")
+    found = run(*words)
+    assert found.exit_code == 2
+    assert "retry 1 of 2 in 0 s" in found.output
+    assert "retry 2 of 2 in 0 s" in found.output
+    table = [line.split() for line in found.output.splitlines()[-4:]]
+    assert table[0] == ["config", "outcome", "samples", "tries", "time"]
+    assert [row[:-1] for row in table[1:]] == [
+        [str(three[0].config), "done", "2/2", "1"],
+        [str(three[1].config), "refused", "-", "3"],
+        [str(three[2].config), "done", "2/2", "1"],
+    ]
+    assert all(row[-1].startswith("0:0") for row in table[1:])
+    assert [study.samples_on_disk() for study in three] == [2, 0, 2]
+
+    (tmp_path / "b" / "later.parquet").rename(tmp_path / "b" / "rows.parquet")
+    found = run(*words, "--resume", "--json")
+    assert found.exit_code == 0
+    assert three[1].samples_on_disk() == 2
+
+
+def test_a_failed_config_is_told_of_in_json(three: list[Study]) -> None:
+    configs = [word for study in three for word in ("--config", str(study.config))]
+    found = CliRunner(catch_exceptions=False).invoke(main, ["run", "--inline", "--json", *configs])
+    first, second, third = json.loads(found.stdout)
+    assert (first["exit_code"], third["exit_code"]) == (0, 0)
+    assert (second["config"], second["outcome"], second["exit_code"]) == (str(three[1].config), "refused", 2)
+    assert "rows.parquet" in second["error"]
+
+
+def test_what_a_directory_forbids_is_not_tried_again(three: list[Study]) -> None:
+    assert run("--config", str(three[0].config)).exit_code == 0
+    found = run("--config", str(three[0].config), "--max-retries", "5", "--retry-delay", "60")
+    assert found.exit_code == 2
+    assert "already holds finished samples" in found.output
+    assert "retry" not in found.output
+
+
+def test_a_dry_run_says_what_would_be_done_and_writes_nothing(three: list[Study], tmp_path: Path) -> None:
+    assert run("--config", str(three[0].config), "--max-samples", "1").exit_code == 0
+    with untouched(tmp_path):
+        found = run("--config-list", str(tmp_path / "all.txt"), "--resume", "--dry-run")
+    assert found.exit_code == 2
+    first, second, third = found.output.splitlines()
+    assert first.startswith(f"{three[0].config}: would make 1 of 2 samples, of 1 run(s) and 2 row(s), in ")
+    assert second.startswith(f"{three[1].config}: would be refused: ")
+    assert third.startswith(f"{three[2].config}: would make 2 of 2 samples")
