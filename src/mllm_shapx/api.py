@@ -20,6 +20,7 @@ from mllm_shapx.execution.outcome import StudyOutcome
 from mllm_shapx.execution.signals import StopNow, StopRequest
 from mllm_shapx.planning.plan import Plan
 from mllm_shapx.records.results import SampleResult
+from mllm_shapx.records.shards import Shard
 from mllm_shapx.reporting.pieces import Piece, prompt_pieces
 from mllm_shapx.reporting.reading import RunFiles, StudyFiles, open_study
 
@@ -46,17 +47,20 @@ class RunKeywords(TypedDict, total=False):
     overwrite: bool
     accept_changed_rows: bool
     max_samples: int | None
+    shard: Shard | None
     num_gpus: float | None
     num_workers: int | None
     workers_per_gpu: int
     gpus_per_worker: float | None
     rows_in_flight: int | None
     address: str | None
+    nodes: int
     max_attempts: int
     fail_fast: bool
     max_failures: str | None
     stall_s: float
     flush_s: float
+    server_patience_s: float
     grace_s: float
 
 

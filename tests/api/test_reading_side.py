@@ -130,6 +130,8 @@ BELOW_AN_OUTPUT = {
     "execution/preparation.py": "config.json",
     "records/checkpoint.py": "checkpoint.json",
     "records/lock.py": ".lock",
+    "records/shards.py": "shards/, and what `merge` moves out of it",
+    "execution/merging.py": "RUN/spec.json of merged shards",
     "records/pace.py": "pace.json",
     "records/runs.py": "specs, samples, failures, summaries; moves what is damaged or replaced",
     "records/storage.py": "how a file is written",
