@@ -48,7 +48,8 @@ def test_three_shards_merged_equal_the_plain_run(plain: Study, tmp_path: Path) -
         assert checkpoint(study, run) == checkpoint(plain, run)
         specs = [json.loads((each.output / run / "spec.json").read_text()) for each in (study, plain)]
         for spec in specs:
-            del spec["dataset_path"], spec["result_settings"]["dataset"]  # which name the test's folder
+            # These name the folder of the test.
+            del spec["dataset_path"], spec["result_settings"]["dataset"], spec["dataset"]
             for entry in spec["environments"]:
                 del entry["since"], entry["samples_before"]
         assert specs[0] == specs[1]
