@@ -105,6 +105,9 @@ class _Hub(http.server.BaseHTTPRequestHandler):
         else:
             self._send(404, {"error": "no such repository"}, "RepoNotFound")
 
+    def do_HEAD(self) -> None:
+        self.send_error(404)
+
     def _send(self, status: int, data: Any, code: str = "") -> None:
         body = json.dumps(data).encode()
         self.send_response(status)

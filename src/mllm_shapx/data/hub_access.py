@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -105,19 +105,23 @@ def ask(kind: Kind, repo_id: str, revision: str | None) -> Any:
     Raises:
         HubError: When the hub cannot be reached, or says no.
     """
-    answers: list[Any] = []
-    limit_s = _limit_s()
-    # A thread that can be left behind: no time limit of a client covers the look-up of a name.
-    asking = threading.Thread(target=lambda: answers.append(_ask(kind, repo_id, revision)), daemon=True)
-    with quiet():
-        asking.start()
-        asking.join(limit_s)
-    if not answers:
-        raise HubError("unreachable", f"no answer within {limit_s:g} s")
-    (answer,) = answers
+    answer = in_time(lambda: _ask(kind, repo_id, revision))
+    if answer is None:
+        raise HubError("unreachable", f"no answer within {_limit_s():g} s")
     if isinstance(answer, HubError):
         raise answer
     return answer
+
+
+def in_time[T](work: Callable[[], T]) -> T | None:
+    """Return what `work` returns; None when it takes longer than `HF_HUB_ETAG_TIMEOUT` seconds."""
+    found: list[T] = []
+    # A thread that can be left behind: no limit of a client covers the look-up of a name, or its retries.
+    thread = threading.Thread(target=lambda: found.append(work()), daemon=True)
+    with quiet():
+        thread.start()
+        thread.join(_limit_s())
+    return found[0] if found else None
 
 
 def _ask(kind: Kind, repo_id: str, revision: str | None) -> Any:
@@ -125,7 +129,7 @@ def _ask(kind: Kind, repo_id: str, revision: str | None) -> Any:
     from huggingface_hub import HfApi
 
     try:
-        found = HfApi().repo_info(repo_id, repo_type=kind, revision=revision, timeout=_limit_s())
+        found = HfApi().repo_info(repo_id, repo_type=kind, revision=revision, timeout=_limit_s() + 1.0)
         if found.gated:
             # Anybody may read the description of a gated repository, but not its files.
             HfApi().auth_check(repo_id, repo_type=kind)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mllm_shapx.data.hub_access import HubError, Named, ask, stay_offline
+from mllm_shapx.data.hub_access import HubError, Named, ask, in_time, stay_offline
 from mllm_shapx.errors import ModelError
 from mllm_shapx.models.checkpoint_files import ADAPTER_CONFIG, CONFIG, has_weights
 
@@ -182,10 +182,13 @@ def _cached_commit(repo_id: str, revision: str | None, holds: str) -> str | None
 
 
 def hub_file(repo_id: str, commit: str, name: str) -> Path | None:
-    """Return a small file of a hub repository, downloaded if need be; None when it cannot be had."""
+    """Return a small file of a hub repository, downloaded if need be; None when it cannot be had in time."""
     from huggingface_hub import hf_hub_download
 
-    try:
-        return Path(hf_hub_download(repo_id, name, revision=commit))
-    except Exception:  # noqa: BLE001 -- HTTP clients differ; loading says what is wrong
-        return None
+    def fetch() -> Path | None:
+        try:
+            return Path(hf_hub_download(repo_id, name, revision=commit))
+        except Exception:  # noqa: BLE001 -- HTTP clients differ; loading says what is wrong
+            return None
+
+    return in_time(fetch)
