@@ -108,7 +108,8 @@ def test_two_workers_share_a_gpu_and_a_failing_row_costs_nobody_else(
     failed = study.call(verb="failures")
     assert "ArithmeticError" in failed.out
     assert "the row is poisoned" in failed.out
-    saboteur.set()
+    # Long enough for a line of progress that shows the worker.
+    saboteur.set(slow=list(range(ROWS)), slow_s=7.0)
     again = study.start(
         "--num-gpus", "2", "--gpus-per-worker", "2", "--address", cluster.address, verb="retry"
     )

@@ -3,7 +3,8 @@
 # A private Slurm cluster. Every node is its own net, pid, mount, uts and ipc namespace: own address, host
 # name, process table, /tmp and /dev/shm. SHARED, a folder below /tmp, is the same on all nodes, as is everything
 # outside of /tmp. GPUs are fake. Needs root and slurmctld, slurmd, slurm-client, munge, iproute2, util-linux.
-# With FAKESLURM_OWNER, a process id, the cluster ends with that process.
+# With FAKESLURM_OWNER, a process id, the cluster ends with that process. With FAKESLURM_KEEP, a folder below /tmp,
+# nodes see that one too.
 set -eu
 self=$(readlink -f "$0")
 watch_owner() {
@@ -65,8 +66,11 @@ E
   done
   echo "not up after 30 s"; cat "$D/log/ctl.out"; "$self" stop "$D"; exit 1 ;;
 _private) # own /tmp and /dev/shm, with the shared folder in its place
-  mkdir -p /run/shared; mount -t tmpfs tmpfs /run/shared; mkdir /run/shared/s; mount --bind "$2" /run/shared/s
-  mount -t tmpfs tmpfs /tmp -o mode=1777; mkdir -p "$2"; mount --bind /run/shared/s "$2"
+  mkdir -p /run/shared; mount -t tmpfs tmpfs /run/shared
+  kept=("$2"); [ -z "${FAKESLURM_KEEP:-}" ] || kept+=("$FAKESLURM_KEEP")
+  for i in "${!kept[@]}"; do mkdir "/run/shared/$i"; mount --bind "${kept[i]}" "/run/shared/$i"; done
+  mount -t tmpfs tmpfs /tmp -o mode=1777
+  for i in "${!kept[@]}"; do mkdir -p "${kept[i]}"; mount --bind "/run/shared/$i" "${kept[i]}"; done
   mount -t tmpfs tmpfs /dev/shm -o mode=1777 ;;
 _ctl)
   D=$2; N=$3; S=$4; export SLURM_CONF=$D/slurm.conf

@@ -53,6 +53,8 @@ class SlurmCluster:
             "OMP_NUM_THREADS": "1",
             "FAKESLURM_OWNER": str(os.getpid()),
             "HF_HUB_OFFLINE": "1",
+            # A checkout below /tmp would be out of the nodes' sight.
+            **({"FAKESLURM_KEEP": str(ROOT)} if ROOT.is_relative_to("/tmp") else {}),
         }
         shape = [str(nodes), str(cpus), str(gpus)]
         self._run([_TOOL, "start", str(self._state), str(self.folder), *shape], self.folder)
