@@ -105,7 +105,7 @@ def test_a_server_that_comes_back_is_waited_for(
         study = study_on(server, tmp_path)
         found = study.call("--inline")
         assert found.code == 0, found.out
-        assert f"the server at {server.url} gives no answers: it cannot be reached" in found.out
+        assert f"the server at {server.url} gives no answers: " in found.out
         assert "the server answers again" in found.out
         assert max(Counter(server.answered).values()) <= 2  # the two rows share some prompts
     assert results(study.output) == undisturbed
