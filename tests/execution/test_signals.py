@@ -111,6 +111,7 @@ def test_a_main_thread_that_does_not_return_holds_nothing_up(tmp_path: Path) -> 
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "stuck\n"
+        time.sleep(1.0)  # it says so just before it calls into C
         process.send_signal(signal.SIGTERM)
         _, said = process.communicate(timeout=30)
     assert process.returncode == 143
