@@ -482,24 +482,31 @@ def test_two_workers_give_the_values_of_one(
 
 
 def counting_workers(folder: Path, workers: int) -> type[WorkerActor]:
-    """Return a worker's actor that starts when all are there and writes down what it has generated."""
+    """Return a worker's actor that writes down how many coalitions it has answered.
+
+    No worker begins before the coordinator knows all of them, and each call of the engine takes a while:
+    who answers how many then depends on the exchange, not on how fast a process starts.
+    """
 
     class CountingWorkerActor(WorkerActor):
         def __init__(self, name: str, study: Study, coordinator: Any) -> None:
-            import time
-
-            load = worker.load_study_model
-
-            def load_together(*args: Any) -> Any:
-                model = load(*args)
-                (folder / f"ready-{name}").touch()
-                while len(list(folder.glob("ready-*"))) < workers:
-                    time.sleep(0.02)
-                return model
-
-            worker.load_study_model = load_together  # type: ignore[assignment]
-            self._name = name
             super().__init__(name, study, coordinator)
+            self._name = name
+            lease, answer = self._worker._desk.lease, self._worker._answer
+
+            async def lease_together(*args: Any) -> Any:
+                reply = await lease(*args)
+                (folder / f"known-{name}").touch()
+                while len(list(folder.glob("known-*"))) < workers:
+                    await asyncio.sleep(0.02)
+                return reply
+
+            async def answer_slowly(*args: Any) -> None:
+                await asyncio.sleep(0.3)
+                await answer(*args)
+
+            self._worker._desk.lease = lease_together  # type: ignore[method-assign]
+            self._worker._answer = answer_slowly  # type: ignore[method-assign]
 
         async def run(self) -> None:
             await super().run()
