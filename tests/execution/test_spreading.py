@@ -4,6 +4,7 @@ import asyncio
 import json
 import random
 import threading
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
@@ -494,11 +495,14 @@ def counting_workers(folder: Path, workers: int) -> type[WorkerActor]:
             self._name = name
             lease, answer = self._worker._desk.lease, self._worker._answer
 
-            async def lease_together(*args: Any) -> Any:
-                reply = await lease(*args)
+            def wait_for_all() -> None:
                 (folder / f"known-{name}").touch()
                 while len(list(folder.glob("known-*"))) < workers:
-                    await asyncio.sleep(0.02)
+                    time.sleep(0.02)
+
+            async def lease_together(*args: Any) -> Any:
+                reply = await lease(*args)
+                await asyncio.to_thread(wait_for_all)
                 return reply
 
             async def answer_slowly(*args: Any) -> None:

@@ -343,6 +343,16 @@ print(storage.list("run"), storage.read_bytes("run/x"))
 storage.remove("run/ballast")
 storage.write_bytes("run/x", b"n" * 40_000)
 print(storage.size("run/x"))
+try:
+    with open(root + "/filler", "wb", buffering=0) as filler:
+        while True:
+            filler.write(b"f" * 512)
+except OSError:
+    pass
+try:
+    storage.probe()
+except StorageError as error:
+    print(error.exit_code, error)
 subprocess.run(["mount", "-o", "remount,ro", root], check=True)
 try:
     storage.write_bytes("run/x", b"new")
@@ -379,12 +389,13 @@ def test_a_disk_that_fills_up_and_one_that_turns_read_only_are_named_and_keep_wh
         capture_output=True,
         text=True,
     )
-    full, kept, size, read_only, probed = done.stdout.splitlines()
+    full, kept, size, still_full, read_only, probed = done.stdout.splitlines()
     place = f"{tmp_path}/set"
     assert full.startswith(
         f"cannot write {place}/run/x: No space left on device: the disk is full: free space"
     )
     assert kept == "['ballast', 'x'] b'old'"
     assert size == "40000"
+    assert still_full.startswith(f"1 the output directory {place} cannot be written: No space left on device")
     assert read_only.startswith(f"cannot write {place}/run/x: Read-only file system")
     assert probed.startswith(f"the output directory {place} cannot be written: Read-only file system")

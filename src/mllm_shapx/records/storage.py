@@ -42,6 +42,8 @@ _REMEDIES = {
     errno.ENAMETOOLONG: "the path is too long: choose a shorter output_root or experiment_set_id",
 }
 
+_FAILING_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO})
+"""The call is right, and the same call works later: the study fails as it would in the middle."""
 
 _NO_FILE = {errno.ELOOP: "it is a link that leads to itself", errno.ENXIO: "it is a socket or a device"}
 
@@ -322,7 +324,8 @@ class LocalStorage:
             finally:
                 trial.rmdir()
         except OSError as error:
-            raise OutputError(
+            kind = StorageError if error.errno in _FAILING_DISK else OutputError
+            raise kind(
                 f"the output directory {self._root} cannot be written: {_reason(error)} ({folder}); "
                 "or choose another output_root"
             ) from error
