@@ -90,6 +90,21 @@ def test_the_answers_that_runs_need_together_are_expected_rightly(
     budgets = {"num_samples": [40], "fractions": [0.1, 0.3, 0.5], "linear": [1.0]}
     runs = sweep(*({"explainer_type": explainer, **budgets} for explainer in explainers))
     unions = [
-        len({mask for run in runs for mask in sampled(run, num_players, row_index)}) for row_index in range(4)
+        len({mask for run in runs for mask in sampled(run, num_players, row_index)})
+        for row_index in range(1, 5)
     ]
     assert expected_answers(runs, num_players) == pytest.approx(mean(unions), rel=tolerance)
+
+
+@pytest.mark.parametrize("num_players", [14, 17])
+def test_large_tables_are_counted_from_a_part_of_the_draws(num_players: int) -> None:
+    budgets = {"num_samples": [100, 300, 1000], "linear": [5.0]}
+    runs = sweep(*({"explainer_type": explainer, **budgets} for explainer in SAMPLING))
+    together = len({mask for run in runs for mask in sampled(run, num_players, 1)})
+    assert together < 0.95 * sum(run.coalitions(num_players) for run in runs)
+    assert expected_answers(runs, num_players) == pytest.approx(together, rel=0.12)
+
+
+def test_runs_on_very_many_players_share_the_certain_coalitions_alone() -> None:
+    runs = sweep({"explainer_type": "limited_mc", "num_samples": [1000, 2000]})
+    assert expected_answers(runs, 300) == 1000 + 2000 - (2 * 300 + 2)

@@ -149,7 +149,7 @@ def make_plan(
 
     `rows` is None where the dataset was not looked at, `players` None where a row's players are known only
     once it is read. Model calls after sharing are counted where every game is asked alone or beside one that
-    asks for everything, else expected (`planning.coverage`); answers stored by earlier work are not known
+    asks for everything, else estimated (`planning.coverage`); answers stored by earlier work are not known
     here and make it less.
     """
     notes = [*notes, *_notes(runs)]

@@ -14,13 +14,12 @@ from mllm_shapx.config.models import (
     ConnectorKwargs,
     DatasetConfig,
     EmbeddingConfig,
-    ExplainerType,
-    FlatExplainerType,
     GenerationBlock,
     ModalityConfig,
     ShapConfig,
 )
-from mllm_shapx.planning.coverage import coverage
+from mllm_shapx.config.vocabulary import ExplainerType, FlatExplainerType
+from mllm_shapx.planning.coverage import with_complements
 
 MAX_LOG2_COALITIONS = 24
 """A game that plans more than 2^24 coalitions is refused, as mllm_shap refuses it."""
@@ -255,7 +254,8 @@ def _tree_coalitions(
     size = _group_size(num_players, spec.k)
     groups = -(-num_players // size)
     total = flat_coalitions(explainer_type, budget, groups)
-    known = 1 + coverage(explainer_type, total, groups).has_complements(groups)
+    # A lower game knows its grand coalition, and its empty one where the game above lacked just this group.
+    known = 1 + (total >= with_complements(groups))
     for members, count in _group_counts(num_players, size):
         if members > 1:
             below = _tree_coalitions(spec, spec.inner_type, spec.inner_budget, members)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from mllm_shapx.planning.coverage import Coverage, coverage, expected_union, scattered
+from mllm_shapx.planning.coverage import Drawn, distinct, drawn, evenly
 from mllm_shapx.planning.players import players_under
 from mllm_shapx.planning.runs import RunSpec
 
@@ -105,7 +105,7 @@ def expected_answers(runs: Sequence[RunSpec], num_players: int) -> float:
     """Return how many distinct coalitions `runs` of one generation key are expected to need together.
 
     2^n when one of them needs all, infinity where a float cannot hold it. Exact for one run; for several
-    sampling runs the expectation of `planning.coverage`. Without players it is the one empty prompt.
+    sampling runs what their samplers draw once (`planning.coverage`). Without players it is the empty prompt.
     """
     if not runs:
         return 0.0
@@ -117,14 +117,14 @@ def expected_answers(runs: Sequence[RunSpec], num_players: int) -> float:
         return _as_float(1 << num_players)
     if len(runs) == 1:
         return _as_float(most)
-    covered = [_coverage(run, count, num_players) for run, count in zip(runs, counts, strict=True)]
-    return min(max(expected_union(covered, num_players), _as_float(most)), _as_float(sum(counts)))
+    sets = [_drawn(run, count, num_players) for run, count in zip(runs, counts, strict=True)]
+    return min(max(distinct(sets, num_players), _as_float(most)), _as_float(sum(counts)))
 
 
-def _coverage(run: RunSpec, evaluations: int, num_players: int) -> Coverage:
+def _drawn(run: RunSpec, evaluations: int, num_players: int) -> Drawn:
     if run.hierarchical is not None:
-        return scattered(evaluations, num_players)
-    return coverage(run.explainer_type, evaluations, num_players)
+        return evenly(evaluations)
+    return drawn(run.explainer_type, evaluations, num_players, run.seed_for(0))
 
 
 def _as_float(count: int) -> float:

@@ -1,6 +1,6 @@
 """Measures LFM2-Audio coalitions per second: the package's own generator against ours, in one process.
 
-    python scripts/bench_liquid.py --output text --json
+    python benchmarks/bench_liquid.py --output text --json
 
 Both answer the same coalitions of a spoken prompt, from rendered conversation to tokens, in turns, so that
 what else the machine does hits both alike. Without `--model` a checkpoint of random weights is made.
@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 import soundfile
 import torch
-from liquid_checkpoint import Dimensions, describe, write_random_checkpoint
 from mllm_shap import (
     AudioPart,
     CoalitionMask,
@@ -38,6 +37,9 @@ from mllm_shapx.config.models import AudioSegmentation
 from mllm_shapx.explaining.audio_players import audio_player_set
 from mllm_shapx.models.base import Decoding
 from mllm_shapx.models.liquid_audio import LiquidAudioModel
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
+from liquid_checkpoint import Dimensions, describe, write_random_checkpoint
 
 RATE = 16_000
 Steps = list[int | tuple[int, ...]]

@@ -1,7 +1,7 @@
 """How true the time left is: what the progress line and `plan` say while a study runs, over what it took.
 
-    python scripts/bench_estimates.py                     # studies of a minute and of several, in one process
-    python scripts/bench_estimates.py --workers 2 --rows 24
+    python benchmarks/bench_estimates.py                  # studies of a minute and of several, in one process
+    python benchmarks/bench_estimates.py --workers 2 --rows 24
 
 The studies are real: a random Llama answers, rows have 4 to 11 words, exact and sampling explainers share
 answers, and a part of the runs generates three times as many tokens. `plan` is asked as from another
@@ -91,7 +91,8 @@ class Listener(ProgressReporter):
     def update(self, progress: StudyProgress) -> None:
         """Note the time left; ask `plan` when it is time."""
         now = time.monotonic()
-        share = progress.coalitions_done / progress.coalitions_total
+        # A resumed study first looks for runs that stored answers suffice for, and may have none.
+        share = progress.coalitions_done / max(1, progress.coalitions_total)
         said = None
         if now - self._asked > EVERY_S and share > TENTH / 2:
             said, self._asked = self._plan.seconds_left(), now

@@ -1,6 +1,6 @@
 """What the coordinator costs: synthetic units through the real actor, with workers that answer at once.
 
-    python scripts/bench_coordinator.py --units 10000 100000
+    python benchmarks/bench_coordinator.py --units 10000 100000
 
 For each size a study of that many rows and one run is written by a coordinator actor on a Ray cluster of its
 own, while somebody asks how it stands twice a second, as the driver does. Printed are units per second over

@@ -4,7 +4,7 @@ All arms answer coalitions of the same prompt with the same model in one process
 medians over the rounds. Ratios of processor time stand beside those of wall time, because a machine that
 does other work at the same time distorts the latter.
 
-    python scripts/bench_engine.py --parameters 5m --rounds 3
+    python benchmarks/bench_engine.py --parameters 5m --rounds 3
 """
 
 import argparse

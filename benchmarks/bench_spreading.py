@@ -1,7 +1,7 @@
 """How evenly work spreads over workers: real driver, coordinator and workers, and a model that only waits.
 
-    python scripts/bench_spreading.py                # one heavy row on 1, 2 and 4 workers; a mixed queue on 8
-    python scripts/bench_spreading.py --case queue --seconds 0.4
+    python benchmarks/bench_spreading.py             # one heavy row on 1, 2 and 4 workers; a mixed queue on 8
+    python benchmarks/bench_spreading.py --case queue --seconds 0.4
 
 A batch takes the same time whatever the machine does meanwhile, so that a machine with two cores stands in
 for one with eight GPUs. What it may not be is short of processor time: rendering, scoring and talking cost a

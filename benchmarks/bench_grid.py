@@ -3,7 +3,7 @@
 The grid is `exact` and six sampling explainers at five budgets on rows of distinct words; both studies go
 through coordinator, worker and files as `run --inline` does, in turns, on a random model that is loaded once.
 
-    python scripts/bench_grid.py --parameters 5m --rows 20 --players 10
+    python benchmarks/bench_grid.py --parameters 5m --rows 20 --players 10
 """
 
 import argparse
