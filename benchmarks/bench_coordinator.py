@@ -111,11 +111,10 @@ class InstantWorker:
 
 def _answers(run_name: str) -> Any:
     from mllm_shapx.execution.messages import Answers
-    from mllm_shapx.explaining.coalitions import StoredAnswer
     from mllm_shapx.models.base import Answer
 
     by_mask = {
-        mask: StoredAnswer(Answer(f"bright beams warn passing boats {mask}", tuple(range(10))), run_name)
+        mask: Answer(f"bright beams warn passing boats {mask}", tuple(range(10)), asked_by=run_name)
         for mask in range(ANSWERS)
     }
     return Answers(by_mask, "conversation", PLAYERS)

@@ -17,7 +17,6 @@ from mllm_shapx.execution.messages import Answers, Beat, Lease, LeaseReply, Stud
 from mllm_shapx.execution.options import RunOptions
 from mllm_shapx.execution.preparation import open_output, prepare
 from mllm_shapx.execution.sharing import Offer
-from mllm_shapx.explaining.coalitions import StoredAnswer
 from mllm_shapx.models.base import Answer
 from mllm_shapx.planning.units import WorkUnit
 from mllm_shapx.records.storage import LocalStorage
@@ -86,7 +85,7 @@ def me(name: str = "worker-1") -> WorkerInfo:
 
 
 def answers(asked_by: str, *masks: int) -> Answers:
-    by_mask = {mask: StoredAnswer(Answer(f"answer {mask}", (mask,)), asked_by) for mask in masks or (1, 2)}
+    by_mask = {mask: Answer(f"answer {mask}", (mask,), asked_by=asked_by) for mask in masks or (1, 2)}
     return Answers(by_mask, "conversation", 5)
 
 

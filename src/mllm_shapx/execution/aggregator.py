@@ -9,7 +9,7 @@ from mllm_shapx.records.layout import RunLayout
 from mllm_shapx.records.results import SampleResult
 from mllm_shapx.records.runs import RunInspection, RunRecords
 from mllm_shapx.records.storage import Storage, open_storage
-from mllm_shapx.records.summary import N_CONSTANT, RunSummary
+from mllm_shapx.records.summary import N_CONSTANT
 from mllm_shapx.tracking.wandb import WandbTracker
 
 
@@ -63,10 +63,6 @@ def _constant_answers(constant: int, samples: int) -> str:
 def write_summary(storage: Storage, run_name: str, rows: tuple[int, ...]) -> dict[str, Any]:
     """Sum up a run from its files, write `summary/aggregate_metrics.json` and return its content."""
     records = RunRecords(storage, run_name)
-    summary = RunSummary()
-    inspection = records.inspect(rows, summary.add)
-    for _ in inspection.failed:
-        summary.add_failure()
-    content = summary.to_json()
+    content = records.summarize(rows)
     records.write_summary(content)
     return content

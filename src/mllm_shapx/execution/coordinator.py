@@ -349,7 +349,7 @@ class Coordinator:
         records = RunRecords(self._storage, name)
         if inspections is None:
             inspection = records.inspect(self._study.rows)
-            self._notes.extend(inspection.notes)
+            self._notes.extend((*records.heal(inspection), *inspection.notes))
         else:
             inspection = inspections[name]
         return _RunState(

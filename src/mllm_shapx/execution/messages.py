@@ -8,9 +8,9 @@ from typing import Any, Literal
 from mllm_shapx.config.models import DatasetConfig, EmbeddingConfig, RuntimeConfig, WandbConfig
 from mllm_shapx.config.servers import CONNECTOR
 from mllm_shapx.execution.sharing import HelpTask
-from mllm_shapx.explaining.coalitions import RowCoalitions, StoredAnswer
+from mllm_shapx.explaining.coalitions import RowCoalitions
 from mllm_shapx.explaining.similarity import Vector
-from mllm_shapx.models.base import ModelReport
+from mllm_shapx.models.base import Answer, ModelReport
 from mllm_shapx.models.steadiness import Version
 from mllm_shapx.planning.costs import Generated
 from mllm_shapx.planning.runs import RunSpec
@@ -22,7 +22,7 @@ from mllm_shapx.records.environments import Environment
 class Answers:
     """Answers to coalitions of one conversation."""
 
-    by_mask: dict[int, StoredAnswer] = field(default_factory=dict)
+    by_mask: dict[int, Answer] = field(default_factory=dict)
     """Coalition (bit i = player i) -> its answer."""
     snapshot_id: str = ""
     """mllm_shap's id of the conversation, empty where it is not known. Answers to another conversation, say
@@ -30,7 +30,7 @@ class Answers:
     num_players: int = 0
     """Players of the row, 0 where they are not known."""
     vectors: dict[str, dict[bytes, Vector]] = field(default_factory=dict)
-    """Kind of embedding -> `AnswerRow.content_id` -> vector, for rescoring without the model."""
+    """Kind of embedding -> `Answer.content_id` -> vector, for rescoring without the model."""
 
     def belong_to(self, row: RowCoalitions) -> bool:
         """Return whether they are answers to the coalitions of `row`: its conversation, its players."""

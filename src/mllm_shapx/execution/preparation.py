@@ -143,7 +143,7 @@ def check_output(study: Study, options: RunOptions) -> None:
     taken = {}
     for run in study.runs:
         records = RunRecords(storage, run.name)
-        if records.standing() == "started" and (count := records.sample_count()):
+        if records.state() == "started" and (count := records.sample_count()):
             taken[run.name] = count
     if taken:
         shown = ", ".join(f"{name} ({count})" for name, count in list(taken.items())[:5])
@@ -177,7 +177,7 @@ def _check_shards(study: Study, options: RunOptions, storage: Storage) -> None:
         return
     whole = study.output_uri.removesuffix(f"/{options.shard.folder}")
     above = open_storage(whole)
-    if any(RunRecords(above, run.name).standing() != "empty" for run in study.runs):
+    if any(RunRecords(above, run.name).state() != "empty" for run in study.runs):
         raise OutputError(
             f"{whole} holds samples of the whole set already; leave --shard out to go on with them, or name "
             "another experiment_set_id"
@@ -187,7 +187,7 @@ def _check_shards(study: Study, options: RunOptions, storage: Storage) -> None:
 def has_begun(study: Study) -> bool:
     """Return whether the output directory holds anything of the study's runs."""
     storage = open_storage(study.output_uri)
-    return any(RunRecords(storage, run.name).standing() != "empty" for run in study.runs)
+    return any(RunRecords(storage, run.name).state() != "empty" for run in study.runs)
 
 
 def open_output(study: Study, options: RunOptions) -> OpenOutput:
@@ -228,7 +228,7 @@ def _take_over(
     old_players = OldPlayers(study.players)
     for run in study.runs:
         records = RunRecords(storage, run.name)
-        standing = records.standing()
+        standing = records.state()
         if options.overwrite and standing != "empty":
             count = records.sample_count()
             # Stored answers are reused, so that where they come from still matters.
@@ -240,7 +240,7 @@ def _take_over(
                 "the run starts afresh"
             )
         inspection = records.inspect(study.rows, old_players.of_run(run))
-        notes += inspection.notes
+        notes += (*records.heal(inspection), *inspection.notes)
         # The moment that the checkpoint will name: W&B knows a run again by it.
         created_at = time.time() if inspection.created_at is None else inspection.created_at
         inspections[run.name] = replace(inspection, created_at=created_at)
@@ -291,7 +291,7 @@ def _check_settings(study: Study, specs: dict[str, dict[str, Any]], storage: Sto
 def _renamed(storage: Storage, run: RunSpec) -> list[str]:
     """Return a note where an earlier version has done a run under another name; its draws were others."""
     former = run.former_name
-    if former is None or RunRecords(storage, former).standing() == "empty":
+    if former is None or RunRecords(storage, former).state() == "empty":
         return []
     return [f"{run.name}: an earlier version has done it as {former}, which is kept; it is done again"]
 

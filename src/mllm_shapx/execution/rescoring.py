@@ -15,7 +15,7 @@ from mllm_shapx.data.digests import row_digest
 from mllm_shapx.data.table import Table
 from mllm_shapx.errors import OutputError, RowError, StorageError, UsageError
 from mllm_shapx.execution.aggregator import Aggregator
-from mllm_shapx.execution.answers import AnswerFiles, content_id, stored_dtype, vector_kind
+from mllm_shapx.execution.answers import AnswerFiles, stored_dtype, vector_kind
 from mllm_shapx.execution.coordinator import Coordinator
 from mllm_shapx.execution.dataset import open_study_table, refuse_changed_rows
 from mllm_shapx.execution.left import units_left
@@ -90,7 +90,7 @@ class _Rescorer:
 
         async def embed(answers: Sequence[Answer]) -> list[Vector]:
             vectors = self._files.vectors(unit, kind)
-            keys = [content_id(answer) for answer in answers]
+            keys = [answer.content_id for answer in answers]
             missing = sum(key not in vectors for key in keys)
             if missing:
                 raise _MissingError(vectors=missing)

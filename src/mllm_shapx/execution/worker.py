@@ -21,7 +21,7 @@ from mllm_shapx.data.conversations import Row, load_row
 from mllm_shapx.data.digests import row_digest
 from mllm_shapx.data.table import Table
 from mllm_shapx.errors import RowError, StudyError, first_of
-from mllm_shapx.execution.answers import content_id, vector_kind
+from mllm_shapx.execution.answers import vector_kind
 from mllm_shapx.execution.dataset import open_study_table
 from mllm_shapx.execution.environment import environment_of
 from mllm_shapx.execution.generation import OnAnswer, RowGeneration
@@ -453,7 +453,7 @@ class Worker:
                 texts = [answer.text for answer in answers]
                 vectors = await asyncio.to_thread(encoder.embed, texts, run.shap.reducer)
             of_kind = held.vectors.setdefault(kind, {})
-            of_kind.update(zip(map(content_id, answers), vectors, strict=True))
+            of_kind.update(zip((answer.content_id for answer in answers), vectors, strict=True))
             return vectors
 
         return embed

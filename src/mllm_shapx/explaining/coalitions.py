@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 from mllm_shap import CoalitionMask, ConversationSnapshot, DeletePolicy, PlayerSet
 
@@ -22,17 +22,7 @@ _SLICES_IN_HAND = 1 << 5
 """Slices held in memory at a time."""
 
 REUSED = ""
-"""`StoredAnswer.asked_by` of an answer that was copied from a coalition with the same prompt."""
-
-
-@dataclass(frozen=True, slots=True)
-class StoredAnswer:
-    """An answer and the run for which it was generated."""
-
-    answer: Answer
-    asked_by: str
-    """Name of the run that first needed it. It is kept with the answer, so that `model_calls` of a run
-    that is resumed counts what the undisturbed run would have counted."""
+"""`Answer.asked_by` of an answer that was copied from a coalition with the same prompt."""
 
 
 class RowCoalitions:
@@ -59,12 +49,12 @@ class RowCoalitions:
         """
         self.snapshot = snapshot
         self.players = players
-        self.stored: dict[int, StoredAnswer] = {}
+        self.stored: dict[int, Answer] = {}
         self._policy = DeletePolicy()
-        self._fresh: dict[int, StoredAnswer] = {}
+        self._fresh: dict[int, Answer] = {}
         self._mask_of_prompt: dict[str, int] | None = {} if share_prompts else None
 
-    def know(self, stored: Mapping[int, StoredAnswer]) -> None:
+    def know(self, stored: Mapping[int, Answer]) -> None:
         """Take in answers that were generated before; they are not asked for again."""
         self.stored.update(stored)
         if self._mask_of_prompt is not None:
@@ -83,7 +73,7 @@ class RowCoalitions:
     async def answers(self, masks: Sequence[int], run_name: str, generate: Generate) -> list[Answer]:
         """Return the answers to `masks`, generating the missing ones for `run_name`."""
         await self._generate(self.missing(masks), run_name, generate)
-        return [self.stored[mask].answer for mask in masks]
+        return [self.stored[mask] for mask in masks]
 
     def model_calls(self, masks: Sequence[int], run_name: str) -> int:
         """Return how many of the answers to `masks` were generated for `run_name`."""
@@ -91,10 +81,10 @@ class RowCoalitions:
 
     def distinct_answers(self, masks: Sequence[int]) -> int:
         """Return how many different texts and sounds are among the answers to `masks`."""
-        answers = (self.stored[mask].answer for mask in masks)
+        answers = (self.stored[mask] for mask in masks)
         return len({(answer.text, answer.audio_frames) for answer in answers})
 
-    def take_fresh(self) -> dict[int, StoredAnswer]:
+    def take_fresh(self) -> dict[int, Answer]:
         """Return the answers that came since the last call, for writing out."""
         fresh, self._fresh = self._fresh, {}
         return fresh
@@ -104,7 +94,7 @@ class RowCoalitions:
         room = asyncio.Semaphore(_SLICES_IN_HAND)
 
         async def ask(prompts: Mapping[int, ConversationSnapshot]) -> None:
-            await generate(prompts, lambda mask, answer: self._keep(mask, StoredAnswer(answer, run_name)))
+            await generate(prompts, lambda mask, answer: self._keep(mask, replace(answer, asked_by=run_name)))
             room.release()
 
         twin_of: dict[int, int] = {}
@@ -119,7 +109,7 @@ class RowCoalitions:
             # One is enough: the others are the same, or follow from it.
             raise first_of(failures) from None
         for mask, first in twin_of.items():
-            self._keep(mask, StoredAnswer(self.stored[first].answer, REUSED))
+            self._keep(mask, replace(self.stored[first], asked_by=REUSED))
 
     def _prompts(self, masks: Sequence[int]) -> tuple[dict[int, ConversationSnapshot], dict[int, int]]:
         """Return the prompts to ask, and for each other coalition the one that has the same prompt."""
@@ -136,6 +126,6 @@ class RowCoalitions:
                 twin_of[mask] = first
         return prompts, twin_of
 
-    def _keep(self, mask: int, stored: StoredAnswer) -> None:
-        self.stored[mask] = stored
-        self._fresh[mask] = stored
+    def _keep(self, mask: int, answer: Answer) -> None:
+        self.stored[mask] = answer
+        self._fresh[mask] = answer

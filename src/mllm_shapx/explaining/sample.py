@@ -108,7 +108,7 @@ def _sample(
     normalizer = resolve(config, PluginGroup.NORMALIZERS, config.explanation.normalizer)
     values = normalizer.normalize(outcome.values)
     everyone = (1 << players.num_players) - 1
-    response = coalitions.stored[everyone].answer
+    response = coalitions.stored[everyone]
     conversation = conversation_entries(coalitions.snapshot, players, values, response.text)
     sound = AudioRecords({}, None)
     if run.modality.has_audio_input or run.modality.output_modality == "audio":

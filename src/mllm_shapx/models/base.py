@@ -6,16 +6,16 @@ once. Connectors (`hf_text`, `liquid_audio`) implement `Model`; nothing else kno
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, Protocol
 
 import numpy as np
-from mllm_shap import ConversationSnapshot, GenerationRecord
-from mllm_shap.value.generation_records import generation_record_from_text
+from mllm_shap import ConversationSnapshot
 from numpy.typing import NDArray
 
+from mllm_shapx.records.answer import Answer as Answer  # noqa: PLC0414 -- part of this seam
+from mllm_shapx.records.answer import Ending as Ending  # noqa: PLC0414
+
 EmbeddingMode = Literal["CONTEXTUAL", "STATIC"]
-Ending = Literal["refusal", "content_filter", "empty"]
-"""What is unusual in how a server ended an answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,44 +56,6 @@ class ModelReport:
     """What the user should know, one sentence each."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """What decides its answers beside the study's config, as JSON data for `spec.json`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What the model said to one prompt."""
-
-    text: str
-    token_ids: tuple[int, ...] = ()
-    """Generated text tokens, the end token included when it was generated."""
-    logprobs: tuple[float, ...] | None = None
-    """Natural-log probability of each of `token_ids` before temperature and top-k; None: not asked for."""
-    audio_frames: tuple[tuple[int, ...], ...] = ()
-    """Generated audio frames, one code per codebook."""
-    ending: Ending | None = None
-    """What is unusual in how a server ended the answer; None for an end token or the limit of tokens."""
-    reasoning: str = ""
-    """Reasoning that a server sent apart from the text; it is never scored."""
-
-    def to_record(self) -> GenerationRecord:
-        """Return the record that mllm_shap's value functions score.
-
-        Text rows are the hashed whitespace words of the text, as in mllm_shap's own backends; audio rows
-        are the frames.
-        """
-        record = generation_record_from_text(self.text)
-        return GenerationRecord(
-            text=record.text,
-            text_token_rows=record.text_token_rows,
-            audio_token_rows=self.audio_frames,
-            logprobs=self.logprobs,
-            embedding=record.embedding,
-            contextual_embedding=record.contextual_embedding,
-        )
-
-
-def ending_of(written: str | None) -> Ending | None:
-    """Return the ending that a text names, None for any other text."""
-    return next((ending for ending in get_args(Ending) if ending == written), None)
 
 
 class Prompt(Protocol):

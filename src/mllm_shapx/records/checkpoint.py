@@ -72,7 +72,7 @@ class CheckpointWriter:
     """Keeps one run's checkpoint, written every few seconds rather than for each sample.
 
     The samples on disk are the truth and the file follows them, so what it lacks after a crash is found
-    again by `RunRecords.inspect`. Write it once before the first sample: a run with samples and no
+    again by `RunReader.inspect`. Write it once before the first sample: a run with samples and no
     checkpoint counts as abandoned.
     """
 

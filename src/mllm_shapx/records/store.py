@@ -5,10 +5,10 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from mllm_shapx.records.answer import Answer
 from mllm_shapx.records.layout import GENERATIONS, GenerationLayout
 from mllm_shapx.records.storage import TEMP_PREFIX, Storage
 from mllm_shapx.records.store_codec import (
-    AnswerRow,
     StoreHeader,
     check_bytes,
     decode_answers,
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["AnswerRow", "CoalitionStore", "PruneResult", "StoreEntry", "StoreHeader", "StoredAnswers"]
+__all__ = ["CoalitionStore", "PruneResult", "StoreEntry", "StoreHeader", "StoredAnswers"]
 
 _DAMAGED = f"{GENERATIONS}/damaged"
 _SET_ASIDE = f"{GENERATIONS}/set_aside"
@@ -33,7 +33,7 @@ _SET_ASIDE = f"{GENERATIONS}/set_aside"
 class StoredAnswers:
     """What is stored of one row under one generation key."""
 
-    answers: dict[int, AnswerRow] = field(default_factory=dict)
+    answers: dict[int, Answer] = field(default_factory=dict)
     """Coalition (bit i is set when player i is present) -> its answer."""
     notes: tuple[str, ...] = ()
     """What was damaged or did not fit and was moved aside, in words."""
@@ -83,7 +83,7 @@ class CoalitionStore:
     def read(self, row_index: int, key: str, header: StoreHeader) -> StoredAnswers:
         """Return the stored answers; files that are damaged or contradict `header` are moved aside."""
         place = GenerationLayout(row_index, key)
-        answers: dict[int, AnswerRow] = {}
+        answers: dict[int, Answer] = {}
         notes: list[str] = []
         parts = self._parts(place)
         if parts and not header.snapshot_id:
@@ -108,7 +108,7 @@ class CoalitionStore:
     def peek(self, row_index: int, key: str) -> StoredAnswers:
         """Return the stored answers as `read` does, and leave files that do not fit where they are."""
         place = GenerationLayout(row_index, key)
-        answers: dict[int, AnswerRow] = {}
+        answers: dict[int, Answer] = {}
         known: StoreHeader | None = None
         for path in (place.answers, *self._parts(place)):
             try:
@@ -122,7 +122,7 @@ class CoalitionStore:
             return StoredAnswers()
         return StoredAnswers(answers, (), known.snapshot_id, known.num_players)
 
-    def append(self, row_index: int, key: str, header: StoreHeader, answers: Mapping[int, AnswerRow]) -> None:
+    def append(self, row_index: int, key: str, header: StoreHeader, answers: Mapping[int, Answer]) -> None:
         """Write new answers of a row under way as one more part; its cost hangs on their number alone."""
         if not answers:
             return
@@ -132,7 +132,7 @@ class CoalitionStore:
         self._storage.write_bytes(path, encode_answers(header, answers))
 
     def merge(
-        self, row_index: int, key: str, header: StoreHeader, answers: Mapping[int, AnswerRow] | None = None
+        self, row_index: int, key: str, header: StoreHeader, answers: Mapping[int, Answer] | None = None
     ) -> tuple[str, ...]:
         """Pack what is stored of a row and `answers` into its one file; return notes as `read` does.
 
@@ -159,7 +159,7 @@ class CoalitionStore:
     def read_embeddings(
         self, row_index: int, key: str, header: StoreHeader, kind: str
     ) -> tuple[dict[bytes, "NDArray[np.float64]"], tuple[str, ...]]:
-        """Return the stored vectors of one kind by `AnswerRow.content_id`, and notes as `read` does."""
+        """Return the stored vectors of one kind by `Answer.content_id`, and notes as `read` does."""
         notes: list[str] = []
         path = GenerationLayout(row_index, key).embeddings
         found, _ = self._read_file(path, header, decode_embeddings, notes)
@@ -173,7 +173,7 @@ class CoalitionStore:
         kind: str,
         vectors: Mapping[bytes, "NDArray[np.float64]"],
     ) -> tuple[str, ...]:
-        """Add vectors of answers, each by its `AnswerRow.content_id`.
+        """Add vectors of answers, each by its `Answer.content_id`.
 
         `kind` names encoder, mode and reducer, such as `own/CONTEXTUAL/MeanReducer`; an answer that several
         coalitions share is stored once. Vectors may differ in length and are kept exactly, as float64.

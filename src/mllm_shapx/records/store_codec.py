@@ -4,7 +4,9 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
+
+from mllm_shapx.records.answer import Answer, ending_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,29 +19,6 @@ _HEADER = b"mllm_shapx"
 _CHECKSUM = "mllm_shapx_checksum"
 _SEAL = b"mllm_shapx_checksum_is:"
 _BLANK = b"0" * 32
-
-
-class AnswerRow(NamedTuple):
-    """One answer as it is stored."""
-
-    text: str
-    token_ids: tuple[int, ...] = ()
-    logprobs: tuple[float, ...] | None = None
-    """Natural-log probability of each of `token_ids`; None when they were not asked for."""
-    audio_frames: tuple[tuple[int, ...], ...] = ()
-    """One code per codebook for each frame."""
-    asked_by: str = ""
-    """Name of the run that it was generated for, empty for a copy of another coalition's answer."""
-    ending: str | None = None
-    """What is unusual in how a server ended it: `refusal`, `content_filter` or `empty`."""
-    reasoning: str = ""
-    """Reasoning that a server sent apart from the text."""
-
-    @property
-    def content_id(self) -> bytes:
-        """Return 16 bytes that are equal for answers of equal content; the key of its embeddings."""
-        content = json.dumps([self.text, self.token_ids, self.audio_frames]).encode()
-        return hashlib.blake2b(content, digest_size=16).digest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +43,7 @@ class StoreHeader:
         return None
 
 
-def encode_answers(header: StoreHeader, answers: Mapping[int, AnswerRow]) -> bytes:
+def encode_answers(header: StoreHeader, answers: Mapping[int, Answer]) -> bytes:
     """Return a file of answers, ordered by coalition.
 
     A coalition takes ceil(players / 8) bytes, little-endian: bit i of the whole is player i.
@@ -91,17 +70,17 @@ def encode_answers(header: StoreHeader, answers: Mapping[int, AnswerRow]) -> byt
     return _encode_table(table, header)
 
 
-def _of_servers(rows: "Sequence[AnswerRow]") -> "dict[str, pa.Array]":
+def _of_servers(rows: "Sequence[Answer]") -> "dict[str, pa.Array]":
     """Return the columns that only answers of servers have, where one has something to say in them."""
     import pyarrow as pa
 
     endings = [row.ending for row in rows]
     texts = [row.reasoning.encode(errors="replace").decode() or None for row in rows]
-    found = {"ending": endings, "reasoning": texts}
+    found: dict[str, list[Any]] = {"ending": endings, "reasoning": texts}
     return {name: pa.array(column, pa.string()) for name, column in found.items() if any(column)}
 
 
-def decode_answers(table: "pa.Table") -> Iterator[tuple[int, AnswerRow]]:
+def decode_answers(table: "pa.Table") -> Iterator[tuple[int, Answer]]:
     """Yield the coalitions and answers of a table.
 
     Raises:
@@ -113,8 +92,18 @@ def decode_answers(table: "pa.Table") -> Iterator[tuple[int, AnswerRow]]:
     unusual = (_optional(table, name) for name in ("ending", "reasoning"))
     rows = zip(masks, texts, *columns, askers, *unusual, strict=True)
     for mask, text, token_ids, logprobs, frames, asker, ending, reasoning in rows:
-        answer = AnswerRow(text, token_ids or (), logprobs, frames or (), asker, ending, reasoning or "")
-        yield int.from_bytes(mask, "little"), answer
+        yield (
+            int.from_bytes(mask, "little"),
+            Answer(
+                text,
+                token_ids or (),
+                logprobs,
+                frames or (),
+                ending_of(ending) if ending else None,
+                reasoning or "",
+                asker,
+            ),
+        )
 
 
 def encode_embeddings(

@@ -7,7 +7,7 @@ from typing import Any
 from mllm_shapx.planning.runs import RunSpec
 from mllm_shapx.planning.units import NOMINAL_PLAYERS, WorkUnit, plan_units
 from mllm_shapx.records.pace import Pace, read_pace
-from mllm_shapx.records.runs import RunRecords
+from mllm_shapx.records.run_reader import RunReader
 from mllm_shapx.records.storage import open_storage
 from mllm_shapx.reporting.timing import format_duration
 
@@ -58,7 +58,7 @@ def standing(
     """
     storage = open_storage(uri)
     planned = frozenset(rows)
-    records = {run.name: RunRecords(storage, run.name) for run in runs}
+    records = {run.name: RunReader(storage, run.name) for run in runs}
     done = {name: planned.intersection(of_run.sample_rows()) for name, of_run in records.items()}
     failed = {name: planned & of_run.quarantined_rows() - done[name] for name, of_run in records.items()}
     if not any(done.values()):
