@@ -1038,12 +1038,12 @@ def _foresee(loaded: "LoadedConfig", sweep: "Sweep", selection: "Selection") -> 
 def _look_at_model(loaded: "LoadedConfig", sweep: "Sweep") -> str:
     from mllm_shapx.models.registry import check_model
 
-    return check_model(sweep.runs[0], loaded.path)
+    return check_model(sweep.runs[0].model_settings, loaded.path)
 
 
 def _check_encoders(loaded: "LoadedConfig", sweep: "Sweep") -> None:
     """Refuse an external encoder that is not there; one that nobody can be asked for is warned of."""
-    from mllm_shapx.models.encoder_version import check_encoder
+    from mllm_shapx.models.encoder import check_encoder
 
     for config in dict.fromkeys(run.embedding for run in sweep.runs):
         warning = None if config is None else check_encoder(config, loaded.path)

@@ -66,7 +66,14 @@ def selected(loaded: LoadedConfig, sweep: Sweep) -> Selection:
             settings.shap.token_filter,
             other_filters={run.shap.token_filter for run in sweep.runs},
         )
-        more = control_token_warnings(sweep.runs[0], loaded.path, table, selection.rows)
+        more = control_token_warnings(
+            sweep.runs[0].model_settings,
+            loaded.path,
+            table,
+            selection.rows,
+            dataset=sweep.runs[0].dataset,
+            modality=sweep.runs[0].modality,
+        )
         return replace(selection, warnings=(*selection.warnings, *more))
     except DatasetError as error:
         raise DatasetError(f"{loaded.path}: {error}") from error
