@@ -112,7 +112,8 @@ def main() -> None:
                 for name, experiments in studies.items()
             }
             if ready is None:
-                ready = load_model(expand(load_config(configs["exact"]).experiment_set).runs[0], model)
+                run = expand(load_config(configs["exact"]).experiment_set).runs[0]
+                ready = load_model(run.model_settings, model)
                 worker.load_study_model = partial(borrow, ready)
             for name, config in configs.items():
                 took, answers[name] = explain(config)

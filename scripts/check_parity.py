@@ -65,7 +65,7 @@ async def compare(loaded: LoadedConfig, directory: str, rows: int | None) -> int
     started = time.monotonic()
     runs = expand(loaded.experiment_set).runs
     _refuse_incomparable(runs)
-    model_path, _ = model_identity(runs[0], loaded.path)
+    model_path, _ = model_identity(runs[0].model_settings, loaded.path)
     library = LibraryRunner(runs[0], model_path)
     worst: Difference | None = None
     compared, coalitions = 0, 0

@@ -63,6 +63,16 @@ def test_imports_run_downwards() -> None:
     assert not upwards, "\n".join(upwards)
 
 
+def test_models_know_settings_and_no_runs() -> None:
+    strangers = [
+        f"{path.relative_to(SOURCE)}:{line}"
+        for path in files()
+        for name, line in imported(path)
+        if room_of(path) == "models" and name.startswith("mllm_shapx.planning")
+    ]
+    assert not strangers
+
+
 @pytest.mark.parametrize("library", sorted(HEAVY))
 def test_heavy_libraries_stay_in_their_rooms(library: str) -> None:
     strangers = [

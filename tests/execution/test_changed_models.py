@@ -19,7 +19,7 @@ from mllm_shapx.execution.options import RunOptions
 from mllm_shapx.execution.preparation import open_output, prepare
 from mllm_shapx.execution.signals import StopRequest
 from mllm_shapx.models.hf_text import HfTextModel
-from mllm_shapx.models.steadiness import Version, stamp_of
+from mllm_shapx.models.identity import Version, stamp_of
 from mllm_shapx.reporting.progress import ProgressReporter
 
 ONE_RUN = {"experiments": [{"explainer_type": "limited_mc", "num_samples": [8]}]}

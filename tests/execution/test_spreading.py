@@ -509,8 +509,8 @@ def counting_workers(folder: Path, workers: int) -> type[WorkerActor]:
                 await asyncio.sleep(0.3)
                 await answer(*args)
 
-            self._worker._desk.lease = lease_together  # type: ignore[method-assign]
-            self._worker._answer = answer_slowly  # type: ignore[method-assign]
+            self._worker._desk.lease = lease_together  # type: ignore[assignment, method-assign]
+            self._worker._answer = answer_slowly  # type: ignore[assignment, method-assign]
 
         async def run(self) -> None:
             await super().run()

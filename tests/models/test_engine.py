@@ -13,8 +13,16 @@ from model_kit import conversation
 from numpy.typing import NDArray
 
 from mllm_shapx.errors import ModelError, RowError
-from mllm_shapx.models.base import Answer, Decoding, EmbeddingMode, ModelIdentity, ModelReport, OutOfMemory
-from mllm_shapx.models.engine import BatchReport, Engine, EngineStoppedError
+from mllm_shapx.models.base import (
+    Answer,
+    Decoding,
+    EmbeddingMode,
+    EngineStoppedError,
+    ModelIdentity,
+    ModelReport,
+    OutOfMemory,
+)
+from mllm_shapx.models.engine import BatchReport, Engine
 
 DECODING = Decoding(max_new_tokens=4)
 

@@ -15,7 +15,14 @@ from mllm_shapx.explaining.coalitions import Keep, RowCoalitions
 from mllm_shapx.explaining.sample import explain_run, open_row
 from mllm_shapx.explaining.settings import answer_seed, decoding
 from mllm_shapx.explaining.similarity import Embedder, Vector
-from mllm_shapx.models.base import Answer, Model, Prompt
+from mllm_shapx.models.base import (
+    Answer,
+    BoundsBatches,
+    EncodesTogether,
+    Model,
+    OrdersPrompts,
+    Prompt,
+)
 from mllm_shapx.models.encoder import TextEncoder
 from mllm_shapx.models.engine import Engine
 from mllm_shapx.models.flight import Flight
@@ -134,6 +141,12 @@ class Borrowed:
     def __init__(self, model: Model, batch_size: int | None) -> None:
         self._model = model
         self.max_batch_size = batch_size
+        if isinstance(model, OrdersPrompts):
+            self.batch_key = model.batch_key
+        if isinstance(model, BoundsBatches):
+            self.largest_batch = model.largest_batch
+        if isinstance(model, EncodesTogether):
+            self.encode_all = model.encode_all
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)

@@ -69,7 +69,7 @@ class Subject:
         self._rows = select_rows(
             self._table, settings.dataset, settings.selection, settings.modality, settings.shap.token_filter
         ).rows
-        self.model_path, self.revision = model_identity(self.run, loaded.path)
+        self.model_path, self.revision = model_identity(self.run.model_settings, loaded.path)
         """The model's directory, None for a hub id; and its digest or hub commit."""
         self._config_path = loaded.path
 
@@ -79,7 +79,7 @@ class Subject:
         Raises:
             ModelError: When it cannot be loaded.
         """
-        return load_model(self.run, self.model_path, self.revision, self._config_path)
+        return load_model(self.run.model_settings, self.model_path, self.revision, self._config_path)
 
     def games(self, model: Model) -> Iterator[Game]:
         """Yield the exact game of each row that `model` can be asked about, in selection order.

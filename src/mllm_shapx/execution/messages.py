@@ -11,7 +11,7 @@ from mllm_shapx.execution.sharing import HelpTask
 from mllm_shapx.explaining.coalitions import RowCoalitions
 from mllm_shapx.explaining.similarity import Vector
 from mllm_shapx.models.base import Answer, ModelReport
-from mllm_shapx.models.steadiness import Version
+from mllm_shapx.models.identity import Version
 from mllm_shapx.planning.costs import Generated
 from mllm_shapx.planning.runs import RunSpec
 from mllm_shapx.planning.units import WorkUnit

@@ -22,7 +22,7 @@ from mllm_shapx.execution.old_players import OldPlayers
 from mllm_shapx.execution.options import RunOptions
 from mllm_shapx.execution.resolved import in_the_configs_words
 from mllm_shapx.models.control_tokens import control_token_warnings
-from mllm_shapx.models.encoder_version import encoder_version
+from mllm_shapx.models.encoder import encoder_version
 from mllm_shapx.models.registry import model_version
 from mllm_shapx.planning.runs import RunSpec
 from mllm_shapx.planning.sweep import expand
@@ -98,7 +98,7 @@ def prepare(loaded: LoadedConfig, options: RunOptions) -> tuple[Study, tuple[str
         for run in sweep.runs
         if run.embedding is not None
     }
-    model_path, model = model_version(sweep.runs[0], loaded.path)
+    model_path, model = model_version(sweep.runs[0].model_settings, loaded.path)
     study = Study(
         experiment_set_id=experiment_set.experiment_set_id,
         output_uri=output_uri,
@@ -123,7 +123,14 @@ def prepare(loaded: LoadedConfig, options: RunOptions) -> tuple[Study, tuple[str
         model_version=model,
         encoders=encoders,
     )
-    tokens = control_token_warnings(sweep.runs[0], loaded.path, table, rows)
+    tokens = control_token_warnings(
+        sweep.runs[0].model_settings,
+        loaded.path,
+        table,
+        rows,
+        dataset=sweep.runs[0].dataset,
+        modality=sweep.runs[0].modality,
+    )
     return study, (*loaded.warnings, *sweep.warnings, *selection.warnings, *tokens)
 
 

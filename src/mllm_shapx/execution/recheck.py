@@ -251,7 +251,7 @@ class _Asker:
         """Yield how the answers of each generation key come out, with the model loaded in `dtype`."""
         kwargs = drawn[0].run.connector_kwargs.model_copy(update={"dtype": dtype})
         loaded = replace(drawn[0].run, connector_kwargs=kwargs)
-        model = load_model(loaded, self._study.model_path, self._study.model_commit)
+        model = load_model(loaded.model_settings, self._study.model_path, self._study.model_commit)
         try:
             for key, of_key in groupby(drawn, key=lambda each: each.run.generation_key):
                 answers, differences = 0, list[Difference]()

@@ -9,7 +9,7 @@ from mllm_shapx.data.sources import open_table
 from mllm_shapx.errors import DatasetError
 from mllm_shapx.execution.options import RunOptions
 from mllm_shapx.models.control_tokens import control_token_warnings
-from mllm_shapx.models.encoder_version import check_encoder
+from mllm_shapx.models.encoder import check_encoder
 from mllm_shapx.models.registry import check_model
 from mllm_shapx.planning.plan import Plan, make_plan
 from mllm_shapx.planning.sweep import Sweep, expand
@@ -158,7 +158,14 @@ def selected(loaded: LoadedConfig, sweep: Sweep) -> Selection:
             settings.shap.token_filter,
             other_filters={run.shap.token_filter for run in sweep.runs},
         )
-        more = control_token_warnings(sweep.runs[0], loaded.path, table, selection.rows)
+        more = control_token_warnings(
+            sweep.runs[0].model_settings,
+            loaded.path,
+            table,
+            selection.rows,
+            dataset=sweep.runs[0].dataset,
+            modality=sweep.runs[0].modality,
+        )
         return replace(selection, warnings=(*selection.warnings, *more))
     except DatasetError as error:
         raise DatasetError(f"{loaded.path}: {error}") from error

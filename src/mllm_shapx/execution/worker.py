@@ -27,17 +27,22 @@ from mllm_shapx.execution.environment import environment_of
 from mllm_shapx.execution.generation import OnAnswer, RowGeneration
 from mllm_shapx.execution.messages import Answers, Beat, LeaseReply, Study, UnitFailure, WorkerInfo
 from mllm_shapx.execution.sharing import HelpTask, Offer, OfferReply
+from mllm_shapx.explaining.audio_records import DecodeAudio
 from mllm_shapx.explaining.coalitions import RowCoalitions
 from mllm_shapx.explaining.sample import explain_run, open_row
 from mllm_shapx.explaining.settings import answer_seed, decoding, plugins
 from mllm_shapx.explaining.similarity import Embedder, Vector
-from mllm_shapx.models.base import Answer, Model, ModelReport
+from mllm_shapx.models.base import (
+    Answer,
+    EngineStoppedError,
+    Model,
+    ModelReport,
+    PromptEngine,
+    SpeaksAudio,
+)
 from mllm_shapx.models.encoder import TextEncoder
-from mllm_shapx.models.engine import Engine, EngineStoppedError
-from mllm_shapx.models.engines import engine_for
 from mllm_shapx.models.flight import FEWEST_ROWS, Flight
-from mllm_shapx.models.registry import load_model, load_version
-from mllm_shapx.models.server_engine import ServerEngine
+from mllm_shapx.models.registry import engine_for, load_model, load_version
 from mllm_shapx.planning.costs import Generated
 from mllm_shapx.planning.runs import RunSpec
 from mllm_shapx.planning.units import WorkUnit, expected_answers
@@ -98,8 +103,14 @@ class _Loaded:
     """What a worker has in memory: the dataset, the model, and the encoders of the runs."""
 
     table: Table
-    engine: Engine | ServerEngine
+    engine: PromptEngine
     encoders: Mapping[EmbeddingConfig, TextEncoder]
+
+    @property
+    def decode_audio(self) -> DecodeAudio | None:
+        """Return what turns audio frames into a waveform, None for a model that gives no sound."""
+        model = self.engine.model
+        return model.decode_audio if isinstance(model, SpeaksAudio) else None
 
 
 def _load(study: Study) -> _Loaded:
@@ -119,10 +130,10 @@ def load_study_model(study: Study) -> Model:
         ModelError, ResourceError: When it cannot be loaded.
         ModelChangedError: When its files are others now.
     """
-    run = study.runs[0]
+    settings = study.runs[0].model_settings
     if study.model_version is None:
-        return load_model(run, study.model_path, study.model_commit, study.config_path)
-    return load_version(run, study.model_path, study.model_version, study.config_path)
+        return load_model(settings, study.model_path, study.model_commit, study.config_path)
+    return load_version(settings, study.model_path, study.model_version, study.config_path)
 
 
 class _Once(logging.Filter):
@@ -362,7 +373,7 @@ class Worker:
                         run,
                         generation.answer,
                         self._embedder(held, run),
-                        decode_audio=getattr(self._loaded.engine.model, "decode_audio", None),
+                        decode_audio=self._loaded.decode_audio,
                     )
             # Either concerns this run alone (say, too many players for `exact`); the others go on.
             except RowError as error:
@@ -487,7 +498,7 @@ class Worker:
 
     async def _give_sign(self) -> None:
         busy = self._loaded.engine.stats.busy_seconds
-        waiting = getattr(self._loaded.engine, "waiting_for", "")
+        waiting = self._loaded.engine.waiting_for
         counts = {unit_id: held.answers for unit_id, held in self._held.items()}
         report = self._loaded.engine.model.report
         news = report if report != self._reported else None

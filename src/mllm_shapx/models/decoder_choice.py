@@ -29,7 +29,7 @@ from mllm_shapx.models.plain_generate import (
     left_padded,
     of_one_length,
 )
-from mllm_shapx.models.rope import ChangingPositions
+from mllm_shapx.models.positions import ChangingPositions
 
 _log = logging.getLogger(__name__)
 

@@ -8,6 +8,7 @@ from fractions import Fraction
 from functools import cached_property
 from typing import Any, Literal
 
+from mllm_shapx.config.model_settings import ModelSettings
 from mllm_shapx.config.models import (
     AudioSegmentation,
     ChatConfig,
@@ -90,6 +91,19 @@ class RunSpec:
     """Which repetition it is; None where the config names no seed. The name ends in it."""
     variant: Mapping[str, Any] = field(default_factory=dict, compare=False)
     """The run as an entry of `experiments`, in the config's own words (formats.md, `spec.json`)."""
+
+    @property
+    def model_settings(self) -> ModelSettings:
+        """Return what loads the run's model."""
+        return ModelSettings(
+            connector=self.connector,
+            model_id=self.model_id,
+            revision=self.model_revision,
+            kwargs=self.connector_kwargs,
+            device=self.device,
+            generation=self.generation,
+            chat=self.chat,
+        )
 
     @cached_property
     def generation_settings(self) -> dict[str, Any]:
