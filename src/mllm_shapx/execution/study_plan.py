@@ -69,7 +69,7 @@ def checked_config(loaded: LoadedConfig, *, dataset: bool, model: bool) -> Check
         selection = selected(loaded, sweep)
         rows = len(selection.rows)
         warnings += [*selection.warnings, *_foreseen(loaded, sweep, selection)]
-    found = check_model(sweep.runs[0], loaded.path) if model else None
+    found = check_model(sweep.runs[0].model_settings, loaded.path) if model else None
     return CheckedConfig(len(sweep.runs), rows, found, tuple(warnings))
 
 
