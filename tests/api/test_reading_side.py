@@ -136,7 +136,7 @@ BELOW_AN_OUTPUT = {
     "records/runs.py": "specs, samples, failures, summaries; moves what is damaged or replaced",
     "records/storage.py": "how a file is written",
     "records/store.py": "generations/",
-    "reporting/html.py": "report.html",
+    "reporting/output.py": "report.html, and files outside that a user asks for",
     "tracking/wandb.py": "the folder wandb/",
 }
 """Modules that write below an output directory, and what."""

@@ -2,7 +2,6 @@
 
 import json
 import math
-import stat
 from collections.abc import Iterator, Sequence
 from importlib import resources
 from itertools import pairwise
@@ -10,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from mllm_shapx.config.paths import expanded
-from mllm_shapx.errors import StorageError, UsageError
+from mllm_shapx.errors import UsageError
 from mllm_shapx.records.results import SampleResult
 from mllm_shapx.records.storage import LocalStorage
 from mllm_shapx.reporting.changed_rows import compare_with_dataset
 from mllm_shapx.reporting.comparison import MOST_COMPARED, RunFigures, compare_runs, evenly, mixing_notes
+from mllm_shapx.reporting.output import refuse_special, write_output
 from mllm_shapx.reporting.pieces import Piece, prompt_pieces
 from mllm_shapx.reporting.reading import RunFiles, StudyFiles, open_study
 
@@ -53,13 +53,8 @@ def report(
     if output is None:
         is_local = isinstance(study.storage, LocalStorage)
         output = expanded(directory) / PAGE if is_local else Path(PAGE)
-    _refuse_special(output)
-    content = page(study, most_rows=most_rows).encode(errors="replace")
-    try:
-        # A file of its own that takes the old one's place: nobody reads half a page.
-        LocalStorage(output.parent).write_bytes(output.name, content)
-    except StorageError as error:
-        raise StorageError(f"{output} cannot be written: {_cause(error)}; name another file") from error
+    refuse_special(output)
+    write_output(output, page(study, most_rows=most_rows).encode(errors="replace"))
     return output
 
 
@@ -71,29 +66,6 @@ def _refuse_changed_rows(study: StudyFiles) -> None:
             "Put the dataset back, explain them again with `run --resume --accept-changed-rows`, or show the "
             "samples as they were made with `report --accept-changed-rows`"
         )
-
-
-def _refuse_special(output: Path) -> None:
-    """Refuse to write through a link, or over a folder or a device.
-
-    Raises:
-        UsageError: When something other than a file is there.
-    """
-    try:
-        mode = output.lstat().st_mode
-    except OSError:
-        return  # not there; what else may be wrong is found by writing
-    if stat.S_ISREG(mode):
-        return
-    what = "a link" if stat.S_ISLNK(mode) else "a folder" if stat.S_ISDIR(mode) else "no ordinary file"
-    raise UsageError(
-        f"{output} is {what}, and is not written to; remove it, or name another file: --output FILE"
-    )
-
-
-def _cause(error: StorageError) -> str:
-    cause = error.__cause__
-    return (cause.strerror if isinstance(cause, OSError) else None) or str(error)
 
 
 def page(study: StudyFiles, *, most_rows: int = MOST_ROWS) -> str:
