@@ -21,8 +21,8 @@ from mllm_shapx.execution.signals import StopNow, StopRequest
 from mllm_shapx.planning.plan import Plan
 from mllm_shapx.records.results import SampleResult
 from mllm_shapx.records.shards import Shard
-from mllm_shapx.reporting.pieces import Piece, prompt_pieces
 from mllm_shapx.reporting.reading import RunFiles, StudyFiles, open_study
+from mllm_shapx.reporting.values_table import players_of, values_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,9 +35,6 @@ type Config = str | os.PathLike[str] | Mapping[str, Any]
 
 _FROM_A_DICT = Path("the config given as a dict")
 """Stands where messages name the config's file."""
-
-COLUMNS = ("run", "row", "position", "piece", "modality", "value", "raw_value")
-"""Columns of `Results.values`."""
 
 
 class RunKeywords(TypedDict, total=False):
@@ -170,21 +167,15 @@ class Results:
 
         Columns: `run`; `row`, the row's index in the source dataset; `position` of the player in its row,
         from 0; `piece`, its text without surrounding blanks, empty for sound; `modality`, `text` or `audio`;
-        `value`; `raw_value`, the value before the normalizer, NaN where the sample does not record it.
+        `value`; `raw_value`, the value before the normalizer, NaN where the sample does not record it; and
+        of the sample `language`, `turn` of the player in the conversation, `n_calls`, `base_value` and
+        `grand_value`. `mllm-shapx export` writes the same table to a file.
 
         Raises:
             UsageError: When there is no such run.
             StorageError: When a sample is damaged.
         """
-        import pandas as pd
-
-        lines = [
-            (sample.run_name, sample.row_index, position, piece.text.strip(), _modality(piece), *numbers)
-            for sample in self.samples(run)
-            for position, (piece, *numbers) in enumerate(_players(sample))
-        ]
-        table = pd.DataFrame.from_records(lines, columns=list(COLUMNS))
-        return table.astype({"row": "int64", "position": "int64", "value": "float64", "raw_value": "float64"})
+        return values_table(self.samples(run))
 
     def explanation(self, run: str, row: int | None = None) -> "shap.Explanation":
         """Return values as `shap.Explanation`, for the plots of `shap`.
@@ -302,27 +293,10 @@ def _sample(files: RunFiles, row: int) -> SampleResult:
         raise StorageError(f"{place} is damaged: {error}; `run --resume` makes it again") from error
 
 
-def _players(sample: SampleResult) -> list[tuple[Piece, float, float]]:
-    """Return each player with its value and its value before the normalizer, NaN where that is not known."""
-    pieces = [piece for piece in prompt_pieces(sample) if piece.value is not None]
-    raw = sample.to_json().get("raw_values")
-    if not isinstance(raw, list) or len(raw) != len(pieces):
-        raw = [None] * len(pieces)
-    return [(piece, _number(piece.value), _number(before)) for piece, before in zip(pieces, raw, strict=True)]
-
-
-def _number(value: float | None) -> float:
-    return float("nan") if value is None else float(value)
-
-
-def _modality(piece: Piece) -> str:
-    return "text" if piece.num_bytes is None else "audio"
-
-
 def _values_and_texts(sample: SampleResult) -> tuple[Any, Any]:
     import numpy as np
 
-    players = _players(sample)
+    players = players_of(sample)
     texts = [piece.text if piece.num_bytes is None else piece.label for piece, *_ in players]
     return np.array([value for _, value, _ in players]), np.array(texts, dtype=object)
 

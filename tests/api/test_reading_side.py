@@ -162,7 +162,7 @@ BELOW_AN_OUTPUT = {
     "records/local_storage.py": "how a file is written in a directory",
     "records/storage.py": "how JSON is written",
     "records/store.py": "generations/",
-    "reporting/html.py": "report.html",
+    "reporting/output.py": "report.html, and files outside that a user asks for",
     "tracking/wandb.py": "the folder wandb/",
 }
 """Modules that write below an output directory, and what."""

@@ -137,12 +137,14 @@ class RunSpec:
     @cached_property
     def generation_key(self) -> str:
         """Hash of `generation_settings`, 16 hex digits; the model's commit is added where it is known."""
-        return _digest(self.generation_settings)
+        return settings_digest(self.generation_settings)
 
     @cached_property
     def cost_key(self) -> str:
         """Hash of what decides an answer's cost: runs that draw answers of their own cost alike."""
-        return _digest({key: value for key, value in self.generation_settings.items() if key != "run"})
+        return settings_digest(
+            {key: value for key, value in self.generation_settings.items() if key != "run"}
+        )
 
     @property
     def shares_answers(self) -> bool:
@@ -290,7 +292,7 @@ def _group_counts(num_players: int, size: int) -> list[tuple[int, int]]:
     return [(size, full)] if rest == 0 else [(size, full), (rest, 1)]
 
 
-def _digest(settings: Mapping[str, Any]) -> str:
+def settings_digest(settings: Mapping[str, Any]) -> str:
     """Return the hash of JSON data, 16 hex digits."""
     text = json.dumps(settings, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -16,6 +16,7 @@ from mllm_shapx.records.store_codec import (
     decode_table,
     encode_answers,
     encode_embeddings,
+    with_masks,
 )
 
 if TYPE_CHECKING:
@@ -121,6 +122,31 @@ class CoalitionStore:
         if known is None:
             return StoredAnswers()
         return StoredAnswers(answers, (), known.snapshot_id, known.num_players)
+
+    def find(self, row_index: int, key: str, masks: Collection[int]) -> StoredAnswers:
+        """Return the stored answers of some coalitions alone, faster than `peek`; nothing is changed."""
+        place = GenerationLayout(row_index, key)
+        answers: dict[int, Answer] = {}
+        known: StoreHeader | None = None
+        for path in (place.answers, *self._parts(place)):
+            try:
+                table, header = decode_table(self._storage.read_bytes(path))
+                if known is None or known.conflict(header) is None:
+                    known = known or header
+                    answers = dict(decode_answers(with_masks(table, masks))) | answers
+            except (FileNotFoundError, ValueError):
+                continue
+        return StoredAnswers(answers, (), known.snapshot_id, known.num_players) if known else StoredAnswers()
+
+    def settings(self, row_index: int, key: str) -> Mapping[str, Any] | None:
+        """Return what decides the stored answers of a row, None where no file of it can be read."""
+        place = GenerationLayout(row_index, key)
+        for path in (place.answers, *self._parts(place)):
+            try:
+                return decode_table(self._storage.read_bytes(path))[1].settings
+            except (FileNotFoundError, ValueError):
+                continue
+        return None
 
     def append(self, row_index: int, key: str, header: StoreHeader, answers: Mapping[int, Answer]) -> None:
         """Write new answers of a row under way as one more part; its cost hangs on their number alone."""

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -104,6 +104,21 @@ def decode_answers(table: "pa.Table") -> Iterator[tuple[int, Answer]]:
                 asker,
             ),
         )
+
+
+def with_masks(table: "pa.Table", masks: Collection[int]) -> "pa.Table":
+    """Return the rows of a table of answers that belong to the given coalitions.
+
+    Raises:
+        ValueError: When there is no column of coalitions.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    column = _column(table, "mask")
+    width = column.type.byte_width
+    wanted = [mask.to_bytes(width, "little") for mask in masks if mask.bit_length() <= 8 * width]
+    return table.filter(pc.is_in(column, value_set=pa.array(wanted, column.type)))
 
 
 def encode_embeddings(

@@ -24,6 +24,11 @@ class Piece:
         """The piece in one short word."""
         return self.text.strip() or ("" if self.num_bytes is None else "♪")
 
+    @property
+    def modality(self) -> str:
+        """`text` or `audio`."""
+        return "text" if self.num_bytes is None else "audio"
+
 
 def prompt_pieces(sample: SampleResult) -> list[Piece]:
     """Return the user's pieces in the order of the conversation."""
