@@ -137,7 +137,9 @@ def test_the_version_is_written_in_one_place() -> None:
     written = [
         path.relative_to(root).as_posix()
         for path in paths
-        if path.is_file() and path.suffix in {".py", ".toml", ".cff", ".yaml", ".md", ".sh", ""}
+        if path.is_file()
+        and ".egg-info" not in str(path)
+        and path.suffix in {".py", ".toml", ".cff", ".yaml", ".md", ".sh", ""}
         if re.search(rf"(?<![\d.]){re.escape(number[1])}(?![\d.])", path.read_text(errors="replace"))
     ]
     assert written == ["src/mllm_shapx/__init__.py"]

@@ -9,8 +9,6 @@ from mllm_shapx.data.sources import open_table
 from mllm_shapx.errors import DatasetError
 from mllm_shapx.execution.options import RunOptions
 from mllm_shapx.models.control_tokens import control_token_warnings
-from mllm_shapx.models.encoder import check_encoder
-from mllm_shapx.models.registry import check_model
 from mllm_shapx.planning.plan import Plan, make_plan
 from mllm_shapx.planning.sweep import Sweep, expand
 from mllm_shapx.records.storage import join_uri
@@ -63,13 +61,20 @@ def checked_config(loaded: LoadedConfig, *, dataset: bool, model: bool) -> Check
     sweep = expand(loaded.experiment_set, str(loaded.path))
     encoders = dict.fromkeys(run.embedding for run in sweep.runs if run.embedding is not None)
     warnings = [*loaded.warnings, *sweep.warnings]
-    warnings += [text for config in encoders if (text := check_encoder(config, loaded.path)) is not None]
+    if encoders:
+        from mllm_shapx.models.encoder import check_encoder  # with it comes mllm_shap, which takes a second
+
+        warnings += [text for config in encoders if (text := check_encoder(config, loaded.path)) is not None]
     rows = None
     if dataset:
         selection = selected(loaded, sweep)
         rows = len(selection.rows)
         warnings += [*selection.warnings, *_foreseen(loaded, sweep, selection)]
-    found = check_model(sweep.runs[0].model_settings, loaded.path) if model else None
+    found = None
+    if model:
+        from mllm_shapx.models.registry import check_model
+
+        found = check_model(sweep.runs[0].model_settings, loaded.path)
     return CheckedConfig(len(sweep.runs), rows, found, tuple(warnings))
 
 
