@@ -30,7 +30,7 @@ from mllm_shapx.planning.runs import RunSpec
 from mllm_shapx.planning.sweep import expand
 from mllm_shapx.records.layout import RunLayout
 from mllm_shapx.records.results import SampleResult
-from mllm_shapx.records.storage import open_storage, read_json
+from mllm_shapx.records.storage import open_storage
 
 TOLERANCE = 1e-9
 
@@ -127,7 +127,7 @@ def _samples(
                     f"--config {loaded.path} --resume"
                 )
             try:
-                sample = SampleResult.from_json(run.name, read_json(storage, path))
+                sample = SampleResult.from_bytes(run.name, storage.read_bytes(path))
             except ValueError as error:
                 raise UsageError(f"{directory}/{path} is damaged: {error}") from error
             yield Game(row, run, players), sample

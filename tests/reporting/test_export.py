@@ -12,7 +12,7 @@ from results_on_disk import make_sample, text_entry, write_study
 
 import mllm_shapx
 from mllm_shapx.errors import StorageError, UsageError
-from mllm_shapx.records.results import AUDIO, USER, ConversationEntry
+from mllm_shapx.records.results import AUDIO, USER, AudioPiece, ConversationEntry
 from mllm_shapx.records.runs import RunRecords
 from mllm_shapx.records.storage import open_storage
 from mllm_shapx.reporting.export import Format, export
@@ -32,7 +32,7 @@ def read(path: Path) -> pd.DataFrame:
 def test_file_holds_what_the_api_returns(tmp_path: Path, form: Format) -> None:
     study = write_study(tmp_path / "study", range(5))
     records = RunRecords(open_storage(str(study)), "exact")
-    sound = ConversationEntry(AUDIO, (USER, USER), (640, 640), (0.1 + 0.2, -1e-300))
+    sound = ConversationEntry(AUDIO, (USER, USER), (AudioPiece(640), AudioPiece(640)), (0.1 + 0.2, -1e-300))
     turns = ((text_entry(USER, [HOSTILE, "?"], [1 / 3, None]),), (sound,))
     records.write_sample(replace(make_sample("exact", 2), conversation=turns, raw_values=(1.0, 2.0, -3.0)))
     found = export(str(study), form, tmp_path / f"out.{form}")

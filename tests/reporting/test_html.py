@@ -12,7 +12,7 @@ import pytest
 from results_on_disk import NOISE, make_sample, text_entry, write_study
 
 from mllm_shapx.errors import StorageError, UsageError
-from mllm_shapx.records.results import AUDIO, USER, ConversationEntry
+from mllm_shapx.records.results import AUDIO, USER, AudioPiece, ConversationEntry
 from mllm_shapx.records.runs import RunRecords
 from mllm_shapx.records.storage import open_storage
 from mllm_shapx.reporting import html as module
@@ -99,7 +99,7 @@ def test_missing_damaged_and_infinite_are_told_apart_from_zero(tmp_path: Path) -
 def test_sound_and_messages_are_kept(tmp_path: Path) -> None:
     """Pieces of sound are marked as such, and each message begins anew."""
     directory = write_study(tmp_path / "study", [0], runs={"exact": 0.0})
-    sound = ConversationEntry(AUDIO, (USER, USER), (640, 640), (0.5, -0.5))
+    sound = ConversationEntry(AUDIO, (USER, USER), (AudioPiece(640), AudioPiece(640)), (0.5, -0.5))
     turns = ((text_entry(USER, ["Say", "?"], [0.1, None]),), (sound,))
     RunRecords(open_storage(str(directory)), "exact").write_sample(
         replace(make_sample("exact", 0), conversation=turns)

@@ -19,7 +19,6 @@ from ray_cluster import LoopbackCluster
 from small_study import Process, Sabotage, Study, results
 from wandb_files import check_history
 
-
 ACTORS = {
     "worker": "ray::WorkerActor",
     "coordinator": "ray::CoordinatorActor",

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mllm_shapx.data.audio import decode, encode_wav
 from mllm_shapx.models.base import Answer
-from mllm_shapx.records.results import ASSISTANT, AUDIO, ConversationEntry
+from mllm_shapx.records.results import ASSISTANT, AUDIO, AudioPiece, ConversationEntry
 
 DecodeAudio = Callable[[Answer], tuple[NDArray[np.float32], int] | None]
 """From an answer to (mono samples in [-1, 1], hertz); None where the checkpoint has no decoder."""
@@ -94,4 +94,8 @@ def _answer(
 def answer_entry(artifacts: dict[str, Any] | None) -> ConversationEntry | None:
     """Return the spoken answer as an entry of the conversation's last turn; None for an unspoken one."""
     answer = None if artifacts is None else artifacts["answer"]
-    return None if answer is None else ConversationEntry(AUDIO, (ASSISTANT,), (answer["num_bytes"],), None)
+    return (
+        None
+        if answer is None
+        else ConversationEntry(AUDIO, (ASSISTANT,), (AudioPiece(answer["num_bytes"]),), None)
+    )

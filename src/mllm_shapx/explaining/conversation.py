@@ -11,6 +11,7 @@ from mllm_shapx.records.results import (
     TEXT,
     USER,
     AttributionSummary,
+    AudioPiece,
     ConversationEntry,
 )
 
@@ -101,18 +102,14 @@ def _text_entry(text: str, role: int, players: list[tuple[PlayerSpan, float]]) -
 def _audio_entry(part: AudioPart, role: int, players: list[tuple[PlayerSpan, float]]) -> ConversationEntry:
     """Give each stretch of the recording a piece; a recording without players is one piece."""
     if not players:
-        return ConversationEntry(AUDIO, (role,), (len(part.data()),), None)
+        return ConversationEntry(AUDIO, (role,), (AudioPiece(len(part.data())),), None)
     ordered = sorted(players, key=lambda item: item[0].samples or (0, 0))
     bytes_per_sample = 2
-    sizes = tuple(
-        (end - start) * bytes_per_sample for start, end in (span.samples or (0, 0) for span, _ in ordered)
-    )
     # Windows of `raw` have no text; the stretches of `sgpa` have the word that they speak.
-    words = tuple(span.text or None for span, _ in ordered)
+    pieces = []
+    for span, _ in ordered:
+        start, end = span.samples or (0, 0)
+        pieces.append(AudioPiece((end - start) * bytes_per_sample, span.text or None))
     return ConversationEntry(
-        AUDIO,
-        (role,) * len(ordered),
-        sizes,
-        tuple(value for _, value in ordered),
-        words if any(words) else None,
+        AUDIO, (role,) * len(ordered), tuple(pieces), tuple(value for _, value in ordered)
     )

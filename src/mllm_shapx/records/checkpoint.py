@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from mllm_shapx.records.sample_file import MOST_ROW
+from mllm_shapx.records.fields import MOST_ROW
 from mllm_shapx.records.storage import Storage, decode_json
 
 VERSION = 2

@@ -132,8 +132,9 @@ class FsspecStorage:
 
     def probe(self) -> None:
         """Write and remove an object below the URI, and the folders that this made."""
-        missing = self._missing_folders()
+        missing: tuple[str, ...] = ()
         try:
+            missing = self._missing_folders()
             name = f"{TEMP_PREFIX}{uuid.uuid4().hex}"
             self.write_bytes(name, b"probe")
             self.remove(name)
@@ -150,9 +151,10 @@ class FsspecStorage:
     def _missing_folders(self) -> tuple[str, ...]:
         """Return the folders of the root that do not exist yet, the deepest first."""
         missing, folder = [], self._root
-        while folder and folder != "/" and not self._fs.exists(folder):
-            missing.append(folder)
-            folder = folder.rpartition("/")[0]
+        with self._translated("look at", self._uri):
+            while folder and folder != "/" and not self._fs.exists(folder):
+                missing.append(folder)
+                folder = folder.rpartition("/")[0]
         return tuple(missing)
 
     @staticmethod

@@ -37,7 +37,7 @@ class RunInspection:
     created_at: float | None
     """`created_at` of the checkpoint, None when there is none that can be read."""
     made_from: Mapping[int, str] = field(default_factory=dict)
-    """Row -> digest of what its sample was made from, see `SampleResult.made_from`."""
+    """Row -> digest of what its sample was made from, see `SampleFile.made_from`."""
     faults: tuple[Fault, ...] = ()
     """Files that are damaged or left over."""
 

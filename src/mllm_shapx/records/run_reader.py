@@ -9,8 +9,7 @@ from mllm_shapx.records.checkpoint import Checkpoint
 from mllm_shapx.records.failures import FailureRecord
 from mllm_shapx.records.inspection import Fault, FaultKind, Notes, RunInspection
 from mllm_shapx.records.layout import GENERATIONS, RunLayout, row_of_failure, row_of_sample
-from mllm_shapx.records.results import SampleResult
-from mllm_shapx.records.sample_file import parse_sample
+from mllm_shapx.records.results import SampleResult, parse_sample
 from mllm_shapx.records.spec import RESULT_SETTINGS, is_of_older_runner, result_settings
 from mllm_shapx.records.storage import (
     TEMP_PREFIX,
@@ -163,7 +162,7 @@ class RunReader:
         Raises:
             ValueError: When they are damaged or hold another row.
         """
-        sample = SampleResult.from_json(self.run_name, decode_json(data))
+        sample = SampleResult.from_bytes(self.run_name, data)
         _check_row(sample.row_index, row_index)
         return sample
 
@@ -301,8 +300,8 @@ def _is_run(names: Sequence[str]) -> bool:
 
 def _metrics(content: bytes | OSError, row: int) -> SampleMetrics:
     sample = parse_sample(_content(content))
-    _check_row(sample["row_index"], row)
-    return SampleMetrics.of_file(sample)
+    _check_row(sample.row_index, row)
+    return SampleMetrics.of(sample)
 
 
 def decode_failure(content: bytes | OSError, row: int) -> FailureRecord:

@@ -17,6 +17,7 @@ __all__ = [
     "join_uri",
     "open_storage",
     "read_json",
+    "refuse_deep",
     "unreadable",
     "write_json",
 ]
@@ -134,8 +135,8 @@ def decode_json(data: bytes) -> Any:
     except ValueError as error:
         raise ValueError(f"it is not JSON ({error})") from error
     # Few files have as many brackets, and to count them costs nothing beside parsing.
-    if data.count(b"[") + data.count(b"{") > _DEEPEST and _is_deep(content):
-        raise ValueError("it is nested too deeply")
+    if data.count(b"[") + data.count(b"{") > _DEEPEST:
+        refuse_deep(content)
     return content
 
 
@@ -143,7 +144,12 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON number")
 
 
-def _is_deep(content: Any) -> bool:
+def refuse_deep(content: Any) -> None:
+    """Refuse JSON data whose objects and lists are nested too deeply.
+
+    Raises:
+        ValueError: When they are.
+    """
     level = [content]
     for _ in range(_DEEPEST):
         level = [
@@ -152,4 +158,5 @@ def _is_deep(content: Any) -> bool:
             if isinstance(value, dict | list)
             for item in (value.values() if isinstance(value, dict) else value)
         ]
-    return bool(level)
+    if level:
+        raise ValueError("it is nested too deeply")

@@ -6,9 +6,9 @@ from functools import cached_property
 from typing import Any
 
 from mllm_shapx.errors import StorageError, UsageError
+from mllm_shapx.records.fields import MOST_ROW
 from mllm_shapx.records.results import SampleResult
 from mllm_shapx.records.run_reader import RunReader, find_runs
-from mllm_shapx.records.sample_file import MOST_ROW
 from mllm_shapx.records.spec import explainer_type, is_of_older_runner, planned_rows, result_settings
 from mllm_shapx.records.storage import Storage
 
