@@ -92,7 +92,8 @@ class Listener(ProgressReporter):
         """Note the time left; ask `plan` when it is time."""
         now = time.monotonic()
         # A resumed study first looks for runs that stored answers suffice for, and may have none.
-        share = progress.coalitions_done / max(1, progress.coalitions_total)
+        total = progress.coalitions_total
+        share = progress.coalitions_done / total if total else 0.0
         said = None
         if now - self._asked > EVERY_S and share > TENTH / 2:
             said, self._asked = self._plan.seconds_left(), now
