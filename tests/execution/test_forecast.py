@@ -4,10 +4,12 @@ import random
 
 import pytest
 
+from mllm_shapx.config.models import ExperimentSet
 from mllm_shapx.execution.forecast import REORDER_S, Forecast
 from mllm_shapx.execution.ledger import Ledger
 from mllm_shapx.execution.messages import Beat
-from mllm_shapx.planning.units import WorkUnit
+from mllm_shapx.planning.sweep import expand
+from mllm_shapx.planning.units import WorkUnit, plan_units
 
 
 class Clock:
@@ -118,3 +120,42 @@ def test_plan_says_what_the_progress_line_said() -> None:
         device.do(each, twins=0.2)
     left = sum(each.cost * forecast.pace([])["cheap"] for each in units[4:])
     assert left == pytest.approx(forecast.seconds_left([]))
+
+
+@pytest.mark.parametrize("warm_up_s", [0.0, 6.0])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_planned_study_knows_its_time_left_after_a_tenth(seed: int, warm_up_s: float) -> None:
+    """Exact and sampling runs, some with three times the tokens, in the planned order."""
+    draw = random.Random(seed)
+    sampling = {
+        "explainer_type": "standard_cc",
+        "linear": [2.0],
+        "generation_override": {"max_new_tokens": 24},
+    }
+    settings = {
+        "experiment_set_id": "study",
+        "generation": {"max_new_tokens": 8, "text_temperature": 0.0},
+        "experiments": [{"explainer_type": "exact"}, {"fractions": [0.2, 0.5]}, sampling],
+    }
+    runs = expand(ExperimentSet.model_validate(settings)).runs
+    players = {row: draw.randint(4, 11) for row in range(96)}
+    units = plan_units(runs, list(players), players, {})
+    tokens = {run.cost_key: run.generation.max_new_tokens for run in runs}
+    clock = Clock()
+    forecast = Forecast(units, clock)
+    generated: dict[str, int] = {}
+    done, said = 0.0, None
+    for each in units:
+        if said is None and done >= 0.1 * sum(unit.cost for unit in units):
+            said = clock.now, forecast.seconds_left([])
+        forecast.handed_out(each, 0)
+        for start in range(0, round(each.cost), 64):
+            batch = min(64, round(each.cost) - start)
+            slower = 2.0 if clock.now < warm_up_s else 1.0
+            clock.now += tokens[each.cost_key] * (0.004 + 0.0003 * batch) * slower * draw.uniform(0.85, 1.15)
+            generated[each.cost_key] = generated.get(each.cost_key, 0) + batch
+            forecast.hear("worker", Beat((), 0, clock.now, generated=dict(generated)))
+        forecast.settled(each)
+        done += each.cost
+    assert said is not None
+    assert said[1] == pytest.approx(clock.now - said[0], rel=0.2)

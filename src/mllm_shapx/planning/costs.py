@@ -20,6 +20,7 @@ class AnswerCost:
     def __init__(self) -> None:
         self._busy: defaultdict[str, float] = defaultdict(float)
         self._answers: defaultdict[str, float] = defaultdict(float)
+        self._measured: defaultdict[str, int] = defaultdict(int)
         self._count = 0
         self._first = self._last = 0.0
 
@@ -41,6 +42,7 @@ class AnswerCost:
         for key, count in answers.items():
             self._busy[key] += expected[key] * share
             self._answers[key] += count
+            self._measured[key] += count
         self._count += 1
 
     def seconds(self, key: str) -> float | None:
@@ -48,13 +50,16 @@ class AnswerCost:
         return None if self._count < LEAST_MEASUREMENTS else self._mean(key)
 
     def _mean(self, key: str) -> float | None:
-        """Return the mean of a key, close to that of all keys while little is known of it."""
+        """Return the mean of a key, close to that of all keys while few answers of it were measured."""
         answers = sum(self._answers.values())
         if not answers:
             return None
-        prior = PRIOR_ANSWERS * sum(self._busy.values()) / answers
-        mean = (self._busy.get(key, 0.0) + prior) / (self._answers.get(key, 0.0) + PRIOR_ANSWERS)
-        return mean or None
+        of_all = sum(self._busy.values()) / answers
+        if not self._answers.get(key):
+            return of_all or None
+        # A key that was measured long ago has faded, and is known as well as before.
+        trust = self._measured[key] / (self._measured[key] + PRIOR_ANSWERS)
+        return trust * self._busy[key] / self._answers[key] + (1.0 - trust) * of_all or None
 
     def _fade(self, at: float) -> None:
         half_life = max(HALF_LIFE_S, (at - self._first) / 2.0)
