@@ -30,10 +30,10 @@ SHARING_SHARE = 0.5
 
 
 def bench(loaded: LoadedConfig, options: BenchOptions, say: Say) -> BenchReport:
-    """Measure a config on this machine; `say` is told what is going on.
+    """Measure a config on this machine; `say` gets a line for each step.
 
     Raises:
-        UsageError: For anything that the user can mend.
+        UsageError: For anything that the user can correct.
     """
     subject = Subject(loaded)
     if subject.run.device == "cpu":

@@ -85,7 +85,7 @@ class Contest:
 
 @dataclass(frozen=True, slots=True)
 class Contestants:
-    """Who takes part beside us."""
+    """All that take part."""
 
     ours: Explainer
     library: LibraryRunner | None

@@ -1,4 +1,4 @@
-"""Before the contest: everybody loads, warms up, and shows about how fast it is."""
+"""Before the contest: loads and warms up all contestants, and estimates their rates."""
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +26,7 @@ FIRST_COALITIONS = 64
 MOST_COALITIONS = 1 << 15
 MOST_ROWS = 512
 MOST_LONG_ROWS = 3
-"""Rows that share the time when the user says how many there are to be; more take longer in sum."""
+"""Rows that share the time when the user names a number of rows; more rows take longer."""
 LIBRARY_COALITIONS = 16
 
 
@@ -45,7 +45,7 @@ class GameSupply:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """Everybody loaded and warm, and the games that they will play."""
+    """The contestants, loaded and warm, and the games that they play."""
 
     contestants: Contestants
     games: Sequence[Game]
@@ -97,7 +97,7 @@ async def _warm_up_ours(
         Coalitions per second, and the prompts of the last turn.
     """
     rows, most = 1, FIRST_COALITIONS
-    await ours.play([supply.first(1)[0].smallest()])  # the first time, libraries wake up
+    await ours.play([supply.first(1)[0].smallest()])  # the first call initializes libraries
     while True:
         games = [game.limited_to(most) for game in supply.first(rows)]
         size = ours.engine.stats.batch_size

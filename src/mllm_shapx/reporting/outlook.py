@@ -19,13 +19,13 @@ NOMINAL_PER_SECOND = 100.0
 
 
 class Outlook:
-    """What `runs` are up to on `rows`.
+    """What `runs` cannot do on `rows`, and what takes very long.
 
     Args:
         uri: The experiment set's directory, for the pace that was measured there.
         runs: The sweep.
         rows: Row indices in selection order.
-        players: Players per row; nothing is foreseen where they are not known.
+        players: Players per row; nothing is said where they are not known.
     """
 
     def __init__(
