@@ -3,7 +3,7 @@
     python benchmarks/bench_coordinator.py --units 10000 100000
 
 For each size a study of that many rows and one run is written by a coordinator actor on a Ray cluster of its
-own, while somebody asks how it stands twice a second, as the driver does. Printed are units per second over
+own, whose state is read twice a second, as the driver does. Printed are units per second over
 the whole and over its first and last tenth (a completion must cost the same however many there are), the
 coordinator's memory before the first unit and after the last, the time from SIGKILL until a restarted
 coordinator hands out a unit, and the time that `--resume` takes until then: looking through all finished

@@ -26,6 +26,7 @@ from mllm_shapx.config.loading import LoadedConfig, load_config
 from mllm_shapx.data.selection import select_rows
 from mllm_shapx.data.sources import open_table
 from mllm_shapx.execution.options import RunOptions
+from mllm_shapx.execution.signals import StopRequest, stop_requests
 from mllm_shapx.execution.studies import run_config
 from mllm_shapx.planning.sweep import expand
 from mllm_shapx.records.storage import join_uri
@@ -92,7 +93,8 @@ class Listener(ProgressReporter):
         """Note the time left; ask `plan` when it is time."""
         now = time.monotonic()
         # A resumed study first looks for runs that stored answers suffice for, and may have none.
-        share = progress.coalitions_done / max(1, progress.coalitions_total)
+        total = progress.coalitions_total
+        share = progress.coalitions_done / total if total else 0.0
         said = None
         if now - self._asked > EVERY_S and share > TENTH / 2:
             said, self._asked = self._plan.seconds_left(), now
@@ -152,7 +154,8 @@ def run(loaded: LoadedConfig, workers: int, stop_at: float | None, *, resume: bo
     """Run a study and return what was said, and the moment at which it ended."""
     listener = Listener(Plan(loaded), stop_at)
     options = RunOptions(num_workers=workers or None, resume=resume)
-    outcome = run_config(loaded, options, listener, inline=workers == 0)
+    with stop_requests(StopRequest()) as request:
+        outcome = run_config(loaded, options, listener, inline=workers == 0, request=request)
     ended = time.monotonic()
     if outcome.exit_code not in {0, 130}:
         raise click.ClickException("\n".join(listener.messages))

@@ -89,7 +89,7 @@ class WaitingModel:
     def answer(
         self, prompts: Sequence[WaitingPrompt], decoding: Decoding, seeds: Sequence[int]
     ) -> list[Answer]:
-        """Wait; then say a few words that hang on the prompt."""
+        """Wait; then return a few words that depend on the prompt."""
         del decoding, seeds
         started = time.time()
         time.sleep(self._pace.seconds)

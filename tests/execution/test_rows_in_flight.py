@@ -9,9 +9,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from bench_overhead import InstantModel
 from small_study import results
 
-from mllm_shapx.benchmark.overhead import InstantModel
 from mllm_shapx.config.loading import load_config
 from mllm_shapx.execution import worker
 from mllm_shapx.execution.options import RunOptions

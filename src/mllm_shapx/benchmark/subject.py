@@ -1,4 +1,4 @@
-"""What is measured: a config's model and rows, and a game for each row that fits the time at hand."""
+"""What is measured: a config's model and rows, and a game for each row that fits the time."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -52,7 +52,7 @@ class Subject:
     """A config's runs and rows, and where its model lies.
 
     Raises:
-        UsageError: For anything that the user can mend.
+        UsageError: For anything that the user can correct.
     """
 
     def __init__(self, loaded: LoadedConfig) -> None:

@@ -78,18 +78,16 @@ def schema() -> None:
     type=ROWS_IN_FLIGHT,
     help="Rows side by side; as many as fill the batches by default.",
 )
-@click.option("--overhead", is_flag=True, help="Measure too what a coalition costs beside the model.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as data.")
-def bench(configs: Sequence[Path], overhead: bool, as_json: bool, **options: Any) -> None:
+def bench(configs: Sequence[Path], as_json: bool, **options: Any) -> None:
     """Measure a config on this machine, beside mllm_shap's own runner and the bare model."""
     from mllm_shapx.benchmark.bench import bench as measure
-    from mllm_shapx.benchmark.options import OVERHEAD_PLAYERS, BenchOptions
+    from mllm_shapx.benchmark.options import BenchOptions
 
     if len(configs) > 1:
         raise UsageError(f"bench measures one config at a time, not {len(configs)}")
     (loaded,) = load_configs(configs)
-    asked = BenchOptions(overhead=OVERHEAD_PLAYERS if overhead else (), **options)
-    found = measure(loaded, asked, lambda text: say(text, err=True))
+    found = measure(loaded, BenchOptions(**options), lambda text: say(text, err=True))
     if as_json:
         say_json(found.to_json())
     else:

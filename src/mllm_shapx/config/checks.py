@@ -162,7 +162,7 @@ def _server(experiment_set: ExperimentSet) -> Iterator[Finding]:
 
 
 def _states(experiment_set: ExperimentSet) -> Iterator[Finding]:
-    """Yield the runs that compare states of a model whose states nobody sees."""
+    """Yield the runs that compare states of a model whose states are not available."""
     shap, embedding = experiment_set.shap, experiment_set.embedding
     reads: tuple[Place, ...] = (("connector",), ("shap", "similarity"), ("embedding",))
     for index, variant in enumerate(experiment_set.experiments):

@@ -118,7 +118,7 @@ class Coordinator:
         self._fatal: str | None = None
         self._cost_total = sum(unit.cost for unit in units)
         self._cost_done = 0.0
-        self._forecast = Forecast(units, study.players)
+        self._forecast = Forecast(units)
         self._model_calls = 0
         self._answer_files: AnswerFiles | None = None
         self._exchange = HelpExchange()

@@ -12,7 +12,6 @@ from mllm_shapx.explaining.coalitions import RowCoalitions
 from mllm_shapx.explaining.similarity import Vector
 from mllm_shapx.models.base import Answer, ModelReport
 from mllm_shapx.models.identity import Version
-from mllm_shapx.planning.costs import Generated
 from mllm_shapx.planning.runs import RunSpec
 from mllm_shapx.planning.units import WorkUnit
 from mllm_shapx.records.environments import Environment
@@ -144,7 +143,7 @@ class Beat:
     """Time that its device spent in the model."""
     unit_answers: Mapping[str, int] = field(default_factory=dict)
     """Answers at hand for each unit that it holds."""
-    generated: Mapping[str, Generated] = field(default_factory=dict)
+    generated: Mapping[str, int] = field(default_factory=dict)
     """Cost key -> answers generated since it started, for whomever."""
     waiting_for: str = ""
     """What the worker waits for, in words, where that is not the coordinator: a server that is away."""

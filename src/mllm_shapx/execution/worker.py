@@ -43,7 +43,6 @@ from mllm_shapx.models.base import (
 from mllm_shapx.models.encoder import TextEncoder
 from mllm_shapx.models.flight import FEWEST_ROWS, Flight
 from mllm_shapx.models.registry import engine_for, load_model, load_version
-from mllm_shapx.planning.costs import Generated
 from mllm_shapx.planning.runs import RunSpec
 from mllm_shapx.planning.units import WorkUnit, expected_answers
 from mllm_shapx.records.results import SampleResult
@@ -186,7 +185,7 @@ class Worker:
         self._desk = desk
         self._held: dict[str, _Held] = {}
         self._answers = 0
-        self._generated: dict[str, Generated] = {}
+        self._generated: dict[str, int] = {}
         self._flight = Flight(study.rows_in_flight, self._batch_size)
         self._further: asyncio.TaskGroup | None = None
         self._further_at = 0.0
@@ -415,8 +414,7 @@ class Worker:
 
         def count(index: int, answer: Answer) -> None:
             self._answers += 1
-            before = self._generated.get(run.cost_key, Generated())
-            self._generated[run.cost_key] = before.plus(masks[index])
+            self._generated[run.cost_key] = self._generated.get(run.cost_key, 0) + 1
             on_answer(masks[index], answer)
 
         seeds = [0] * len(masks)

@@ -46,10 +46,9 @@ def plan_units(
         players: Players per row; None, or a row missing, where they are not known yet.
         done: Run name -> row indices that need no more work.
 
-    Keys differ in what an answer costs, by a multiple where they generate more tokens. Longest first, the
-    keys of shorter games would be met late, and until then nobody could say how long the study takes. So
-    where there are several, units of middling cost of each further key follow on the longest, and again when
-    a few hundredths of the work are done.
+    An answer's cost depends on its key: settings that generate more tokens cost more. With the longest units
+    first, keys of shorter games are measured late, and the time left is wrong until then. So one unit of
+    medium cost of each further key (a scout) follows the longest unit, and another one after 4% of the work.
 
     The order is the same for the same arguments: by cost, then selection order, then generation key.
     """
@@ -69,14 +68,14 @@ def plan_units(
 
 
 def _with_scouts(units: list[WorkUnit]) -> list[WorkUnit]:
-    """Return `units`, longest first, with scouts of the keys that the first of them tells nothing of."""
+    """Return `units`, longest first, with scouts of all keys but that of the longest unit."""
     by_key: dict[str, list[WorkUnit]] = {}
     for unit in units:
         by_key.setdefault(unit.cost_key, []).append(unit)
     others = [of_key for key, of_key in by_key.items() if key != units[0].cost_key]
     if not others:
-        return units  # of one key, or none at all
-    # The first ones are explained while devices warm up; the second ones tell more.
+        return units
+    # The first scouts run while devices warm up; the second ones are more accurate.
     scouts = [[of_key[place * len(of_key) // 3] for of_key in others] for place in (1, 2)]
     sent = {unit.unit_id for side_by_side in scouts for unit in side_by_side}
     first, *rest = [unit for unit in units if unit.unit_id not in sent]
@@ -135,7 +134,7 @@ def _as_float(count: int) -> float:
 
 
 class _Planner:
-    """Remembers order and cost per set of runs and player count: rows are many, these are few."""
+    """Caches order and cost per set of runs and player count, of which there are few."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[tuple[str, ...], int], tuple[tuple[str, ...], float]] = {}

@@ -1,10 +1,14 @@
-"""What a coalition costs beside the model: both sides with a model that answers at once."""
+"""What a coalition costs beside the model: the engine and mllm_shap with a model that answers at once.
 
+`python benchmarks/bench_overhead.py` plays exact games of 12, 13 and 14 players; `--players` names others.
+"""
+
+import asyncio
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
+import click
 import numpy as np
 from mllm_shap import ConversationSnapshot, ExplainRunner, GenerationRecord
 from mllm_shap.value.generation_records import generation_record_from_text
@@ -35,10 +39,6 @@ class Overhead:
     """mllm_shap's own runner on a backend that answers at once."""
     largest_difference: float
     """Largest difference between the values of ours and the library's."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the figures as JSON data."""
-        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,3 +155,19 @@ async def _hand_over(prompts: Mapping[int, ConversationSnapshot], keep: Keep) ->
 
 async def _embed_nothing(answers: Sequence[Answer]) -> list[NDArray[np.float64]]:
     return [np.zeros(0) for _ in answers]
+
+
+@click.command()
+@click.option("--players", type=int, multiple=True, default=(12, 13, 14), help="Players of a game.")
+def main(players: tuple[int, ...]) -> None:
+    """Print the microseconds per coalition beside the model."""
+    for count in players:
+        found = asyncio.run(measure_overhead(count))
+        click.echo(
+            f"{found.coalitions:,} coalitions: {found.ours:,.0f} us each ({found.ours_without_engine:,.0f} "
+            f"without the engine), in mllm_shap {found.library:,.0f}"
+        )
+
+
+if __name__ == "__main__":
+    main()
