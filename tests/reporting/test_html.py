@@ -160,20 +160,16 @@ def test_long_rows_make_the_page_hold_fewer(
     assert f"{len(data['rows'])} of 130 rows" in data["notes"][0]
 
 
+def values(run: str, row: int, noise: float) -> Any:
+    return np.array(make_sample(run, row, noise=noise).player_values(), float)
+
+
 def test_the_error_is_the_mean_difference_from_the_exact_values(study: Path) -> None:
     runs = data_of(report(str(study)).read_text("utf-8"))["runs"]
     assert runs[0]["error"] is None
     for run, noise in list(zip(runs, NOISE.values(), strict=True))[1:]:
         errors = [
-            np.mean(
-                np.abs(
-                    np.subtract(
-                        make_sample(run["name"], row, noise=noise).player_values(),
-                        make_sample("exact", row).player_values(),
-                    )
-                )
-            )
-            for row in range(130)
+            np.mean(np.abs(values(run["name"], row, noise) - values("exact", row, 0.0))) for row in range(130)
         ]
         assert run["error"] == pytest.approx(np.mean(errors))
         assert run["n_calls"] == 40

@@ -1,6 +1,6 @@
 """The plots of a study as Vega-Lite specifications, for the report and for papers."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -162,16 +162,11 @@ def _errors(figures: StudyFigures) -> Chart | None:
 def _costs(runs: Sequence[RunSeries]) -> Chart | None:
     if not runs:
         return None
-    measures = (
-        ("coalitions", lambda run: run.n_calls, "~s"),
-        ("answers generated", lambda run: run.model_calls, "~s"),
-        ("seconds", lambda run: run.seconds, "~g"),
-    )
     data = []
     for run in runs:
         entry: dict[str, Any] = {"run": run.name}
-        for title, read, _ in measures:
-            values: Sequence[float] = read(run)
+        for title, read, _ in _MEASURES:
+            values = read(run)
             entry[title] = sum(values) / len(values)
             entry[f"{title} tip"] = f"{run.name}: {entry[title]:,.3g} {title} per sample"
         data.append(entry)
@@ -186,7 +181,7 @@ def _costs(runs: Sequence[RunSeries]) -> Chart | None:
                 "description": {"field": f"{title} tip"},
             },
         }
-        for position, (title, _, form) in enumerate(measures)
+        for position, (title, _, form) in enumerate(_MEASURES)
     ]
     spec: Spec = {"data": {"values": data}, "hconcat": parts, "spacing": 14}
     caption = (
@@ -194,6 +189,14 @@ def _costs(runs: Sequence[RunSeries]) -> Chart | None:
         "another run; runtime."
     )
     return Chart("costs", "Calls and runtime", caption, spec)
+
+
+_MEASURES: tuple[tuple[str, Callable[[RunSeries], Sequence[float]], str], ...] = (
+    ("coalitions", lambda run: run.n_calls, "~s"),
+    ("answers generated", lambda run: run.model_calls, "~s"),
+    ("seconds", lambda run: run.seconds, "~g"),
+)
+"""Title, the samples' figures, and how they are written on an axis."""
 
 
 def _modalities(runs: Sequence[RunSeries]) -> Chart | None:
