@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from browser import data_of
 from results_on_disk import NOISE, make_sample, text_entry, write_study
 
 from mllm_shapx.errors import StorageError, UsageError
@@ -23,13 +24,6 @@ from mllm_shapx.reporting.html import PageSettings, report
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A study of 130 rows and three runs, which the tests only read."""
     return write_study(tmp_path_factory.mktemp("html") / "study", range(130))
-
-
-def data_of(page: str) -> Any:
-    """Return the data that a page holds."""
-    found = re.search(r'<script id="data" type="application/json">(.*?)</script>', page, re.DOTALL)
-    assert found is not None
-    return json.loads(found[1])
 
 
 def test_page_holds_every_value_of_every_run(study: Path) -> None:
