@@ -11,6 +11,7 @@ from results_on_disk import make_sample, write_study
 from small_study import untouched
 
 from mllm_shapx.cli import main
+from mllm_shapx.reporting.charts import PAPER, charts
 from mllm_shapx.reporting.reading import open_study
 from mllm_shapx.reporting.study_figures import quantiles, study_figures
 
@@ -85,6 +86,13 @@ def test_the_place_of_the_largest_value_is_spread_over_the_tenths_it_covers(tmp_
         part = covered[int(values.argmax())]
         expected[: len(part)] += np.array(part) / 2.5
     assert figures.runs[0].positions == pytest.approx(list(expected))
+
+
+def test_runs_stand_in_the_order_of_their_budgets(tmp_path: Path) -> None:
+    runs = {"a_ns128": 0.1, "a_ns16": 0.1, "exact": 0.0, "b_frac0_3": 0.1}
+    made = charts(study_figures(open_study(str(write_study(tmp_path / "study", [0], runs=runs)))), PAPER)
+    values = next(chart for chart in made if chart.name == "distribution_of_values")
+    assert values.spec["encoding"]["y"]["sort"] == ["exact", "a_ns16", "a_ns128", "b_frac0_3"]
 
 
 def test_without_an_exact_run_there_are_plots_and_no_errors(tmp_path: Path) -> None:

@@ -79,6 +79,20 @@ def test_a_recording_of_several_runs_is_held_once_with_its_outline(tmp_path: Pat
     assert segments == [[None, 1, 1, 0.5], ["bell", 1, 0, 0.5], [None, 1, 1, 0.25], ["bell", 1, 0, 0.25]]
 
 
+def test_a_spoken_answer_is_held_too(tmp_path: Path) -> None:
+    study = write_study(tmp_path / "study", [0], runs={"exact": 0.0})
+    said = tone(0.3, 200)
+    path = "audio/sample_00000/answer.wav"
+    artifacts = {
+        "inputs": [],
+        "answer": {"path": path, "num_frames": 3, "codebooks": 8, "num_bytes": len(said)},
+    }
+    sample = replace(make_sample("exact", 0), audio_artifacts=artifacts, audio_files={path: said})
+    RunRecords(open_storage(str(study)), "exact").write_sample(sample)
+    data = page(study, tmp_path / "page.html")
+    assert base64.b64decode(data["recordings"][data["rows"][0]["r"][0]["k"]]["u"]) == said
+
+
 def test_recordings_beyond_the_limit_are_counted(tmp_path: Path) -> None:
     study = write_study(tmp_path / "study", range(4), runs={"exact": 0.0})
     for row in range(4):
