@@ -36,12 +36,26 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Study]:
         small.call(verb="status")
         small.call(verb="verify")
         small.call("--output", str(tmp_path_factory.mktemp("page") / "page.html"), verb="report")
+        for call in writing_elsewhere(small, tmp_path_factory.mktemp("elsewhere")):
+            assert CliRunner().invoke(main, call).exit_code == 0
         mllm_shapx.load(small.output).values()
         set_modes(folder, writable=False)
         yield small
     finally:
         set_modes(folder, writable=True)
         shutil.rmtree(folder)
+
+
+def writing_elsewhere(study: Study, folder: Path) -> list[list[str]]:
+    """Return the commands that show results to others, writing to a folder of the caller's."""
+    output = str(study.output)
+    return [
+        ["report", output, "--output", str(folder / "report.html")],
+        ["report", output, "--figures", str(folder)],
+        ["compare", output, "--html", str(folder / "comparison.html")],
+        ["export", output, "--format", "csv", "--output", str(folder / "values.csv")],
+        ["export", output, "--format", "parquet", "--output", str(folder / "values.parquet")],
+    ]
 
 
 def set_modes(folder: Path, *, writable: bool) -> None:
@@ -74,7 +88,7 @@ def tree(folder: Path) -> dict[str, tuple[int, bytes]]:
 
 
 def test_a_study_without_write_permission_can_be_read(study: Study) -> None:
-    """`status`, `failures`, `verify`, `plan`, `report --output` and `load` need no right to write."""
+    """All commands that read a study, and `load`, need no right to write to it."""
     before = tree(study.output)
     page = Path(tempfile.mkdtemp(prefix="shapx-page-"))
     page.chmod(0o777)
@@ -85,7 +99,7 @@ def test_a_study_without_write_permission_can_be_read(study: Study) -> None:
         ["verify", str(study.output)],
         ["plan", "--config", str(study.config)],
         ["store", "info", str(study.output)],
-        ["report", str(study.output), "--output", str(page / "report.html")],
+        *writing_elsewhere(study, page),
     )
     try:
         with as_another_user():

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from browser import data_of
 from results_on_disk import NOISE, make_sample, text_entry, write_study
 
 from mllm_shapx.errors import StorageError, UsageError
@@ -23,13 +24,6 @@ from mllm_shapx.reporting.html import PageSettings, report
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A study of 130 rows and three runs, which the tests only read."""
     return write_study(tmp_path_factory.mktemp("html") / "study", range(130))
-
-
-def data_of(page: str) -> Any:
-    """Return the data that a page holds."""
-    found = re.search(r'<script id="data" type="application/json">(.*?)</script>', page, re.DOTALL)
-    assert found is not None
-    return json.loads(found[1])
 
 
 def test_page_holds_every_value_of_every_run(study: Path) -> None:
@@ -160,20 +154,16 @@ def test_long_rows_make_the_page_hold_fewer(
     assert f"{len(data['rows'])} of 130 rows" in data["notes"][0]
 
 
+def values(run: str, row: int, noise: float) -> Any:
+    return np.array(make_sample(run, row, noise=noise).player_values(), float)
+
+
 def test_the_error_is_the_mean_difference_from_the_exact_values(study: Path) -> None:
     runs = data_of(report(str(study)).read_text("utf-8"))["runs"]
     assert runs[0]["error"] is None
     for run, noise in list(zip(runs, NOISE.values(), strict=True))[1:]:
         errors = [
-            np.mean(
-                np.abs(
-                    np.subtract(
-                        np.array(make_sample(run["name"], row, noise=noise).player_values(), float),
-                        np.array(make_sample("exact", row).player_values(), float),
-                    )
-                )
-            )
-            for row in range(130)
+            np.mean(np.abs(values(run["name"], row, noise) - values("exact", row, 0.0))) for row in range(130)
         ]
         assert run["error"] == pytest.approx(np.mean(errors))
         assert run["n_calls"] == 40

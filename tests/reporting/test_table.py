@@ -13,7 +13,8 @@ from mllm_shapx.errors import UsageError
 from mllm_shapx.records.results import AUDIO, USER, AudioPiece, ConversationEntry
 from mllm_shapx.records.runs import RunRecords
 from mllm_shapx.records.storage import open_storage
-from mllm_shapx.reporting.comparison import Mark, compare_runs, evenly, pearson
+from mllm_shapx.reporting.agreement import pearson
+from mllm_shapx.reporting.comparison import Mark, compare_runs, evenly
 from mllm_shapx.reporting.pieces import prompt_pieces, rank_of
 from mllm_shapx.reporting.reading import open_study
 from mllm_shapx.reporting.table import format_value, results_table, wants_color

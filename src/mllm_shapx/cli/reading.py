@@ -1,15 +1,14 @@
-"""Commands that read a study's directory: status, failures, store info, verify, report."""
+"""Commands that read a study's directory: status, failures, store info, verify."""
 
 import functools
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import click
 
 from mllm_shapx.cli.group import main
 from mllm_shapx.cli.options import ANSWERS
-from mllm_shapx.terminal import FilePath, Location, say, say_json, terminal_width, whole
+from mllm_shapx.terminal import Location, say, say_json, terminal_width, whole
 
 
 @main.command()
@@ -100,16 +99,3 @@ def verify(directories: Sequence[str], again: int | None, seed: int, as_json: bo
             say(each.to_text())
     if not (found.ok and all(each.ok for each in rechecks)):
         sys.exit(1)
-
-
-@main.command()
-@click.argument("directory", type=Location())
-@click.option("--output", type=FilePath(), help="The page to write; report.html in DIRECTORY.")
-@click.option(
-    "--accept-changed-rows", is_flag=True, help="Show samples of rows that were changed in the dataset too."
-)
-def report(directory: str, output: Path | None, accept_changed_rows: bool) -> None:
-    """Write an HTML page that shows prompts with their values."""
-    from mllm_shapx.reporting.html import report as write_report
-
-    say(write_report(directory, output, accept_changed_rows=accept_changed_rows))

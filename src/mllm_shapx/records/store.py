@@ -14,9 +14,9 @@ from mllm_shapx.records.store_codec import (
     decode_answers,
     decode_embeddings,
     decode_table,
+    decode_texts,
     encode_answers,
     encode_embeddings,
-    with_masks,
 )
 
 if TYPE_CHECKING:
@@ -123,20 +123,23 @@ class CoalitionStore:
             return StoredAnswers()
         return StoredAnswers(answers, (), known.snapshot_id, known.num_players)
 
-    def find(self, row_index: int, key: str, masks: Collection[int]) -> StoredAnswers:
-        """Return the stored answers of some coalitions alone, faster than `peek`; nothing is changed."""
+    def texts(self, row_index: int, key: str, masks: Collection[int]) -> tuple[dict[int, str], int]:
+        """Return the stored texts of some coalitions, and the row's players (0 where no writer knew them).
+
+        Faster than `peek`; nothing is changed.
+        """
         place = GenerationLayout(row_index, key)
-        answers: dict[int, Answer] = {}
+        texts: dict[int, str] = {}
         known: StoreHeader | None = None
         for path in (place.answers, *self._parts(place)):
             try:
-                table, header = decode_table(self._storage.read_bytes(path))
-                if known is None or known.conflict(header) is None:
-                    known = known or header
-                    answers = dict(decode_answers(with_masks(table, masks))) | answers
+                found, header = decode_texts(self._storage.read_bytes(path), masks)
             except (FileNotFoundError, ValueError):
                 continue
-        return StoredAnswers(answers, (), known.snapshot_id, known.num_players) if known else StoredAnswers()
+            if known is None or known.conflict(header) is None:
+                known = known or header
+                texts = found | texts
+        return texts, 0 if known is None else known.num_players
 
     def settings(self, row_index: int, key: str) -> Mapping[str, Any] | None:
         """Return what decides the stored answers of a row, None where no file of it can be read."""

@@ -106,19 +106,25 @@ def decode_answers(table: "pa.Table") -> Iterator[tuple[int, Answer]]:
         )
 
 
-def with_masks(table: "pa.Table", masks: Collection[int]) -> "pa.Table":
-    """Return the rows of a table of answers that belong to the given coalitions.
+def decode_texts(data: bytes, masks: Collection[int]) -> tuple[dict[int, str], StoreHeader]:
+    """Return the texts of some coalitions' answers and the header, without decoding the others.
 
     Raises:
-        ValueError: When there is no column of coalitions.
+        ValueError: As `decode_table`, or when a column is missing.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    column = _column(table, "mask")
+    table, header = decode_table(data, ("mask", "text"))
+    column, texts = _column(table, "mask"), _column(table, "text")
     width = column.type.byte_width
-    wanted = [mask.to_bytes(width, "little") for mask in masks if mask.bit_length() <= 8 * width]
-    return table.filter(pc.is_in(column, value_set=pa.array(wanted, column.type)))
+    found = {}
+    for mask in masks:
+        if mask.bit_length() <= 8 * width:
+            place = pc.index(column, pa.scalar(mask.to_bytes(width, "little"), column.type)).as_py()
+            if place >= 0:
+                found[mask] = texts[place].as_py()
+    return found, header
 
 
 def encode_embeddings(
@@ -149,8 +155,8 @@ def decode_embeddings(table: "pa.Table") -> "Iterator[tuple[tuple[str, bytes], N
         yield (kind, answer), vector.values.to_numpy()
 
 
-def decode_table(data: bytes) -> "tuple[pa.Table, StoreHeader]":
-    """Return a file's table and header.
+def decode_table(data: bytes, columns: Sequence[str] | None = None) -> "tuple[pa.Table, StoreHeader]":
+    """Return a file's table, or some of its columns, and its header.
 
     Raises:
         ValueError: When the file is damaged or of another schema version; the message says how.
@@ -161,7 +167,7 @@ def decode_table(data: bytes) -> "tuple[pa.Table, StoreHeader]":
     check_bytes(data)
     try:
         file = pq.ParquetFile(pa.BufferReader(data))
-        table = file.read()
+        table = file.read(columns=columns, use_threads=columns is None)
         fields = json.loads(file.metadata.metadata[_HEADER])
         version = fields["schema_version"]
         header = StoreHeader(fields["settings"], fields["snapshot_id"], fields["num_players"])

@@ -1,5 +1,6 @@
 """The plots of a study as Vega-Lite specifications, for the report and for papers."""
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -58,13 +59,19 @@ class Chart:
 
 def charts(figures: StudyFigures, theme: Theme) -> list[Chart]:
     """Return the plots for which a study has data."""
-    runs = [run for run in figures.runs if run.n_calls]
+    runs = sorted((run for run in figures.runs if run.n_calls), key=_in_order)
     made = [_errors(figures), _costs(runs), _modalities(runs), _values(runs), _positions(runs)]
     return [
         Chart(chart.name, chart.title, chart.caption, _themed(chart.spec, theme))
         for chart in made
         if chart is not None
     ]
+
+
+def _in_order(run: RunSeries) -> tuple[bool, list[tuple[int, str]]]:
+    """Return a key that puts `exact` first and `ns16` before `ns128`."""
+    parts = re.findall(r"(\d+)|(\D+)", run.name)
+    return run.name != "exact", [(int(number or -1), text) for number, text in parts]
 
 
 def _themed(spec: Spec, theme: Theme) -> Spec:
@@ -90,7 +97,7 @@ def _themed(spec: Spec, theme: Theme) -> Spec:
                 "labelFontSize": theme.size,
                 "titleFontSize": theme.size,
                 "titleFontWeight": "normal",
-                "labelLimit": 190,
+                "labelLimit": 260,
             },
             "legend": {**text, "labelFontSize": theme.size, "labelLimit": 230, "symbolOpacity": 1},
             "range": {"category": list(theme.series)},
@@ -162,15 +169,10 @@ def _errors(figures: StudyFigures) -> Chart | None:
 def _costs(runs: Sequence[RunSeries]) -> Chart | None:
     if not runs:
         return None
-    measures: tuple[tuple[str, Callable[[RunSeries], Sequence[float]], str], ...] = (
-        ("coalitions", lambda run: run.n_calls, "~s"),
-        ("answers generated", lambda run: run.model_calls, "~s"),
-        ("seconds", lambda run: run.seconds, "~g"),
-    )
     data = []
     for run in runs:
         entry: dict[str, Any] = {"run": run.name}
-        for title, read, _ in measures:
+        for title, read, _ in _MEASURES:
             values = read(run)
             entry[title] = sum(values) / len(values)
             entry[f"{title} tip"] = f"{run.name}: {entry[title]:,.3g} {title} per sample"
@@ -186,7 +188,7 @@ def _costs(runs: Sequence[RunSeries]) -> Chart | None:
                 "description": {"field": f"{title} tip"},
             },
         }
-        for position, (title, _, form) in enumerate(measures)
+        for position, (title, _, form) in enumerate(_MEASURES)
     ]
     spec: Spec = {"data": {"values": data}, "hconcat": parts, "spacing": 14}
     caption = (
@@ -194,6 +196,14 @@ def _costs(runs: Sequence[RunSeries]) -> Chart | None:
         "another run; runtime."
     )
     return Chart("costs", "Calls and runtime", caption, spec)
+
+
+_MEASURES: tuple[tuple[str, Callable[[RunSeries], Sequence[float]], str], ...] = (
+    ("coalitions", lambda run: run.n_calls, "~s"),
+    ("answers generated", lambda run: run.model_calls, "~s"),
+    ("seconds", lambda run: run.seconds, "~g"),
+)
+"""Title, the samples' figures, and how they are written on an axis."""
 
 
 def _modalities(runs: Sequence[RunSeries]) -> Chart | None:

@@ -55,7 +55,7 @@ def export(directory: str, form: Format, output: Path | None = None, *, overwrit
     """
     study = open_study(directory)
     output = output or Path(f"{study.storage.uri.rstrip('/').rpartition('/')[2]}.{form}")
-    refuse_inside(study, output)
+    refuse_inside(study.storage, output)
     refuse_special(output)
     if output.exists() and not overwrite:
         raise UsageError(

@@ -45,10 +45,16 @@ class PageSettings:
     """Bytes of recordings."""
     title: str | None = None
     """The experiment set's name when None."""
+    subtitle: str | None = None
+    """The directory when None."""
     names: Sequence[str] | None = None
     """What the runs are called; their own names when None."""
     pairs: Sequence[Mapping[str, Any]] = ()
     """Rows of a table of compared runs (`compare`)."""
+    top_k: int = TOP_K
+    """What that table's share of most important players is of."""
+    notes: Sequence[str] = ()
+    """Sentences to begin with."""
     side_by_side: bool = False
     """Whether all runs of a row are shown at first."""
 
@@ -153,14 +159,20 @@ def _content(study: StudyFiles, settings: PageSettings) -> tuple[dict[str, Any],
         figures.add(samples)
         if index in wanted and (row := rows.row(index, samples)) is not None:
             made.append(row)
-    notes = [*_notes(study, len(shown), figures), *samples_of.notes(names), *recordings.notes()]
+    notes = [
+        *settings.notes,
+        *_notes(study, len(shown), figures),
+        *samples_of.notes(names),
+        *recordings.notes(),
+    ]
+    place = settings.subtitle or study.storage.uri
     return {
         "title": settings.title or _title(study),
-        "subtitle": f"{len(study.rows):,} row(s), {len(study.runs):,} run(s) · {study.storage.uri}",
+        "subtitle": f"{len(study.rows):,} row(s), {len(study.runs):,} run(s) · {place}",
         "notes": notes,
         "runs": [_run(run, series) for run, series in zip(study.runs, figures.runs, strict=True)],
         "pairs": [dict(pair) for pair in settings.pairs],
-        "top_k": TOP_K,
+        "top_k": settings.top_k,
         "side": settings.side_by_side,
         "answers": rows.answers.texts,
         "recordings": recordings.entries,

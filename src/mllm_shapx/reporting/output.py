@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mllm_shapx.errors import StorageError, UsageError
-from mllm_shapx.records.storage import LocalStorage
-from mllm_shapx.reporting.reading import StudyFiles
+from mllm_shapx.records.storage import LocalStorage, Storage
 
 
 def write_output(output: Path, content: bytes) -> None:
@@ -70,15 +69,15 @@ def refuse_special(output: Path) -> None:
     )
 
 
-def refuse_inside(study: StudyFiles, output: Path) -> None:
+def refuse_inside(storage: Storage, output: Path) -> None:
     """Refuse to write into a study's directory.
 
     Raises:
         UsageError: When `output` is below it.
     """
-    if not isinstance(study.storage, LocalStorage):
+    if not isinstance(storage, LocalStorage):
         return
-    root = Path(study.storage.uri).resolve()
+    root = Path(storage.uri).resolve()
     if output.resolve().is_relative_to(root):
         raise UsageError(
             f"{output} is in the study's directory {root}, which is left as it is; name another place"

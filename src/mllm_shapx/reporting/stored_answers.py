@@ -78,10 +78,8 @@ class _Store:
 
     def answers(self, row: int, key: str, players: int, masks: frozenset[int]) -> dict[int, str]:
         """Return the texts of some coalitions of a row; nothing where its players are others."""
-        found = self._store.find(row, key, masks)
-        if found.num_players not in {0, players}:
-            return {}
-        return {mask: answer.text for mask, answer in found.answers.items()}
+        texts, of_row = self._store.texts(row, key, masks)
+        return texts if of_row in {0, players} else {}
 
 
 def _masks(sample: SampleResult) -> tuple[int, int] | None:

@@ -15,7 +15,7 @@ BINS = 10
 """Bins of the relative position of the largest value."""
 
 _SEED = re.compile(r"_seed\d+$")
-_BUDGET = re.compile(r"_(ns\d+|frac\d+(_\d+)?|lin\d+(_\d+)?)(?=_|$)")
+_BUDGET = re.compile(r"_(fl)?(ns\d+|frac\d+(_\d+)?|lin\d+(_\d+)?)(?=_|$)")
 
 MOST_VALUES = 200_000
 """Values per run that the distribution is computed from: those of the first rows."""

@@ -7,7 +7,7 @@
    b value of no player, g of all, n coalitions evaluated, m answers generated, s seconds, k recording of a spoken answer.
    Recordings: d seconds, k outline, u WAV file in base64. Answers are positions in `answers`. */
 (() => {
-const SPANS_PER_PAGE = 4000, MOST_PER_PAGE = 50;
+const SPANS_PER_PAGE = 1200, MOST_PER_PAGE = 50;
 const data = JSON.parse(document.getElementById("data").textContent);
 const get = id => document.getElementById(id);
 const make = (tag, className, text) => {
@@ -33,7 +33,7 @@ const short = value => {
 };
 const number = (value, digits) => value === null || value === undefined ? "–" : value.toLocaleString("en", { maximumFractionDigits: digits, minimumFractionDigits: digits });
 const percent = value => value === null ? "–" : number(100 * value, 0) + "%";
-const small = value => value === null ? "–" : value === 0 ? "0" : value < 0.001 ? value.toExponential(1) : number(value, 4);
+const small = value => value === null ? "–" : value === 0 ? "0" : value < 0.001 ? value.toExponential(1) : number(value, value < 1 ? 4 : 2);
 
 /* A table whose columns sort: [title, what is compared, what is shown]. What is null comes last. */
 function table(place, columns, items, dress) {
@@ -72,11 +72,12 @@ function table(place, columns, items, dress) {
 function drawTables() {
   const figures = [["samples", r => r.samples, v => number(v, 0)], ["failed", r => r.failed, v => number(v, 0)],
     ["coalitions / sample", r => r.n_calls, v => number(v, 1)], ["answers generated", r => r.model_calls, v => number(v, 0)],
-    ["seconds / sample", r => r.seconds, v => number(v, 2)], ["error", r => r.error, small],
+    ["seconds / sample", r => r.seconds, small], ["error", r => r.error, small],
     ["correlation with exact", r => r.correlation, v => number(v, 3)], ["rank correlation", r => r.spearman, v => number(v, 3)],
     ["same first", r => r.same_first, percent], ["share on text", r => r.frac_text, v => number(v, 3)],
     ["share on audio", r => r.frac_audio, v => number(v, 3)], ["residual, mean", r => r.residual, small]];
-  const kept = figures.filter(([, read]) => data.runs.some(run => read(run) !== null));
+  const hears = data.runs.some(run => run.frac_audio);
+  const kept = figures.filter(([title, read]) => data.runs.some(run => read(run) !== null) && (hears || !title.startsWith("share")));
   table(get("runs"), [["run", r => r.name], ...kept], data.runs, (row, run) => {
     const position = data.runs.indexOf(run);
     row.dataset.run = position;
@@ -361,6 +362,7 @@ fillChoices("language", row => row.l);
 fillChoices("modality", row => row.m);
 let waiting;
 get("filter").addEventListener("input", () => { clearTimeout(waiting); waiting = setTimeout(search, 120); });
+get("filter").addEventListener("change", () => { clearTimeout(waiting); search(); });
 get("run").addEventListener("change", event => chooseRun(Number(event.target.value)));
 get("side").addEventListener("change", search);
 get("order").addEventListener("change", search);
