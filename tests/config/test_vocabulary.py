@@ -84,3 +84,34 @@ def test_an_inherited_similarity_is_taken_back_with_null(tmp_path: Path) -> None
     found = loaded(tmp_path, base="base.json", shap={"similarity": None, "value_function": "wer"})
     assert found.experiment_set.shap.value_function == "reference_wer"
     assert found.warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("variant", "key", "message"),
+    [
+        ({"explainer_type": "loo", "num_samples": 3}, "experiments[0].num_samples", "lack one player"),
+        ({"explainer_type": "exact_banzhaf", "linear": 1}, "experiments[0].linear", "every coalition"),
+        ({"explainer_type": "kernel_banzhaf"}, "experiments[0]", "needs a budget"),
+        ({"explainer_type": "levrage"}, "experiments[0].explainer_type", 'did you mean "leverage"'),
+        (
+            {"explainer_type": "hierarchical", "hierarchical": {"shap_type": "loo"}},
+            "experiments[0].hierarchical.shap_type",
+            "gives no shares of a whole",
+        ),
+    ],
+)
+def test_an_explainer_that_cannot_be_used_so_is_refused(
+    tmp_path: Path, variant: dict[str, Any], key: str, message: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        loaded(tmp_path, experiments=[variant])
+    assert key in str(caught.value)
+    assert message in str(caught.value)
+
+
+def test_an_explainer_whose_package_is_missing_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mllm_shapx.config.vocabulary_checks.find_spec", lambda _name: None)
+    with pytest.raises(ConfigError, match="needs scikit-learn"):
+        loaded(tmp_path, experiments=[{"explainer_type": "proxy", "linear": [1]}])

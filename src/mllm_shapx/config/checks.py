@@ -16,6 +16,7 @@ from mllm_shapx.config.models import (
     Variant,
     canonical_type,
 )
+from mllm_shapx.config.vocabulary import EXPLAINERS
 from mllm_shapx.errors import Problem
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -307,7 +308,8 @@ def _evaluates_all(variant: Variant) -> bool:
     """Return whether the runs of a variant draw no coalitions."""
     block = variant.hierarchical
     if block is None:
-        return variant.explainer_type == "exact"
+        facts = EXPLAINERS.get(variant.explainer_type)
+        return facts is not None and not facts.takes_budget
     return {canonical_type(block.shap_type), canonical_type(block.first_layer_type or "exact")} == {"exact"}
 
 
@@ -315,9 +317,10 @@ def _variant(path: Place, variant: Variant) -> Iterator[Finding]:
     kind = variant.explainer_type
     budgets = [key for key in ("num_samples", "fractions", "linear") if getattr(variant, key)]
     type_path: Place = (*path, "explainer_type")
-    if kind == "exact":
+    if kind != "hierarchical" and not EXPLAINERS[kind].takes_budget:
+        what = "the coalitions that lack one player" if kind == "loo" else "every coalition"
         for key in budgets:
-            yield _problem((*path, key), '"exact" evaluates every coalition', "remove it", reads=(type_path,))
+            yield _problem((*path, key), f'"{kind}" evaluates {what}', "remove it", reads=(type_path,))
     elif kind == "hierarchical":
         for key in budgets:
             message = 'a hierarchical variant\'s budgets stand in its "hierarchical" block'

@@ -26,32 +26,20 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 from mllm_shapx.config import servers
 from mllm_shapx.config.paths import location, name_fault
 from mllm_shapx.config.vocabulary import (
+    EXPLAINER_ALIASES,
     VALUE_FUNCTIONS,
+    AnyFlatType,
+    OtherFlatType,
     Reads,
+    ShapleyType,
+    TypeAlias,
     ValueFunctionName,
     canonical_value_function,
 )
 
 ConnectorName = Literal["liquid_audio", "hf_text", "openai"]
-ExplainerType = Literal[
-    "exact",
-    "limited_mc",
-    "standard_mc",
-    "limited_cc",
-    "standard_cc",
-    "limited_neyman",
-    "standard_neyman",
-    "hierarchical",
-]
-FlatExplainerType = Literal[
-    "exact",
-    "limited_mc",
-    "standard_mc",
-    "limited_cc",
-    "standard_cc",
-    "limited_neyman",
-    "standard_neyman",
-]
+ExplainerType = AnyFlatType | Literal["hierarchical"]
+FlatExplainerType = ShapleyType
 SimilarityName = Literal["CosineSimilarity", "TfIdfCosineSimilarity", "EuclideanSimilarity"]
 ReducerName = Literal["MeanReducer", "MaxReducer", "MinReducer", "SumReducer", "FirstReducer", "ZeroReducer"]
 NormalizerName = Literal["AbsSumNormalizer", "IdentityNormalizer", "MinMaxNormalizer", "PowerShiftNormalizer"]
@@ -69,15 +57,6 @@ InputModality = Literal[
 ]
 OutputModality = Literal["text", "audio"]
 FilterOp = Literal["in", "not_in", "==", "!=", "<", "<=", ">", ">=", "between"]
-
-EXPLAINER_ALIASES = {
-    "precise": "exact",
-    "mc": "limited_mc",
-    "cc": "limited_cc",
-    "complementary": "limited_cc",
-    "neyman": "limited_neyman",
-}
-"""Short explainer names that users' configs hold, and the types they mean."""
 
 DEFAULT_MODELS: dict[str, tuple[str, str]] = {
     "liquid_audio": ("LiquidAI/LFM2-Audio-1.5B", "3f9322d8cfdcf3df281227af9ca80d948f5ba878"),
@@ -188,6 +167,9 @@ def _path(value: str) -> str:
 
 def _flat_type_as_written(value: Any) -> Any:
     allowed = get_args(FlatExplainerType)
+    if canonical_type(value) in get_args(OtherFlatType):
+        msg = f'"{value}" gives no shares of a whole, which "hierarchical" divides; take a Shapley type'
+        raise ValueError(msg)
     if canonical_type(value) not in allowed:
         expected = ", ".join(f"'{name}'" for name in allowed)
         raise PydanticCustomError("unknown_name", "must be one of {expected}", {"expected": expected})
@@ -248,9 +230,8 @@ MaxLength = Annotated[int, Field(ge=1), _AtMost(131_072, "and no encoder reads l
 Temperature = Annotated[float, Field(ge=0.0), _AtMost(100.0, "from where on answers are noise")]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 WindowMs = Annotated[float, Field(ge=1.0), _AtMost(600_000.0, "which is the longest recording that is taken")]
-_TypeAlias = Literal["precise", "mc", "cc", "complementary", "neyman"]
-_TypeAsWritten = ExplainerType | _TypeAlias
-_FlatTypeAsWritten = FlatExplainerType | _TypeAlias
+_TypeAsWritten = ExplainerType | TypeAlias
+_FlatTypeAsWritten = FlatExplainerType | TypeAlias
 Concurrency = Annotated[int, Field(ge=1), _AtMost(4096, "for each request in flight holds a connection")]
 Timeout = Annotated[float, Field(ge=0.1), _AtMost(86_400.0, "which is a day")]
 Connector = Annotated[

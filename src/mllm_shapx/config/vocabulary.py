@@ -1,11 +1,109 @@
 """The names that a config may use beyond its original ones, and what each of them needs.
 
-The value functions here are mllm_shap's, under its names. Their options are checked by the library's own
-models, so a new option of the library needs no change here.
+An explainer is one of mllm_shap's estimators with an estimand. The value functions here are the library's,
+under its names; their options are checked by the library's own models, so a new option needs no change here.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
+
+ShapleyType = Literal[
+    "exact",
+    "limited_mc",
+    "standard_mc",
+    "limited_cc",
+    "standard_cc",
+    "limited_neyman",
+    "standard_neyman",
+    "leverage",
+    "proxy",
+]
+"""Explainers that estimate Shapley values, which the games of `hierarchical` need: the values add up."""
+OtherFlatType = Literal[
+    "loo",
+    "kernel_banzhaf",
+    "exact_banzhaf",
+    "limited_mc_banzhaf",
+    "standard_mc_banzhaf",
+    "proxy_banzhaf",
+]
+AnyFlatType = ShapleyType | OtherFlatType
+TypeAlias = Literal[
+    "precise",
+    "mc",
+    "cc",
+    "complementary",
+    "neyman",
+    "leave_one_out",
+    "leverage_shap",
+    "proxy_shap",
+    "mc_banzhaf",
+]
+
+EXPLAINER_ALIASES: dict[str, AnyFlatType] = {
+    "precise": "exact",
+    "mc": "limited_mc",
+    "cc": "limited_cc",
+    "complementary": "limited_cc",
+    "neyman": "limited_neyman",
+    "leave_one_out": "loo",
+    "leverage_shap": "leverage",
+    "proxy_shap": "proxy",
+    "mc_banzhaf": "limited_mc_banzhaf",
+}
+"""Other explainer names that users' configs hold, and the types they mean."""
+
+Floor = Literal["2^n", "n + 2", "2n + 2", "2"]
+
+
+@dataclass(frozen=True, slots=True)
+class ExplainerFacts:
+    """An explainer type as mllm_shap knows it."""
+
+    estimator: str
+    floor: Floor
+    """Fewest coalitions for n players; the ceiling is always 2^n. For a type without a budget, its number."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Further keys of the library's `explanation` block."""
+    estimand: Literal["shapley", "banzhaf"] = "shapley"
+    takes_budget: bool = True
+    in_pairs: bool = False
+    """Whether coalitions come in pairs with their complements, so that a budget is rounded down to even."""
+    package: str | None = None
+    """Optional package that it imports."""
+
+    def least(self, num_players: int) -> int:
+        """Return the floor for a number of players."""
+        floors = {"2^n": 1 << num_players, "n + 2": num_players + 2, "2n + 2": 2 * num_players + 2, "2": 2}
+        return min(floors[self.floor], 1 << num_players)
+
+
+_MINIMAL = {"include_minimal_masks": True}
+
+EXPLAINERS: Mapping[str, ExplainerFacts] = {
+    "exact": ExplainerFacts("exact", "2^n", takes_budget=False),
+    "limited_mc": ExplainerFacts("mc", "n + 2", _MINIMAL),
+    "standard_mc": ExplainerFacts("mc", "2"),
+    "limited_cc": ExplainerFacts("complementary", "2n + 2", _MINIMAL, in_pairs=True),
+    "standard_cc": ExplainerFacts("complementary", "2n + 2", in_pairs=True),
+    "limited_neyman": ExplainerFacts(
+        "neyman_cc", "2n + 2", {"neyman": {"use_standard_method": False}}, in_pairs=True
+    ),
+    "standard_neyman": ExplainerFacts(
+        "neyman_cc", "2n + 2", {"neyman": {"use_standard_method": True}}, in_pairs=True
+    ),
+    "leverage": ExplainerFacts("leverage", "2n + 2", in_pairs=True),
+    "proxy": ExplainerFacts("proxy", "2n + 2", in_pairs=True, package="sklearn"),
+    # The n coalitions without one player, everybody, and nobody, whose value every sample records.
+    "loo": ExplainerFacts("loo", "n + 2", takes_budget=False),
+    "kernel_banzhaf": ExplainerFacts("kernel_banzhaf", "2n + 2", estimand="banzhaf", in_pairs=True),
+    "exact_banzhaf": ExplainerFacts("exact", "2^n", estimand="banzhaf", takes_budget=False),
+    "limited_mc_banzhaf": ExplainerFacts("mc", "n + 2", _MINIMAL, estimand="banzhaf"),
+    "standard_mc_banzhaf": ExplainerFacts("mc", "2", estimand="banzhaf"),
+    "proxy_banzhaf": ExplainerFacts("proxy", "2n + 2", estimand="banzhaf", in_pairs=True, package="sklearn"),
+}
+"""Every explainer type but `hierarchical` (docs/formats.md, "Variants")."""
 
 ValueFunctionName = Literal[
     "self_logprob",

@@ -1,10 +1,12 @@
 """What the further names of a config need: which combinations of keys work, and what to write otherwise."""
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 from typing import Any
 
 from mllm_shapx.config import servers
-from mllm_shapx.config.models import ExperimentSet, ShapConfig, ShapOverride
+from mllm_shapx.config.models import ExperimentSet, ShapConfig, ShapOverride, Variant, canonical_type
+from mllm_shapx.config.vocabulary import EXPLAINERS
 
 Place = tuple[str | int, ...]
 Fault = tuple[Place, str, str, tuple[Place, ...]]
@@ -22,6 +24,25 @@ def problems(experiment_set: ExperimentSet) -> Iterator[Fault]:
             blocks.append((place, override, experiment_set.shap.changed_by(override)))
     for place, written, scoring in blocks:
         yield from _value_function(place, written, scoring, experiment_set)
+    for index, variant in enumerate(experiment_set.experiments):
+        yield from _package(("experiments", index), variant)
+
+
+def _package(place: Place, variant: Variant) -> Iterator[Fault]:
+    """Yield the explainers whose package is not installed."""
+    named: dict[Place, str | None] = {("explainer_type",): variant.explainer_type}
+    if (block := variant.hierarchical) is not None:
+        named |= {("hierarchical", key): getattr(block, key) for key in ("shap_type", "first_layer_type")}
+    for keys, name in named.items():
+        facts = EXPLAINERS.get(canonical_type(name))
+        if facts is not None and facts.package is not None and find_spec(facts.package) is None:
+            message = f'"{name}" needs scikit-learn, which is not installed'
+            yield (
+                (*place, *keys),
+                message,
+                "install the extra: pip install 'mllm-shapx[proxy]', or take \"leverage\"",
+                (),
+            )
 
 
 def _value_function(

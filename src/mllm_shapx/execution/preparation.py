@@ -24,6 +24,7 @@ from mllm_shapx.execution.resolved import in_the_configs_words
 from mllm_shapx.models.control_tokens import control_token_warnings
 from mllm_shapx.models.encoder_version import encoder_version
 from mllm_shapx.models.registry import model_version
+from mllm_shapx.planning.bounds import budget_bounds
 from mllm_shapx.planning.runs import RunSpec
 from mllm_shapx.planning.sweep import expand
 from mllm_shapx.records.environments import ENVIRONMENTS, MODEL, history
@@ -312,6 +313,7 @@ def run_spec(study: Study, run: RunSpec) -> dict[str, Any]:
         "explainer_type": run.explainer_type,
         **in_the_configs_words(study, run),
         RESULT_SETTINGS: settings,
+        "budget_bounds": budget_bounds(run, study.rows, study.players),
         "generation_key": run.generation_key,
         "batch_size": run.connector_kwargs.batch_size,
         "attn_implementation": run.connector_kwargs.attn_implementation,

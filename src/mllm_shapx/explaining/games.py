@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from mllm_shap import CoalitionMask, PlayerSet, PluginGroup
 from mllm_shap.protocols.estimator import TwoPhaseEstimator
 
+from mllm_shapx.config.vocabulary import EXPLAINERS
 from mllm_shapx.errors import RowError
 from mllm_shapx.explaining.settings import GameSettings, explain_config, resolve
 from mllm_shapx.explaining.values import Value
@@ -48,7 +49,7 @@ class Game:
             self._everyone |= group
 
     async def play(self, settings: GameSettings) -> GameResult:
-        """Estimate the Shapley values of the game's players.
+        """Estimate the values of the game's players.
 
         Raises:
             RowError: `too_many_players` when the budget plans more coalitions than can be asked.
@@ -61,7 +62,7 @@ class Game:
         players = PlayerSet(player_ids=tuple(str(index) for index in range(count)))
         evaluations = settings.budget.evaluations(count)
         share = settings.budget.fraction if evaluations is None else min(1.0, evaluations / (1 << count))
-        if settings.explainer_type == "exact":
+        if not EXPLAINERS[settings.explainer_type].takes_budget:
             share = 1.0
         coalitions = _with_boundaries(
             list(

@@ -13,7 +13,7 @@ from mllm_shapx.explaining.conversation import attribution_summary, conversation
 from mllm_shapx.explaining.games import Game
 from mllm_shapx.explaining.hierarchical import HierarchicalExplainer
 from mllm_shapx.explaining.players import player_set
-from mllm_shapx.explaining.settings import GameSettings, explain_config, resolve
+from mllm_shapx.explaining.settings import GameSettings, flat_config, resolve
 from mllm_shapx.explaining.similarity import Embedder
 from mllm_shapx.explaining.values import Force, Sources, Value, build_value
 from mllm_shapx.models.base import Answer
@@ -105,8 +105,7 @@ def _sample(
 ) -> SampleResult:
     players = coalitions.players
     seed = run.seed_for(row.row_index)
-    flat_type = "exact" if run.hierarchical is not None else run.explainer_type
-    config = explain_config(run, GameSettings(flat_type, run.budget, seed), players.num_players)
+    config = flat_config(run)
     normalizer = resolve(config, PluginGroup.NORMALIZERS, config.explanation.normalizer)
     values = normalizer.normalize(outcome.values)
     everyone = (1 << players.num_players) - 1

@@ -7,20 +7,9 @@ from typing import Any
 
 from mllm_shap import ExplainConfig, PluginContext, PluginGroup, PluginRegistry, default_registry
 
-from mllm_shapx.config.vocabulary import VALUE_FUNCTIONS
+from mllm_shapx.config.vocabulary import EXPLAINERS, VALUE_FUNCTIONS
 from mllm_shapx.models.base import Decoding
 from mllm_shapx.planning.runs import Budget, RunSpec
-
-_ESTIMATORS: dict[str, dict[str, Any]] = {
-    "exact": {"estimator": "exact"},
-    "limited_mc": {"estimator": "mc", "include_minimal_masks": True},
-    "standard_mc": {"estimator": "mc", "include_minimal_masks": False},
-    "limited_cc": {"estimator": "complementary", "include_minimal_masks": True},
-    "standard_cc": {"estimator": "complementary", "include_minimal_masks": False},
-    "limited_neyman": {"estimator": "neyman_cc", "neyman": {"use_standard_method": False}},
-    "standard_neyman": {"estimator": "neyman_cc", "neyman": {"use_standard_method": True}},
-}
-"""explainer_type -> the library's estimator settings (docs/formats.md)."""
 
 _NORMALIZERS = {
     "AbsSumNormalizer": "abs_sum",
@@ -73,10 +62,13 @@ def explain_config(
     `mllm_shap.ExplainRunner` run with it on the same row gives the same values. `model` is the directory or
     hub id, and the commit, of the model that the value function loads; None for what the run names.
     """
+    facts = EXPLAINERS[game.explainer_type]
     evaluations = game.budget.evaluations(num_players)
     budget = {"fraction": game.budget.fraction} if evaluations is None else {"evaluations": evaluations}
-    if game.explainer_type == "exact":
+    if facts.estimator == "exact":
         budget = {"fraction": 1.0}
+    elif not facts.takes_budget:  # the library refuses what would be too many if it were all of 2^n
+        budget = {"evaluations": facts.least(num_players)}
     dtype = run.connector_kwargs.dtype
     return ExplainConfig.model_validate(
         {
@@ -91,7 +83,9 @@ def explain_config(
                 "top_k": run.generation.text_top_k or 0,
             },
             "explanation": {
-                **_ESTIMATORS[game.explainer_type],
+                "estimator": facts.estimator,
+                "estimand": facts.estimand,
+                **facts.settings,
                 "value_fn": value_function_name(run),
                 "normalizer": _NORMALIZERS[run.shap.normalizer],
                 "players": "tokens",

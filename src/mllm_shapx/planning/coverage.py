@@ -45,6 +45,9 @@ def coverage(explainer_type: str, evaluations: int, num_players: int) -> Coverag
     on the model's answers, every size is taken to vary alike.
     """
     n, left = num_players, evaluations - min(2, evaluations)
+    explainer_type = explainer_type.removesuffix("_banzhaf")
+    if explainer_type in {"leverage", "proxy", "kernel", "loo"}:
+        return _of_pairs(explainer_type, evaluations, num_players)
     if explainer_type.endswith("mc"):
         singles = min(left, n)
         complements = min(left - singles, n) if n > 2 else 0  # noqa: PLR2004 -- at n = 2 they are the same
@@ -61,6 +64,25 @@ def coverage(explainer_type: str, evaluations: int, num_players: int) -> Coverag
         else:
             _draw_neyman(chances, left, evaluations, standard=explainer_type == "standard_neyman")
     return Coverage(singles, complements, tuple(chances), evaluations)
+
+
+def _of_pairs(explainer_type: str, evaluations: int, num_players: int) -> Coverage:
+    """Return the coverage of the estimators that do not begin with the coalitions of one player."""
+    n, chances = num_players, [0.0] * (num_players + 1)
+    if explainer_type == "loo":
+        return Coverage(n if n == 2 else 0, n if n > 2 else 0, tuple(chances), evaluations)  # noqa: PLR2004
+    pairs = max(0, evaluations - 2) // 2
+    if n > _LARGEST_TABLE or pairs == 0:
+        return Coverage(0, 0, tuple(chances), evaluations)
+    if explainer_type == "kernel":
+        _raise_all(chances, range(1, n), min(1.0, 2 * pairs / ((1 << n) - 2)))
+        return Coverage(0, 0, tuple(chances), evaluations)
+    from mllm_shap.estimation.leverage import allocate_pairs
+
+    for size, count in allocate_pairs(n, pairs).items():
+        _add_pairs(chances, size, count)
+    everyone = n if chances[1] >= 1.0 - _NOTHING else 0
+    return Coverage(everyone, everyone if n > 2 else 0, tuple(chances), evaluations)  # noqa: PLR2004
 
 
 def scattered(evaluations: int, num_players: int) -> Coverage:

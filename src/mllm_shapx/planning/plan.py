@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+from mllm_shapx.planning.bounds import bound_notes, budget_bounds
 from mllm_shapx.planning.hopeless import hopeless_runs, without_players
 from mllm_shapx.planning.players import players_under
 from mllm_shapx.planning.runs import Budget, HierarchicalSpec, RunSpec
@@ -126,6 +127,7 @@ class Plan:
             "explainer_type": run.explainer_type,
             **_budget_json(run.budget),
             "hierarchical": None if run.hierarchical is None else _hierarchical_json(run.hierarchical),
+            "budget_bounds": budget_bounds(run, self.rows or (), self.players),
             "seed": run.seed,
             "generation_key": run.generation_key,
             "samples": None if self.rows is None else len(self.rows),
@@ -169,8 +171,9 @@ def make_plan(
                 work[name] = _sum(work[name], asked)
     notes += without_players(rows, players)
     notes += [each.to_text() for each in hopeless_runs(runs, rows, players)]
+    notes += bound_notes(runs, rows, players)
     items = tuple(RunPlan(run, work[run.name]) for run in runs)
-    return Plan(experiment_set_id, items, tuple(rows), dict(players), is_estimate, tuple(notes))
+    return Plan(experiment_set_id, items, tuple(rows), players, is_estimate, tuple(notes))
 
 
 def _work(sharing: Sequence[RunSpec], num_players: int, number: int) -> dict[str, Work]:

@@ -20,6 +20,7 @@ from mllm_shapx.config.models import (
     ModalityConfig,
     ShapConfig,
 )
+from mllm_shapx.config.vocabulary import EXPLAINERS
 from mllm_shapx.planning.coverage import coverage
 
 MAX_LOG2_COALITIONS = 24
@@ -206,35 +207,40 @@ class RunSpec:
 
     def is_hopeless(self, num_players: int) -> bool:
         """Whether a game of the run plans more coalitions than can be asked for."""
-        games = [(self.explainer_type, self.budget, num_players)]
-        if self.hierarchical is not None:
-            spec, size = self.hierarchical, min(num_players, self.hierarchical.k)
-            games = [
-                (spec.first_layer_type, spec.first_layer_budget, size),
-                (spec.inner_type, spec.inner_budget, size),
-            ]
-        return any(flat_coalitions(*game) > 1 << MAX_LOG2_COALITIONS for game in games)
+        size = num_players if self.hierarchical is None else min(num_players, self.hierarchical.k)
+        return any(
+            flat_coalitions(kind, budget, size) > 1 << MAX_LOG2_COALITIONS for kind, budget in self.games
+        )
+
+    @property
+    def games(self) -> tuple[tuple[str, Budget], ...]:
+        """Return explainer and budget of the run's kinds of game: one, or the first and the lower layers."""
+        spec = self.hierarchical
+        if spec is None:
+            return ((self.explainer_type, self.budget),)
+        return (spec.first_layer_type, spec.first_layer_budget), (spec.inner_type, spec.inner_budget)
 
 
 def flat_coalitions(explainer_type: str, budget: Budget, num_players: int) -> int:
     """Return the coalitions that a flat game evaluates: the budget between the estimator's floor and 2^n.
 
-    The rules are mllm_shap's: the floor is 2 for `standard_mc`, n + 2 for `limited_mc`, 2n + 2 for the
-    complementary family, which also rounds down to whole pairs.
+    The floors are mllm_shap's (`config.vocabulary`). An estimator of complementary pairs also rounds a budget
+    down to whole pairs.
     """
-    table = 1 << num_players
-    if explainer_type == "exact" or budget.kind == "all":
+    facts, table = EXPLAINERS[explainer_type], 1 << num_players
+    if not facts.takes_budget:
+        return facts.least(num_players)
+    if budget.kind == "all":
         return table
-    asked = budget.evaluations(num_players)
+    target = asked_coalitions(budget, num_players)
+    return min(max(facts.least(num_players), target - target % 2 if facts.in_pairs else target), table)
+
+
+def asked_coalitions(budget: Budget, num_players: int) -> int:
+    """Return the coalitions that a budget asks for, at most 2^n, before any floor."""
+    asked, table = budget.evaluations(num_players), 1 << num_players
     # Fraction is exact and takes any number of players; so is the library's float product, while it fits.
-    target = int(table * Fraction(budget.fraction)) if asked is None else min(asked, table)
-    if explainer_type == "standard_mc":
-        floor = 2
-    elif explainer_type == "limited_mc":
-        floor = num_players + 2
-    else:
-        floor, target = 2 * num_players + 2, target - target % 2
-    return min(max(floor, target), table)
+    return int(table * Fraction(budget.fraction)) if asked is None else min(asked, table)
 
 
 def _hierarchical_coalitions(spec: HierarchicalSpec, num_players: int) -> int:

@@ -14,6 +14,7 @@ from mllm_shapx.config.models import (
     Variant,
     canonical_type,
 )
+from mllm_shapx.config.vocabulary import EXPLAINERS
 from mllm_shapx.errors import ConfigError, Problem
 from mllm_shapx.planning.precision import rounding_warnings
 from mllm_shapx.planning.runs import Budget, HierarchicalSpec, RunSpec
@@ -195,8 +196,8 @@ def _entries(variant: Variant) -> Iterator[_Entry]:
 def _budgets(variant: Variant) -> Iterator[_Entry]:
     prefix = f"{variant.name}_" if variant.name else ""
     kind = variant.explainer_type
-    if kind == "exact":
-        yield _Entry(variant.name or "exact", Budget("all"), {})
+    if kind != "hierarchical" and not EXPLAINERS[kind].takes_budget:
+        yield _Entry(variant.name or kind, Budget("all"), {})
     elif kind != "hierarchical":
         for count in variant.num_samples:
             written: dict[str, Any] = {"num_samples": count}
