@@ -27,7 +27,7 @@ from mllm_shapx.errors import ShapxError, UsageError
 from mllm_shapx.explaining.sample import open_row
 from mllm_shapx.models.registry import model_identity
 from mllm_shapx.planning.runs import RunSpec
-from mllm_shapx.planning.sweep import expand
+from mllm_shapx.planning.sweep import expand, player_rule
 from mllm_shapx.records.layout import RunLayout
 from mllm_shapx.records.results import SampleResult
 from mllm_shapx.records.storage import open_storage, read_json
@@ -113,7 +113,7 @@ def _samples(
     settings = loaded.experiment_set
     table = open_table(settings.dataset, loaded.path)
     selection = select_rows(
-        table, settings.dataset, settings.selection, settings.modality, settings.shap.token_filter
+        table, settings.dataset, settings.selection, settings.modality, player_rule(settings, loaded.path)
     )
     storage = open_storage(directory)
     for row_index in selection.rows[:count]:

@@ -8,7 +8,7 @@ import pytest
 from mllm_shapx.config.models import ExperimentSet
 from mllm_shapx.planning.hopeless import hopeless_runs
 from mllm_shapx.planning.plan import Plan, make_plan
-from mllm_shapx.planning.players import PlayerCounts
+from mllm_shapx.planning.players import PlayerCounts, PlayerRule
 from mllm_shapx.planning.sweep import expand
 
 EXACT = {"explainer_type": "exact"}
@@ -114,7 +114,7 @@ def test_the_bound_is_the_largest_number_of_players_that_can_be_explained(
 
 
 def test_a_variant_s_own_token_filter_counts_its_own_players() -> None:
-    players = PlayerCounts({0: 2}, {"none": {0: 4}})
+    players = PlayerCounts({0: 2}, {PlayerRule("none"): {0: 4}})
     every_word = {**EXACT, "name": "words", "shap_override": {"token_filter": "none"}}
     data = planned(EXACT, every_word, players=players).to_json()
     assert [run["coalitions"] for run in data["runs"]] == [4, 16]

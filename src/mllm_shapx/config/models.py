@@ -28,10 +28,15 @@ from mllm_shapx.config.paths import location, name_fault
 from mllm_shapx.config.vocabulary import (
     EXPLAINER_ALIASES,
     VALUE_FUNCTIONS,
+    Absence,
     AnyFlatType,
+    AudioAbsence,
     OtherFlatType,
+    PlayerKind,
     Reads,
+    RoleName,
     ShapleyType,
+    TokenFilter,
     TypeAlias,
     ValueFunctionName,
     canonical_value_function,
@@ -44,7 +49,6 @@ SimilarityName = Literal["CosineSimilarity", "TfIdfCosineSimilarity", "Euclidean
 ReducerName = Literal["MeanReducer", "MaxReducer", "MinReducer", "SumReducer", "FirstReducer", "ZeroReducer"]
 NormalizerName = Literal["AbsSumNormalizer", "IdentityNormalizer", "MinMaxNormalizer", "PowerShiftNormalizer"]
 EmbeddingMode = Literal["CONTEXTUAL", "STATIC"]
-TokenFilter = Literal["exclude_punctuation", "none"]
 InputModality = Literal[
     "text",
     "audio__original",
@@ -549,6 +553,21 @@ class AudioSegmentation(Block):
     aligner_device: Name | None = None
 
 
+class KeepConfig(Block):
+    """What is always present and so is no player."""
+
+    words: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """Pieces to keep, compared without case and without punctuation around them."""
+    roles: Annotated[tuple[RoleName, ...], Field(strict=False)] = ()
+    """Roles whose messages are kept, beside those of chat.system_roles_setup."""
+
+
+_LATER_KEYS = frozenset(
+    {"value_function", "value_options", "players", "keep", "absence", "absence_text", "audio_absence"}
+)
+"""Keys of `shap` that settings written before them do not have."""
+
+
 class ShapConfig(Block):
     """How answers become numbers."""
 
@@ -562,6 +581,15 @@ class ShapConfig(Block):
     """A value function of mllm_shap in place of the similarity."""
     value_options: ValueOptions | None = None
     """Options of `value_function`, as the library names them."""
+    players: PlayerKind = "words"
+    """What a player of a written message is."""
+    keep: KeepConfig | None = None
+    absence: Absence = "delete"
+    """What stands in the place of an absent piece of text."""
+    absence_text: str | None = None
+    """The placeholder of `pad` ([MASK] when null), or the character of `neutral` (_ when null)."""
+    audio_absence: AudioAbsence | None = None
+    """What stands in the place of an absent stretch of a recording; null: cut with `delete`, else silence."""
 
     @classmethod
     def _defaults(cls, key: str) -> bool:
@@ -585,13 +613,22 @@ class ShapConfig(Block):
         found: dict[str, Any] = handler(self)
         if self.value_function is not None:
             found.pop("similarity", None)
-        later = ("value_function", "value_options")
-        return {key: value for key, value in found.items() if key not in later or value is not None}
+        return {
+            key: value
+            for key, value in found.items()
+            if key not in _LATER_KEYS or getattr(self, key) != type(self).model_fields[key].default
+        }
 
     @property
     def needs_embeddings(self) -> bool:
         """Whether the similarity compares vectors rather than words."""
         return self.value_function is None and self.similarity != "TfIdfCosineSimilarity"
+
+    @property
+    def prompt_settings(self) -> dict[str, Any]:
+        """Later keys that decide the coalitions' prompts; only what is set."""
+        keys = ("players", "keep", "absence_text", "audio_absence")
+        return {key: value for key, value in self.model_dump(mode="json").items() if key in keys}
 
     @property
     def reads(self) -> Reads:
@@ -700,6 +737,11 @@ class ShapOverride(Block):
     token_filter: TokenFilter | None = None
     value_function: ValueFunction | None = None
     value_options: ValueOptions | None = None
+    players: PlayerKind | None = None
+    keep: KeepConfig | None = None
+    absence: Absence | None = None
+    absence_text: str | None = None
+    audio_absence: AudioAbsence | None = None
     seed: Seed | None = None
     """The same as the variant's `seeds` with one seed."""
 

@@ -154,6 +154,27 @@ SPEECH_VALUE_FUNCTIONS = frozenset({"speech_bertscore", "transcribed"})
 """Value functions of the library that read a waveform file of each answer; not available here."""
 
 
+PlayerKind = Literal["words", "tokens", "sentences", "messages"]
+TokenFilter = Literal["exclude_punctuation", "none"]
+RoleName = Literal["system", "user", "assistant"]
+Absence = Literal["delete", "pad", "neutral"]
+AudioAbsence = Literal["cut", "silence", "noise"]
+
+ABSENCE_OPTIONS: dict[Absence, str | None] = {"delete": None, "pad": "placeholder", "neutral": "fill_char"}
+"""What the absence of a piece of text may set: the text, or the character, in its place."""
+
+_CONTEXT_ROLES = {
+    "SYSTEM": frozenset({"system"}),
+    "ASSISTANT": frozenset({"assistant"}),
+    "SYSTEM_ASSISTANT": frozenset({"system", "assistant"}),
+}
+
+
+def context_roles(system_roles_setup: str) -> frozenset[str]:
+    """Return the roles whose messages are fixed context: present in every coalition, never players."""
+    return _CONTEXT_ROLES[system_roles_setup]
+
+
 def canonical_value_function(value: Any) -> Any:
     """Return the value function that a name or alias means; anything unknown as it is.
 

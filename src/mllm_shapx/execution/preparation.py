@@ -26,7 +26,7 @@ from mllm_shapx.models.encoder_version import encoder_version
 from mllm_shapx.models.registry import model_version
 from mllm_shapx.planning.bounds import budget_bounds
 from mllm_shapx.planning.runs import RunSpec
-from mllm_shapx.planning.sweep import expand
+from mllm_shapx.planning.sweep import expand, player_rule
 from mllm_shapx.records.environments import ENVIRONMENTS, MODEL, history
 from mllm_shapx.records.layout import GENERATIONS, SHARDS
 from mllm_shapx.records.lock import OutputLock
@@ -85,8 +85,8 @@ def prepare(loaded: LoadedConfig, options: RunOptions) -> tuple[Study, tuple[str
         experiment_set.dataset,
         chosen,
         experiment_set.modality,
-        experiment_set.shap.token_filter,
-        other_filters={run.shap.token_filter for run in sweep.runs},
+        player_rule(experiment_set, loaded.path),
+        other_rules=[run.player_rule for run in sweep.runs],
     )
     rows = selection.rows if shard is None else shard.rows(selection.rows)
     if shard is not None and not rows:

@@ -8,7 +8,7 @@ from mllm_shapx.data.sources import open_table
 from mllm_shapx.errors import DatasetError
 from mllm_shapx.models.control_tokens import control_token_warnings
 from mllm_shapx.planning.plan import Plan, make_plan
-from mllm_shapx.planning.sweep import Sweep, expand
+from mllm_shapx.planning.sweep import Sweep, expand, player_rule
 from mllm_shapx.records.storage import join_uri
 from mllm_shapx.reporting.outlook import Outlook
 from mllm_shapx.reporting.standing import Standing, standing
@@ -63,8 +63,8 @@ def selected(loaded: LoadedConfig, sweep: Sweep) -> Selection:
             settings.dataset,
             settings.selection,
             settings.modality,
-            settings.shap.token_filter,
-            other_filters={run.shap.token_filter for run in sweep.runs},
+            player_rule(settings, loaded.path),
+            other_rules=[run.player_rule for run in sweep.runs],
         )
         more = control_token_warnings(sweep.runs[0], loaded.path, table, selection.rows)
         return replace(selection, warnings=(*selection.warnings, *more))

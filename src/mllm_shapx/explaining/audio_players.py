@@ -1,7 +1,7 @@
 """Players of spoken prompts as mllm_shap partition plugins: stretches of audio, and words beside them."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from itertools import pairwise
@@ -25,6 +25,7 @@ from mllm_shapx.config.models import AudioSegmentation
 from mllm_shapx.data.audio import decode
 from mllm_shapx.data.tokens import player_spans
 from mllm_shapx.errors import ModelError, RowError
+from mllm_shapx.planning.players import PlayerRule
 
 ALIGNER = "facebook/wav2vec2-base-960h"
 ALIGNER_REVISION = "22aad52d435eb6dbaf354bdad9b0da84ce7d6156"
@@ -38,6 +39,8 @@ class RawWindowsOptions(PluginOptions):
     """Length of a window; the last one of a recording may be shorter."""
     token_filter: Literal["exclude_punctuation", "none"] = "exclude_punctuation"  # noqa: S105 -- no password
     """Which words of a written piece are players."""
+    kept_words: list[str] = Field(default_factory=list)
+    """Words of a written piece that are no players, casefolded and without punctuation around them."""
     roles: list[RoleName] = Field(default=["user"])
     """Roles whose pieces become players; other messages are always present."""
 
@@ -58,6 +61,7 @@ class RawWindowPartitioner:
         if options is None:
             options = RawWindowsOptions.model_validate({} if context is None else dict(context.options))
         self._options = options
+        self._rule = PlayerRule(options.token_filter, kept_words=tuple(options.kept_words))
 
     @property
     def name(self) -> str:
@@ -80,7 +84,7 @@ class RawWindowPartitioner:
             if message.role.value not in self._options.roles:
                 continue
             spans = (
-                word_players(message, index, self._options.token_filter)
+                word_players(message, index, self._rule)
                 if recording is None
                 else _windows(recording, index, self._options.window_ms, message.speaker)
             )
@@ -164,8 +168,7 @@ def _aligner(options: SgpaOptions) -> SpectrogramGuidedAligner:
 def audio_player_set(
     snapshot: ConversationSnapshot,
     segmentation: AudioSegmentation,
-    token_filter: Literal["exclude_punctuation", "none"],
-    explained_roles: Iterable[RoleName] = ("user",),
+    rule: PlayerRule,
 ) -> PlayerSet:
     """Return the players of a prompt with recordings, in conversation order.
 
@@ -175,16 +178,21 @@ def audio_player_set(
         RowError: When this prompt cannot be cut into players; see the partitioners.
         ModelError: When the aligner of `sgpa` is not at hand.
     """
-    roles: list[RoleName] = list(explained_roles)
     if segmentation.method == "sgpa":
         options = SgpaOptions(device=segmentation.aligner_device or "cpu")
         return SgpaPartitioner(options=options).partition(snapshot)
-    windows = RawWindowsOptions(window_ms=segmentation.window_ms, token_filter=token_filter, roles=roles)
+    roles: list[RoleName] = [name for name in ("system", "user", "assistant") if name in rule.roles]
+    windows = RawWindowsOptions(
+        window_ms=segmentation.window_ms,
+        token_filter=rule.token_filter,
+        kept_words=list(rule.kept_words),
+        roles=roles,
+    )
     return RawWindowPartitioner(options=windows).partition(snapshot)
 
 
-def word_players(message: Message, message_index: int, token_filter: str) -> list[PlayerSpan]:
-    """Return one player per word of a written message that `token_filter` lets pass."""
+def word_players(message: Message, message_index: int, rule: PlayerRule) -> list[PlayerSpan]:
+    """Return the players that `rule` makes of a written message."""
     return [
         PlayerSpan(
             message_index=message_index,
@@ -193,7 +201,7 @@ def word_players(message: Message, message_index: int, token_filter: str) -> lis
             text=message.text[start:end],
             speaker=message.speaker,
         )
-        for start, end in player_spans(message.text, token_filter)
+        for start, end in player_spans(message.text, rule)
     ]
 
 

@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from mllm_shap import CoalitionMask, ConversationSnapshot, DeletePolicy, PlayerSet
+from mllm_shap.protocols.masking import AbsencePolicy
 
 from mllm_shapx.errors import first_of
 from mllm_shapx.models.base import Answer
@@ -48,6 +49,7 @@ class RowCoalitions:
         players: PlayerSet,
         *,
         share_prompts: bool,
+        policy: AbsencePolicy | None = None,
     ) -> None:
         """Bind the row.
 
@@ -56,11 +58,12 @@ class RowCoalitions:
             players: Its players.
             share_prompts: Whether coalitions that give the same prompt share one answer: right for
                 greedy decoding, wrong for sampled answers.
+            policy: Renders absent players; None leaves them out.
         """
         self.snapshot = snapshot
         self.players = players
         self.stored: dict[int, StoredAnswer] = {}
-        self._policy = DeletePolicy()
+        self._policy = DeletePolicy() if policy is None else policy
         self._fresh: dict[int, StoredAnswer] = {}
         self._mask_of_prompt: dict[str, int] | None = {} if share_prompts else None
 
@@ -72,7 +75,7 @@ class RowCoalitions:
                 self._mask_of_prompt.setdefault(self.render(mask).snapshot_id, mask)
 
     def render(self, mask: int) -> ConversationSnapshot:
-        """Return the conversation with the players outside `mask` left out."""
+        """Return the conversation with the players outside `mask` absent."""
         present = tuple(bool(mask >> index & 1) for index in range(self.players.num_players))
         return self._policy.apply(self.snapshot, self.players, CoalitionMask(present))
 

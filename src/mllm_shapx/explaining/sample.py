@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from mllm_shap import PluginGroup
 
 from mllm_shapx.data.conversations import Row, to_snapshot
+from mllm_shapx.explaining.absence import absence_policy
 from mllm_shapx.explaining.audio_records import AudioRecords, DecodeAudio, answer_entry, audio_records
 from mllm_shapx.explaining.coalitions import Generate, RowCoalitions
 from mllm_shapx.explaining.conversation import attribution_summary, conversation_entries
@@ -46,7 +47,12 @@ def open_row(row: Row, run: RunSpec) -> RowCoalitions:
     """
     aligned = run.modality.has_audio_input and run.audio_segmentation.method == "sgpa"
     snapshot = to_snapshot(row, run.chat, run.modality, with_transcripts=aligned)
-    return RowCoalitions(snapshot, player_set(snapshot, run), share_prompts=run.generation.is_greedy)
+    return RowCoalitions(
+        snapshot,
+        player_set(snapshot, run),
+        share_prompts=run.generation.is_greedy,
+        policy=absence_policy(run),
+    )
 
 
 async def explain_run(

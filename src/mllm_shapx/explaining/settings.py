@@ -7,7 +7,7 @@ from typing import Any
 
 from mllm_shap import ExplainConfig, PluginContext, PluginGroup, PluginRegistry, default_registry
 
-from mllm_shapx.config.vocabulary import EXPLAINERS, VALUE_FUNCTIONS
+from mllm_shapx.config.vocabulary import ABSENCE_OPTIONS, EXPLAINERS, VALUE_FUNCTIONS
 from mllm_shapx.models.base import Decoding
 from mllm_shapx.planning.runs import Budget, RunSpec
 
@@ -17,6 +17,10 @@ _NORMALIZERS = {
     "MinMaxNormalizer": "min_max",
     "PowerShiftNormalizer": "power_shift",
 }
+
+
+_PARTITIONS = {"words": "tokens", "tokens": "tokens", "sentences": "sentences", "messages": "messages"}
+"""Kind of player -> the library's partition; the library has none of a model's own tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +92,8 @@ def explain_config(
                 **facts.settings,
                 "value_fn": value_function_name(run),
                 "normalizer": _NORMALIZERS[run.shap.normalizer],
-                "players": "tokens",
-                "absence_policy": "delete",
+                "players": _PARTITIONS[run.shap.players],
+                "absence_policy": run.shap.absence,
                 "budget": budget,
                 "embedding_mode": run.shap.mode.lower(),
                 "seed": game.seed,
@@ -108,7 +112,12 @@ def value_function_name(run: RunSpec) -> str:
 
 
 def _plugin_options(run: RunSpec, model: tuple[str, str | None] | None) -> dict[str, dict[str, object]]:
-    options: dict[str, dict[str, object]] = {"tokens": {"roles": ["user"]}}
+    options: dict[str, dict[str, object]] = {
+        _PARTITIONS[run.shap.players]: {"roles": list(run.player_rule.roles)}
+    }
+    option = ABSENCE_OPTIONS[run.shap.absence]
+    if option is not None and run.shap.absence_text is not None:
+        options[run.shap.absence] = {option: run.shap.absence_text}
     if run.shap.needs_embeddings:
         options["embedding_cosine"] = {"encoder": "model_states"}
     if run.shap.value_function is not None:

@@ -21,7 +21,7 @@ def budget_bounds(run: RunSpec, rows: Iterable[int], players: Mapping[int, int] 
     bounds: dict[str, Any] = {"floor": floors[0], "ceiling": CEILING}
     if run.hierarchical is not None:
         return {**bounds, "lower_floor": floors[1], "rows_raised": None, "rows_cut": None}
-    counts = players_under(players, run.shap.token_filter)
+    counts = players_under(players, run.player_rule)
     if counts is None:
         return {**bounds, "rows_raised": None, "rows_cut": None}
     changes = [_change(run.explainer_type, run.budget, counts[row]) for row in rows if counts.get(row)]

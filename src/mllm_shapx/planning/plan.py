@@ -163,7 +163,7 @@ def make_plan(
     work = {run.name: Work(0, 0.0, 0) for run in runs}
     is_estimate = False
     for sharing in runs_by_key(runs).values():
-        of_rows = players_under(players, sharing[0].shap.token_filter) or {}
+        of_rows = players_under(players, sharing[0].player_rule) or {}
         counts = Counter(of_rows[row] for row in rows)
         for num_players, number in sorted(counts.items()):
             is_estimate |= _is_estimate(sharing, num_players)

@@ -22,6 +22,7 @@ from mllm_shapx.config.models import (
 )
 from mllm_shapx.config.vocabulary import EXPLAINERS
 from mllm_shapx.planning.coverage import coverage
+from mllm_shapx.planning.players import PlayerRule, TokenizerSource
 
 MAX_LOG2_COALITIONS = 24
 """A game that plans more than 2^24 coalitions is refused, as mllm_shap refuses it."""
@@ -88,6 +89,8 @@ class RunSpec:
     audio_segmentation: AudioSegmentation
     shap: ShapConfig
     embedding: EmbeddingConfig | None
+    tokenizer: TokenizerSource | None = field(default=None, compare=False)
+    """Where token players come from; None where the model's tokenizer is not ours to read."""
     seed: int | None = None
     """Which repetition it is; None where the config names no seed. The name ends in it."""
     variant: Mapping[str, Any] = field(default_factory=dict, compare=False)
@@ -110,7 +113,7 @@ class RunSpec:
             "chat": self.chat.model_dump(mode="json"),
             "modality": self.modality.model_dump(mode="json"),
             "token_filter": self.shap.token_filter,
-            "absence_policy": "delete",
+            "absence_policy": self.shap.absence,
         }
         if self.modality.has_audio_input:
             settings["audio_segmentation"] = self.audio_segmentation.model_dump(
@@ -118,9 +121,15 @@ class RunSpec:
             )
         # Absent unless set: answers that are stored without them stay known.
         settings |= self.connector_kwargs.chat_settings
+        settings |= self.shap.prompt_settings
         if not self.shares_answers:
             settings["run"] = self.name
         return settings
+
+    @cached_property
+    def player_rule(self) -> PlayerRule:
+        """Which pieces of a written message are players."""
+        return PlayerRule.of(self.shap, self.chat, self.tokenizer)
 
     @cached_property
     def generation_key(self) -> str:
