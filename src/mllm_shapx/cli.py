@@ -1044,9 +1044,12 @@ def _look_at_model(loaded: "LoadedConfig", sweep: "Sweep") -> str:
 def _check_encoders(loaded: "LoadedConfig", sweep: "Sweep") -> None:
     """Refuse an external encoder that is not there; one that nobody can be asked for is warned of."""
     from mllm_shapx.models.encoder_version import check_encoder
+    from mllm_shapx.models.value_models import check_value_model
 
-    for config in dict.fromkeys(run.embedding for run in sweep.runs):
-        warning = None if config is None else check_encoder(config, loaded.path)
+    encoders = dict.fromkeys(run.embedding for run in sweep.runs)
+    found = [None if config is None else check_encoder(config, loaded.path) for config in encoders]
+    found += [check_value_model(run, loaded.path) for run in sweep.runs]
+    for warning in dict.fromkeys(found):
         if warning is not None:
             say(f"warning: {loaded.path}: {warning}", err=True)
 

@@ -24,6 +24,7 @@ from mllm_shapx.execution.resolved import in_the_configs_words
 from mllm_shapx.models.control_tokens import control_token_warnings
 from mllm_shapx.models.encoder_version import encoder_version
 from mllm_shapx.models.registry import model_version
+from mllm_shapx.models.value_models import value_model
 from mllm_shapx.planning.bounds import budget_bounds
 from mllm_shapx.planning.runs import RunSpec
 from mllm_shapx.planning.sweep import expand, player_rule
@@ -99,11 +100,12 @@ def prepare(loaded: LoadedConfig, options: RunOptions) -> tuple[Study, tuple[str
         for run in sweep.runs
         if run.embedding is not None
     }
+    runs = tuple(replace(run, value_model=value_model(run, loaded.path)) for run in sweep.runs)
     model_path, model = model_version(sweep.runs[0], loaded.path)
     study = Study(
         experiment_set_id=experiment_set.experiment_set_id,
         output_uri=output_uri,
-        runs=sweep.runs,
+        runs=runs,
         rows=rows,
         players=selection.players,
         config_path=loaded.path.resolve(),
@@ -305,6 +307,8 @@ def run_spec(study: Study, run: RunSpec) -> dict[str, Any]:
         "dataset_commit": study.dataset_commit,
         _ENCODER: study.encoder_commit(run),
     }
+    if run.value_model is not None:  # absent where there is none: specs of earlier studies stay equal
+        settings["value_model_commit"] = run.value_model.commit
     return {
         "schema_version": 2,
         "experiment_set_id": study.experiment_set_id,

@@ -64,13 +64,11 @@ async def explain_run(
     *,
     decode_audio: DecodeAudio | None = None,
     force: Force | None = None,
-    value_model: tuple[str, str | None] | None = None,
 ) -> SampleResult:
     """Explain `row` by `run` and return the sample.
 
     `decode_audio` turns a spoken answer into sound, and `force` gives the likelihood of texts, where the
-    model can. `value_model` is the directory or hub id, and the commit, of the model that the value function
-    loads.
+    model can.
 
     Runs of one generation key take the same `coalitions`, one after the other. Their order decides for
     which run a shared answer is generated, and so their `model_calls`; nothing else.
@@ -83,7 +81,7 @@ async def explain_run(
     async def ask(masks: Sequence[int]) -> list[Answer]:
         return await coalitions.answers(masks, run.name, generate)
 
-    value = build_value(run, Sources(ask, embed, force), value_model)
+    value = build_value(run, Sources(ask, embed, force))
     outcome = await _explain(row, coalitions, run, value)
     seconds = time.perf_counter() - started
     return _sample(row, coalitions, run, outcome, seconds=seconds, decode_audio=decode_audio)

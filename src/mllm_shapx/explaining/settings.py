@@ -53,18 +53,15 @@ def answer_seed(run: RunSpec, row_index: int, mask: int) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def flat_config(run: RunSpec, model: tuple[str, str | None] | None = None) -> ExplainConfig:
+def flat_config(run: RunSpec) -> ExplainConfig:
     """Return the library's config of `run` for plugins that do not depend on the game's sampling."""
-    return explain_config(run, GameSettings("exact", Budget("all"), 0), 1, model)
+    return explain_config(run, GameSettings("exact", Budget("all"), 0), 1)
 
 
-def explain_config(
-    run: RunSpec, game: GameSettings, num_players: int, model: tuple[str, str | None] | None = None
-) -> ExplainConfig:
+def explain_config(run: RunSpec, game: GameSettings, num_players: int) -> ExplainConfig:
     """Return the library's config of one game of `run` on `num_players` players.
 
-    `mllm_shap.ExplainRunner` run with it on the same row gives the same values. `model` is the directory or
-    hub id, and the commit, of the model that the value function loads; None for what the run names.
+    `mllm_shap.ExplainRunner` run with it on the same row gives the same values.
     """
     facts = EXPLAINERS[game.explainer_type]
     evaluations = game.budget.evaluations(num_players)
@@ -98,7 +95,7 @@ def explain_config(
                 "embedding_mode": run.shap.mode.lower(),
                 "seed": game.seed,
                 "archive": {"path": ""},
-                "plugin_options": _plugin_options(run, model),
+                "plugin_options": _plugin_options(run),
             },
         }
     )
@@ -111,7 +108,7 @@ def value_function_name(run: RunSpec) -> str:
     return "embedding_cosine" if run.shap.needs_embeddings else "tfidf_cosine"
 
 
-def _plugin_options(run: RunSpec, model: tuple[str, str | None] | None) -> dict[str, dict[str, object]]:
+def _plugin_options(run: RunSpec) -> dict[str, dict[str, object]]:
     options: dict[str, dict[str, object]] = {
         _PARTITIONS[run.shap.players]: {"roles": list(run.player_rule.roles)}
     }
@@ -121,18 +118,17 @@ def _plugin_options(run: RunSpec, model: tuple[str, str | None] | None) -> dict[
     if run.shap.needs_embeddings:
         options["embedding_cosine"] = {"encoder": "model_states"}
     if run.shap.value_function is not None:
-        options[run.shap.value_function] = dict(run.shap.value_options or {}) | _value_model(run, model)
+        options[run.shap.value_function] = dict(run.shap.value_options or {}) | _value_model(run)
     return options
 
 
-def _value_model(run: RunSpec, model: tuple[str, str | None] | None) -> dict[str, object]:
-    """Return the options that name the value function's model: where it is, and its commit."""
-    name = run.shap.value_function
+def _value_model(run: RunSpec) -> dict[str, object]:
+    """Return the options that name the value function's model where it is known: its place and commit."""
+    name, model = run.shap.value_function, run.value_model
     key = None if name is None else VALUE_FUNCTIONS[name].model_option
     if key is None or model is None:
         return {}
-    source, commit = model
-    return {key: source} if commit is None else {key: source, "revision": commit}
+    return {key: model.source} if model.is_directory else {key: model.source, "revision": model.commit}
 
 
 def resolve(config: ExplainConfig, group: PluginGroup, name: str) -> Any:

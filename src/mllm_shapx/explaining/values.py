@@ -20,6 +20,7 @@ from mllm_shapx.errors import ModelError
 from mllm_shapx.explaining.settings import flat_config, resolve
 from mllm_shapx.explaining.similarity import Embedder, Similarity, build_similarity
 from mllm_shapx.models.base import Answer
+from mllm_shapx.models.value_models import refuse_changed
 from mllm_shapx.planning.runs import RunSpec
 
 Ask = Callable[[Sequence[int]], Awaitable[list[Answer]]]
@@ -55,20 +56,22 @@ class Value(Protocol):
         """
 
 
-def build_value(run: RunSpec, sources: Sources, model: tuple[str, str | None] | None = None) -> Value:
+def build_value(run: RunSpec, sources: Sources) -> Value:
     """Return the value function of `run`.
 
     Args:
         run: Names it, in `shap.value_function` or `shap.similarity`.
         sources: What it may read.
-        model: Directory or hub id, and hub commit, of the model that it loads; None for what the run names.
 
     Raises:
         ModelError: When it needs likelihoods and `sources` has none.
+        ModelChangedError: When the files of the model that it loads are others than when the study began.
     """
+    if run.value_model is not None:
+        refuse_changed(run.value_model)
     if run.shap.value_function is None:
         return _OfAnswers(build_similarity(run.shap.similarity, sources.embed), sources.ask)
-    function = resolve(flat_config(run, model), PluginGroup.VALUE_FNS, run.shap.value_function)
+    function = resolve(flat_config(run), PluginGroup.VALUE_FNS, run.shap.value_function)
     if not isinstance(function, RequiresTeacherForcing):
         return _OfAnswers(_LibrarySimilarity(function), sources.ask)
     if sources.force is None:

@@ -69,6 +69,17 @@ class HierarchicalSpec:
     """Lower games keep at least this share of their budget."""
 
 
+@dataclass(frozen=True, slots=True)
+class ValueModel:
+    """The model that a value function loads."""
+
+    source: str
+    """Absolute directory, or hub id."""
+    commit: str
+    """Digest of the directory, or hub commit."""
+    is_directory: bool
+
+
 @dataclass(frozen=True)
 class RunSpec:
     """One concrete run. Frozen; two runs of equal `result_settings` give equal values."""
@@ -91,6 +102,8 @@ class RunSpec:
     embedding: EmbeddingConfig | None
     tokenizer: TokenizerSource | None = field(default=None, compare=False)
     """Where token players come from; None where the model's tokenizer is not ours to read."""
+    value_model: ValueModel | None = field(default=None, compare=False)
+    """The model of the value function, found when a study is prepared; None where there is none."""
     seed: int | None = None
     """Which repetition it is; None where the config names no seed. The name ends in it."""
     variant: Mapping[str, Any] = field(default_factory=dict, compare=False)
