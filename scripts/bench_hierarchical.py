@@ -126,10 +126,8 @@ def main() -> int:
     for explainer in FLAT:
         found = flat_of_error(games, explainer, tree.error)
         reached = "" if found.error <= tree.error else " and more"
-        print(
-            f"{found.name}: {found.calls:.0f} coalitions{reached}, error {found.error:.5f}: hierarchical needs "
-            f"{tree.calls / found.calls:.3f} of them"
-        )
+        share = f"hierarchical needs {tree.calls / found.calls:.3f} of them"
+        print(f"{found.name}: {found.calls:.0f} coalitions{reached}, error {found.error:.5f}: {share}")
     return 0
 
 
