@@ -95,7 +95,7 @@ EXPLAINERS: Mapping[str, ExplainerFacts] = {
     ),
     "leverage": ExplainerFacts("leverage", "2n + 2", in_pairs=True),
     "proxy": ExplainerFacts("proxy", "2n + 2", in_pairs=True, package="sklearn"),
-    # The n coalitions without one player, everybody, and nobody, whose value every sample records.
+    # n coalitions that lack one player, the grand coalition, and the empty one, whose value is recorded.
     "loo": ExplainerFacts("loo", "n + 2", takes_budget=False),
     "kernel_banzhaf": ExplainerFacts("kernel_banzhaf", "2n + 2", estimand="banzhaf", in_pairs=True),
     "exact_banzhaf": ExplainerFacts("exact", "2^n", estimand="banzhaf", takes_budget=False),

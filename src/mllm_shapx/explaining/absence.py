@@ -55,7 +55,7 @@ class _MixedPolicy:
 
     @property
     def name(self) -> str:
-        """Return what it does in words."""
+        """Return the two absences that it applies."""
         return f"{self._absence}+{self._audio}"
 
     def apply(

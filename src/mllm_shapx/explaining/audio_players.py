@@ -1,4 +1,4 @@
-"""Players of spoken prompts as mllm_shap partition plugins: stretches of audio, and words beside them."""
+"""Players of prompts with recordings, as mllm_shap partition plugins: stretches of audio, and words."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -46,10 +46,10 @@ class RawWindowsOptions(PluginOptions):
 
 
 class RawWindowPartitioner:
-    """Makes a player of every window of a spoken piece and of every word of a written one.
+    """Makes each window of a recording a player, and each word of a written message.
 
-    A message's recording is its first audio part; text beside a recording is its transcript and no player:
-    it is left out of every coalition.
+    A message's recording is its first audio part. Text beside a recording is its transcript: it is no player,
+    and no coalition holds it.
     """
 
     options_model: ClassVar[type[PluginOptions]] = RawWindowsOptions
@@ -104,10 +104,10 @@ class SgpaOptions(PluginOptions):
 
 
 class SgpaPartitioner:
-    """Makes a player of the stretch of audio that speaks each word of a transcript.
+    """Makes the stretch of audio of each word of a transcript a player.
 
-    The stretches are those of mllm_shap's `sgpa_segments`. The text beside a recording is its transcript and
-    serves the alignment alone: the model does not read it. Written messages are no players here.
+    The stretches are those of mllm_shap's `sgpa_segments`. The text beside a recording is its transcript. It
+    is used for the alignment only, and the model does not read it. Written messages are no players here.
     """
 
     options_model: ClassVar[type[PluginOptions]] = SgpaOptions
@@ -129,7 +129,7 @@ class SgpaPartitioner:
         Raises:
             RowError: `no_transcript` when a recording has no text to align, `not_aligned` when it does not
                 fit its recording, `no_players` when there is no recording.
-            ModelError: When the aligner's weights are not at hand.
+            ModelError: When the aligner cannot be loaded.
         """
         spoken = [index for index, _, message in _messages(snapshot) if _recording(message) is not None]
         if not spoken:
@@ -175,8 +175,8 @@ def audio_player_set(
     For method `sgpa` the spoken messages of `snapshot` hold their transcript beside the recording.
 
     Raises:
-        RowError: When this prompt cannot be cut into players; see the partitioners.
-        ModelError: When the aligner of `sgpa` is not at hand.
+        RowError: When the prompt cannot be split into players; see the partitioners.
+        ModelError: When the aligner of `sgpa` cannot be loaded.
     """
     if segmentation.method == "sgpa":
         options = SgpaOptions(device=segmentation.aligner_device or "cpu")

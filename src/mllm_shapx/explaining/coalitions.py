@@ -1,4 +1,4 @@
-"""The coalition store: an answer is generated once and scored by every run that needs it."""
+"""The answers to a row's coalitions: each is generated once and used by every run that needs it."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -14,11 +14,10 @@ Keep = Callable[[int, Answer], None]
 """Takes one answer as it comes: `(mask, answer)`."""
 
 Generate = Callable[[Mapping[int, ConversationSnapshot], Keep], Awaitable[None]]
-"""Generates the answers to coalitions, given as mask -> prompt, and hands each to `Keep`. Calls may run side
-by side."""
+"""Generates the answers to coalitions (mask -> prompt) and hands each to `Keep`. Calls may overlap."""
 
 _SLICE = 1 << 10
-"""Prompts rendered at a time, while the ones before are being answered."""
+"""Prompts rendered at a time, while earlier ones are answered."""
 _SLICES_IN_HAND = 1 << 5
 """Slices held in memory at a time."""
 
@@ -39,8 +38,8 @@ class StoredAnswer:
 class RowCoalitions:
     """All answers of one row under one generation key.
 
-    A coalition is an integer: bit i is set when player i is present. Runs ask through `answers`; what is
-    not there yet is generated once, whichever run asks first.
+    A coalition is an integer: bit i is set when player i is present. Runs call `answers`; an answer that is
+    missing is generated once, for the run that asks first.
     """
 
     def __init__(
@@ -68,7 +67,7 @@ class RowCoalitions:
         self._mask_of_prompt: dict[str, int] | None = {} if share_prompts else None
 
     def know(self, stored: Mapping[int, StoredAnswer]) -> None:
-        """Take in answers that were generated before; they are not asked for again."""
+        """Add answers that were generated before, so that they are not generated again."""
         self.stored.update(stored)
         if self._mask_of_prompt is not None:
             for mask in stored:
@@ -98,7 +97,7 @@ class RowCoalitions:
         return len({(answer.text, answer.audio_frames) for answer in answers})
 
     def take_fresh(self) -> dict[int, StoredAnswer]:
-        """Return the answers that came since the last call, for writing out."""
+        """Return the answers since the last call, for the store."""
         fresh, self._fresh = self._fresh, {}
         return fresh
 
@@ -119,7 +118,7 @@ class RowCoalitions:
                     twin_of.update(twins)
                     group.create_task(ask(prompts))
         except ExceptionGroup as failures:
-            # One is enough: the others are the same, or follow from it.
+            # The first one tells the cause; the others repeat it or follow from it.
             raise first_of(failures) from None
         for mask, first in twin_of.items():
             self._keep(mask, StoredAnswer(self.stored[first].answer, REUSED))

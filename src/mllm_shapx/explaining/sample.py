@@ -1,4 +1,4 @@
-"""One row explained by one run, on answers that all runs of its unit share."""
+"""Explains one row by one run, on answers that the runs of a unit share."""
 
 import time
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ NEYMAN_STEPS = 2
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What one run made of the row, before it is put into words."""
+    """The result of one run on a row, before normalizing."""
 
     values: tuple[float, ...]
     """One per player, before normalizing."""
@@ -70,8 +70,8 @@ async def explain_run(
     `decode_audio` turns a spoken answer into sound, and `force` gives the likelihood of texts, where the
     model can.
 
-    Runs of one generation key take the same `coalitions`, one after the other. Their order decides for
-    which run a shared answer is generated, and so their `model_calls`; nothing else.
+    Runs of one generation key use the same `coalitions`, one after the other. Their order decides which run
+    a shared answer is generated for, and so their `model_calls`; it changes nothing else.
 
     Raises:
         RowError: When this run cannot explain the row.

@@ -1,4 +1,4 @@
-"""A run's words into mllm_shap's: the one place where the config meets the library's settings."""
+"""Translates a run's settings into mllm_shap's; no other module builds the library's config."""
 
 import functools
 import hashlib
@@ -48,7 +48,7 @@ def decoding(run: RunSpec) -> Decoding:
 
 
 def answer_seed(run: RunSpec, row_index: int, mask: int) -> int:
-    """Return the seed of one coalition's draws: it hangs on the generation key, the row and the coalition."""
+    """Return the seed of one coalition's draws, from the generation key, the row and the coalition."""
     digest = hashlib.sha256(f"{run.generation_key}\0{row_index}\0{mask:x}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
@@ -139,5 +139,5 @@ def resolve(config: ExplainConfig, group: PluginGroup, name: str) -> Any:
 
 @functools.cache
 def plugins() -> PluginRegistry:
-    """Return the library's plugins and the installed ones; looking for them takes a moment, once."""
+    """Return the library's plugins and the installed ones. Cached: the search for entry points is slow."""
     return default_registry()

@@ -110,7 +110,7 @@ class _LibrarySimilarity:
         record, records = base.to_record(), [answer.to_record() for answer in answers]
         if isinstance(self._function, PreparesScores):
             await self._function.prepare(record, records)
-        # In a thread: an encoder takes seconds, in which other rows want to go on.
+        # In a thread: an encoder takes seconds, and other rows must not wait for it.
         return await asyncio.to_thread(self._scored, record, records)
 
     def _scored(self, base: GenerationRecord, records: Sequence[GenerationRecord]) -> list[float]:
