@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+from mllm_shapx.config.vocabulary import EXPLAINERS
 from mllm_shapx.planning.bounds import bound_notes, budget_bounds
 from mllm_shapx.planning.hopeless import hopeless_runs, without_players
 from mllm_shapx.planning.players import players_under
@@ -241,7 +242,8 @@ def _hierarchical_json(spec: HierarchicalSpec) -> dict[str, Any]:
 def _budget_text(run: RunSpec) -> str:
     spec = run.hierarchical
     if spec is None:
-        return _amount(run.budget)
+        facts = EXPLAINERS[run.explainer_type]
+        return _amount(run.budget) if facts.takes_budget or facts.floor == "2^n" else facts.floor
     first, inner = _amount(spec.first_layer_budget), _amount(spec.inner_budget)
     return f"k {spec.k}, first {first}, lower {inner}"
 
