@@ -28,7 +28,7 @@ from mllm_shapx.data.sources import open_table
 from mllm_shapx.execution.options import RunOptions
 from mllm_shapx.execution.signals import StopRequest, stop_requests
 from mllm_shapx.execution.studies import run_config
-from mllm_shapx.planning.sweep import expand
+from mllm_shapx.planning.sweep import expand, player_rule
 from mllm_shapx.records.storage import join_uri
 from mllm_shapx.reporting.progress import ProgressReporter
 from mllm_shapx.reporting.standing import standing
@@ -64,7 +64,7 @@ class Plan:
             settings.dataset,
             settings.selection,
             settings.modality,
-            settings.shap.token_filter,
+            player_rule(settings, loaded.path),
         )
         self._uri = join_uri(settings.output_root, settings.experiment_set_id)
 

@@ -37,6 +37,7 @@ from mllm_shapx.config.models import AudioSegmentation
 from mllm_shapx.explaining.audio_players import audio_player_set
 from mllm_shapx.models.base import Decoding
 from mllm_shapx.models.liquid_audio import LiquidAudioModel
+from mllm_shapx.planning.players import PlayerRule
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
 from liquid_checkpoint import Dimensions, describe, write_random_checkpoint
@@ -169,7 +170,7 @@ def draw_coalitions(seconds: float, windows: int, count: int, seed: int) -> list
     )
     snapshot = ConversationSnapshot.from_turns(tuple(Turn(messages=(each,)) for each in messages))
     segmentation = AudioSegmentation(window_ms=1000 * seconds / windows)
-    players = audio_player_set(snapshot, segmentation, "none")
+    players = audio_player_set(snapshot, segmentation, PlayerRule("none"))
     masks = (
         CoalitionMask(tuple(bool(bit) for bit in rng.random(players.num_players) < 0.5)) for _ in range(count)
     )

@@ -59,7 +59,7 @@ def test_pieces_of_any_text_join_to_it_and_players_are_those_that_the_selection_
         sample = explain(row_of(*texts), run)
         users = sample.conversation[1:-1]
         assert ["".join(map(str, turn[0].content)) for turn in users] == texts
-        assert sample.num_players == sum(count_players(text, token_filter) for text in texts)
+        assert sample.num_players == sum(count_players(text, run.player_rule) for text in texts)
         reread = SampleResult.from_bytes(run.name, encode_json(sample.to_json()))
         assert reread.conversation == sample.conversation
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mllm_shapx.config.loading import LoadedConfig
 from mllm_shapx.config.servers import CONNECTOR
-from mllm_shapx.config.vocabulary import FlatExplainerType
+from mllm_shapx.config.vocabulary import ShapleyType
 from mllm_shapx.data.conversations import Row, load_row
 from mllm_shapx.data.selection import select_rows
 from mllm_shapx.data.sources import open_table
@@ -17,7 +17,7 @@ from mllm_shapx.explaining.settings import decoding
 from mllm_shapx.models.base import Model
 from mllm_shapx.models.registry import load_model, model_identity
 from mllm_shapx.planning.runs import Budget, RunSpec
-from mllm_shapx.planning.sweep import expand
+from mllm_shapx.planning.sweep import expand, player_rule
 
 ANSWERED_RUN = "bench"
 """Name of the run that is measured."""
@@ -67,7 +67,11 @@ class Subject:
         """Exact explanation with the settings of the sweep's first run."""
         self._table: Table = open_table(settings.dataset, loaded.path)
         self._rows = select_rows(
-            self._table, settings.dataset, settings.selection, settings.modality, settings.shap.token_filter
+            self._table,
+            settings.dataset,
+            settings.selection,
+            settings.modality,
+            player_rule(settings, loaded.path),
         ).rows
         self.model_path, self.revision = model_identity(self.run.model_settings, loaded.path)
         """The model's directory, None for a hub id; and its digest or hub commit."""
@@ -103,7 +107,7 @@ class Subject:
             raise UsageError(f"none of the {len(self._rows)} selected row(s) can be explained: {refused}")
 
 
-def _as(run: RunSpec, explainer_type: FlatExplainerType, budget: Budget) -> RunSpec:
+def _as(run: RunSpec, explainer_type: ShapleyType, budget: Budget) -> RunSpec:
     return replace(
         run,
         name=ANSWERED_RUN,

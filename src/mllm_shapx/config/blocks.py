@@ -1,6 +1,6 @@
 """What all blocks of a config have in common."""
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, model_validator
 from pydantic_core import PydanticCustomError
@@ -33,6 +33,19 @@ class Block(BaseModel):
     def _defaults(cls, key: str) -> bool:
         field = cls.model_fields.get(key)
         return field is not None and isinstance(field.default, Block | tuple)
+
+    def changed_by(self, override: "Block | None") -> Self:
+        """Return the block with what `override` sets; null resets a key that may be null, else keeps it."""
+        return self if override is None else self.model_copy(update=self.changes_of(override))
+
+    @classmethod
+    def changes_of(cls, override: "Block") -> dict[str, Any]:
+        """Return the keys of this block that `override` sets."""
+        fields = cls.model_fields
+        values = {key: getattr(override, key) for key in override.model_fields_set if key in fields}
+        return {
+            key: value for key, value in values.items() if value is not None or fields[key].default is None
+        }
 
 
 class AliasedBlock(Block):

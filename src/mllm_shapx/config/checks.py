@@ -5,12 +5,12 @@ import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
-from mllm_shapx.config import servers
+from mllm_shapx.config import servers, vocabulary_checks
 from mllm_shapx.config.diagnosis import Place, dotted
 from mllm_shapx.config.models import DatasetConfig, ExperimentSet, RowFilter
 from mllm_shapx.config.values import canonical_type
 from mllm_shapx.config.variants import HierarchicalConfig, Variant
-from mllm_shapx.config.vocabulary import KNOWN_SUBSETS
+from mllm_shapx.config.vocabulary import EXPLAINERS, KNOWN_SUBSETS
 from mllm_shapx.errors import Problem
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -60,6 +60,8 @@ def findings(experiment_set: ExperimentSet) -> Iterator[Finding]:
     yield from _dataset(experiment_set.dataset)
     yield from _selection(experiment_set)
     yield from _scoring(experiment_set)
+    for place, message, fix, reads in vocabulary_checks.problems(experiment_set):
+        yield _problem(place, message, fix, reads)
     yield from _without_effect(experiment_set)
     for index, variant in enumerate(experiment_set.experiments):
         yield from _variant(("experiments", index), variant)
@@ -167,14 +169,14 @@ def _states(experiment_set: ExperimentSet) -> Iterator[Finding]:
     reads: tuple[Place, ...] = (("connector",), ("shap", "similarity"), ("embedding",))
     for index, variant in enumerate(experiment_set.experiments):
         changed, encoder = variant.shap_override, variant.embedding_override
-        similarity = (changed and changed.similarity) or shap.similarity
+        scoring = shap.changed_by(changed)
         has_encoder = (embedding and embedding.model_id) or (encoder and encoder.model_id)
-        if similarity == "TfIdfCosineSimilarity" or has_encoder:
+        if not scoring.needs_embeddings or has_encoder:
             continue
         place: Place = ("shap", "similarity")
         if changed is not None and changed.similarity is not None:
             place = ("experiments", index, "shap_override", "similarity")
-        message = f'"{similarity}" compares the model\'s own states, which a server does not give'
+        message = f'"{scoring.similarity}" compares the model\'s own states, which a server does not give'
         fix = "name an encoder in embedding.model_id, or use TfIdfCosineSimilarity"
         yield _problem(place, message, fix, reads)
         if place[0] == "shap":
@@ -252,8 +254,8 @@ def _filter(path: Place, row_filter: RowFilter) -> Iterator[Finding]:
 def _scoring(experiment_set: ExperimentSet) -> Iterator[Finding]:
     shap, variants = experiment_set.shap, experiment_set.experiments
     overrides = [variant.shap_override for variant in variants if variant.shap_override is not None]
-    similarities = {shap.similarity, *(override.similarity for override in overrides if override.similarity)}
-    needs_embeddings = similarities != {"TfIdfCosineSimilarity"}
+    scorings = [shap, *(shap.changed_by(override) for override in overrides)]
+    needs_embeddings = any(scoring.needs_embeddings for scoring in scorings)
     embedding = experiment_set.embedding
     if embedding is not None and embedding.model_id is not None and not needs_embeddings:
         message = "is not read: no run compares embeddings"
@@ -300,7 +302,8 @@ def _evaluates_all(variant: Variant) -> bool:
     """Return whether the runs of a variant draw no coalitions."""
     block = variant.hierarchical
     if block is None:
-        return variant.explainer_type == "exact"
+        facts = EXPLAINERS.get(variant.explainer_type)
+        return facts is not None and not facts.takes_budget
     return {canonical_type(block.shap_type), canonical_type(block.first_layer_type or "exact")} == {"exact"}
 
 
@@ -308,9 +311,10 @@ def _variant(path: Place, variant: Variant) -> Iterator[Finding]:
     kind = variant.explainer_type
     budgets = [key for key in ("num_samples", "fractions", "linear") if getattr(variant, key)]
     type_path: Place = (*path, "explainer_type")
-    if kind == "exact":
+    if kind != "hierarchical" and not EXPLAINERS[kind].takes_budget:
+        what = "the coalitions that lack one player" if kind == "loo" else "every coalition"
         for key in budgets:
-            yield _problem((*path, key), '"exact" evaluates every coalition', "remove it", reads=(type_path,))
+            yield _problem((*path, key), f'"{kind}" evaluates {what}', "remove it", reads=(type_path,))
     elif kind == "hierarchical":
         for key in budgets:
             message = 'a hierarchical variant\'s budgets stand in its "hierarchical" block'

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field, JsonValue, model_validator
 from mllm_shapx.config import servers
 from mllm_shapx.config.blocks import Block, wrong_key
 from mllm_shapx.config.paths import location
+from mllm_shapx.config.scoring import ShapConfig
 from mllm_shapx.config.values import (
     MOST_ROWS,
     AtMost,
@@ -18,7 +19,6 @@ from mllm_shapx.config.values import (
     Concurrency,
     Connector,
     Device,
-    EmbeddingModeName,
     GgufFile,
     MaxLength,
     Name,
@@ -37,11 +37,7 @@ from mllm_shapx.config.vocabulary import (
     DEFAULT_MODELS,
     FilterOp,
     InputModality,
-    NormalizerName,
     OutputModality,
-    ReducerName,
-    SimilarityName,
-    TokenFilter,
 )
 
 
@@ -240,22 +236,6 @@ class AudioSegmentation(Block):
     window_ms: WindowMs = 80.0
     """Length of a `raw` window; 80 ms is one LFM2-Audio input frame."""
     aligner_device: Name | None = None
-
-
-class ShapConfig(Block):
-    """How answers become numbers."""
-
-    mode: EmbeddingModeName = "CONTEXTUAL"
-    similarity: SimilarityName = "TfIdfCosineSimilarity"
-    reducer: ReducerName = "MeanReducer"
-    normalizer: NormalizerName = "AbsSumNormalizer"
-    allow_mask_duplicates: bool = False
-    token_filter: TokenFilter = "exclude_punctuation"  # noqa: S105 -- no password
-
-    @property
-    def needs_embeddings(self) -> bool:
-        """Whether the similarity compares vectors rather than words."""
-        return self.similarity != "TfIdfCosineSimilarity"
 
 
 class EmbeddingSettings(Block):

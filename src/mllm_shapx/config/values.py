@@ -15,7 +15,11 @@ from mllm_shapx.config.vocabulary import (
     ConnectorName,
     EmbeddingMode,
     ExplainerType,
-    FlatExplainerType,
+    OtherFlatType,
+    ShapleyType,
+    TypeAlias,
+    ValueFunctionName,
+    canonical_value_function,
 )
 
 _SEGMENT = re.compile(r"[A-Za-z0-9._-]+")
@@ -101,7 +105,10 @@ def _path(value: str) -> str:
 
 
 def _flat_type_as_written(value: Any) -> Any:
-    allowed = get_args(FlatExplainerType)
+    allowed = get_args(ShapleyType)
+    if canonical_type(value) in get_args(OtherFlatType):
+        msg = f'"{value}" gives no shares of a whole, which "hierarchical" divides; take a Shapley type'
+        raise ValueError(msg)
     if canonical_type(value) not in allowed:
         expected = ", ".join(f"'{name}'" for name in allowed)
         raise PydanticCustomError("unknown_name", "must be one of {expected}", {"expected": expected})
@@ -162,9 +169,8 @@ MaxLength = Annotated[int, Field(ge=1), AtMost(131_072, "and no encoder reads lo
 Temperature = Annotated[float, Field(ge=0.0), AtMost(100.0, "from where on answers are noise")]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 WindowMs = Annotated[float, Field(ge=1.0), AtMost(600_000.0, "which is the longest recording that is taken")]
-_TypeAlias = Literal["precise", "mc", "cc", "complementary", "neyman"]
-_TypeAsWritten = ExplainerType | _TypeAlias
-_FlatTypeAsWritten = FlatExplainerType | _TypeAlias
+_TypeAsWritten = ExplainerType | TypeAlias
+_FlatTypeAsWritten = ShapleyType | TypeAlias
 Concurrency = Annotated[int, Field(ge=1), AtMost(4096, "for each request in flight holds a connection")]
 Timeout = Annotated[float, Field(ge=0.1), AtMost(86_400.0, "which is a day")]
 Connector = Annotated[
@@ -179,6 +185,12 @@ FlatExplainer = Annotated[
     str, BeforeValidator(_flat_type_as_written, json_schema_input_type=_FlatTypeAsWritten)
 ]
 """A flat explainer's type or alias as written: it is part of the run's name."""
+ValueFunction = Annotated[
+    ValueFunctionName,
+    BeforeValidator(
+        canonical_value_function, json_schema_input_type=ValueFunctionName | Literal["wer", "logprob"]
+    ),
+]
 EmbeddingModeName = Annotated[EmbeddingMode, BeforeValidator(_upper, json_schema_input_type=EmbeddingMode)]
 Device = Annotated[
     str | None,

@@ -5,10 +5,10 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import BeforeValidator
 
 from mllm_shapx.config.blocks import AliasedBlock, Block
+from mllm_shapx.config.scoring import ShapOverride
 from mllm_shapx.config.values import (
     BatchSize,
     Device,
-    EmbeddingModeName,
     Explainer,
     FlatExplainer,
     FractionList,
@@ -20,14 +20,12 @@ from mllm_shapx.config.values import (
     NewTokens,
     NumSamplesList,
     PathSegment,
-    Seed,
     SeedList,
     Temperature,
     TopK,
     WrittenPath,
     _upper,
 )
-from mllm_shapx.config.vocabulary import NormalizerName, ReducerName, SimilarityName, TokenFilter
 
 
 class HierarchicalConfig(AliasedBlock):
@@ -56,19 +54,6 @@ class HierarchicalConfig(AliasedBlock):
         "first_layer_fraction": "first_layer_fractions",
     }
     also_accepted: ClassVar[tuple[str, ...]] = tuple(aliases)
-
-
-class ShapOverride(Block):
-    """A variant's changes to the `shap` block; absent keys keep the config's."""
-
-    mode: EmbeddingModeName | None = None
-    similarity: SimilarityName | None = None
-    reducer: ReducerName | None = None
-    normalizer: NormalizerName | None = None
-    allow_mask_duplicates: bool | None = None
-    token_filter: TokenFilter | None = None
-    seed: Seed | None = None
-    """The same as the variant's `seeds` with one seed."""
 
 
 class GenerationOverride(Block):

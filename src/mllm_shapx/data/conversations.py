@@ -26,12 +26,6 @@ _LONGEST_NAN = 16
 _MOST_BYTES = 1 << 28
 """Size of a recording's file that is read; larger ones are longer than any recording that is taken."""
 
-_CONTEXT_ROLES = {
-    "SYSTEM": frozenset({"system"}),
-    "ASSISTANT": frozenset({"assistant"}),
-    "SYSTEM_ASSISTANT": frozenset({"system", "assistant"}),
-}
-
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -54,11 +48,6 @@ class _Piece:
 
     text: str
     recording: Any
-
-
-def context_roles(chat: ChatConfig) -> frozenset[str]:
-    """Return the roles whose messages are fixed context: present in every coalition, never players."""
-    return _CONTEXT_ROLES[chat.system_roles_setup]
 
 
 def sentences(value: Any) -> list[str]:

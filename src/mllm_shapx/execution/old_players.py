@@ -25,7 +25,7 @@ class OldPlayers:
 
     def of_run(self, run: RunSpec) -> Callable[[SampleMetrics], None]:
         """Return what takes the samples of a run."""
-        players = players_under(self._players, run.shap.token_filter) or {}
+        players = players_under(self._players, run.player_rule) or {}
 
         def take(sample: SampleMetrics) -> None:
             if sample.num_players != players.get(sample.row_index, sample.num_players):

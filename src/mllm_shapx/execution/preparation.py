@@ -21,11 +21,13 @@ from mllm_shapx.execution.messages import Study
 from mllm_shapx.execution.old_players import OldPlayers
 from mllm_shapx.execution.options import RunOptions
 from mllm_shapx.execution.resolved import in_the_configs_words
+from mllm_shapx.explaining.value_models import value_model
 from mllm_shapx.models.control_tokens import control_token_warnings
 from mllm_shapx.models.encoder import encoder_version
 from mllm_shapx.models.registry import model_version
+from mllm_shapx.planning.bounds import budget_bounds
 from mllm_shapx.planning.runs import RunSpec
-from mllm_shapx.planning.sweep import expand
+from mllm_shapx.planning.sweep import expand, player_rule
 from mllm_shapx.records.environments import ENVIRONMENTS, MODEL, history
 from mllm_shapx.records.layout import GENERATIONS, SHARDS
 from mllm_shapx.records.lock import OutputLock
@@ -84,8 +86,8 @@ def prepare(loaded: LoadedConfig, options: RunOptions) -> tuple[Study, tuple[str
         experiment_set.dataset,
         chosen,
         experiment_set.modality,
-        experiment_set.shap.token_filter,
-        other_filters={run.shap.token_filter for run in sweep.runs},
+        player_rule(experiment_set, loaded.path),
+        other_rules=[run.player_rule for run in sweep.runs],
     )
     rows = selection.rows if shard is None else shard.rows(selection.rows)
     if shard is not None and not rows:
@@ -98,11 +100,12 @@ def prepare(loaded: LoadedConfig, options: RunOptions) -> tuple[Study, tuple[str
         for run in sweep.runs
         if run.embedding is not None
     }
+    runs = tuple(replace(run, value_model=value_model(run, loaded.path)) for run in sweep.runs)
     model_path, model = model_version(sweep.runs[0].model_settings, loaded.path)
     study = Study(
         experiment_set_id=experiment_set.experiment_set_id,
         output_uri=output_uri,
-        runs=sweep.runs,
+        runs=runs,
         rows=rows,
         players=selection.players,
         config_path=loaded.path.resolve(),
@@ -311,6 +314,8 @@ def run_spec(study: Study, run: RunSpec) -> dict[str, Any]:
         "dataset_commit": study.dataset_commit,
         _ENCODER: study.encoder_commit(run),
     }
+    if run.value_model is not None:  # absent where there is none: specs of earlier studies stay equal
+        settings["value_model_commit"] = run.value_model.commit
     return {
         "schema_version": 2,
         "experiment_set_id": study.experiment_set_id,
@@ -319,6 +324,7 @@ def run_spec(study: Study, run: RunSpec) -> dict[str, Any]:
         "explainer_type": run.explainer_type,
         **in_the_configs_words(study, run),
         RESULT_SETTINGS: settings,
+        "budget_bounds": budget_bounds(run, study.rows, study.players),
         "generation_key": run.generation_key,
         "batch_size": run.connector_kwargs.batch_size,
         "attn_implementation": run.connector_kwargs.attn_implementation,

@@ -6,6 +6,7 @@ from typing import Any
 
 from mllm_shapx.config.loading import resolve_path
 from mllm_shapx.config.paths import exists
+from mllm_shapx.config.vocabulary import VALUE_FUNCTIONS
 from mllm_shapx.execution.dataset import dataset_path
 from mllm_shapx.execution.messages import Study
 from mllm_shapx.planning.runs import RunSpec
@@ -26,11 +27,22 @@ def in_the_configs_words(study: Study, run: RunSpec) -> dict[str, Any]:
         "generation": run.generation.model_dump(mode="json"),
         "modality": run.modality.model_dump(mode="json"),
         "audio_segmentation": run.audio_segmentation.model_dump(mode="json"),
-        "shap": run.shap.model_dump(mode="json"),
+        "shap": _shap(run),
         "embedding": _embedding(study, run),
         "chat": run.chat.model_dump(mode="json"),
         "variant": dict(run.variant),
     }
+
+
+def _shap(run: RunSpec) -> dict[str, Any]:
+    block = run.shap.model_dump(mode="json")
+    if run.value_model is not None and run.shap.value_function is not None:
+        facts = VALUE_FUNCTIONS[run.shap.value_function]
+        options = {str(facts.model_option): run.value_model.source}
+        if not run.value_model.is_directory:
+            options["revision"] = run.value_model.commit
+        block["value_options"] = {**(block.get("value_options") or {}), **options}
+    return block
 
 
 def _connector_kwargs(study: Study, run: RunSpec) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from mllm_shapx.errors import DatasetError
 from mllm_shapx.execution.options import RunOptions
 from mllm_shapx.models.control_tokens import control_token_warnings
 from mllm_shapx.planning.plan import Plan, make_plan
-from mllm_shapx.planning.sweep import Sweep, expand
+from mllm_shapx.planning.sweep import Sweep, expand, player_rule
 from mllm_shapx.records.storage import join_uri
 from mllm_shapx.reporting.outlook import Outlook
 from mllm_shapx.reporting.standing import Standing, standing
@@ -65,6 +65,12 @@ def checked_config(loaded: LoadedConfig, *, dataset: bool, model: bool) -> Check
         from mllm_shapx.models.encoder import check_encoder  # with it comes mllm_shap, which takes a second
 
         warnings += [text for config in encoders if (text := check_encoder(config, loaded.path)) is not None]
+    scorers = [run for run in sweep.runs if run.shap.value_function is not None]
+    if scorers:
+        from mllm_shapx.explaining.value_models import check_value_model
+
+        found_models = dict.fromkeys(check_value_model(run, loaded.path) for run in scorers)
+        warnings += [text for text in found_models if text is not None]
     rows = None
     if dataset:
         selection = selected(loaded, sweep)
@@ -160,8 +166,8 @@ def selected(loaded: LoadedConfig, sweep: Sweep) -> Selection:
             settings.dataset,
             settings.selection,
             settings.modality,
-            settings.shap.token_filter,
-            other_filters={run.shap.token_filter for run in sweep.runs},
+            player_rule(settings, loaded.path),
+            other_rules=[run.player_rule for run in sweep.runs],
         )
         more = control_token_warnings(
             sweep.runs[0].model_settings,

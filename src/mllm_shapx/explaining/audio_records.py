@@ -1,4 +1,4 @@
-"""What a sample keeps of its sound: the recordings that went in, and the answer's waveform or codes."""
+"""The audio files of a sample: the recordings of the prompt, and the answer's waveform or codes."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -62,7 +62,7 @@ def audio_records(
 
 
 def _input(part: AudioPart) -> tuple[bytes, dict[str, Any]]:
-    """Return a recording as WAV, and what there is to say about it."""
+    """Return a recording as WAV, and its sample rate and size."""
     data = part.data()
     waveform, rate = decode(data)
     wav = data if data[:4] == b"RIFF" else encode_wav(waveform, rate)

@@ -1,10 +1,11 @@
-"""The coalition store: an answer is generated once and scored by every run that needs it."""
+"""The answers to a row's coalitions: each is generated once and used by every run that needs it."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 
 from mllm_shap import CoalitionMask, ConversationSnapshot, DeletePolicy, PlayerSet
+from mllm_shap.protocols.masking import AbsencePolicy
 
 from mllm_shapx.errors import first_of
 from mllm_shapx.models.base import Answer
@@ -13,11 +14,10 @@ Keep = Callable[[int, Answer], None]
 """Takes one answer as it comes: `(mask, answer)`."""
 
 Generate = Callable[[Mapping[int, ConversationSnapshot], Keep], Awaitable[None]]
-"""Generates the answers to coalitions, given as mask -> prompt, and hands each to `Keep`. Calls may run side
-by side."""
+"""Generates the answers to coalitions (mask -> prompt) and hands each to `Keep`. Calls may overlap."""
 
 _SLICE = 1 << 10
-"""Prompts rendered at a time, while the ones before are being answered."""
+"""Prompts rendered at a time, while earlier ones are answered."""
 _SLICES_IN_HAND = 1 << 5
 """Slices held in memory at a time."""
 
@@ -28,8 +28,8 @@ REUSED = ""
 class RowCoalitions:
     """All answers of one row under one generation key.
 
-    A coalition is an integer: bit i is set when player i is present. Runs ask through `answers`; what is
-    not there yet is generated once, whichever run asks first.
+    A coalition is an integer: bit i is set when player i is present. Runs call `answers`; an answer that is
+    missing is generated once, for the run that asks first.
     """
 
     def __init__(
@@ -38,6 +38,7 @@ class RowCoalitions:
         players: PlayerSet,
         *,
         share_prompts: bool,
+        policy: AbsencePolicy | None = None,
     ) -> None:
         """Bind the row.
 
@@ -46,23 +47,24 @@ class RowCoalitions:
             players: Its players.
             share_prompts: Whether coalitions that give the same prompt share one answer: right for
                 greedy decoding, wrong for sampled answers.
+            policy: Renders absent players; None leaves them out.
         """
         self.snapshot = snapshot
         self.players = players
         self.stored: dict[int, Answer] = {}
-        self._policy = DeletePolicy()
+        self._policy = DeletePolicy() if policy is None else policy
         self._fresh: dict[int, Answer] = {}
         self._mask_of_prompt: dict[str, int] | None = {} if share_prompts else None
 
     def know(self, stored: Mapping[int, Answer]) -> None:
-        """Take in answers that were generated before; they are not asked for again."""
+        """Add answers that were generated before, so that they are not generated again."""
         self.stored.update(stored)
         if self._mask_of_prompt is not None:
             for mask in stored:
                 self._mask_of_prompt.setdefault(self.render(mask).snapshot_id, mask)
 
     def render(self, mask: int) -> ConversationSnapshot:
-        """Return the conversation with the players outside `mask` left out."""
+        """Return the conversation with the players outside `mask` absent."""
         present = tuple(bool(mask >> index & 1) for index in range(self.players.num_players))
         return self._policy.apply(self.snapshot, self.players, CoalitionMask(present))
 
@@ -85,7 +87,7 @@ class RowCoalitions:
         return len({(answer.text, answer.audio_frames) for answer in answers})
 
     def take_fresh(self) -> dict[int, Answer]:
-        """Return the answers that came since the last call, for writing out."""
+        """Return the answers since the last call, for the store."""
         fresh, self._fresh = self._fresh, {}
         return fresh
 
@@ -106,7 +108,7 @@ class RowCoalitions:
                     twin_of.update(twins)
                     group.create_task(ask(prompts))
         except ExceptionGroup as failures:
-            # One is enough: the others are the same, or follow from it.
+            # The first one tells the cause; the others repeat it or follow from it.
             raise first_of(failures) from None
         for mask, first in twin_of.items():
             self._keep(mask, replace(self.stored[first], asked_by=REUSED))

@@ -1,4 +1,4 @@
-"""The explained conversation as the sample file holds it: turns, pieces, and the players' values on them."""
+"""The conversation of a sample file: turns, pieces, and the players' values."""
 
 from collections.abc import Sequence
 
@@ -43,13 +43,13 @@ def conversation_entries(
         else:
             turns.append(tuple(entries))
     answer = ConversationEntry(TEXT, (ASSISTANT,), (response,), None)
-    # An empty system prompt is no message, and still a turn.
+    # An empty system prompt is no message, but it is a turn.
     first = tuple(system) or (ConversationEntry(TEXT, (SYSTEM,), ("",), None),)
     return (first, *turns, (answer,))
 
 
 def attribution_summary(players: PlayerSet, values: Sequence[float]) -> AttributionSummary:
-    """Return how the absolute values are spread over text and audio players."""
+    """Return the sums of absolute values of text and of audio players."""
     text = [abs(value) for span, value in zip(players.spans, values, strict=True) if span.samples is None]
     audio = [
         abs(value) for span, value in zip(players.spans, values, strict=True) if span.samples is not None
@@ -77,7 +77,7 @@ def _message_entries(message: Message, players: list[tuple[PlayerSpan, float]]) 
 
 
 def _text_entry(text: str, role: int, players: list[tuple[PlayerSpan, float]]) -> ConversationEntry:
-    """Cut the text into pieces that give it when joined; the space before a player belongs to its piece."""
+    """Split the text into pieces that give it when joined. The space before a player belongs to its piece."""
     pieces: list[str] = []
     values: list[float | None] = []
     cursor = 0

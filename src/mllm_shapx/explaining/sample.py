@@ -1,4 +1,4 @@
-"""One row explained by one run, on answers that all runs of its unit share."""
+"""Explains one row by one run, on answers that the runs of a unit share."""
 
 import time
 from collections.abc import Sequence
@@ -7,14 +7,16 @@ from dataclasses import dataclass
 from mllm_shap import PluginGroup
 
 from mllm_shapx.data.conversations import Row, to_snapshot
+from mllm_shapx.explaining.absence import absence_policy
 from mllm_shapx.explaining.audio_records import AudioRecords, DecodeAudio, answer_entry, audio_records
 from mllm_shapx.explaining.coalitions import Generate, RowCoalitions
 from mllm_shapx.explaining.conversation import attribution_summary, conversation_entries
 from mllm_shapx.explaining.games import Game
 from mllm_shapx.explaining.hierarchical import HierarchicalExplainer
 from mllm_shapx.explaining.players import player_set
-from mllm_shapx.explaining.settings import GameSettings, explain_config, resolve
-from mllm_shapx.explaining.similarity import Embedder, build_similarity
+from mllm_shapx.explaining.settings import GameSettings, flat_config, resolve
+from mllm_shapx.explaining.similarity import Embedder
+from mllm_shapx.explaining.values import Force, Sources, Value, build_value
 from mllm_shapx.models.base import Answer
 from mllm_shapx.planning.runs import RunSpec
 from mllm_shapx.records.results import SampleResult
@@ -26,7 +28,7 @@ NEYMAN_STEPS = 2
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What one run made of the row, before it is put into words."""
+    """The result of one run on a row, before normalizing."""
 
     values: tuple[float, ...]
     """One per player, before normalizing."""
@@ -45,7 +47,12 @@ def open_row(row: Row, run: RunSpec) -> RowCoalitions:
     """
     aligned = run.modality.has_audio_input and run.audio_segmentation.method == "sgpa"
     snapshot = to_snapshot(row, run.chat, run.modality, with_transcripts=aligned)
-    return RowCoalitions(snapshot, player_set(snapshot, run), share_prompts=run.generation.is_greedy)
+    return RowCoalitions(
+        snapshot,
+        player_set(snapshot, run),
+        share_prompts=run.generation.is_greedy,
+        policy=absence_policy(run),
+    )
 
 
 async def explain_run(
@@ -56,39 +63,38 @@ async def explain_run(
     embed: Embedder,
     *,
     decode_audio: DecodeAudio | None = None,
+    force: Force | None = None,
 ) -> SampleResult:
     """Explain `row` by `run` and return the sample.
 
-    `decode_audio` turns a spoken answer into sound, where the model can.
+    `decode_audio` turns a spoken answer into sound, and `force` gives the likelihood of texts, where the
+    model can.
 
-    Runs of one generation key take the same `coalitions`, one after the other. Their order decides for
-    which run a shared answer is generated, and so their `model_calls`; nothing else.
+    Runs of one generation key use the same `coalitions`, one after the other. Their order decides which run
+    a shared answer is generated for, and so their `model_calls`; it changes nothing else.
 
     Raises:
         RowError: When this run cannot explain the row.
     """
     started = time.perf_counter()
-    outcome = await _explain(row, coalitions, run, generate, embed)
+
+    async def ask(masks: Sequence[int]) -> list[Answer]:
+        return await coalitions.answers(masks, run.name, generate)
+
+    value = build_value(run, Sources(ask, embed, force))
+    outcome = await _explain(row, coalitions, run, value)
     seconds = time.perf_counter() - started
     return _sample(row, coalitions, run, outcome, seconds=seconds, decode_audio=decode_audio)
 
 
-async def _explain(
-    row: Row, coalitions: RowCoalitions, run: RunSpec, generate: Generate, embed: Embedder
-) -> Outcome:
-    async def ask(masks: Sequence[int]) -> list[Answer]:
-        return await coalitions.answers(masks, run.name, generate)
-
-    similarity = build_similarity(run.shap.similarity, embed)
+async def _explain(row: Row, coalitions: RowCoalitions, run: RunSpec, value: Value) -> Outcome:
     seed = run.seed_for(row.row_index)
     if run.hierarchical is not None:
-        explainer = HierarchicalExplainer(run, run.hierarchical, coalitions.players, ask, similarity)
+        explainer = HierarchicalExplainer(run, run.hierarchical, coalitions.players, value)
         tree = await explainer.explain(seed)
         return Outcome(tree.values, tree.top.base_value, tree.top.grand_value, tree.masks, tree.num_levels)
     singles = [1 << index for index in range(coalitions.players.num_players)]
-    game = await Game(run, singles, 0, ask, similarity).play(
-        GameSettings(run.explainer_type, run.budget, seed)
-    )
+    game = await Game(run, singles, 0, value).play(GameSettings(run.explainer_type, run.budget, seed))
     return Outcome(game.values, game.base_value, game.grand_value, game.masks)
 
 
@@ -103,11 +109,11 @@ def _sample(
 ) -> SampleResult:
     players = coalitions.players
     seed = run.seed_for(row.row_index)
-    flat_type = "exact" if run.hierarchical is not None else run.explainer_type
-    config = explain_config(run, GameSettings(flat_type, run.budget, seed), players.num_players)
+    config = flat_config(run)
     normalizer = resolve(config, PluginGroup.NORMALIZERS, config.explanation.normalizer)
     values = normalizer.normalize(outcome.values)
     everyone = (1 << players.num_players) - 1
+    answered = [mask for mask in outcome.masks if mask in coalitions.stored]
     response = coalitions.stored[everyone]
     conversation = conversation_entries(coalitions.snapshot, players, values, response.text)
     sound = AudioRecords({}, None)
@@ -123,7 +129,7 @@ def _sample(
         original_language=row.original_language,
         runtime_sec=seconds,
         n_calls=len(set(outcome.masks)),
-        model_calls=coalitions.model_calls(outcome.masks, run.name),
+        model_calls=coalitions.model_calls(answered, run.name),
         prompt_texts=row.texts,
         input_modality=run.modality.input_modality,
         output_modality=run.modality.output_modality,
@@ -137,7 +143,7 @@ def _sample(
         values_sum=sum(outcome.values),
         raw_values=outcome.values,
         neyman_steps=NEYMAN_STEPS if run.explainer_type in NEYMAN_TYPES else None,
-        distinct_answers=coalitions.distinct_answers(outcome.masks),
+        distinct_answers=None if run.shap.reads == "likelihoods" else coalitions.distinct_answers(answered),
         num_levels=outcome.num_levels,
         audio_artifacts=sound.artifacts,
         audio_files=sound.files,

@@ -91,7 +91,7 @@ class TextEncoder:
         return [vector / max(float(np.linalg.norm(vector)), 1e-12) for vector in vectors]
 
 
-def encoder_version(config: EmbeddingConfig, config_path: Path | None) -> Version:
+def encoder_version(config: EmbeddingConfig, config_path: Path | None, key: str = KEY) -> Version:
     """Return the version of an encoder: digest of its directory, or hub commit.
 
     A relative directory is looked for from the working directory, then from the config's folder.
@@ -99,15 +99,15 @@ def encoder_version(config: EmbeddingConfig, config_path: Path | None) -> Versio
     Raises:
         ModelError: When there is no such directory or hub repository, or it is no model.
     """
-    directory = _directory(config.model_id, resolve_path(config.model_id, config_path))
+    directory = _directory(config.model_id, resolve_path(config.model_id, config_path), key)
     if directory is not None:
-        return Version.of(KEY, (directory.resolve(),), lambda: directory_digest(directory))
+        return Version.of(key, (directory.resolve(),), lambda: directory_digest(directory))
     if config.local_files_only:
-        return Version(KEY, (), _cached(config))
-    return Version(KEY, (), hub_commit(config.model_id, config.revision, KEY))
+        return Version(key, (), _cached(config))
+    return Version(key, (), hub_commit(config.model_id, config.revision, key))
 
 
-def check_encoder(config: EmbeddingConfig, config_path: Path) -> str | None:
+def check_encoder(config: EmbeddingConfig, config_path: Path, key: str = KEY) -> str | None:
     """Look whether an encoder exists, without reading a directory's files.
 
     Returns:
@@ -116,10 +116,10 @@ def check_encoder(config: EmbeddingConfig, config_path: Path) -> str | None:
     Raises:
         ModelError: When there is no such directory or hub repository, or it is no model.
     """
-    if _directory(config.model_id, resolve_path(config.model_id, config_path)) is not None:
+    if _directory(config.model_id, resolve_path(config.model_id, config_path), key) is not None:
         return None
     try:
-        encoder_version(config, config_path)
+        encoder_version(config, config_path, key)
     except ModelError as error:
         if not (isinstance(error.__cause__, HubError) and error.__cause__.problem == "unreachable"):
             raise
@@ -127,12 +127,12 @@ def check_encoder(config: EmbeddingConfig, config_path: Path) -> str | None:
     return None
 
 
-def _directory(written: str, candidate: Path) -> Path | None:
-    """Return the directory that `embedding.model_id` names, None for a hub id."""
+def _directory(written: str, candidate: Path, key: str) -> Path | None:
+    """Return the directory that a config key names, None for a hub id."""
     if not candidate.exists():
         if written.startswith(("/", "./", "../", "~")) or written.count("/") > 1:
             raise ModelError(
-                f"{KEY}: there is no directory {written!r} (looked at {candidate}); name one, or a hub id "
+                f"{key}: there is no directory {written!r} (looked at {candidate}); name one, or a hub id "
                 "such as 'sentence-transformers/all-MiniLM-L6-v2'"
             )
         return None
@@ -140,7 +140,7 @@ def _directory(written: str, candidate: Path) -> Path | None:
     if not any(next(candidate.glob(pattern), None) for pattern in _WEIGHTS):
         missing.append("weights (*.safetensors)")
     if missing:
-        raise ModelError(f"{KEY}: {written!r} is no encoder, for lack of {' and '.join(missing)}")
+        raise ModelError(f"{key}: {written!r} is no encoder, for lack of {' and '.join(missing)}")
     return candidate
 
 

@@ -11,6 +11,8 @@ from functools import lru_cache
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from mllm_shapx.config.vocabulary import EXPLAINERS
+
 if TYPE_CHECKING:
     from mllm_shap import CoalitionMask
 
@@ -21,15 +23,18 @@ MOST_DRAWN = 256
 MOST_PLAYERS = 62
 """Players beyond which runs share no coalitions but the certain ones."""
 
-_SAMPLERS: dict[str, tuple[str, bool, dict[str, bool]]] = {
-    "limited_mc": ("MonteCarloEstimator", True, {}),
-    "standard_mc": ("MonteCarloEstimator", False, {}),
-    "limited_cc": ("ComplementaryEstimator", True, {}),
-    "standard_cc": ("ComplementaryEstimator", False, {}),
-    "limited_neyman": ("NeymanEstimator", False, {"use_standard_method": False}),
-    "standard_neyman": ("NeymanEstimator", False, {"use_standard_method": True}),
+_SAMPLERS = {
+    "mc": "MonteCarloEstimator",
+    "complementary": "ComplementaryEstimator",
+    "neyman_cc": "NeymanEstimator",
+    "leverage": "LeverageEstimator",
+    "proxy": "LeverageEstimator",
+    "kernel_banzhaf": "KernelBanzhafEstimator",
+    "loo": "LeaveOneOutEstimator",
 }
-"""explainer_type -> class in `mllm_shap.estimation`, `include_minimal_masks`, and the class's settings."""
+"""The library's name of an estimator -> the class in `mllm_shap.estimation` whose sampler it has."""
+_BEGIN_WITH_COMPLEMENTS = frozenset({"mc", "complementary", "neyman_cc"})
+"""Estimators that begin with the grand and the empty coalition, then those with and without one player."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +75,8 @@ def drawn(explainer_type: str, evaluations: int, num_players: int, seed: int) ->
         num_players: Players of the row, at least 1.
         seed: Seed of the sampler.
     """
-    if explainer_type not in _SAMPLERS:
-        return evenly(evaluations)
     if num_players > MOST_PLAYERS:
-        certain = min(evaluations, with_complements(num_players))
+        certain = 2 * num_players + 2 if has_complements(explainer_type, evaluations, num_players) else 0
         return Drawn(frozenset(range(certain)), evaluations - certain)
     most = evaluations if num_players <= WHOLE_LOG2 else min(evaluations, MOST_DRAWN)
     share = evaluations / (1 << num_players)
@@ -82,26 +85,29 @@ def drawn(explainer_type: str, evaluations: int, num_players: int, seed: int) ->
     return Drawn(masks, max(0, evaluations - len(masks)))
 
 
-def with_complements(num_players: int) -> int:
-    """Return the coalitions after which a sampler has had all that lack one player.
-
-    All samplers begin with the grand and the empty coalition, then those with and without one player.
-    """
-    return min(2 * num_players + 2, 1 << num_players)
+def has_complements(explainer_type: str, evaluations: int, num_players: int) -> bool:
+    """Return whether a run surely evaluates every coalition that lacks one player."""
+    if evaluations >= 1 << num_players:
+        return True
+    begins = EXPLAINERS[explainer_type].estimator in _BEGIN_WITH_COMPLEMENTS
+    return begins and evaluations >= 2 * num_players + 2
 
 
 def _coalitions(explainer_type: str, num_players: int, share: float, seed: int) -> "Iterator[CoalitionMask]":
     """Yield what the library's sampler draws for a share of the 2^n coalitions."""
-    from mllm_shap import PlayerSet, estimation
+    from mllm_shap import CoalitionMask, PlayerSet, estimation
     from mllm_shap.protocols.estimator import TwoPhaseEstimator
 
-    name, with_minimal, settings = _SAMPLERS[explainer_type]
-    estimator = getattr(estimation, name)(**settings)
+    facts = EXPLAINERS[explainer_type]
+    estimator = getattr(estimation, _SAMPLERS[facts.estimator])(**facts.settings.get("neyman", {}))
+    with_minimal = facts.settings.get("include_minimal_masks", False)
     players = PlayerSet(player_ids=tuple(map(str, range(num_players))))
     first = []
     for mask in estimator.sample_masks(players, share, with_minimal, seed):
         first.append(mask)
         yield mask
+    if facts.estimator == "loo":
+        yield CoalitionMask((False,) * num_players)  # whose value is recorded
     if isinstance(estimator, TwoPhaseEstimator):
         draw = random.Random(seed)
         estimator.begin_allocation(first, [draw.gauss(0.0, 1.0) for _ in first])

@@ -56,7 +56,7 @@ def plan_units(
     planner = _Planner()
     units = []
     for key, sharing in runs_by_key(runs).items():
-        counts = players_under(players, sharing[0].shap.token_filter) or {}
+        counts = players_under(players, sharing[0].player_rule) or {}
         for position, row_index in enumerate(rows):
             needed = tuple(run for run in sharing if row_index not in finished.get(run.name, ()))
             if not needed:

@@ -95,7 +95,7 @@ def _large(
     sharing: Sequence[RunSpec], rows: Sequence[int], players: Mapping[int, int] | None
 ) -> Iterator[tuple[int, int, list[RunSpec]]]:
     """Yield each row with a large game, its players, and the runs that play one."""
-    of_rows = players_under(players, sharing[0].shap.token_filter) or {}
+    of_rows = players_under(players, sharing[0].player_rule) or {}
     by_count: dict[int, list[RunSpec]] = {}
     for row in rows:
         count = of_rows.get(row, 0)
