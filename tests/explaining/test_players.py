@@ -18,6 +18,7 @@ from mllm_shap import ExplainRunner
 from tokenizer_kit import CHATML, TOKENIZERS, tokenizer_of
 
 from mllm_shapx.config.models import ExperimentSet, ModalityConfig, SelectionConfig
+from mllm_shapx.config.sources import TokenizerSource
 from mllm_shapx.data.conversations import load_row
 from mllm_shapx.data.selection import select_rows
 from mllm_shapx.data.sources import open_table
@@ -25,7 +26,7 @@ from mllm_shapx.errors import RowError
 from mllm_shapx.explaining.sample import open_row
 from mllm_shapx.explaining.settings import GameSettings, explain_config
 from mllm_shapx.models.text_tokens import _of_transformers, token_spans
-from mllm_shapx.planning.players import PlayerRule, TokenizerSource, players_under
+from mllm_shapx.planning.players import PlayerRule, players_under
 from mllm_shapx.planning.sweep import expand, player_rule
 
 ROOT = Path(__file__).resolve().parents[2]

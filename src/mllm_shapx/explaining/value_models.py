@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from mllm_shapx.config.models import EmbeddingConfig
+from mllm_shapx.config.sources import ValueModel
 from mllm_shapx.config.vocabulary import VALUE_FUNCTIONS
 from mllm_shapx.errors import ModelChangedError
 from mllm_shapx.models.encoder import check_encoder, encoder_version
 from mllm_shapx.models.identity import directory_digest
-from mllm_shapx.planning.runs import RunSpec, ValueModel
+from mllm_shapx.planning.runs import RunSpec
 
 
 def value_model(run: RunSpec, config_path: Path | None) -> ValueModel | None:

@@ -6,8 +6,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from mllm_shapx.config.sources import TokenizerSource
 from mllm_shapx.errors import ModelError
-from mllm_shapx.planning.players import TokenizerSource
 
 Spans = list[tuple[int, int]]
 """`[start, end)` character offsets, in order and without overlap."""

@@ -6,18 +6,8 @@ from typing import Self
 
 from mllm_shapx.config.models import ChatConfig
 from mllm_shapx.config.scoring import ShapConfig
+from mllm_shapx.config.sources import TokenizerSource
 from mllm_shapx.config.vocabulary import PlayerKind, TokenFilter, context_roles
-
-
-@dataclass(frozen=True, slots=True)
-class TokenizerSource:
-    """Where the explained model's tokenizer is loaded from."""
-
-    model: str
-    """Absolute directory, or hub id."""
-    revision: str | None = None
-    gguf_file: str | None = None
-    trust_remote_code: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,9 +19,10 @@ from mllm_shapx.config.models import (
     ModalityConfig,
 )
 from mllm_shapx.config.scoring import ShapConfig
+from mllm_shapx.config.sources import TokenizerSource, ValueModel
 from mllm_shapx.config.vocabulary import EXPLAINERS, ExplainerType, ShapleyType
 from mllm_shapx.planning.coverage import has_complements
-from mllm_shapx.planning.players import PlayerRule, TokenizerSource
+from mllm_shapx.planning.players import PlayerRule
 
 MAX_LOG2_COALITIONS = 24
 """A game that plans more than 2^24 coalitions is refused, as mllm_shap refuses it."""
@@ -66,17 +67,6 @@ class HierarchicalSpec:
     use_importance_sampling: bool
     importance_min_fraction: float
     """Lower games keep at least this share of their budget."""
-
-
-@dataclass(frozen=True, slots=True)
-class ValueModel:
-    """The model that a value function loads."""
-
-    source: str
-    """Absolute directory, or hub id."""
-    commit: str
-    """Digest of the directory, or hub commit."""
-    is_directory: bool
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,12 @@ from typing import Any
 
 from mllm_shapx.config.loading import resolve_path
 from mllm_shapx.config.models import EmbeddingConfig, ExperimentSet
+from mllm_shapx.config.sources import TokenizerSource
 from mllm_shapx.config.values import canonical_type
 from mllm_shapx.config.variants import HierarchicalConfig, Variant
 from mllm_shapx.config.vocabulary import EXPLAINERS, ShapleyType
 from mllm_shapx.errors import ConfigError, Problem
-from mllm_shapx.planning.players import PlayerRule, TokenizerSource
+from mllm_shapx.planning.players import PlayerRule
 from mllm_shapx.planning.precision import rounding_warnings
 from mllm_shapx.planning.runs import Budget, HierarchicalSpec, RunSpec
 from mllm_shapx.records.layout import name_fault
