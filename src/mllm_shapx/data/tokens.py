@@ -9,7 +9,7 @@ _PLAYING = frozenset("LNS")
 
 
 class _Playing(dict[str, bool]):
-    """Character -> whether a word that holds it is a player; filled as characters are met."""
+    """Character -> whether a word that holds it is a player; filled when a character first occurs."""
 
     def __missing__(self, character: str) -> bool:
         found = self[character] = unicodedata.category(character)[0] in _PLAYING

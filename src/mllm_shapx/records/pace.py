@@ -1,4 +1,4 @@
-"""`pace.json` of an experiment set: what answers were measured to cost, left behind for `plan`."""
+"""`pace.json` of an experiment set: the measured cost of answers, for `plan`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,10 +10,10 @@ from mllm_shapx.records.storage import Storage, read_json, write_json
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How fast a study went when it was last at work."""
+    """How fast a study ran the last time."""
 
     workers: int
-    """Workers that were there at a time, at most."""
+    """Most workers that ran at the same time."""
     seconds: Mapping[str, Mapping[int, float]]
     """`RunSpec.cost_key` -> players of a row -> seconds of a worker's device per expected answer."""
 
@@ -32,7 +32,7 @@ def write_pace(storage: Storage, pace: Pace) -> None:
 
 
 def read_pace(storage: Storage) -> Pace | None:
-    """Return what was left behind; None when there is nothing, or nothing that can be read."""
+    """Return the measured pace; None when the file is missing or damaged."""
     try:
         data = read_json(storage, PACE)
         seconds = {
