@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mllm_shap import ConversationSnapshot, Message
 
 UNKNOWN = "unknown"
-"""Language of a row that tells none."""
+"""Language of a row that names none."""
 
 _LONGEST_NAN = 16
 """Characters of a text that is looked at for the word nan and blanks."""
@@ -82,7 +82,7 @@ def load_row(table: Table, row_index: int, dataset: DatasetConfig, modality: Mod
 def read_content(
     values: Mapping[str, Any], table: Table, dataset: DatasetConfig, modality: ModalityConfig
 ) -> tuple[list[tuple[str, bytes | None]], tuple[str, str]]:
-    """Return what a row says and its two languages; recordings are read and not looked into.
+    """Return what a row says and its two languages; recordings are read, not decoded.
 
     Args:
         values: The row's values of the columns that `resolve_columns` names.
@@ -204,7 +204,7 @@ def _sample_rates(recordings: Sequence[bytes | None]) -> tuple[int | None, ...]:
 
 @contextlib.contextmanager
 def _of_recording(number: int, count: int) -> Iterator[None]:
-    """Say of an error which of several pieces it concerns."""
+    """Add to an error which of several pieces it concerns."""
     try:
         yield
     except RowError as error:

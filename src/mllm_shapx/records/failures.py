@@ -1,4 +1,4 @@
-"""A row that could not be explained, as it stands in `failures/sample_*.json`."""
+"""A row that could not be explained: `failures/sample_*.json`."""
 
 from dataclasses import asdict, dataclass
 from functools import lru_cache

@@ -19,7 +19,7 @@ TEMP_PREFIX = ".tmp-"
 _READ_THREADS = 8
 READ_CHUNK = 256
 _SLOW_READ_S = 0.0002
-"""From here on a file is waited for, and reading in threads is faster; below, threads only get in the way."""
+"""Seconds per file from which reading in threads is faster."""
 # File systems that cannot flush a folder say so with these; the rename itself is still atomic there.
 _NO_FOLDER_FSYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EOPNOTSUPP})
 _NO_HARD_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK})
@@ -37,13 +37,13 @@ _REMEDIES = {
 }
 
 _FAILING_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO})
-"""The call is right, and the same call works later: the study fails as it would in the middle."""
+"""The call is valid and may work later, so that this is no bad input (exit code 1, not 2)."""
 
 _NO_FILE = {errno.ELOOP: "it is a link that leads to itself", errno.ENXIO: "it is a socket or a device"}
 
 
 class NoFileError(IsADirectoryError):
-    """Something that is no file stands where one belongs; its `strerror` says what."""
+    """The path is not a regular file; `strerror` says what it is."""
 
 
 class LocalStorage:
@@ -97,11 +97,11 @@ class LocalStorage:
             try:
                 return _read(target)
             except NoFileError as error:
-                # For a reader it is a damaged file like any other.
+                # Readers treat it like any other damaged file.
                 raise ValueError(error.strerror) from error
 
     def read_many(self, paths: Sequence[str]) -> Iterator[tuple[str, bytes | OSError]]:
-        """Read one after the other; ahead in threads where files are waited for, as on a network."""
+        """Read one by one; ahead of the reader, in threads, where the file system is slow."""
         chunks = [paths[start : start + READ_CHUNK] for start in range(0, len(paths), READ_CHUNK)]
         waits = False
         for index, chunk in enumerate(chunks):
@@ -115,7 +115,7 @@ class LocalStorage:
 
     def _read_ahead(self, chunks: Sequence[Sequence[str]]) -> Iterator[tuple[str, bytes | OSError]]:
         with ThreadPoolExecutor(_READ_THREADS, thread_name_prefix="read") as pool:
-            # A few chunks ahead of the reader, so that memory does not grow with the number of files.
+            # Only a few chunks ahead: memory must not grow with the number of files.
             pending = deque(pool.submit(self._read_chunk, chunk) for chunk in chunks[:_READ_THREADS])
             for index, chunk in enumerate(chunks):
                 contents = pending.popleft().result()
@@ -222,7 +222,7 @@ def _reason(error: Exception) -> str:
 
 def _read(path: str) -> bytes:
     # os.open costs half of what open() does, which matters for 100,000 samples.
-    # Without O_NONBLOCK a pipe in the place of a file would be waited for.
+    # O_NONBLOCK: opening a pipe must not block.
     try:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
@@ -273,7 +273,7 @@ def _link_exclusive(temp: str, target: str, data: bytes) -> bool:
     try:
         os.link(temp, target)
     except FileExistsError:
-        # A network file system may have made the link and lost its answer.
+        # A network file system may have made the link and lost the reply.
         return os.stat(temp).st_nlink == 2  # noqa: PLR2004, PTH116
     except OSError as error:
         if error.errno not in _NO_HARD_LINKS:

@@ -1,4 +1,4 @@
-"""`pace.json` of a study: what answers were measured to cost, kept for `plan`."""
+"""`pace.json` of an experiment set: the measured cost of answers, for `plan`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ def write_pace(storage: Storage, pace: Pace) -> None:
 
 
 def read_pace(storage: Storage) -> Pace | None:
-    """Return what was kept; None when there is no file, or none that can be read."""
+    """Return the measured pace; None when the file is missing or damaged."""
     try:
         data = read_json(storage, PACE)
         seconds = {str(key): float(each) for key, each in data["seconds_per_answer"].items()}

@@ -1,4 +1,4 @@
-"""One row explained by one run, as it stands in `samples/sample_*_result.json` (docs/formats.md)."""
+"""One row explained by one run: `samples/sample_*_result.json` (docs/formats.md)."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""The parts of a set that several jobs made: `shards/I-of-N/`, each laid out like a set of its own."""
+"""Shards: the parts of a set that separate jobs wrote to `shards/I-of-N/`, each laid out like a set."""
 
 import itertools
 import re
@@ -18,7 +18,7 @@ _NAME = re.compile(r"(\d+)-of-(\d+)")
 _SHOWN = 5
 _MADE_ANEW = frozenset({"config.json", "pace.json", ".lock"})
 _MOVED = frozenset({"spec.json", "checkpoint.json", "summary", "samples", "failures", "audio"})
-"""Names in a run's directory that hold nothing any more, or what the merged directory has anew."""
+"""Names in a run's directory that are empty after a merge, or that the merged directory writes again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ def all_shards(storage: Storage) -> list[Shard]:
 
 
 class ShardMerger:
-    """Moves what shards hold to the plain layout of their set.
+    """Moves the results of shards to the plain layout of their set.
 
     Files are moved one by one, and a merge that was cut short is done again by the next one. What a shard
     holds beside results (files that were set aside, W&B's offline runs) stays in `shards/merged-I-of-N.1/`.
@@ -149,7 +149,7 @@ class ShardMerger:
         return [self._storage, *folders]
 
     def _moves(self) -> list[tuple[str, str]]:
-        """Return the files and folders to move, samples after what belongs to them."""
+        """Return the files and folders to move; samples come after their recordings and failures."""
         moves = []
         for shard in self._shards:
             inside = [

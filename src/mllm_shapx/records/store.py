@@ -71,7 +71,7 @@ class PruneResult:
 
 
 class CoalitionStore:
-    """Reads and writes `generations/`: one file per row and key, and parts of rows that are under way.
+    """Reads and writes `generations/`: one file per row and key, and parts of incomplete rows.
 
     A row's answers are flushed as parts, `ROW-KEY.parts/000001.parquet` and on, each as large as what is new;
     `merge` packs them into `ROW-KEY.parquet` when the row is done. `read` takes whatever is there, so that a
@@ -88,7 +88,7 @@ class CoalitionStore:
         notes: list[str] = []
         parts = self._parts(place)
         if parts and not header.snapshot_id:
-            # Where the row was changed between two starts, the last part tells what it is now.
+            # The row may have changed between two starts: the last part has the present one.
             _, newest = self._read_file(parts[-1], header, decode_answers, notes)
             header = header if newest is None else replace(header, snapshot_id=newest.snapshot_id)
         for path in (place.answers, *parts):
@@ -152,7 +152,7 @@ class CoalitionStore:
         return None
 
     def append(self, row_index: int, key: str, header: StoreHeader, answers: Mapping[int, Answer]) -> None:
-        """Write new answers of a row under way as one more part; its cost hangs on their number alone."""
+        """Write new answers of an incomplete row as one more part. The cost depends on their number alone."""
         if not answers:
             return
         place = GenerationLayout(row_index, key)

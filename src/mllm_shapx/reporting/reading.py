@@ -1,4 +1,4 @@
-"""A finished or unfinished study as its files tell it; nothing here needs the job, or writes."""
+"""A study read from its files. Nothing here writes, or needs the study to be running."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Checks a finished directory: every file readable, nothing missing, and the numbers add up."""
+"""Checks a directory of results: every file is readable, none is missing, and the numbers add up."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -51,9 +51,9 @@ class VerifyReport:
     runs: tuple[VerifiedRun, ...]
     problems: tuple[VerifyProblem, ...]
     notes: tuple[str, ...]
-    """What the reader should know and is no fault."""
+    """What the reader should know; these are not faults."""
     warnings: tuple[str, ...] = ()
-    """What may be true of a sound study, and may as well be the sign of a broken model."""
+    """Findings that a sound study may have, and that may also be the sign of a broken model."""
 
     @property
     def ok(self) -> bool:
@@ -303,7 +303,7 @@ class _RunCheck:
 def _content_problems(
     study: StudyFiles, made_from: Mapping[str, MadeFrom]
 ) -> tuple[list[VerifyProblem], tuple[str, ...]]:
-    """Return the samples that were made from other rows than the dataset's or the other runs', and notes."""
+    """Return samples whose rows differ from the dataset's or from the other runs', and notes."""
     changes, notes = compare_with_dataset([(run, made_from[run.name]) for run in study.runs])
     problems = [
         VerifyProblem(
