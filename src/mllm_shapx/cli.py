@@ -839,7 +839,7 @@ def _with_retries(
     config: "LoadedConfig", options: "RunOptions", again: "Again", request: StopRequest, *, inline: bool
 ) -> "tuple[StudyOutcome | ShapxError, BatchItem]":
     """Return what became of a config, or its error, and the same for the table."""
-    from mllm_shapx.execution.studies import run_config
+    from mllm_shapx.execution.run import run_config
     from mllm_shapx.reporting.batch import BatchItem
     from mllm_shapx.reporting.progress import ProgressReporter
 
