@@ -46,7 +46,7 @@ class Device:
             self.generated[unit.generation_key] = Generated(
                 before.answers + batch, before.present + batch * present
             )
-            self.forecast.hear("worker", Beat((), 0, self.busy, generated=dict(self.generated)))
+            self.forecast.observe("worker", Beat((), 0, self.busy, generated=dict(self.generated)))
         self.forecast.settled(unit)
 
     @staticmethod

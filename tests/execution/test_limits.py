@@ -11,7 +11,7 @@ from small_study import Study
 
 from mllm_shapx.data.conversations import load_row
 from mllm_shapx.errors import RowError
-from mllm_shapx.execution import worker
+from mllm_shapx.execution import loading
 from mllm_shapx.explaining.unit import RowExplainer
 from mllm_shapx.models.engine import Engine
 from mllm_shapx.planning.runs import RunSpec
@@ -36,7 +36,7 @@ def break_rows(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[int, Exception
                 raise errors[row_index]
             return load_row(table, row_index, *rest)
 
-        monkeypatch.setattr(worker, "load_row", broken)
+        monkeypatch.setattr(loading, "load_row", broken)
 
     return set_errors
 

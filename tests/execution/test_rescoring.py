@@ -56,18 +56,18 @@ def test_a_signal_lets_the_running_row_end_and_says_how_to_go_on(study: Study) -
 class _Usurper(ProgressReporter):
     """Takes the lock when the first row is done, as a driver elsewhere does that believes the holder dead."""
 
-    def __init__(self, lock: Path) -> None:
-        self._lock = lock
+    def __init__(self, file: Path) -> None:
+        self._file = file
 
     def update(self, progress: StudyProgress) -> None:
         if progress.runs[0].done and not self.has_taken:
             other = dataclasses.replace(LockHolder.of_this_process(), pid=os.getppid(), host="elsewhere")
-            self._lock.write_bytes(encode_json(dataclasses.asdict(other)))
+            self._file.write_bytes(encode_json(dataclasses.asdict(other)))
             time.sleep(0.3)  # the holder's heartbeats see it
 
     @property
     def has_taken(self) -> bool:
-        return b"elsewhere" in self._lock.read_bytes()
+        return b"elsewhere" in self._file.read_bytes()
 
     def message(self, text: str) -> None:
         del text

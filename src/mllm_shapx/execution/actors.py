@@ -15,10 +15,11 @@ from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError, RayEr
 
 from mllm_shapx.errors import ShapxError
 from mllm_shapx.execution.aggregator import Aggregator
-from mllm_shapx.execution.coordinator import Coordinator, OnSample
+from mllm_shapx.execution.coordinator import Coordinator
 from mllm_shapx.execution.loading import LoadModel
 from mllm_shapx.execution.messages import Study, StudyState
 from mllm_shapx.execution.worker import Worker
+from mllm_shapx.execution.writer import OnSample
 from mllm_shapx.records.results import SampleResult
 from mllm_shapx.records.runs import RunInspection
 

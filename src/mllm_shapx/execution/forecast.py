@@ -29,13 +29,17 @@ class Forecast:
     ) -> None:
         self.device_seconds = 0.0
         """Time that the workers' devices have spent in the model."""
+        self.settled_answers = 0.0
+        """Expected answers of the units that need nothing more."""
+        self.total_answers = 0.0
+        """Expected answers of all units."""
         self._cost = AnswerCost()
         self._players = players or {}
         self._clock = clock
         self._calls: defaultdict[tuple[str, int], float] = defaultdict(float)
         for unit in units:
             self._calls[self._kind(unit)] += unit.cost
-        self._settled = 0.0
+            self.total_answers += unit.cost
         self._generated = 0
         self._stored: dict[str, float] = {}
         self._busy: dict[str, float] = {}
@@ -49,9 +53,9 @@ class Forecast:
     def settled(self, unit: WorkUnit) -> None:
         """Take note that a unit needs nothing more."""
         self._calls[self._kind(unit)] -= unit.cost
-        self._settled += unit.cost
+        self.settled_answers += unit.cost
 
-    def hear(self, worker: str, beat: Beat) -> None:
+    def observe(self, worker: str, beat: Beat) -> None:
         """Learn from a worker's sign of life what answers cost."""
         self.device_seconds += max(0.0, beat.busy_seconds - self._busy.get(worker, 0.0))
         self._busy[worker] = beat.busy_seconds
@@ -67,7 +71,7 @@ class Forecast:
         """Whether the queue's order should be corrected now: its units differ in more than their players."""
         if len({key for key, _ in self._calls}) < 2 or self._clock() - self._reordered < REORDER_S:  # noqa: PLR2004
             return False
-        if self._settled < 2 * SCOUTED_AT * (self._settled + sum(self._calls.values())):
+        if self.settled_answers < 2 * SCOUTED_AT * (self.settled_answers + sum(self._calls.values())):
             return False  # the scouts are not out yet
         self._reordered = self._clock()
         return True
@@ -83,7 +87,7 @@ class Forecast:
         Args:
             under_way: Units that workers hold, with the answers that each has already.
         """
-        share = self._share_generated(self._settled + sum(answers for _, answers in under_way))
+        share = self._share_generated(self.settled_answers + sum(answers for _, answers in under_way))
         found: defaultdict[str, dict[int, float]] = defaultdict(dict)
         for key, players in self._calls:
             each = self._each(key, players)
@@ -107,7 +111,7 @@ class Forecast:
             if each is None:
                 return None
             total += max(0.0, calls) * each
-        return total * self._share_generated(self._settled + at_hand)
+        return total * self._share_generated(self.settled_answers + at_hand)
 
     def _share_generated(self, done: float) -> float:
         """Return how many of the expected answers had to be generated: coalitions may have one prompt."""

@@ -7,6 +7,9 @@ from enum import Enum
 
 from mllm_shapx.planning.units import WorkUnit
 
+SAME_FAILURES = 10
+"""Rows that may fail with the same unforeseen error before any sample was made."""
+
 
 class UnitState(Enum):
     """Where a unit stands."""
@@ -21,11 +24,15 @@ class UnitState(Enum):
 class _Entry:
     unit: WorkUnit
     rank: int
+    open_runs: tuple[str, ...]
+    """Runs that are neither done nor given up."""
     state: UnitState = UnitState.QUEUED
     holder: str | None = None
     attempts: int = 0
     alone: bool = False
     """Whether the unit must have a worker to itself, because it shared one that died."""
+    failed: bool = False
+    """Whether one of its runs was given up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +45,17 @@ class Blame:
     charged: bool
     """Whether this loss was charged to it."""
     quarantined: bool
+
+    def note(self, worker: str, detail: str, max_attempts: int) -> str:
+        """Return what the loss of `worker` means for the unit, in words."""
+        row = self.unit.row_index
+        if not self.charged:
+            return f"row {row} goes back to the queue: worker {worker} is gone ({detail})"
+        verdict = "given up" if self.quarantined else "tried again"
+        return (
+            f"row {row} was alone in worker {worker} when it died (attempt {self.attempts} of "
+            f"{max_attempts}, {verdict}): {detail}"
+        )
 
 
 @dataclass(slots=True)
@@ -62,7 +80,9 @@ class Ledger:
             msg = "max_attempts must be at least 1"
             raise ValueError(msg)
         self._max_attempts = max_attempts
-        self._entries = {unit.unit_id: _Entry(unit, rank) for rank, unit in enumerate(units)}
+        self._entries = {
+            unit.unit_id: _Entry(unit, rank, open_runs=unit.run_names) for rank, unit in enumerate(units)
+        }
         if len(self._entries) != len(units):
             msg = "two units have the same id"
             raise ValueError(msg)
@@ -109,6 +129,26 @@ class Ledger:
         for queue in (self._queue, self._suspects):
             queue[:] = [(self._entries[unit_id].rank, unit_id) for _, unit_id in queue]
             heapq.heapify(queue)
+
+    def open_runs(self, unit_id: str) -> tuple[str, ...]:
+        """Return the runs of a unit that are neither done nor given up."""
+        entry = self._entries.get(unit_id)
+        return () if entry is None else entry.open_runs
+
+    def settle(self, unit_id: str, run_names: Collection[str], *, failed: bool = False) -> bool:
+        """Note that runs of a unit are done, or given up; return whether they were the last ones."""
+        entry = self._entries.get(unit_id)
+        if entry is None or not entry.open_runs:
+            return False
+        entry.open_runs = tuple(name for name in entry.open_runs if name not in run_names)
+        entry.failed = entry.failed or failed
+        if entry.open_runs:
+            return False
+        if entry.failed:
+            self.quarantine(unit_id)
+        else:
+            self.complete(unit_id)
+        return True
 
     def complete(self, unit_id: str) -> bool:
         """Note that all runs of a unit are done; return False when that was known already."""
@@ -263,4 +303,40 @@ class Ledger:
             if entry.state is UnitState.QUEUED and entry.alone is alone:
                 return entry.unit.unit_id
             heapq.heappop(queue)
+        return None
+
+
+class FailureLimits:
+    """Decides when failures should stop a study.
+
+    Args:
+        allowed: Samples that may be quarantined; None for any number.
+        quarantined: Samples that this call has quarantined already, before a restart.
+    """
+
+    def __init__(self, allowed: int | None, quarantined: int) -> None:
+        self.quarantined = quarantined
+        self.has_explained = False
+        """Whether any sample was made."""
+        self._allowed = allowed
+        self._last_reason = ""
+        self._message = ""
+        self._alike = 0
+
+    def gave_up(self, reason: str, message: str) -> None:
+        """Count a row that was given up because of an unforeseen error."""
+        self._alike = self._alike + 1 if reason == self._last_reason else 1
+        self._last_reason, self._message = reason, message
+
+    @property
+    def reason_to_stop(self) -> str | None:
+        """Return in words why the study should stop, None when it should go on."""
+        if self._alike >= SAME_FAILURES and not self.has_explained:
+            return (
+                f"the first {self._alike} rows all failed with {self._last_reason}: {self._message}; "
+                "stopping early. Mend the cause, then try them again with retry"
+            )
+        if self._allowed is not None and self.quarantined > self._allowed:
+            counts = f"{self.quarantined} sample(s) were quarantined and {self._allowed} are allowed"
+            return f"{counts}; stopping early"
         return None

@@ -1,20 +1,24 @@
 """What a worker holds in memory: the dataset, the model and the encoders of the runs."""
 
+import gc
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from mllm_shapx.config.models import RuntimeConfig
+from mllm_shapx.data.conversations import load_row
 from mllm_shapx.data.table import Table
 from mllm_shapx.execution.dataset import open_study_table
 from mllm_shapx.execution.messages import Study
 from mllm_shapx.explaining.settings import plugins
-from mllm_shapx.explaining.unit import ModelAnswers
+from mllm_shapx.explaining.unit import ModelAnswers, RowExplainer
 from mllm_shapx.models.base import Model
 from mllm_shapx.models.encoder import TextEncoder
 from mllm_shapx.models.engine import Engine
 from mllm_shapx.models.engines import engine_for
 from mllm_shapx.models.registry import load_model, load_version
 from mllm_shapx.models.server_engine import ServerEngine
+from mllm_shapx.planning.runs import RunSpec
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,14 @@ class Loaded:
     engine: Engine | ServerEngine
     answers: ModelAnswers
     """Answers and vectors of the engine's model, and vectors of the external encoders."""
+
+    def open_row(self, row_index: int, run: RunSpec) -> RowExplainer:
+        """Read a row for the runs of one generation key, of which `run` is any.
+
+        Raises:
+            RowError: When it cannot be explained.
+        """
+        return RowExplainer(load_row(self.table, row_index, run.dataset, run.modality), run)
 
 
 LoadModel = Callable[[Study], Model]
@@ -70,6 +82,18 @@ def is_device_lost(error: BaseException) -> bool:
     import torch
 
     return isinstance(error, torch.AcceleratorError) and not isinstance(error, torch.OutOfMemoryError)
+
+
+def free_memory(runtime: RuntimeConfig, ended_units: int) -> None:
+    """Free memory as often as the config says, after so many units."""
+    interval = 1 if runtime.gc_after_each_sample else runtime.gc_interval
+    if interval and ended_units % interval == 0:
+        gc.collect()
+    if runtime.cuda_empty_cache:
+        import torch
+
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 class _Once(logging.Filter):

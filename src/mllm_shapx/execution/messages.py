@@ -1,9 +1,9 @@
 """What coordinator, workers and driver tell each other: plain data that travels between processes."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from mllm_shapx.config.models import DatasetConfig, EmbeddingConfig, RuntimeConfig, WandbConfig
 from mllm_shapx.config.servers import CONNECTOR
@@ -14,7 +14,7 @@ from mllm_shapx.models.base import ModelReport
 from mllm_shapx.models.steadiness import Version
 from mllm_shapx.planning.costs import Generated
 from mllm_shapx.planning.runs import RunSpec
-from mllm_shapx.planning.units import WorkUnit
+from mllm_shapx.planning.units import WorkUnit, plan_units
 from mllm_shapx.records.environments import Environment
 
 
@@ -101,6 +101,22 @@ class Study:
         """Return a run by its name."""
         return next(run for run in self.runs if run.name == name)
 
+    def units_left(
+        self, completed: Mapping[str, Collection[int]], failed: Mapping[str, Collection[int]]
+    ) -> list[WorkUnit]:
+        """Return the units of rows that are neither done nor given up; for `retry`, of its rows alone.
+
+        Args:
+            completed: Run -> rows with a sample.
+            failed: Run -> quarantined rows.
+        """
+        retried = {run.name: set((self.retry_rows or {}).get(run.name, ())) for run in self.runs}
+        settled = {name: {*completed[name], *(set(failed[name]) - rows)} for name, rows in retried.items()}
+        units = plan_units(self.runs, self.rows, self.players, settled)
+        if self.retry_rows is None:
+            return units
+        return [unit for unit in units if any(unit.row_index in retried[name] for name in unit.run_names)]
+
 
 @dataclass(frozen=True, slots=True)
 class WorkerInfo:
@@ -168,6 +184,12 @@ class UnitFailure:
     traceback: str | None
     final: bool
     """Whether trying again would not help."""
+
+    @classmethod
+    def of_lost_worker(cls, unit_id: str, run_names: tuple[str, ...], detail: str) -> Self:
+        """Return the failure of a unit whose worker died."""
+        message = f"the worker's process died while it explained this row: {detail}"
+        return cls(unit_id, run_names, "worker_died", message, traceback=None, final=False)
 
 
 @dataclass(frozen=True, slots=True)

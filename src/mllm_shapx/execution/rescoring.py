@@ -17,7 +17,6 @@ from mllm_shapx.execution.aggregator import Aggregator
 from mllm_shapx.execution.answers import AnswerFiles, content_id, stored_dtype, vector_kind
 from mllm_shapx.execution.coordinator import Coordinator
 from mllm_shapx.execution.dataset import open_study_table, refuse_changed_rows
-from mllm_shapx.execution.left import units_left
 from mllm_shapx.execution.lifecycle import run_to_end, taken
 from mllm_shapx.execution.messages import Answers, Lease, Study, StudyState, UnitFailure, WorkerInfo
 from mllm_shapx.execution.options import RunOptions
@@ -160,7 +159,7 @@ def finish_from_stored(
     storage = open_storage(study.output_uri)
     completed = {name: found.completed for name, found in output.inspections.items()}
     failed = {name: found.failed for name, found in output.inspections.items()}
-    units = units_left(study, completed, failed)
+    units = study.units_left(completed, failed)
     dtype = stored_dtype(storage, study.runs, study.model_commit) if units else "none"
     # A spoken answer becomes sound by the model's decoder.
     if dtype is None or (units and study.runs[0].modality.output_modality != "text"):

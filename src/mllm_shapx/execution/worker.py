@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import gc
 import logging
 import math
 import os
@@ -16,7 +15,6 @@ from typing import Concatenate, Protocol
 
 from mllm_shap import ConversationSnapshot
 
-from mllm_shapx.data.conversations import load_row
 from mllm_shapx.errors import RowError, StudyError, first_of
 from mllm_shapx.execution.answers import content_id, vector_kind
 from mllm_shapx.execution.coordinator import Coordinator
@@ -26,6 +24,7 @@ from mllm_shapx.execution.loading import (
     DeviceLostError,
     Loaded,
     LoadModel,
+    free_memory,
     is_device_lost,
     load_all,
     load_study_model,
@@ -211,7 +210,8 @@ class Worker:
             elif reply.help is not None:
                 await self._help(reply.help)
             else:
-                await self._pause(pause)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._stopping.wait(), pause)
                 pause = min(pause * 1.5, IDLE_S)
                 continue
             pause = IDLE_S / 8
@@ -228,10 +228,6 @@ class Worker:
             held = self._held[unit.unit_id] = _Held(unit)
             self._flight.begin(unit.unit_id, unit.cost)
             return reply, held
-
-    async def _pause(self, seconds: float) -> None:
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._stopping.wait(), seconds)
 
     def _obey(self, reply: LeaseReply) -> None:
         self._draining = self._draining or reply.order == "drain"
@@ -269,13 +265,14 @@ class Worker:
         finally:
             self._held.pop(unit.unit_id, None)
             self._flight.end(unit.unit_id)
-            self._free_memory()
+            self._ended_units += 1
+            free_memory(self._study.runtime, self._ended_units)
         self._take_more()
 
     async def _explain_unit(self, held: _Held, known: Answers) -> None:
         unit = held.unit
         runs = [self._study.run(name) for name in unit.run_names]
-        explainer = held.explainer = await asyncio.to_thread(self._open_row, unit.row_index, runs[0])
+        explainer = held.explainer = await asyncio.to_thread(self._loaded.open_row, unit.row_index, runs[0])
         possible = [run for run in runs if not run.is_hopeless(explainer.num_players)]
         self._flight.begin(unit.unit_id, expected_answers(possible, explainer.num_players))
         self._take_more()
@@ -301,14 +298,10 @@ class Worker:
 
     async def _explain_run(self, held: _Held, explainer: RowExplainer, run: RunSpec) -> None:
         """Explain a row by one run, here and on idle workers, and send the sample."""
-        generation = RowGeneration(
-            held.unit.unit_id,
-            run.name,
-            partial(self._answer, run, held.unit.row_index),
-            self._exchange,
-            self._batch_size,
-        )
-        async with generation:
+        answer = partial(self._answer, run, held.unit.row_index)
+        async with RowGeneration(
+            held.unit.unit_id, run.name, answer, self._exchange, self._batch_size
+        ) as generation:
             sample = await explainer.explain(
                 run,
                 generation.answer,
@@ -320,9 +313,6 @@ class Worker:
 
     async def _exchange(self, offer: Offer) -> OfferReply:
         return await self._desk.call(Coordinator.exchange, self._me, offer)
-
-    def _open_row(self, row_index: int, run: RunSpec) -> RowExplainer:
-        return RowExplainer(load_row(self._loaded.table, row_index, run.dataset, run.modality), run)
 
     async def _answer(
         self, run: RunSpec, row_index: int, prompts: Mapping[int, ConversationSnapshot], on_answer: OnAnswer
@@ -366,18 +356,6 @@ class Worker:
         if new.by_mask or new.vectors:
             await self._desk.call(Coordinator.flush, self._me, held.unit.unit_id, new)
 
-    def _free_memory(self) -> None:
-        runtime = self._study.runtime
-        self._ended_units += 1
-        interval = 1 if runtime.gc_after_each_sample else runtime.gc_interval
-        if interval and self._ended_units % interval == 0:
-            gc.collect()
-        if runtime.cuda_empty_cache:
-            import torch
-
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-
     # --- helping other workers
 
     async def _help(self, task: HelpTask) -> None:
@@ -399,7 +377,7 @@ class Worker:
     def _prompts_of(self, task: HelpTask, run: RunSpec) -> dict[int, ConversationSnapshot]:
         """Return the prompts of a help task. The rows of the last tasks are kept."""
         key = (task.row_index, run.generation_key)
-        explainer = self._helped.pop(key, None) or self._open_row(task.row_index, run)
+        explainer = self._helped.pop(key, None) or self._loaded.open_row(task.row_index, run)
         self._helped[key] = explainer
         for old in list(self._helped)[:-HELPED_ROWS]:
             self._helped.pop(old, None)
