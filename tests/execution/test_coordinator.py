@@ -13,10 +13,10 @@ from small_study import Study as Folder
 from mllm_shapx.config.loading import load_config
 from mllm_shapx.errors import StorageError
 from mllm_shapx.execution.coordinator import Coordinator
+from mllm_shapx.execution.helping import HelpOffer
 from mllm_shapx.execution.messages import Answers, Beat, Lease, LeaseReply, Study, UnitFailure, WorkerInfo
 from mllm_shapx.execution.options import RunOptions
 from mllm_shapx.execution.preparation import open_output, prepare
-from mllm_shapx.execution.sharing import Offer
 from mllm_shapx.explaining.coalitions import StoredAnswer
 from mllm_shapx.models.base import Answer
 from mllm_shapx.planning.units import WorkUnit
@@ -192,7 +192,7 @@ def test_the_last_words_of_a_dead_worker_lease_nothing(desk: Desk) -> None:
     desk.coordinator.worker_lost("worker-1", innocent=True, detail="its node was lost", log_tail=())
     assert desk.coordinator.beat(me(), Beat((unit.unit_id,), 0, 0.0)).order == "stop"
     assert desk.coordinator.lease(me(), (unit.unit_id,)) == LeaseReply(None, order="stop")
-    assert desk.coordinator.exchange(me(), Offer(unit.unit_id, "exact")).session == ""
+    assert desk.coordinator.exchange(me(), HelpOffer(unit.unit_id, "exact")).session == ""
     assert desk.coordinator.state().workers == ()
     assert desk.lease(me("worker-2")).unit_id == unit.unit_id
     desk.coordinator.report(me(), unit.unit_id, make_sample("exact", unit.row_index), answers("exact"))
@@ -341,7 +341,7 @@ def test_a_worker_without_progress_is_stalled_and_one_that_had_nothing_to_do_is_
     time.sleep(0.3)
     second = desk.lease(me("worker-2"))
     assert coordinator.state().stalled == ("worker-1",)
-    coordinator.exchange(me("worker-1"), Offer(unit.unit_id, "exact", (1, 2, 3)))
+    coordinator.exchange(me("worker-1"), HelpOffer(unit.unit_id, "exact", (1, 2, 3)))
     assert coordinator.state().stalled == ("worker-1",), "offering coalitions is no progress"
     coordinator.beat(me("worker-1"), Beat((unit.unit_id,), 5, 1.0))
     assert coordinator.state().stalled == (), "answers are"

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from mllm_shapx.errors import StorageError
 from mllm_shapx.execution.forecast import Forecast
+from mllm_shapx.execution.helping import HelpExchange, HelpOffer, HelpReply
 from mllm_shapx.execution.ledger import Blame, FailureLimits, Ledger, UnitState
 from mllm_shapx.execution.messages import (
     Answers,
@@ -19,7 +20,6 @@ from mllm_shapx.execution.messages import (
     UnitFailure,
     WorkerInfo,
 )
-from mllm_shapx.execution.sharing import HelpExchange, Offer, OfferReply
 from mllm_shapx.execution.writer import OnSample, ResultWriter
 from mllm_shapx.models.base import Answer
 from mllm_shapx.models.flight import FEWEST_ROWS
@@ -120,11 +120,11 @@ class Coordinator:
             self._idle.add(worker)
         return LeaseReply(None, help=task, drop=drop)
 
-    def exchange(self, me: WorkerInfo, offer: Offer) -> OfferReply:
+    def exchange(self, me: WorkerInfo, offer: HelpOffer) -> HelpReply:
         """Take coalitions of a worker's row for idle workers; return the answers that these have given."""
         state = self._holder(me, offer.unit_id)
         if not self._ledger.holds(me.worker, offer.unit_id):
-            return OfferReply()
+            return HelpReply()
         unit = self._ledger.unit(offer.unit_id)
         reply = self._exchange.exchange(offer, unit.row_index, self._helpers(me.worker))
         # An exchange without answers is no progress: a worker whose model hangs goes on with it for ever.

@@ -1,4 +1,4 @@
-"""What the rest of a study takes: planned answers, corrected by what was generated and what that took."""
+"""Estimates how long the rest of a study takes, from the measured cost of its answers."""
 
 import time
 from collections import defaultdict
@@ -13,12 +13,12 @@ REORDER_S = 30.0
 
 
 class Forecast:
-    """Foretells device seconds from the workers' signs of life.
+    """Estimates remaining device seconds from heartbeats.
 
     Args:
-        units: Everything that is to be done.
+        units: The units that are left at the start.
         players: Players of each row; None, or a row missing, where they are not known.
-        clock: Gives the time in seconds.
+        clock: Returns the time in seconds.
     """
 
     def __init__(
@@ -47,16 +47,16 @@ class Forecast:
         self._reordered = clock()
 
     def handed_out(self, unit: WorkUnit, stored: int) -> None:
-        """Take note that a unit was given to a worker with so many answers that need not be generated."""
+        """Note that a unit was leased with so many stored answers, which are not generated again."""
         self._stored.setdefault(unit.unit_id, min(float(stored), unit.cost))
 
     def settled(self, unit: WorkUnit) -> None:
-        """Take note that a unit needs nothing more."""
+        """Note that a unit is done or given up."""
         self._calls[self._kind(unit)] -= unit.cost
         self.settled_answers += unit.cost
 
     def observe(self, worker: str, beat: Beat) -> None:
-        """Learn from a worker's sign of life what answers cost."""
+        """Update the cost of answers from a worker's heartbeat."""
         self.device_seconds += max(0.0, beat.busy_seconds - self._busy.get(worker, 0.0))
         self._busy[worker] = beat.busy_seconds
         before, nothing = self._measured.get(worker, Beat((), 0, 0.0)), Generated()
@@ -68,16 +68,16 @@ class Forecast:
             self._cost.observe(self._clock(), beat.busy_seconds - before.busy_seconds, new)
 
     def is_order_due(self) -> bool:
-        """Whether the queue's order should be corrected now: its units differ in more than their players."""
+        """Whether the queue should be sorted again now: its units differ in the cost of an answer."""
         if len({key for key, _ in self._calls}) < 2 or self._clock() - self._reordered < REORDER_S:  # noqa: PLR2004
             return False
         if self.settled_answers < 2 * SCOUTED_AT * (self.settled_answers + sum(self._calls.values())):
-            return False  # the scouts are not out yet
+            return False  # not all kinds of units have been measured yet
         self._reordered = self._clock()
         return True
 
     def cost(self, unit: WorkUnit) -> float:
-        """Return what a unit takes: device seconds, or expected answers while too little was measured."""
+        """Return a unit's device seconds; its expected answers while too little was measured."""
         key, players = self._kind(unit)
         return unit.cost * (self._each(key, players) or 1.0)
 
@@ -114,12 +114,12 @@ class Forecast:
         return total * self._share_generated(self.settled_answers + at_hand)
 
     def _share_generated(self, done: float) -> float:
-        """Return how many of the expected answers had to be generated: coalitions may have one prompt."""
+        """Return the share of expected answers that were generated: coalitions may have equal prompts."""
         fresh = done - sum(self._stored.values())
         return self._generated / fresh if fresh > 0.0 and self._generated else 1.0
 
     def _each(self, key: str, players: int) -> float | None:
-        # Half of the players are present in a coalition, in the mean of every sampler.
+        # On average every sampler draws coalitions of half of the players.
         return self._cost.seconds(key, players / 2.0)
 
     def _kind(self, unit: WorkUnit) -> tuple[str, int]:

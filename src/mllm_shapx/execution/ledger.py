@@ -1,4 +1,4 @@
-"""The queue's state machine: which unit is queued, leased, done or quarantined, and who is to blame."""
+"""The queue: which unit is queued, leased, done or quarantined, and which one a failure is charged to."""
 
 import heapq
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -12,7 +12,7 @@ SAME_FAILURES = 10
 
 
 class UnitState(Enum):
-    """Where a unit stands."""
+    """The state of a unit."""
 
     QUEUED = "queued"
     LEASED = "leased"
@@ -37,7 +37,7 @@ class _Entry:
 
 @dataclass(frozen=True, slots=True)
 class Blame:
-    """What a lost worker, or an error, meant for one unit."""
+    """What a lost worker, or an error, means for one unit."""
 
     unit: WorkUnit
     attempts: int
@@ -62,14 +62,14 @@ class Blame:
 class _Holder:
     units: set[str] = field(default_factory=set)
     draining: bool = False
-    """Whether the worker takes nothing new, so that a suspect can have it alone."""
+    """Whether the worker takes nothing new, so that a suspect can run alone in it."""
 
 
 class Ledger:
     """Every unit of a study and its state.
 
-    Units are handed out in the order in which they were given. All transitions may be repeated without
-    harm: messages can arrive twice, or after the unit has moved on.
+    Units are handed out in the given order. Every call may be repeated: messages can arrive twice, or after
+    the unit has changed its state.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class Ledger:
             heapq.heappop(self._suspects)
             holder.draining = False
             return self._hand_out(suspect, worker)
-        holder.draining = suspect is not None and (holder.draining or not self._somebody_drains(worker))
+        holder.draining = suspect is not None and (holder.draining or not self._another_drains(worker))
         if holder.draining:
             return None
         unit_id = self._first(self._queue, alone=False)
@@ -120,7 +120,7 @@ class Ledger:
         return self._hand_out(unit_id, worker)
 
     def reorder(self, cost: Callable[[WorkUnit], float]) -> None:
-        """Hand out what is queued by falling `cost` from now on."""
+        """Sort the queue by falling `cost`."""
         queued = [entry for entry in self._entries.values() if entry.state is UnitState.QUEUED]
         ranks = sorted(entry.rank for entry in queued)
         queued.sort(key=lambda entry: (-cost(entry.unit), entry.rank))
@@ -160,7 +160,7 @@ class Ledger:
         return True
 
     def quarantine(self, unit_id: str) -> None:
-        """Give a unit up: trying again would not help."""
+        """Give a unit up, because trying again would not help."""
         entry = self._entries[unit_id]
         if entry.state is not UnitState.DONE:
             self._release(entry)
@@ -176,8 +176,8 @@ class Ledger:
     def worker_lost(self, worker: str, *, innocent: bool = False) -> list[Blame]:
         """Take back the units of a worker that is gone.
 
-        A unit that was alone in the worker is charged an attempt. Units that shared it are suspects: each
-        runs alone next. With `innocent` (a preempted or lost node) nobody is charged or suspected.
+        A unit that was alone in the worker is charged an attempt. Units that shared the worker are suspects:
+        each runs alone next. With `innocent` (a preempted or lost node) no unit is charged or suspected.
         """
         holder = self._holders.pop(worker, None)
         if holder is None:
@@ -214,7 +214,7 @@ class Ledger:
         return drop
 
     def claim(self, worker: str, unit_id: str) -> None:
-        """Lease a queued unit to the worker that turns out to hold it."""
+        """Lease a queued unit to the worker that holds it since before a restart."""
         entry = self._entries.get(unit_id)
         if entry is not None and entry.state is UnitState.QUEUED:
             self._hand_out(unit_id, worker)
@@ -293,11 +293,11 @@ class Ledger:
         self._counts[state] += 1
         entry.state = state
 
-    def _somebody_drains(self, worker: str) -> bool:
+    def _another_drains(self, worker: str) -> bool:
         return any(holder.draining for name, holder in self._holders.items() if name != worker)
 
     def _first(self, queue: list[tuple[int, str]], *, alone: bool) -> str | None:
-        """Return the first unit of a queue; what has moved on since it was queued is let go of here."""
+        """Return the first unit of a queue. Entries whose state has changed are removed on the way."""
         while queue:
             entry = self._entries[queue[0][1]]
             if entry.state is UnitState.QUEUED and entry.alone is alone:

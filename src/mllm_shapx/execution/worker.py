@@ -19,7 +19,7 @@ from mllm_shapx.errors import RowError, StudyError, first_of
 from mllm_shapx.execution.answers import content_id, vector_kind
 from mllm_shapx.execution.coordinator import Coordinator
 from mllm_shapx.execution.environment import environment_of
-from mllm_shapx.execution.generation import OnAnswer, RowGeneration
+from mllm_shapx.execution.helping import HelpOffer, HelpReply, HelpTask
 from mllm_shapx.execution.loading import (
     DeviceLostError,
     Loaded,
@@ -30,7 +30,7 @@ from mllm_shapx.execution.loading import (
     load_study_model,
 )
 from mllm_shapx.execution.messages import Answers, Beat, LeaseReply, Study, UnitFailure, WorkerInfo
-from mllm_shapx.execution.sharing import HelpTask, Offer, OfferReply
+from mllm_shapx.execution.row_answers import OnAnswer, RowAnswerer
 from mllm_shapx.explaining.similarity import Embedder, Vector
 from mllm_shapx.explaining.unit import RowExplainer
 from mllm_shapx.models.base import Answer, ModelReport
@@ -299,7 +299,7 @@ class Worker:
     async def _explain_run(self, held: _Held, explainer: RowExplainer, run: RunSpec) -> None:
         """Explain a row by one run, here and on idle workers, and send the sample."""
         answer = partial(self._answer, run, held.unit.row_index)
-        async with RowGeneration(
+        async with RowAnswerer(
             held.unit.unit_id, run.name, answer, self._exchange, self._batch_size
         ) as generation:
             sample = await explainer.explain(
@@ -311,7 +311,7 @@ class Worker:
         sample = replace(sample, environment=self._environment)
         await self._desk.call(Coordinator.report, self._me, held.unit.unit_id, sample, held.take_new())
 
-    async def _exchange(self, offer: Offer) -> OfferReply:
+    async def _exchange(self, offer: HelpOffer) -> HelpReply:
         return await self._desk.call(Coordinator.exchange, self._me, offer)
 
     async def _answer(
