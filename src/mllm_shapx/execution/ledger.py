@@ -1,7 +1,7 @@
 """The queue: which unit is queued, leased, done or quarantined, and which one a failure is charged to."""
 
 import heapq
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -250,12 +250,6 @@ class Ledger:
     def is_queue_empty(self) -> bool:
         """Whether no unit waits for a worker."""
         return self._counts[UnitState.QUEUED] == 0
-
-    def unfinished(self) -> Iterable[WorkUnit]:
-        """Yield the units that are neither done nor quarantined."""
-        for entry in self._entries.values():
-            if entry.state in {UnitState.QUEUED, UnitState.LEASED}:
-                yield entry.unit
 
     def _charge(self, entry: _Entry) -> Blame:
         entry.attempts += 1

@@ -109,7 +109,7 @@ class Worker:
         self._stopping = asyncio.Event()
         self._draining = False
         self._helped: dict[tuple[int, str], RowExplainer] = {}
-        self._maybe_loaded: Loaded | None = None
+        self._loaded: Loaded  # set by `run`
         self._environment = ""
         self._reported = ModelReport()
         self._ended_units = 0
@@ -120,11 +120,10 @@ class Worker:
         Raises:
             ModelError: When the model cannot be loaded.
             ModelChangedError: When its files are not those that the study began with.
-            ExceptionGroup: With a `DeviceLostError` when the device broke, with an `EngineStoppedError` when
-                the engine did, or with another error that ended the work.
+            ExceptionGroup: With a `DeviceLostError`, an `EngineStoppedError` or another error that ended it.
         """
-        loaded = self._maybe_loaded = await asyncio.to_thread(load_all, self._study, self._load)
-        identity = loaded.engine.model.identity
+        self._loaded = await asyncio.to_thread(load_all, self._study, self._load)
+        identity = self._loaded.engine.model.identity
         environment = environment_of(identity, self._study.runs[0])
         self._me = replace(self._me, device=identity.device, dtype=identity.dtype, environment=environment)
         self._environment = environment.id
@@ -143,7 +142,7 @@ class Worker:
         finally:
             self._stopping.set()
             await self.flush()
-            await loaded.engine.aclose()
+            await self._loaded.engine.aclose()
 
     async def flush(self) -> None:
         """Send all answers that are not on disk yet."""
@@ -160,13 +159,6 @@ class Worker:
 
     def _batch_size(self) -> int:
         return self._loaded.engine.stats.batch_size
-
-    @property
-    def _loaded(self) -> Loaded:
-        if self._maybe_loaded is None:
-            msg = "the worker has loaded nothing yet"
-            raise RuntimeError(msg)
-        return self._maybe_loaded
 
     # --- taking work
 
@@ -299,9 +291,11 @@ class Worker:
     async def _explain_run(self, held: _Held, explainer: RowExplainer, run: RunSpec) -> None:
         """Explain a row by one run, here and on idle workers, and send the sample."""
         answer = partial(self._answer, run, held.unit.row_index)
-        async with RowAnswerer(
-            held.unit.unit_id, run.name, answer, self._exchange, self._batch_size
-        ) as generation:
+
+        async def exchange(offer: HelpOffer) -> HelpReply:
+            return await self._desk.call(Coordinator.exchange, self._me, offer)
+
+        async with RowAnswerer(held.unit.unit_id, run.name, answer, exchange, self._batch_size) as generation:
             sample = await explainer.explain(
                 run,
                 generation.answer,
@@ -310,9 +304,6 @@ class Worker:
             )
         sample = replace(sample, environment=self._environment)
         await self._desk.call(Coordinator.report, self._me, held.unit.unit_id, sample, held.take_new())
-
-    async def _exchange(self, offer: HelpOffer) -> HelpReply:
-        return await self._desk.call(Coordinator.exchange, self._me, offer)
 
     async def _answer(
         self, run: RunSpec, row_index: int, prompts: Mapping[int, ConversationSnapshot], on_answer: OnAnswer
@@ -394,8 +385,7 @@ class Worker:
                     await self._flush_unit(held)
 
     async def _send_beat(self) -> None:
-        engine = self._loaded.engine
-        report = engine.model.report
+        engine, report = self._loaded.engine, self._loaded.engine.model.report
         beat = Beat(
             held=tuple(self._held),
             answers=self._answers,
