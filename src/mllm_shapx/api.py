@@ -34,7 +34,7 @@ type Config = str | os.PathLike[str] | Mapping[str, Any]
 """A config file's path, or what such a file holds. Relative paths in a dict start where Python runs."""
 
 _FROM_A_DICT = Path("the config given as a dict")
-"""Stands where messages name the config's file."""
+"""Used in messages in place of the config's path."""
 
 COLUMNS = ("run", "row", "position", "piece", "modality", "value", "raw_value")
 """Columns of `Results.values`."""
@@ -119,7 +119,7 @@ def plan(config: Config, *, skip_data: bool = False) -> Plan:
 def load(directory: str | os.PathLike[str]) -> "Results":
     """Return the results of an experiment set's directory or of one run's. Writes nothing.
 
-    The study may still be running: what is read is what is on disk at that moment.
+    The study may still be running: its files are read as they are at that moment.
 
     Raises:
         UsageError: When the directory holds no results.
@@ -238,7 +238,7 @@ def _loaded(config: Config) -> LoadedConfig:
 
 
 class _Lines(io.StringIO):
-    """Takes what another thread writes; a notebook's stream is written to by the thread of its cell alone."""
+    """Keeps what another thread writes: only the thread of a notebook's cell may write to its stream."""
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__()
@@ -246,12 +246,12 @@ class _Lines(io.StringIO):
         self._waiting: queue.SimpleQueue[str] = queue.SimpleQueue()
 
     def write(self, text: str) -> int:
-        """Keep the text for `hand_on`."""
+        """Keep the text for `pass_on`."""
         self._waiting.put(text)
         return len(text)
 
-    def hand_on(self) -> None:
-        """Write what was kept to the stream. One that is closed or gone is no reason to stop the work."""
+    def pass_on(self) -> None:
+        """Write the kept text to the stream. A closed stream does not stop the work."""
         while not self._waiting.empty():
             with contextlib.suppress(OSError, ValueError):
                 self._stream.write(self._waiting.get())
@@ -259,7 +259,7 @@ class _Lines(io.StringIO):
 
 
 def _in_a_thread[T](work: Callable[[], T], request: StopRequest, lines: _Lines) -> T:
-    """Return what `work` returns. Its thread has no event loop, unlike a notebook's main thread."""
+    """Return the result of `work`, which runs in a thread without an event loop, unlike a notebook's."""
     result: Future[T] = Future()
 
     def body() -> None:
@@ -282,14 +282,14 @@ def _in_a_thread[T](work: Callable[[], T], request: StopRequest, lines: _Lines) 
 
 
 def _wait_for(result: Future[Any], lines: _Lines) -> None:
-    """Wait in short steps: an interrupt that a notebook sends is not always a signal that ends a wait.
+    """Wait in short steps: a notebook's interrupt is not always a signal that ends a wait.
 
-    `Thread.join` would not do: interrupted, it takes a running thread for a finished one (Python 3.12).
+    Not by `Thread.join`: when interrupted, it takes a running thread for a finished one (Python 3.12).
     """
     while not result.done():
         wait([result], timeout=0.2)
-        lines.hand_on()
-    lines.hand_on()
+        lines.pass_on()
+    lines.pass_on()
 
 
 def _sample(files: RunFiles, row: int) -> SampleResult:
@@ -303,7 +303,7 @@ def _sample(files: RunFiles, row: int) -> SampleResult:
 
 
 def _players(sample: SampleResult) -> list[tuple[Piece, float, float]]:
-    """Return each player with its value and its value before the normalizer, NaN where that is not known."""
+    """Return each player with its value and its raw value, NaN where that is not known."""
     pieces = [piece for piece in prompt_pieces(sample) if piece.value is not None]
     raw = sample.to_json().get("raw_values")
     if not isinstance(raw, list) or len(raw) != len(pieces):

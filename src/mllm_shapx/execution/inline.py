@@ -12,6 +12,7 @@ from mllm_shapx.execution.messages import Study, StudyState
 from mllm_shapx.execution.options import RunOptions
 from mllm_shapx.execution.preparation import OpenOutput
 from mllm_shapx.execution.worker import Worker
+from mllm_shapx.records.results import SampleResult
 
 TICK_S = 0.25
 """Seconds between two looks at the study."""
@@ -32,39 +33,26 @@ class DirectDesk:
         return method(self._coordinator, *args, **kwargs)
 
 
-class InlineCrew:
-    """One worker, the coordinator and the aggregator in this process. A `Crew`."""
+class InProcessCrew:
+    """A coordinator and an aggregator in this process. Subclasses explain the rows: see `Crew`."""
 
-    def __init__(self, study: Study, options: RunOptions, output: OpenOutput, load: LoadModel) -> None:
-        self._aggregator = Aggregator(study, output.specs, output.inspections)
-        self._coordinator = Coordinator(study, output.inspections, self._aggregator.log, options.stall_s)
-        self._worker = Worker("inline", study, DirectDesk(self._coordinator), load)
+    def __init__(self, study: Study, output: OpenOutput, stall_s: float = 1800.0) -> None:
+        self._study = study
+        self._output = output
+        self._coordinator = Coordinator(study, output.inspections, self._log, stall_s)
+        self._maybe_aggregator: Aggregator | None = None
         self._runner = asyncio.Runner()
-        self._work: asyncio.Task[None] | None = None
-
-    def step(self) -> StudyState:
-        """See `Crew.step`."""
-        if self._work is not None:
-            self._wait(TICK_S)
-            return self._coordinator.state()
-        state = self._coordinator.state()
-        if not state.finished:  # otherwise no model is loaded
-            self._work = self._runner.get_loop().create_task(self._worker.run())
-        return state
 
     def drain(self) -> None:
         """See `Crew.drain`."""
         self._coordinator.drain()
-        self._runner.run(self._worker.flush())
 
     def stop(self) -> None:
-        """See `Crew.stop`."""
-        self._runner.run(self._worker.stop())
-        self._wait(STOP_S)
+        """See `Crew.stop`. No row is running between two steps."""
 
     def finish(self, *, stopped: bool) -> StudyState:
         """See `Crew.finish`."""
-        self._wait(STOP_S if stopped else None)
+        del stopped
         self.save()
         return self._coordinator.state()
 
@@ -79,9 +67,54 @@ class InlineCrew:
 
     def close(self, *, stopped: bool) -> None:
         """See `Crew.close`."""
-        # Closing waits for the model, which takes too long after a signal.
+        # Closing waits for a model that is computing, which takes too long after a signal.
         if not stopped:
             self._runner.close()
+
+    @property
+    def _aggregator(self) -> Aggregator:
+        # Made when it is needed: a study that goes on with another crew makes another one.
+        if self._maybe_aggregator is None:
+            self._maybe_aggregator = Aggregator(self._study, self._output.specs, self._output.inspections)
+        return self._maybe_aggregator
+
+    def _log(self, sample: SampleResult) -> None:
+        self._aggregator.log(sample)
+
+
+class InlineCrew(InProcessCrew):
+    """One worker in this process."""
+
+    def __init__(self, study: Study, options: RunOptions, output: OpenOutput, load: LoadModel) -> None:
+        super().__init__(study, output, options.stall_s)
+        self._maybe_aggregator = self._aggregator  # the tracking starts before the first sample
+        self._worker = Worker("inline", study, DirectDesk(self._coordinator), load)
+        self._work: asyncio.Task[None] | None = None
+
+    def step(self) -> StudyState:
+        """See `Crew.step`."""
+        if self._work is not None:
+            self._wait(TICK_S)
+            return self._coordinator.state()
+        state = self._coordinator.state()
+        if not state.finished:  # otherwise no model is loaded
+            self._work = self._runner.get_loop().create_task(self._worker.run())
+        return state
+
+    def drain(self) -> None:
+        """See `Crew.drain`."""
+        super().drain()
+        self._runner.run(self._worker.flush())
+
+    def stop(self) -> None:
+        """See `Crew.stop`."""
+        self._runner.run(self._worker.stop())
+        self._wait(STOP_S)
+
+    def finish(self, *, stopped: bool) -> StudyState:
+        """See `Crew.finish`."""
+        self._wait(STOP_S if stopped else None)
+        return super().finish(stopped=stopped)
 
     def _wait(self, seconds: float | None) -> None:
         """Let the worker work for so long, or to its end.

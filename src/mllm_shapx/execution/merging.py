@@ -1,4 +1,4 @@
-"""Joining the shards of a set: one directory as a single run would have made it."""
+"""Joins the shards of a study into one directory, as a single run would have made it."""
 
 import contextlib
 
@@ -14,7 +14,7 @@ from mllm_shapx.records.storage import join_uri, open_storage
 
 
 def shard_config(directory: str) -> str:
-    """Return the path of the config that the shards of a set were made with.
+    """Return the path of the config that the shards of a study were made with.
 
     Raises:
         OutputError: When there are no shards, or not all.
@@ -23,7 +23,7 @@ def shard_config(directory: str) -> str:
 
 
 def merge_shards(loaded: LoadedConfig) -> StudyOutcome:
-    """Move what the shards of a config's set hold to the plain layout, and write what sums it up.
+    """Move the results of a study's shards to the plain layout, and write the summaries.
 
     Raises:
         UsageError: When shards are missing, are being written, or do not fit together; nothing is changed.

@@ -1,4 +1,4 @@
-"""Runs computed again from stored answers alone: no model is loaded and none is asked."""
+"""Computes runs from stored answers alone, without a model."""
 
 import asyncio
 import os
@@ -13,10 +13,9 @@ from mllm_shapx.config.loading import LoadedConfig
 from mllm_shapx.data.conversations import load_row
 from mllm_shapx.data.table import Table
 from mllm_shapx.errors import OutputError, RowError, UsageError
-from mllm_shapx.execution.aggregator import Aggregator
 from mllm_shapx.execution.answers import AnswerFiles, content_id, stored_dtype, vector_kind
-from mllm_shapx.execution.coordinator import Coordinator
 from mllm_shapx.execution.dataset import open_study_table, refuse_changed_rows
+from mllm_shapx.execution.inline import InProcessCrew
 from mllm_shapx.execution.lifecycle import run_to_end, taken
 from mllm_shapx.execution.messages import Answers, Lease, Study, StudyState, UnitFailure, WorkerInfo
 from mllm_shapx.execution.options import RunOptions
@@ -41,7 +40,7 @@ STEP_S = 0.25
 
 
 class _MissingError(Exception):
-    """Something that a run needs is not stored."""
+    """An answer or a vector that a run needs is not stored."""
 
     def __init__(self, coalitions: int = 0, vectors: int = 0) -> None:
         super().__init__(coalitions, vectors)
@@ -106,11 +105,11 @@ def rescore_config(
     reporter: ProgressReporter,
     request: StopRequest | None = None,
 ) -> StudyOutcome:
-    """Compute the runs of a config from stored answers, those only that have no sample unless `overwrite`.
+    """Compute the samples of a config from stored answers: the missing ones, or all with `overwrite`.
 
     Args:
         loaded: The config.
-        options: What the call asks for beside it.
+        options: The options of the call.
         reporter: Shows progress.
         request: Says when a signal came; without one, signals are left to the caller.
 
@@ -146,11 +145,11 @@ def finish_from_stored(
     request: StopRequest,
     grace_s: float,
 ) -> StudyOutcome | OpenOutput:
-    """Finish a study whose samples are done or can be computed from stored answers; load no model.
+    """Finish a study whose samples are done or can be computed from stored answers.
 
     Returns:
-        The outcome. Where the model has something to answer, the output to go on with: what was computed
-        until that showed is written.
+        The outcome; the output to go on with, if the model has to answer something. What was computed until
+        then is written.
 
     Raises:
         StorageError: When results cannot be written any more.
@@ -161,7 +160,7 @@ def finish_from_stored(
     failed = {name: found.failed for name, found in output.inspections.items()}
     units = study.units_left(completed, failed)
     dtype = stored_dtype(storage, study.runs, study.model_commit) if units else "none"
-    # A spoken answer becomes sound by the model's decoder.
+    # Only the model's decoder turns a spoken answer into sound.
     if dtype is None or (units and study.runs[0].modality.output_modality != "text"):
         return output
     files = AnswerFiles(storage, study.runs, study.model_commit, dtype)
@@ -206,16 +205,12 @@ async def _check(study: Study, rescorer: _Rescorer, loaded: LoadedConfig, *, ove
         )
 
 
-class _StoredCrew:
-    """Explains rows from stored answers, in this process. A `Crew`."""
+class _StoredCrew(InProcessCrew):
+    """Explains rows from stored answers."""
 
     def __init__(self, output: OpenOutput, rescorer: _Rescorer, dtype: str) -> None:
-        self._study = rescorer.study
-        self._output = output
+        super().__init__(rescorer.study, output)
         self._rescorer = rescorer
-        self._coordinator = Coordinator(self._study, output.inspections, self._log)
-        self._runner = asyncio.Runner()
-        self._maybe_aggregator: Aggregator | None = None
         # The answers were given before, in the one environment that is recorded.
         environment = sole_environment(output.specs.values())
         self._environment = None if environment is None else environment.id
@@ -244,46 +239,9 @@ class _StoredCrew:
                 sample = replace(found, environment=self._environment)
                 self._coordinator.report(self._me, unit.unit_id, sample, Answers())
 
-    def drain(self) -> None:
-        """See `Crew.drain`."""
-        self._coordinator.drain()
-
-    def stop(self) -> None:
-        """See `Crew.stop`. No row is running between two steps."""
-
-    def finish(self, *, stopped: bool) -> StudyState:
-        """See `Crew.finish`."""
-        del stopped
-        self.save()
-        return self._coordinator.state()
-
-    def save(self) -> None:
-        """See `Crew.save`."""
-        self._coordinator.finish()
-
-    def summarize(self, *, stopped: bool) -> tuple[str, ...]:
-        """See `Crew.summarize`."""
-        del stopped
-        return self._aggregator.finish()
-
-    def close(self, *, stopped: bool) -> None:
-        """See `Crew.close`."""
-        del stopped
-        self._runner.close()
-
     def leave(self) -> tuple[str, ...]:
         """Write what was computed, for a crew with a model to go on; return notes."""
         self.save()
         if self._maybe_aggregator is not None:
             self._maybe_aggregator.finish()
         return self._coordinator.state().notes
-
-    @property
-    def _aggregator(self) -> Aggregator:
-        # Made for the first sample: a study that goes on with a model makes another one.
-        if self._maybe_aggregator is None:
-            self._maybe_aggregator = Aggregator(self._study, self._output.specs, self._output.inspections)
-        return self._maybe_aggregator
-
-    def _log(self, sample: SampleResult) -> None:
-        self._aggregator.log(sample)

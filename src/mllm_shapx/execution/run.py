@@ -82,7 +82,7 @@ def run_config(
 
 
 def _check_that_it_stays(study: Study) -> None:
-    """Refuse to write into the copy of the working directory that Ray makes for a job, and removes."""
+    """Refuse to write into Ray's copy of a job's working directory, which Ray removes."""
     if JOB_VARIABLE in os.environ and _UNPACKED in study.output_uri:
         raise OutputError(
             f"output_root is a relative path, which in this Ray job means {study.output_uri}: Ray's own "
@@ -93,7 +93,7 @@ def _check_that_it_stays(study: Study) -> None:
 
 @contextlib.contextmanager
 def _naming(loaded: LoadedConfig) -> Iterator[None]:
-    """Let errors of the dataset, the model and the output say which config they belong to."""
+    """Put the config's path before errors of the dataset, the model and the output."""
     try:
         yield
     except (DatasetError, ModelError, OutputError) as error:
