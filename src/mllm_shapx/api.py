@@ -34,7 +34,7 @@ type Config = str | os.PathLike[str] | Mapping[str, Any]
 """A config file's path, or what such a file holds. Relative paths in a dict start where Python runs."""
 
 _FROM_A_DICT = Path("the config given as a dict")
-"""Stands where messages name the config's file."""
+"""Used in messages in place of the config's path."""
 
 
 class RunKeywords(TypedDict, total=False):
@@ -83,7 +83,7 @@ def run(
         UsageError: When the config or the call is wrong; nothing is written then.
         StorageError: When results could not be written any more.
     """
-    from mllm_shapx.execution.studies import run_config
+    from mllm_shapx.execution.run import run_config
     from mllm_shapx.reporting.progress import ProgressReporter
 
     loaded, asked, request = _loaded(config), RunOptions(**options), StopRequest()
@@ -116,7 +116,7 @@ def plan(config: Config, *, skip_data: bool = False) -> Plan:
 def load(directory: str | os.PathLike[str]) -> "Results":
     """Return the results of an experiment set's directory or of one run's. Writes nothing.
 
-    The study may still be running: what is read is what is on disk at that moment.
+    The study may still be running: its files are read as they are at that moment.
 
     Raises:
         UsageError: When the directory holds no results.
@@ -229,7 +229,7 @@ def _loaded(config: Config) -> LoadedConfig:
 
 
 class _Lines(io.StringIO):
-    """Takes what another thread writes; a notebook's stream is written to by the thread of its cell alone."""
+    """Keeps what another thread writes: only the thread of a notebook's cell may write to its stream."""
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__()
@@ -237,12 +237,12 @@ class _Lines(io.StringIO):
         self._waiting: queue.SimpleQueue[str] = queue.SimpleQueue()
 
     def write(self, text: str) -> int:
-        """Keep the text for `hand_on`."""
+        """Keep the text for `pass_on`."""
         self._waiting.put(text)
         return len(text)
 
-    def hand_on(self) -> None:
-        """Write what was kept to the stream. One that is closed or gone is no reason to stop the work."""
+    def pass_on(self) -> None:
+        """Write the kept text to the stream. A closed stream does not stop the work."""
         while not self._waiting.empty():
             with contextlib.suppress(OSError, ValueError):
                 self._stream.write(self._waiting.get())
@@ -250,7 +250,7 @@ class _Lines(io.StringIO):
 
 
 def _in_a_thread[T](work: Callable[[], T], request: StopRequest, lines: _Lines) -> T:
-    """Return what `work` returns. Its thread has no event loop, unlike a notebook's main thread."""
+    """Return the result of `work`, which runs in a thread without an event loop, unlike a notebook's."""
     result: Future[T] = Future()
 
     def body() -> None:
@@ -273,14 +273,14 @@ def _in_a_thread[T](work: Callable[[], T], request: StopRequest, lines: _Lines) 
 
 
 def _wait_for(result: Future[Any], lines: _Lines) -> None:
-    """Wait in short steps: an interrupt that a notebook sends is not always a signal that ends a wait.
+    """Wait in short steps: a notebook's interrupt is not always a signal that ends a wait.
 
-    `Thread.join` would not do: interrupted, it takes a running thread for a finished one (Python 3.12).
+    Not by `Thread.join`: when interrupted, it takes a running thread for a finished one (Python 3.12).
     """
     while not result.done():
         wait([result], timeout=0.2)
-        lines.hand_on()
-    lines.hand_on()
+        lines.pass_on()
+    lines.pass_on()
 
 
 def _sample(files: RunFiles, row: int) -> SampleResult:

@@ -43,7 +43,7 @@ class Device:
             self.busy += seconds
             self.clock.now += seconds
             self.generated[unit.generation_key] = self.generated.get(unit.generation_key, 0) + batch
-            self.forecast.hear("worker", Beat((), 0, self.busy, generated=dict(self.generated)))
+            self.forecast.observe("worker", Beat((), 0, self.busy, generated=dict(self.generated)))
         self.forecast.settled(unit)
 
     @staticmethod
@@ -154,7 +154,7 @@ def test_a_planned_study_knows_its_time_left_after_a_tenth(seed: int, warm_up_s:
             slower = 2.0 if clock.now < warm_up_s else 1.0
             clock.now += tokens[each.cost_key] * (0.004 + 0.0003 * batch) * slower * draw.uniform(0.85, 1.15)
             generated[each.cost_key] = generated.get(each.cost_key, 0) + batch
-            forecast.hear("worker", Beat((), 0, clock.now, generated=dict(generated)))
+            forecast.observe("worker", Beat((), 0, clock.now, generated=dict(generated)))
         forecast.settled(each)
         done += each.cost
     assert said is not None

@@ -34,7 +34,7 @@ class AnswerFiles:
         return frozenset(self._keys.values())
 
     def holds(self, unit: WorkUnit, places: Collection[tuple[int, str]]) -> bool:
-        """Whether something is stored of a unit; `places` are the store's."""
+        """Whether answers of a unit are stored; `places` are those of the store."""
         return (unit.row_index, self._keys[unit.generation_key]) in places
 
     def read(self, unit: WorkUnit) -> tuple[Answers, tuple[str, ...]]:

@@ -23,12 +23,20 @@ class Forecast:
     def __init__(self, units: Iterable[WorkUnit], clock: Callable[[], float] = time.monotonic) -> None:
         self.device_seconds = 0.0
         """Time that the workers' devices have spent in the model."""
+        self.settled_answers = 0.0
+        """Expected answers of the units that need nothing more."""
+        self.total_answers = 0.0
+        """Expected answers of all units."""
         self._cost = AnswerCost()
         self._clock = clock
+        self.settled_answers = 0.0
+        """Expected answers of the units that need nothing more."""
+        self.total_answers = 0.0
+        """Expected answers of all units."""
         self._left: defaultdict[str, float] = defaultdict(float)
         for unit in units:
+            self.total_answers += unit.cost
             self._left[unit.cost_key] += unit.cost
-        self._settled = 0.0
         self._generated = 0
         self._stored: dict[str, float] = {}
         self._beats: dict[str, Beat] = {}
@@ -41,9 +49,9 @@ class Forecast:
     def settled(self, unit: WorkUnit) -> None:
         """Note that a unit needs nothing more."""
         self._left[unit.cost_key] -= unit.cost
-        self._settled += unit.cost
+        self.settled_answers += unit.cost
 
-    def hear(self, worker: str, beat: Beat) -> None:
+    def observe(self, worker: str, beat: Beat) -> None:
         """Learn from a worker's heartbeat what answers cost."""
         before = self._beats.get(worker, Beat((), 0, 0.0))
         new = {key: max(0, count - before.generated.get(key, 0)) for key, count in beat.generated.items()}
@@ -59,7 +67,7 @@ class Forecast:
         """Whether to correct the queue's order now: only where its units differ in what an answer costs."""
         if len(self._left) < 2 or self._clock() - self._reordered < REORDER_S:  # noqa: PLR2004
             return False
-        if self._settled < 2 * SCOUTED_AT * (self._settled + sum(self._left.values())):
+        if self.settled_answers < 2 * SCOUTED_AT * (self.settled_answers + sum(self._left.values())):
             return False  # the scouts are not out yet
         self._reordered = self._clock()
         return True
@@ -74,7 +82,7 @@ class Forecast:
         Args:
             under_way: Units that workers hold, with the answers that each has already.
         """
-        share = self._share_generated(self._settled + sum(answers for _, answers in under_way))
+        share = self._share_generated(self.settled_answers + sum(answers for _, answers in under_way))
         found = {key: self._cost.seconds(key) for key in self._left}
         return {key: each * share for key, each in found.items() if each is not None}
 
@@ -93,6 +101,6 @@ class Forecast:
         return sum(max(0.0, answers) * pace[key] for key, answers in left.items())
 
     def _share_generated(self, done: float) -> float:
-        """Return how many of the expected answers had to be generated: coalitions may have one prompt."""
+        """Return the share of expected answers that were generated: coalitions may have equal prompts."""
         fresh = done - sum(self._stored.values())
         return self._generated / fresh if fresh > 0.0 and self._generated else 1.0

@@ -1,4 +1,4 @@
-"""From a config file to a study that can start: rows, model identity, and an output directory that agrees.
+"""Prepares a study: its rows, its model's version, and an output directory that matches the config.
 
 Nothing is written before `open_output`, so that a wrong config leaves no trace.
 """
@@ -15,17 +15,15 @@ from mllm_shapx.data.selection import select_rows
 from mllm_shapx.data.sources import open_table
 from mllm_shapx.errors import OutputError, UsageError
 from mllm_shapx.execution.answers import keys_in_use
-from mllm_shapx.execution.dataset import content_of, dataset_path, find_changed_rows, make_again, pinned
+from mllm_shapx.execution.dataset import OldPlayers, content_of, find_changed_rows, make_again, pinned
 from mllm_shapx.execution.environment import library_versions
 from mllm_shapx.execution.messages import Study
-from mllm_shapx.execution.old_players import OldPlayers
 from mllm_shapx.execution.options import RunOptions
-from mllm_shapx.execution.resolved import in_the_configs_words
+from mllm_shapx.execution.spec_content import ENCODER_COMMIT, run_spec
 from mllm_shapx.explaining.value_models import value_model
 from mllm_shapx.models.control_tokens import control_token_warnings
 from mllm_shapx.models.encoder import encoder_version
 from mllm_shapx.models.registry import model_version
-from mllm_shapx.planning.bounds import budget_bounds
 from mllm_shapx.planning.runs import RunSpec
 from mllm_shapx.planning.sweep import expand, player_rule
 from mllm_shapx.records.environments import ENVIRONMENTS, MODEL, history
@@ -33,33 +31,24 @@ from mllm_shapx.records.layout import GENERATIONS, SHARDS
 from mllm_shapx.records.lock import OutputLock
 from mllm_shapx.records.runs import RunInspection, RunRecords
 from mllm_shapx.records.shards import found_shards
-from mllm_shapx.records.spec import (
-    DATASET_COMMIT,
-    DATASET_PATH,
-    RESULT_SETTINGS,
-    SELECTED_ROWS,
-    differences,
-    selected_rows,
-)
+from mllm_shapx.records.spec import RESULT_SETTINGS, differences
 from mllm_shapx.records.storage import Storage, join_uri, open_storage, write_json
 from mllm_shapx.records.store import CoalitionStore, PruneResult
 
-_ENCODER = "embedding_commit"
-
 CONFIG = "config.json"
-"""Copy of the config, bases merged in, beside the runs' folders: `retry` needs nothing else."""
+"""Copy of the config, bases merged in, beside the runs' folders. `retry` reads it."""
 
 
 @dataclass(frozen=True)
 class OpenOutput:
-    """An output directory that belongs to this driver until the lock is released."""
+    """An output directory whose lock this process holds."""
 
     lock: OutputLock
     inspections: Mapping[str, RunInspection]
     specs: Mapping[str, dict[str, Any]]
     """Run -> content of its `spec.json`."""
     notes: tuple[str, ...]
-    """What was healed, moved or replaced, in words."""
+    """What was repaired, moved or replaced, in words."""
 
 
 def prepare(loaded: LoadedConfig, options: RunOptions) -> tuple[Study, tuple[str, ...]]:
@@ -165,7 +154,7 @@ def check_output(study: Study, options: RunOptions) -> None:
 
 
 def _refuse_older_runs(study: Study, storage: Storage) -> None:
-    """Refuse to add to samples of the older runner: it draws other coalitions and keeps less of a sample."""
+    """Refuse to add to samples of the older runner, which draws other coalitions and stores less."""
     older = [run.name for run in study.runs if RunRecords(storage, run.name).is_of_older_runner()]
     if older:
         more = f" and {len(older) - 5} more" if len(older) > 5 else ""  # noqa: PLR2004
@@ -177,7 +166,7 @@ def _refuse_older_runs(study: Study, storage: Storage) -> None:
 
 
 def _check_shards(study: Study, options: RunOptions, storage: Storage) -> None:
-    """Refuse to compute in one layout what is there in the other."""
+    """Refuse to mix shards and the plain layout."""
     if options.shard is None:
         if found := found_shards(storage):
             raise OutputError(
@@ -201,7 +190,7 @@ def has_begun(study: Study) -> bool:
 
 
 def open_output(study: Study, options: RunOptions) -> OpenOutput:
-    """Take the output directory, bring it in order and write each run's `spec.json` and checkpoint.
+    """Lock the output directory, repair it, and write each run's `spec.json` and checkpoint.
 
     Raises:
         OutputError: Another driver holds it, or its results were made with other settings.
@@ -251,7 +240,7 @@ def _take_over(
             )
         inspection = records.inspect(study.rows, old_players.of_run(run))
         notes += (*records.heal(inspection), *inspection.notes)
-        # The moment that the checkpoint will name: W&B knows a run again by it.
+        # The time that the checkpoint will name: W&B recognizes a run by it.
         created_at = time.time() if inspection.created_at is None else inspection.created_at
         inspections[run.name] = replace(inspection, created_at=created_at)
     changed = find_changed_rows(study, inspections, accept=options.accept_changed_rows)
@@ -269,7 +258,7 @@ def _take_over(
 
 
 def _check_settings(study: Study, specs: dict[str, dict[str, Any]], storage: Storage) -> list[str]:
-    """Refuse to mix results of different settings in one run's directory; carry the history of runs on."""
+    """Refuse to mix results of different settings in one run's directory; keep the runs' history."""
     notes: list[str] = []
     conflicts = []
     for run in study.runs:
@@ -279,8 +268,8 @@ def _check_settings(study: Study, specs: dict[str, dict[str, Any]], storage: Sto
             notes += _renamed(storage, run)
             continue
         new = specs[run.name][RESULT_SETTINGS]
-        # Older versions did not record the encoder's commit: what is not known is not compared.
-        keys = differences({_ENCODER: new[_ENCODER], **(old.get(RESULT_SETTINGS) or {})}, new)
+        # Older versions did not record the encoder's commit, which is then not compared.
+        keys = differences({ENCODER_COMMIT: new[ENCODER_COMMIT], **(old.get(RESULT_SETTINGS) or {})}, new)
         if keys:
             conflicts.append(f"  - {run.name}: {', '.join(keys)}")
         specs[run.name] |= {
@@ -299,44 +288,11 @@ def _check_settings(study: Study, specs: dict[str, dict[str, Any]], storage: Sto
 
 
 def _renamed(storage: Storage, run: RunSpec) -> list[str]:
-    """Return a note where an earlier version has done a run under another name; its draws were others."""
+    """Return a note if an earlier version has done the run under another name, with other draws."""
     former = run.former_name
     if former is None or RunRecords(storage, former).state() == "empty":
         return []
     return [f"{run.name}: an earlier version has done it as {former}, which is kept; it is done again"]
-
-
-def run_spec(study: Study, run: RunSpec) -> dict[str, Any]:
-    """Return the content of a run's `spec.json`: resolved settings and versions, no secrets."""
-    settings = {
-        **run.result_settings,
-        "model_commit": study.model_commit,
-        "dataset_commit": study.dataset_commit,
-        _ENCODER: study.encoder_commit(run),
-    }
-    if run.value_model is not None:  # absent where there is none: specs of earlier studies stay equal
-        settings["value_model_commit"] = run.value_model.commit
-    return {
-        "schema_version": 2,
-        "experiment_set_id": study.experiment_set_id,
-        "run_name": run.name,
-        "run_slug": run.name,
-        "explainer_type": run.explainer_type,
-        **in_the_configs_words(study, run),
-        RESULT_SETTINGS: settings,
-        "budget_bounds": budget_bounds(run, study.rows, study.players),
-        "generation_key": run.generation_key,
-        "batch_size": run.connector_kwargs.batch_size,
-        "attn_implementation": run.connector_kwargs.attn_implementation,
-        "seed": "sha256 of run name and row index; each sample records its own",
-        SELECTED_ROWS: selected_rows(study.rows),
-        "rows_total": len(study.rows),
-        DATASET_COMMIT: study.dataset_commit or study.dataset_content,
-        DATASET_PATH: dataset_path(study.dataset, study.config_path),
-        "libraries": library_versions(),
-        ENVIRONMENTS: [],
-        MODEL: None,
-    }
 
 
 def _absolute(uri: str) -> str:
@@ -347,7 +303,7 @@ def prune_answers(study: Study) -> PruneResult:
     """Remove stored answers that no run of the study needs: other settings, other models, other rows.
 
     Raises:
-        OutputError: When a driver is at work in the directory.
+        OutputError: When a driver is running in the directory.
     """
     storage = open_storage(study.output_uri)
     lock = OutputLock(storage)

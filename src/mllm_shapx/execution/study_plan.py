@@ -1,4 +1,4 @@
-"""What a config will do on its rows and what of it is done, without loading a model or writing anything."""
+"""Plans one config: what it will do on its rows, and how much is done. Loads no model, writes nothing."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -128,11 +128,11 @@ def dry_run(loaded: LoadedConfig, options: RunOptions) -> DryRun:
 
 
 def study_plan(loaded: LoadedConfig, *, skip_data: bool = False) -> StudyPlan:
-    """Return what a config will do.
+    """Return the plan of a config.
 
     Args:
         loaded: The config.
-        skip_data: Whether the dataset is left alone; the plan then has runs and no figures.
+        skip_data: Do not read the dataset; the plan then has runs and no figures.
 
     Raises:
         UsageError: When the runs contradict each other or the dataset cannot be used.

@@ -1,9 +1,8 @@
 """A unit of work explained: one row by all runs of one generation key, on answers that they share."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Protocol
 
 from mllm_shap import ConversationSnapshot
 
@@ -15,26 +14,10 @@ from mllm_shapx.explaining.coalitions import Generate, Keep
 from mllm_shapx.explaining.sample import explain_run, open_row
 from mllm_shapx.explaining.settings import answer_seed, decoding
 from mllm_shapx.explaining.similarity import Embedder, Vector
-from mllm_shapx.models.base import Answer, Decoding, EmbeddingMode
+from mllm_shapx.models.base import Answer, PromptEngine
 from mllm_shapx.models.encoder import TextEncoder
 from mllm_shapx.planning.runs import RunSpec
 from mllm_shapx.records.results import SampleResult
-
-
-class PromptEngine(Protocol):
-    """What answers prompts: `Engine`, or `ServerEngine`."""
-
-    async def answer(
-        self,
-        snapshots: Sequence[ConversationSnapshot],
-        decoding: Decoding,
-        seeds: Sequence[int],
-        on_answer: Callable[[int, Answer], None] | None = None,
-    ) -> list[Answer]:
-        """Answer `snapshots`, in their order; `on_answer` gets each with its index as it comes."""
-
-    async def embed(self, answers: Sequence[Answer], mode: EmbeddingMode, reducer: str) -> list[Vector]:
-        """Return one vector per answer from the model's own states."""
 
 
 class RowExplainer:

@@ -1,8 +1,8 @@
-"""Spreading a heavy row over idle workers: a pool of its coalitions, and who answers which. No ray.
+"""Help for a row with many coalitions: idle workers answer some of them.
 
-The worker that holds the row stays its owner. It puts coalitions into the pool, idle workers take chunks of
-it, and the answers go back to the owner. A helper that dies costs its chunk only; an owner that dies costs
-what it has not fetched.
+The worker that holds the row is its owner. It puts coalitions into a pool, idle workers take chunks of the
+pool, and the answers go back to the owner. When a helper dies, its chunk is answered again. When an owner
+dies, the answers that it has not fetched are lost.
 """
 
 import secrets
@@ -25,31 +25,31 @@ class HelpTask:
 
 
 @dataclass(frozen=True, slots=True)
-class Offer:
-    """What an owner says to the exchange."""
+class HelpOffer:
+    """An owner's message to the exchange."""
 
     unit_id: str
     run_name: str
     masks: tuple[int, ...] = ()
     """Coalitions to put into the pool."""
     take_back: int = 0
-    """Coalitions of the pool that the owner wants back, at most."""
+    """Most coalitions that the owner wants back from the pool."""
     least: int = 1
-    """Coalitions that fill a batch: chunks are multiples of it, but for the last one."""
+    """Coalitions that fill a batch. Chunks are multiples of it, except the last one."""
     most: int = 1
     """Coalitions of the largest chunk."""
     offer_id: str = field(default_factory=lambda: secrets.token_hex(8))
-    """The same when a message is sent again because no reply came."""
+    """Equal when a message is sent again because no reply came."""
 
 
 @dataclass(frozen=True, slots=True)
-class OfferReply:
-    """What the exchange says to an owner."""
+class HelpReply:
+    """The exchange's reply to an owner."""
 
     session: str = ""
-    """Changes when the exchange has forgotten what it had of the unit; empty: it knows no such unit."""
+    """Changes when the exchange has lost its data of the unit; empty for a unit that it does not know."""
     answers: dict[int, Answer] = field(default_factory=dict)
-    """Answers that helpers have given since the last time."""
+    """Answers of helpers since the last reply."""
     returned: tuple[int, ...] = ()
     """Coalitions that come back unanswered."""
     pooled: int = 0
@@ -60,7 +60,7 @@ class OfferReply:
 
 @dataclass(slots=True)
 class _Shared:
-    """All that is given away of one unit."""
+    """What the exchange holds of one unit."""
 
     row_index: int
     session: str = field(default_factory=lambda: secrets.token_hex(8))
@@ -72,13 +72,13 @@ class _Shared:
     returned: list[int] = field(default_factory=list)
     refused: set[str] = field(default_factory=set)
     """Helpers that left coalitions unanswered; they get no more of this unit."""
-    last: tuple[str, OfferReply] = ("", OfferReply())
+    last: tuple[str, HelpReply] = ("", HelpReply())
 
 
 class HelpExchange:
-    """Coalitions in the pool, chunks with helpers, and answers waiting for their owner.
+    """The pools of all units, the chunks that helpers hold, and the answers for the owners.
 
-    Every call may be repeated: an offer that arrives twice gets the reply that it got at first.
+    Every call may be repeated: an offer that arrives twice gets the same reply.
     """
 
     def __init__(self) -> None:
@@ -86,11 +86,11 @@ class HelpExchange:
         self._claimed: dict[int, tuple[str, HelpTask]] = {}
         self._next_task = 0
 
-    def exchange(self, offer: Offer, row_index: int, workers: Collection[str]) -> OfferReply:
-        """Take an owner's coalitions and give it what has come back.
+    def exchange(self, offer: HelpOffer, row_index: int, workers: Collection[str]) -> HelpReply:
+        """Take an owner's coalitions and return what has come back.
 
         Args:
-            offer: What the owner gives and wants.
+            offer: What the owner offers and wants.
             row_index: The unit's row.
             workers: Workers beside the owner that help, or could.
         """
@@ -100,7 +100,7 @@ class HelpExchange:
         shared.run_name, shared.least, shared.most = offer.run_name, offer.least, offer.most
         shared.pool.extend(offer.masks)
         back = [shared.pool.pop() for _ in range(min(offer.take_back, len(shared.pool)))]
-        reply = OfferReply(
+        reply = HelpReply(
             session=shared.session,
             answers=shared.answers,
             returned=(*shared.returned, *back),
@@ -112,7 +112,7 @@ class HelpExchange:
         return reply
 
     def claim(self, helper: str) -> HelpTask | None:
-        """Give `helper` a chunk of the unit that has most in the pool; None when there is nothing for it."""
+        """Return a chunk of the unit with the largest pool for `helper`; None when there is none."""
         unit_id = max(
             (key for key, shared in self._shared.items() if shared.pool and helper not in shared.refused),
             key=lambda key: len(self._shared[key].pool),
@@ -130,7 +130,7 @@ class HelpExchange:
         return task
 
     def deliver(self, task_id: int, answers: dict[int, Answer]) -> None:
-        """Take a helper's answers; coalitions that it leaves out go back to the owner."""
+        """Take a helper's answers. Coalitions without an answer go back to the owner."""
         helper, task = self._claimed.pop(task_id, (None, None))
         shared = None if task is None else self._shared.get(task.unit_id)
         if helper is None or task is None or shared is None:
@@ -142,7 +142,7 @@ class HelpExchange:
             shared.refused.add(helper)
 
     def helper_lost(self, helper: str) -> None:
-        """Put what a dead helper had taken into the pool again."""
+        """Put the chunks of a dead helper into the pool again."""
         for task_id, (owner, task) in list(self._claimed.items()):
             if owner == helper:
                 del self._claimed[task_id]
@@ -150,7 +150,7 @@ class HelpExchange:
                     self._shared[task.unit_id].pool.extend(task.masks)
 
     def close(self, unit_id: str) -> None:
-        """Forget a unit that is done, or whose owner is gone."""
+        """Forget a unit that is done, or whose owner is dead."""
         self._shared.pop(unit_id, None)
 
     def is_helping(self, worker: str) -> bool:
@@ -166,9 +166,9 @@ class HelpExchange:
 def chunk_size(left: int, parties: int, least: int, most: int) -> int:
     """Return how many of `left` coalitions one of `parties` workers takes at a time.
 
-    Guided self-scheduling: half of a fair share for each of the two chunks that a worker has in hand, so
-    that chunks shrink towards the end and all workers end together. At most `most`, and whole batches of
-    `least` as long as there are any.
+    Guided self-scheduling: a worker holds two chunks, each half of its fair share, so that chunks shrink
+    towards the end and all workers end together. At most `most`, and whole batches of `least` while there
+    are any.
     """
     batches = min(most, left // (4 * parties)) // least
     return min(left, max(1, batches) * least)

@@ -1,4 +1,4 @@
-"""Answering a row's coalitions: the worker's own engine, and idle workers beside it."""
+"""Answers the coalitions of a row by the worker's own engine, and by idle workers that help."""
 
 import asyncio
 import contextlib
@@ -10,7 +10,7 @@ from typing import Self
 
 from mllm_shap import ConversationSnapshot
 
-from mllm_shapx.execution.sharing import Offer, OfferReply, chunk_size
+from mllm_shapx.execution.helping import HelpOffer, HelpReply, chunk_size
 from mllm_shapx.explaining.coalitions import Keep
 from mllm_shapx.models.base import Answer
 
@@ -18,12 +18,12 @@ OnAnswer = Callable[[int, Answer], None]
 AnswerHere = Callable[[Mapping[int, ConversationSnapshot], OnAnswer], Awaitable[None]]
 """Answers coalitions with the worker's own engine."""
 
-Exchange = Callable[[Offer], Awaitable[OfferReply]]
+Exchange = Callable[[HelpOffer], Awaitable[HelpReply]]
 
 ROUNDS_IN_HAND = 2
-"""Rounds given to the engine at a time, so that it never waits for the next."""
+"""Rounds that the engine gets at a time, so that it never waits for the next one."""
 BATCHES_A_ROUND = 2
-"""Batches of the largest round: enough to order them, few enough to leave the rest to others."""
+"""Batches of the largest round: enough to sort by length, few enough to leave work for helpers."""
 EXCHANGE_S = 0.2
 """Seconds between two exchanges while others help."""
 LAST_EXCHANGE_S = 0.05
@@ -31,14 +31,14 @@ LAST_EXCHANGE_S = 0.05
 LOOK_S = 1.0
 """Seconds between two looks for helpers while there are none."""
 PATIENCE_S = 30.0
-"""Seconds without an answer after which the owner answers itself what helpers have not."""
+"""Seconds without an answer after which the owner answers the coalitions of its helpers itself."""
 PATIENCE_ROUNDS = 5.0
-"""The same in terms of the longest round that the owner's own engine took, whichever is longer."""
+"""The same in rounds of the owner's own engine, the longest one; the later of both counts."""
 
 
 @dataclass(eq=False, slots=True)
 class _Call:
-    """One call of `answer` and what it waits for."""
+    """One call of `answer`, and the answers that it still needs."""
 
     prompts: Mapping[int, ConversationSnapshot]
     keep: Keep
@@ -46,19 +46,18 @@ class _Call:
     done: "asyncio.Future[None]"
 
 
-class RowGeneration:
+class RowAnswerer:
     """Answers the coalitions that one run asks of one row; a context manager.
 
-    What others could help with lies in the exchange's pool: the owner keeps a fair share and takes the rest
-    back as it gets on. Coalitions are taken by their prompts' lengths, the longest first, so that batches
-    are even.
+    Coalitions that others could answer are in the exchange's pool: the owner keeps a fair share and takes
+    more back as it proceeds. The longest prompts are taken first, so that batches are even.
 
     Args:
         unit_id: The unit that the row belongs to.
         run_name: The run that asks.
-        here: The worker's own engine.
+        here: Answers with the worker's own engine.
         exchange: The coordinator's exchange.
-        batch_size: Tells how many prompts make a batch at present.
+        batch_size: Returns the current number of prompts in a batch.
     """
 
     def __init__(
@@ -84,31 +83,31 @@ class RowGeneration:
         self._failure: Exception | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._more = asyncio.Event()
-        self._hungry = asyncio.Event()
-        self._trading = asyncio.Lock()
-        self._heard = time.monotonic()
+        self._is_idle = asyncio.Event()
+        self._exchanging = asyncio.Lock()
+        self._heard_at = time.monotonic()
         self._longest_round = 0.0
 
     async def __aenter__(self) -> Self:
-        """Do nothing yet: a run whose answers are all stored needs no engine."""
+        """Start nothing yet: a run whose answers are all stored needs no engine."""
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stop; leave nothing in the pool."""
-        # Not in the middle of an exchange: what it brings back would be lost.
-        async with self._trading:
+        """Stop, and take all coalitions out of the pool."""
+        # Not during an exchange, whose answers would be lost.
+        async with self._exchanging:
             for task in self._tasks:
                 task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._outstanding:
-            await self._exchange(Offer(self._unit_id, self._run_name, take_back=len(self._outstanding)))
+            await self._exchange(HelpOffer(self._unit_id, self._run_name, take_back=len(self._outstanding)))
 
     async def answer(self, prompts: Mapping[int, ConversationSnapshot], keep: Keep) -> None:
         """Answer `prompts` (mask -> prompt); `keep` gets each answer once, as it comes.
 
-        Calls may run side by side; none asks for what another one is waiting for.
+        Calls may run at the same time, for different coalitions.
 
         Raises:
             Exception: Whatever the worker's own engine raised.
@@ -132,14 +131,14 @@ class RowGeneration:
 
     def _start(self) -> None:
         if not self._tasks:
-            jobs = [self._work() for _ in range(ROUNDS_IN_HAND)] + [self._spread()]
+            jobs = [self._work() for _ in range(ROUNDS_IN_HAND)] + [self._get_help()]
             self._tasks = [asyncio.create_task(self._guard(job)) for job in jobs]
 
     async def _guard(self, job: Awaitable[None]) -> None:
-        """Hand an error to whoever waits for answers."""
+        """Pass an error to the calls that wait for answers."""
         try:
             await job
-        except Exception as error:  # noqa: BLE001 -- the caller's, who gets it as it is
+        except Exception as error:  # noqa: BLE001 -- the caller gets it unchanged
             self._failure = error
             for call in set(self._calls.values()):
                 if not call.done.done():
@@ -154,7 +153,7 @@ class RowGeneration:
                 await self._here(prompts, self._take)
                 self._longest_round = max(self._longest_round, time.monotonic() - started)
             else:
-                self._hungry.set()
+                self._is_idle.set()
                 self._more.clear()
                 await self._more.wait()
 
@@ -172,12 +171,12 @@ class RowGeneration:
         return taken
 
     def _queue(self, masks: Iterable[int]) -> None:
-        """Put coalitions among those that wait; the longest prompts come last, to be taken first."""
+        """Add coalitions to the waiting ones, sorted by length: the longest come last and are taken first."""
         self._waiting = sorted((*self._waiting, *masks), key=self._lengths.__getitem__)
         self._more.set()
 
     def _take(self, mask: int, answer: Answer) -> None:
-        """Hand an answer on, unless somebody else's came before it."""
+        """Pass an answer on, unless the coalition has one already."""
         self._outstanding.discard(mask)
         call = self._calls.pop(mask, None)
         if call is None:
@@ -197,15 +196,15 @@ class RowGeneration:
 
     # --- helpers
 
-    async def _spread(self) -> None:
-        """Trade with the exchange while there is something to give or to get."""
+    async def _get_help(self) -> None:
+        """Exchange with helpers while there are coalitions to give or answers to get."""
         await asyncio.sleep(0)  # the engine first
         while True:
             if self._outstanding or len(self._waiting) > self._batch:
-                await self._trade()
+                await self._exchange_all()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._hungry.wait(), self._pause)
-            self._hungry.clear()
+                await asyncio.wait_for(self._is_idle.wait(), self._pause)
+            self._is_idle.clear()
 
     @property
     def _pause(self) -> float:
@@ -213,46 +212,48 @@ class RowGeneration:
             return LOOK_S
         return EXCHANGE_S if self._waiting or self._pooled else LAST_EXCHANGE_S
 
-    async def _trade(self) -> None:
-        """Exchange once, or twice when helpers are found that there were none of before."""
-        async with self._trading:
+    async def _exchange_all(self) -> None:
+        """Exchange once; twice when the first helpers were found."""
+        async with self._exchanging:
             alone = not self._helpers
-            await self._trade_once()
+            await self._exchange_once()
             if alone and self._helpers:
-                await self._trade_once()
+                await self._exchange_once()
 
-    async def _trade_once(self) -> None:
-        """Bring what lies here to the owner's fair share of all that nobody has begun."""
+    async def _exchange_once(self) -> None:
+        """Keep the owner's fair share of the coalitions that nobody has begun; offer the rest."""
         batch, share = self._batch, self._share
         given: list[int] = []
         if self._helpers and len(self._waiting) - share >= batch:
-            # From the other end: helpers get the short prompts.
+            # Helpers get the short prompts.
             cut = len(self._waiting) - share
             given, self._waiting = self._waiting[:cut], self._waiting[cut:]
             given.reverse()
         take_back = max(0, share - len(self._waiting)) if self._pooled else 0
         self._outstanding.update(given)
-        offer = Offer(self._unit_id, self._run_name, tuple(given), take_back, batch, BATCHES_A_ROUND * batch)
-        self._take_in(await self._exchange(offer), given)
+        offer = HelpOffer(
+            self._unit_id, self._run_name, tuple(given), take_back, batch, BATCHES_A_ROUND * batch
+        )
+        self._take_reply(await self._exchange(offer), given)
 
     @property
     def _share(self) -> int:
-        """Return how many of the coalitions that nobody has begun should lie here: whole batches."""
+        """Return the owner's fair share of the coalitions that nobody has begun, in whole batches."""
         left = len(self._waiting) + self._pooled
         return -(-left // ((self._helpers + 1) * self._batch)) * self._batch
 
-    def _take_in(self, reply: OfferReply, given: Collection[int]) -> None:
+    def _take_reply(self, reply: HelpReply, given: Collection[int]) -> None:
         for mask, answer in reply.answers.items():
             self._take(mask, answer)
         returned = set(reply.returned)
         if reply.session != self._session:
-            # The exchange knows nothing of what it was given before: the coordinator was restarted.
+            # The coordinator was restarted, and the exchange lost the coalitions that it had.
             returned |= self._outstanding.difference(given if reply.session else ())
             self._session = reply.session
         self._pooled, self._helpers = reply.pooled, reply.helpers
         if reply.answers or self._waiting or reply.pooled:
-            self._heard = time.monotonic()
-        elif time.monotonic() - self._heard > max(PATIENCE_S, PATIENCE_ROUNDS * self._longest_round):
+            self._heard_at = time.monotonic()
+        elif time.monotonic() - self._heard_at > max(PATIENCE_S, PATIENCE_ROUNDS * self._longest_round):
             returned |= self._outstanding
         self._outstanding -= returned
         back = [mask for mask in returned if mask in self._calls]

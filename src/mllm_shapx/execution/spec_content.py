@@ -1,4 +1,4 @@
-"""A run's settings in the config's own words, resolved: from them its experiment set can be built again."""
+"""The content of a run's `spec.json`: resolved settings in the config's own words, and versions."""
 
 import os
 from pathlib import Path
@@ -8,11 +8,57 @@ from mllm_shapx.config.loading import resolve_path
 from mllm_shapx.config.paths import exists
 from mllm_shapx.config.vocabulary import VALUE_FUNCTIONS
 from mllm_shapx.execution.dataset import dataset_path
+from mllm_shapx.execution.environment import library_versions
 from mllm_shapx.execution.messages import Study
+from mllm_shapx.planning.bounds import budget_bounds
 from mllm_shapx.planning.runs import RunSpec
+from mllm_shapx.records.environments import ENVIRONMENTS, MODEL
+from mllm_shapx.records.spec import (
+    DATASET_COMMIT,
+    DATASET_PATH,
+    RESULT_SETTINGS,
+    SELECTED_ROWS,
+    selected_rows,
+)
+
+ENCODER_COMMIT = "embedding_commit"
+"""Key in the result settings for the version of the external encoder."""
 
 
-def in_the_configs_words(study: Study, run: RunSpec) -> dict[str, Any]:
+def run_spec(study: Study, run: RunSpec) -> dict[str, Any]:
+    """Return the content of a run's `spec.json`: resolved settings and versions, no secrets."""
+    settings = {
+        **run.result_settings,
+        "model_commit": study.model_commit,
+        "dataset_commit": study.dataset_commit,
+        ENCODER_COMMIT: study.encoder_commit(run),
+    }
+    if run.value_model is not None:  # absent where there is none: specs of earlier studies stay equal
+        settings["value_model_commit"] = run.value_model.commit
+    return {
+        "schema_version": 2,
+        "experiment_set_id": study.experiment_set_id,
+        "run_name": run.name,
+        "run_slug": run.name,
+        "explainer_type": run.explainer_type,
+        **_config_blocks(study, run),
+        RESULT_SETTINGS: settings,
+        "budget_bounds": budget_bounds(run, study.rows, study.players),
+        "generation_key": run.generation_key,
+        "batch_size": run.connector_kwargs.batch_size,
+        "attn_implementation": run.connector_kwargs.attn_implementation,
+        "seed": "sha256 of run name and row index; each sample records its own",
+        SELECTED_ROWS: selected_rows(study.rows),
+        "rows_total": len(study.rows),
+        DATASET_COMMIT: study.dataset_commit or study.dataset_content,
+        DATASET_PATH: dataset_path(study.dataset, study.config_path),
+        "libraries": library_versions(),
+        ENVIRONMENTS: [],
+        MODEL: None,
+    }
+
+
+def _config_blocks(study: Study, run: RunSpec) -> dict[str, Any]:
     """Return the blocks of a config that give this run alone, and its entry of `experiments` as `variant`.
 
     A variant's overrides are in the blocks. Paths of this machine are absolute, and revisions of the hub are
