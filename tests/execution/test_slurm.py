@@ -1,4 +1,4 @@
-"""Studies on a real Slurm: one node, two nodes, the time limit, preemption, and a job array."""
+"""Studies on a real Slurm: one node, two nodes, the time limit, preemption, scancel, and job arrays."""
 
 import time
 from collections.abc import Callable
@@ -107,6 +107,65 @@ def test_a_job_array_merged_equals_the_plain_run() -> None:
         assert not study.samples_on_disk()
         said = cluster.call("mllm-shapx", "merge", str(study.output))
         assert "4 of 4 samples" in said
+        assert results(study.output) == results(twin.output)
+
+
+def test_an_array_element_that_reaches_its_time_limit_goes_on_and_the_others_are_left_alone() -> None:
+    with SlurmCluster(nodes=1, cpus=4, gpus=0) as cluster:
+        study, twin = study_in(cluster.folder, "study", rows=12)
+        saboteur = Sabotage(cluster.folder)
+        saboteur.set(batch_s=2)
+        alone = "--inline --rows-in-flight 1 --grace 3"
+        options = ("--array", "2", "--drain-before", "60", "--run-options", alone)
+        file = script(cluster, study, "--time", "10", *options)
+        job = cluster.submit(str(file), cwd=study.folder, env=saboteur.env)
+        first, last = f"{job}_0", f"{job}_1"
+        logs = {element: study.folder / f"config-{element}.log" for element in (first, last)}
+        shards = {first: "0-of-2", last: "1-of-2"}
+
+        def done(element: str) -> int:
+            return len(list((study.output / "shards" / shards[element]).glob("*/samples/sample_*.json")))
+
+        until(lambda: done(first) >= 1 and done(last) >= 1, logs[last])
+        state = cluster.state(last)
+        assert state["JobId"] == state["ArrayJobId"], "its SLURM_JOB_ID alone would name the whole array"
+        cluster.call("scontrol", "update", f"jobid={last}", f"TimeLimit={_minutes(state['RunTime']) + 1}")
+        until(lambda: "requeued; the next start goes on" in logs[last].read_text(), logs[last])
+        cluster.call("scontrol", "update", f"jobid={last}", "TimeLimit=10")
+        assert done(last) < 6
+        saboteur.set()
+        for element, restarts in ((first, "0"), (last, "1")):
+            ended = cluster.wait(element, logs[element])
+            assert (ended["JobState"], ended["ExitCode"]) == ("COMPLETED", "0:0"), logs[element].read_text()
+            assert ended["Restarts"] == restarts
+        assert "SIGTERM" not in logs[first].read_text()
+        cluster.call("mllm-shapx", "merge", str(study.output))
+        assert results(study.output) == results(twin.output)
+
+
+def test_a_cancelled_job_drains_is_not_requeued_and_goes_on_when_it_is_submitted_again() -> None:
+    with SlurmCluster(nodes=1, cpus=2, gpus=0) as cluster:
+        study, twin = study_in(cluster.folder, "study", rows=6)
+        saboteur = Sabotage(cluster.folder)
+        saboteur.set(batch_s=0.5)
+        file = script(cluster, study, "--time", "10", "--run-options", "--inline --grace 5")
+        job = cluster.submit(str(file), cwd=study.folder, env=saboteur.env)
+        log = study.folder / f"config-{job}.log"
+        until(lambda: study.samples_on_disk() >= 1, log)
+        before = study.samples_on_disk()
+        cluster.call("scancel", job)
+        assert cluster.wait(job, log)["JobState"] == "CANCELLED"
+        said = log.read_text()
+        assert "SIGTERM: finishing the rows under way, for 5 s at most" in said
+        assert "requeued" not in said
+        assert before < study.samples_on_disk() < 6
+        assert not (study.output / ".lock").exists()
+
+        saboteur.set()
+        again = cluster.submit(str(file), cwd=study.folder)
+        ended = cluster.wait(again, log)
+        assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "0"), log.read_text()
+        assert cluster.state(job)["JobState"] == "CANCELLED"
         assert results(study.output) == results(twin.output)
 
 

@@ -72,7 +72,7 @@ def script(job: SlurmJob) -> str:
     """Return the batch script of a job. The same job gives the same text."""
     parts = [_directives(job), _ABOUT, _environment(job), _study(job), _SIGNALS]
     parts.append(_ONE_NODE if job.nodes == 1 else _MANY_NODES)
-    return "\n".join([*parts, _END])
+    return "\n".join([*parts, _END.replace("JOB_TO_REQUEUE", _ELEMENT if job.shards else "$SLURM_JOB_ID")])
 
 
 def submit(text: str) -> str:
@@ -146,6 +146,9 @@ def job_name(configs: Sequence[str]) -> str:
     stem = configs[0].rpartition("/")[2].rpartition(".")[0] or "study"
     return re.sub(r"[^A-Za-z0-9._-]", "_", stem)
 
+
+_ELEMENT = "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"
+"""One element of a job array. The last element's SLURM_JOB_ID is also the id of the whole array."""
 
 _ABOUT = """
 # Printed by `mllm-shapx slurm`. Print it anew with other options instead of editing it.
@@ -239,7 +242,7 @@ run_study "${study[@]}" --address "$head:$port" --wait-for-nodes "$SLURM_JOB_NUM
 _END = """\
 # --- The end: 143 says that the study was interrupted and can go on
 if [ "$asked" = USR1 ] && [ "$code" -eq 143 ]; then
-  if scontrol requeue "$SLURM_JOB_ID"; then
+  if scontrol requeue "JOB_TO_REQUEUE"; then
     echo "requeued; the next start goes on with the study (starts so far: $((${SLURM_RESTART_COUNT:-0} + 1)))"
   else
     echo "the job could not be requeued; submit it again to go on" >&2
