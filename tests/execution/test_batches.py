@@ -1,11 +1,13 @@
 """Several configs in one call: one that fails is tried again and does not keep the others waiting."""
 
 import json
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 from click.testing import CliRunner, Result
-from small_study import Study, untouched
+from small_study import Process, Sabotage, Study, model_that_does_not_load, untouched
 
 from mllm_shapx.cli import main
 
@@ -77,3 +79,44 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(three: list[Study]
     assert first.startswith(f"{three[0].config}: would make 1 of 2 samples, of 1 run(s) and 2 row(s), in ")
     assert second.startswith(f"{three[1].config}: would be refused: ")
     assert third.startswith(f"{three[2].config}: would make 2 of 2 samples")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_configs_of_a_call_share_one_ray_until_one_fails_which_may_be_its_fault(tmp_path: Path) -> None:
+    saboteur = Sabotage(tmp_path)
+    saboteur.set(slow=[0, 1], slow_s=1.5)
+    first, second, broken, last = (
+        Study(tmp_path / name, rows=2, words=3, settings=ONE_RUN) for name in ("1", "2", "broken", "last")
+    )
+    broken.write_config(connector_kwargs={"model_id": str(model_that_does_not_load(tmp_path))})
+    words = [word for study in (first, second, broken, last) for word in ("--config", str(study.config))]
+    run = Process(["run", *words, "--num-workers", "1"], saboteur.env, tmp_path)
+    heads: dict[str, set[int]] = {"1": set(), "2": set(), "last": set()}
+
+    def look() -> bool:
+        for study in (first, second, last):
+            if (study.output / ".lock").exists():
+                heads[study.folder.name] |= _heads(run.pid)
+        return not run.is_running()
+
+    while not look():
+        time.sleep(0.1)
+    ended = run.wait(10)
+    assert ended.code == 2, ended.out
+    assert "lacks 9 weights" in ended.out
+    assert heads["1"] == heads["2"]
+    assert len(heads["1"]) == len(heads["last"]) == 1
+    assert heads["last"] != heads["1"]
+
+
+def _heads(pid: int) -> set[int]:
+    """Return the process ids of the Ray clusters that a call has started."""
+    found = set()
+    for process in psutil.Process(pid).children(recursive=True):
+        try:
+            if "gcs_server" in process.name():
+                found.add(process.pid)
+        except psutil.Error:
+            continue
+    return found

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -49,6 +50,16 @@ def write_rows(path: Path, count: int, *, words: int = 5, seed: int = 3) -> None
         prompt = draw_prompt(rng, ENGLISH)
         rows.append({"prompt": " ".join(prompt.words[:words]), "language": prompt.language})
     pq.write_table(pa.Table.from_pylist(rows), path)
+
+
+def model_that_does_not_load(folder: Path) -> Path:
+    """Make a copy of the demo's model whose weights lack a layer, which shows when a worker loads it."""
+    model = folder / "model-without-a-layer"
+    shutil.copytree(MODEL, model)
+    config = json.loads((model / "config.json").read_text())
+    config |= {"num_hidden_layers": config["num_hidden_layers"] + 1, "layer_types": None}
+    (model / "config.json").write_text(json.dumps(config))
+    return model
 
 
 @dataclass

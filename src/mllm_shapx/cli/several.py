@@ -39,21 +39,8 @@ def run_configs(
     Raises:
         ShapxError: The error of the only config.
     """
-    results: list[ConfigResult] = []
     request = stop_request()
-    for number, config in enumerate(loaded):
-        note_left(request, loaded[number:], overwrite=options.overwrite)
-        result = _result(config, options, again, request, inline=inline)
-        results.append(result)
-        with no_audience_needed(request):
-            if not isinstance(result.found, ShapxError):
-                _print_outcome(result.found, config, request, show)
-            elif len(loaded) == 1:
-                raise result.found
-            else:
-                say(f"error: {result.found}", err=True)
-        if request.signal is not None and (result.is_interrupted or config is not loaded[-1]):
-            break
+    results = _do_all(loaded, options, again, show, request, inline=inline)
     with no_audience_needed(request):
         _sum_up(loaded, results, as_json=show.as_json)
     code = worst(result.exit_code for result in results)
@@ -70,19 +57,42 @@ def run_configs(
         sys.exit(code)
 
 
-def _result(
-    config: LoadedConfig, options: RunOptions, again: Again, request: StopRequest, *, inline: bool
-) -> ConfigResult:
+def _do_all(
+    loaded: Sequence[LoadedConfig],
+    options: RunOptions,
+    again: Again,
+    show: Show,
+    request: StopRequest,
+    *,
+    inline: bool,
+) -> list[ConfigResult]:
+    """Do the work of the configs on one Ray cluster, and print each outcome; a signal ends it early."""
+    from mllm_shapx.execution.kept_cluster import KeptCluster
     from mllm_shapx.execution.run import run_config
 
-    interactive = None if config.experiment_set.runtime.progress_bar else False
-
-    def work(options: RunOptions) -> StudyOutcome:
+    def do(config: LoadedConfig, options: RunOptions) -> StudyOutcome:
+        interactive = None if config.experiment_set.runtime.progress_bar else False
         with ProgressReporter(sys.stderr, interactive) as reporter:
-            return run_config(config, options, reporter, inline=inline, request=request)
+            return run_config(config, options, reporter, inline=inline, request=request, cluster=cluster)
 
     tell = functools.partial(say, err=True)
-    return run_with_retries(work, config, options=options, again=again, request=request, tell=tell)
+    results: list[ConfigResult] = []
+    with KeptCluster() as cluster:
+        for number, config in enumerate(loaded):
+            note_left(request, loaded[number:], overwrite=options.overwrite)
+            work = functools.partial(do, config)
+            result = run_with_retries(work, config, options=options, again=again, request=request, tell=tell)
+            results.append(result)
+            with no_audience_needed(request):
+                if not isinstance(result.found, ShapxError):
+                    _print_outcome(result.found, config, request, show)
+                elif len(loaded) == 1:
+                    raise result.found
+                else:
+                    say(f"error: {result.found}", err=True)
+            if request.signal is not None and (result.is_interrupted or config is not loaded[-1]):
+                break
+    return results
 
 
 def _print_outcome(outcome: StudyOutcome, config: LoadedConfig, request: StopRequest, show: Show) -> None:

@@ -81,9 +81,8 @@ def connected(options: RunOptions, request: StopRequest | None = None) -> Iterat
             stack.enter_context(_closed_to_others(folder))
         else:
             probe(address, origin)
-        stack.enter_context(contextlib.redirect_stdout(_Logged()))
         stack.callback(_leave)
-        with _own_handlers(request):
+        with logged_output(), _own_handlers(request):
             if address == "local":
                 _start_here(folder)
             else:
@@ -175,7 +174,8 @@ def _leave() -> None:
     if "ray" in sys.modules:
         import ray
 
-        ray.shutdown()
+        with logged_output():
+            ray.shutdown()
 
 
 def _end_processes(folder: Path) -> None:
@@ -221,6 +221,11 @@ class _Logged(io.TextIOBase):
         if text.strip():
             logger.info("%s", text.strip())
         return len(text)
+
+
+def logged_output() -> contextlib.redirect_stdout[_Logged]:
+    """Return a context in which what Ray prints is logged."""
+    return contextlib.redirect_stdout(_Logged())
 
 
 def _join(address: str, origin: str) -> None:

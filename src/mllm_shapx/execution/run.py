@@ -6,7 +6,9 @@ from collections.abc import Iterator
 
 from mllm_shapx.config.loading import LoadedConfig
 from mllm_shapx.errors import DatasetError, ModelError, OutputError
+from mllm_shapx.execution.cluster import plan_resources
 from mllm_shapx.execution.inline import InlineCrew
+from mllm_shapx.execution.kept_cluster import KeptCluster
 from mllm_shapx.execution.lifecycle import Crew, run_to_end, taken
 from mllm_shapx.execution.loading import LoadModel, load_study_model
 from mllm_shapx.execution.messages import Study
@@ -30,6 +32,7 @@ def run_config(
     inline: bool,
     request: StopRequest | None = None,
     load: LoadModel | None = None,
+    cluster: KeptCluster | None = None,
 ) -> StudyOutcome:
     """Explain the rows of one config by all its runs.
 
@@ -40,6 +43,7 @@ def run_config(
         inline: Whether everything is done in this process, without Ray.
         request: Says when a signal came; without one, signals are left to the caller.
         load: Loads the model; None for the one that the config names.
+        cluster: Keeps Ray for the next config; None to leave it at the end.
 
     Raises:
         UsageError: For anything that the user can mend; nothing is written then.
@@ -70,12 +74,11 @@ def run_config(
             output = output or stack.enter_context(taken(study, options, reporter, request))
             crew: Crew = InlineCrew(study, options, output, load)
         else:
-            from mllm_shapx.execution.cluster import connected, plan_resources
-
-            folder = stack.enter_context(connected(options, request))
-            resources = plan_resources(options, study.worker_device)
+            cluster = cluster or stack.enter_context(KeptCluster())
+            folder = stack.enter_context(cluster.joined(options, request))
             from mllm_shapx.execution.driver import Driver
 
+            resources = plan_resources(options, study.worker_device)
             output = output or stack.enter_context(taken(study, options, reporter, request))
             crew = Driver(study, options, resources, output, reporter, folder=folder, load=load)
         return run_to_end(crew, study, output, reporter=reporter, request=request, grace_s=options.grace_s)
