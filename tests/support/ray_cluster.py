@@ -1,6 +1,7 @@
 """A Ray cluster of its own on loopback: `ray start` in the foreground, ended by its process id."""
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -28,16 +29,19 @@ from ray.scripts.scripts import main
 main()
 """
 """The command `ray`, which refuses a second node on loopback otherwise."""
+_HIDE = 'mount -t tmpfs tmpfs "$0" && exec "$@"'
+"""Runs a command for which a folder is empty."""
 
 
 class Node:
     """One node: the `ray start` process and what it started."""
 
-    def __init__(self, args: list[str], env: Mapping[str, str], log: Path) -> None:
+    def __init__(self, args: list[str], env: Mapping[str, str], log: Path, hidden: Path | None) -> None:
         self.log = log
+        without = [] if hidden is None else ["unshare", "--mount", "sh", "-c", _HIDE, str(hidden)]
         with log.open("w") as file:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _RAY, "start", "--block", *args],
+                [*without, sys.executable, "-c", _RAY, "start", "--block", *args],
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 env=dict(env),
@@ -89,6 +93,7 @@ class LoopbackCluster:
         dashboard: Whether the job server runs, for `ray job submit`.
         env: Environment of the workers beside the usual one.
         token: What drivers have to show; without one the cluster takes anybody.
+        more_nodes: Nodes of one CPU and one logical GPU that an autoscaler may start; None for no autoscaler.
     """
 
     def __init__(
@@ -99,6 +104,7 @@ class LoopbackCluster:
         dashboard: bool = False,
         env: Mapping[str, str] | None = None,
         token: str | None = None,
+        more_nodes: int | None = None,
     ) -> None:
         # Paths of sockets are short, so a test's own folder would not do.
         self._folder = Path(tempfile.mkdtemp(prefix="shapx-ray-", dir="/tmp"))
@@ -122,6 +128,9 @@ class LoopbackCluster:
             args += ["--dashboard-host=127.0.0.1", f"--dashboard-agent-listen-port={agent_port}"]
         else:
             args += ["--include-dashboard=false"]
+        if more_nodes is not None:
+            self._env |= {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
+            args += [f"--autoscaling-config={self._autoscaling_config(more_nodes)}"]
         self.nodes: list[Node] = []
         self.head = self._start([*args, f"--ray-client-server-port={client_port}"], cpus)
 
@@ -131,14 +140,57 @@ class LoopbackCluster:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def add_node(self, *, cpus: int, wait: bool = True) -> Node:
-        """Start one more node."""
-        return self._start([f"--address={self.address}", "--num-gpus=0"], cpus, wait=wait)
+    def add_node(
+        self, *, cpus: int, wait: bool = True, name: str | None = None, hidden: Path | None = None
+    ) -> Node:
+        """Start one more node, for which the folder `hidden` is empty; that needs root."""
+        args = [f"--address={self.address}", "--num-gpus=0", *([f"--node-name={name}"] if name else [])]
+        return self._start(args, cpus, wait=wait, hidden=hidden)
 
     @property
     def folder(self) -> Path:
         """Return where the cluster keeps its logs and sockets."""
         return self._folder
+
+    def nodes_asked(self) -> list[dict[str, float]] | None:
+        """Return the request that the autoscaler has, bundle by bundle; None when there was never one."""
+        from ray._private.ray_constants import AUTOSCALER_RESOURCE_REQUEST_CHANNEL
+        from ray._raylet import GcsClient  # type: ignore[attr-defined]
+
+        client = GcsClient(address=self.address)
+        found = client.internal_kv_get(AUTOSCALER_RESOURCE_REQUEST_CHANNEL, None)
+        return None if found is None else list(json.loads(found))
+
+    def _autoscaling_config(self, more_nodes: int) -> Path:
+        """Write the cluster file of Ray's own provider for tests, which starts nodes on this machine."""
+        node = {"CPU": 1, "GPU": 1, "object_store_memory": 100_000_000}
+        lists = ("setup_commands", "head_setup_commands", "worker_setup_commands", "initialization_commands")
+        more = ("head_start_ray_commands", "worker_start_ray_commands", "cluster_synced_files")
+        settings = {
+            "cluster_name": "test",
+            "max_workers": more_nodes,
+            "idle_timeout_minutes": 60,
+            "upscaling_speed": 10.0,
+            "provider": {
+                "type": "fake_multinode",
+                "gcs_address": self.address,
+                "launch_multiple": True,
+                "use_node_id_as_ip": True,
+                "disable_node_updaters": True,
+                "disable_launch_config_check": True,
+            },
+            "available_node_types": {
+                "ray.head.default": {"resources": {"CPU": 1}, "node_config": {}, "max_workers": 0},
+                "gpu": {"resources": node, "node_config": {}, "max_workers": more_nodes},
+            },
+            "head_node_type": "ray.head.default",
+            "auth": {},
+            "file_mounts": {},
+            **{name: [] for name in (*lists, *more, "rsync_exclude", "rsync_filter")},
+        }
+        path = self._folder / "autoscaling.yaml"
+        path.write_text(json.dumps(settings))
+        return path
 
     def processes(self, name: str) -> Iterator[psutil.Process]:
         """Yield the living processes whose title contains `name`, such as `ray::WorkerActor`."""
@@ -153,10 +205,10 @@ class LoopbackCluster:
             node.stop()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _start(self, args: list[str], cpus: int, *, wait: bool = True) -> Node:
+    def _start(self, args: list[str], cpus: int, *, wait: bool = True, hidden: Path | None = None) -> Node:
         common = ["--node-ip-address=127.0.0.1", f"--num-cpus={cpus}", "--disable-usage-stats"]
         common += ["--object-store-memory=100000000", "--min-worker-port=0", "--max-worker-port=0"]
-        node = Node([*args, *common], self._env, self._folder / f"node-{len(self.nodes)}.log")
+        node = Node([*args, *common], self._env, self._folder / f"node-{len(self.nodes)}.log", hidden)
         self.nodes.append(node)
         try:
             if wait:

@@ -13,7 +13,7 @@ import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from mllm_shapx.errors import ShapxError, first_of
+from mllm_shapx.errors import DatasetError, ModelError, ShapxError, first_of
 from mllm_shapx.execution.actors import CoordinatorClient, WorkerActor, log_tail
 from mllm_shapx.execution.cluster import WorkerResources
 from mllm_shapx.execution.coordinator import Coordinator
@@ -133,7 +133,7 @@ class WorkerPool:
                 self._lost(member, error)
             except ShapxError as error:
                 # The model or the dataset cannot be loaded: other workers would fail too.
-                raise getattr(error, "cause", error) from None
+                raise self._naming_its_node(member, getattr(error, "cause", error)) from None
             except RayError as error:
                 self._lost(member, error)
             else:
@@ -245,10 +245,23 @@ class WorkerPool:
             return (f"(its log could not be fetched: {type(error).__name__})",)
         return lines
 
+    def _naming_its_node(self, member: _Member, error: ShapxError) -> ShapxError:
+        """Return an error of a worker on another node with the node's name: it may lack a path."""
+        node = _node(member.node_id)
+        if node is not None and member.node_id != self._here and isinstance(error, DatasetError | ModelError):
+            name = node["NodeManagerHostname"]
+            if (given := node.get("NodeName")) not in {None, "", node["NodeManagerAddress"]}:
+                name = given
+            where = f"on the node {name} ({node['NodeManagerAddress']})"
+            error.args = (
+                f"{where}: {error}. Every node needs the model and the dataset under the same path",
+            )
+        return error
+
     def _is_node_lost(self, member: _Member) -> bool:
         if member.node_id is None:
             return False
-        node = next((node for node in ray.nodes() if node["NodeID"] == member.node_id), None)
+        node = _node(member.node_id)
         if node is None or not node["Alive"]:
             return True
         # Ray takes 15 s to notice, and the rows of the node's workers would wait as long.
@@ -271,6 +284,11 @@ class WorkerPool:
                 member.stuck = True
                 self._say(f"{name} has shown no progress for {self._stall_s:g} s; it is replaced")
                 ray.kill(member.actor, no_restart=True)
+
+
+def _node(node_id: str | None) -> dict[str, Any] | None:
+    """Return what Ray knows of a node; None when it does not know it."""
+    return next((node for node in ray.nodes() if node["NodeID"] == node_id), None)
 
 
 def _is_refused(host: str, port: int) -> bool:
