@@ -107,8 +107,8 @@ def test_a_node_that_lacks_the_dataset_or_the_model_is_named(tmp_path: Path) -> 
     shutil.copy(study.folder / "rows.parquet", hidden / "rows.parquet")
     lacking_rows = {"dataset": {"source": "local_parquet", "path": str(hidden / "rows.parquet")}}
     lacking_model = {"connector_kwargs": {"model_id": str(hidden / "model"), "dtype": "float32"}}
-    with LoopbackCluster(cpus=0) as cluster:  # all workers are on the other node
-        cluster.add_node(cpus=1, name="the-second-node", hidden=hidden)
+    with LoopbackCluster(cpus=1) as cluster:  # a worker that takes two CPUs is on the other node
+        cluster.add_node(cpus=2, name="the-second-node", hidden=hidden)
         for settings in (lacking_rows, lacking_model):
             study.write_config(**settings)
             words = ("--num-workers", "1", "--overwrite", "--address", cluster.address)

@@ -353,7 +353,8 @@ def plan_resources(options: RunOptions, device: str | None) -> WorkerResources:
     import ray
 
     have: dict[str, Any] = ray.cluster_resources()
-    gpus, cpus = float(have.get("GPU", 0.0)), float(have.get("CPU", 1.0))
+    gpus = float(have.get("GPU", 0.0))
+    cpus = [float(node["Resources"].get("CPU", 0.0)) for node in ray.nodes() if node["Alive"]]
     wants_gpus = (
         options.num_gpus if options.num_gpus is not None else (0.0 if device in {"cpu", "mps"} else gpus)
     )
@@ -380,7 +381,10 @@ def plan_resources(options: RunOptions, device: str | None) -> WorkerResources:
     return WorkerResources(workers, per_worker, min(1.0, _cpu_share(cpus, workers)))
 
 
-def _cpu_share(cpus: float, workers: int) -> float:
-    """Return the CPUs of one worker: a whole number if there are enough, else equal parts."""
-    share = cpus / workers
-    return float(int(share)) if share >= 1.0 else int(share * 100) / 100.0
+def _cpu_share(cpus: list[float], workers: int) -> float:
+    """Return the CPUs of one worker, which is on one node: a whole number, or a part where there are few."""
+    share = sum(cpus) / workers
+    if share < 1.0:
+        return int(share * 100) / 100.0
+    fitting = (each for each in range(int(share), 1, -1) if sum(one // each for one in cpus) >= workers)
+    return float(next(fitting, 1))
