@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, wait
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO, TypedDict, Unpack, cast
+from typing import TYPE_CHECKING, Any, Literal, TextIO, TypedDict, Unpack, cast
 
 from mllm_shapx.config.loading import LoadedConfig, load_config
 from mllm_shapx.errors import StorageError, UsageError
@@ -45,7 +45,7 @@ class RunKeywords(TypedDict, total=False):
     accept_changed_rows: bool
     max_samples: int | None
     shard: Shard | None
-    num_gpus: float | None
+    num_gpus: float | Literal["all"] | None
     num_workers: int | None
     workers_per_gpu: int
     gpus_per_worker: float | None

@@ -99,6 +99,8 @@ def test_options_that_contradict_each_other_are_refused() -> None:
         mllm_shapx.run(config, resume=True, overwrite=True)
     with pytest.raises(mllm_shapx.UsageError, match="goes with resume"):
         mllm_shapx.run(config, accept_changed_rows=True)
+    with pytest.raises(mllm_shapx.UsageError, match="num_gpus='some' is neither a number nor 'all'"):
+        mllm_shapx.run(config, num_gpus="some")  # type: ignore[arg-type]
 
 
 def test_run_takes_every_option_of_the_command() -> None:

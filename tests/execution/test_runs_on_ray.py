@@ -63,7 +63,7 @@ def test_four_two_and_one_worker_stopped_killed_and_resumed_give_what_one_proces
     # So slow that the first worker is not through before the fourth has loaded.
     saboteur.set(slow=list(range(ROWS)), slow_s=10.0)
 
-    first = study.start("--num-gpus", "4", "--rows-in-flight", "2", *to_cluster)
+    first = study.start("--num-gpus", "all", "--rows-in-flight", "2", *to_cluster)
     first.wait_for(lambda: len(actors(cluster, "ray::WorkerActor")) == 4)
     first.wait_for(lambda: "4/4 workers busy" in first.out)
     first.wait_for(lambda: study.samples_on_disk() >= 6)
@@ -92,6 +92,7 @@ def test_four_two_and_one_worker_stopped_killed_and_resumed_give_what_one_proces
     assert "took over the lock of process" in last.out
     assert results(study.output) == results(undisturbed.output)
     assert study.call(verb="verify").code == 0
+    assert cluster.nodes_asked() is None, "there is no autoscaler that could be asked"
 
 
 def test_two_workers_share_a_gpu_and_a_failing_row_costs_nobody_else(

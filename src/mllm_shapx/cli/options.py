@@ -27,6 +27,14 @@ SHARD = ("shard", "shard_index", "num_shards")
 """Parameters of `with_shard`, in the order that `shard_of` takes them."""
 
 
+class _Gpus(Number):
+    """A number of GPUs, or `all`."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the number, or the word."""
+        return value if value == "all" else super().convert(value, param, ctx)
+
+
 def with_configs(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command its config files, as `configs`: a tuple of paths, each once, at least one."""
 
@@ -52,7 +60,8 @@ def with_resources(command: Callable[..., None]) -> Callable[..., None]:
     options = (
         click.option(
             "--num-gpus",
-            type=Number(0, 100_000, "and no cluster has more"),
+            type=_Gpus(0, 100_000, "and no cluster has more"),
+            metavar="N|all",
             help="GPUs to use; all there are by default.",
         ),
         click.option("--num-workers", type=WORKERS, help="Workers; one per GPU by default."),

@@ -199,12 +199,12 @@ def _end_processes(folder: Path) -> None:
 
 def _check_gpus(options: RunOptions) -> None:
     """Refuse --num-gpus on a machine without GPUs before Ray is started, which takes long to notice."""
-    if not options.num_gpus or "RAY_OVERRIDE_RESOURCES" in os.environ or sys.platform != "linux":
+    if not options.gpus_asked or "RAY_OVERRIDE_RESOURCES" in os.environ or sys.platform != "linux":
         return
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     hidden = visible is not None and visible.strip() in {"", "-1", "NoDevFiles"}
     if hidden or not any(found for pattern in _GPU_DEVICES for found in Path("/").glob(pattern)):
-        raise ResourceError(_too_many_gpus(options.num_gpus, "this machine has none"))
+        raise ResourceError(_too_many_gpus(options.gpus_asked, "this machine has none"))
 
 
 def _too_many_gpus(asked: float, have: str) -> str:
@@ -342,10 +342,11 @@ def _variables_of_the_job() -> frozenset[str]:
         return frozenset()
 
 
-def plan_resources(options: RunOptions, device: str | None) -> WorkerResources:
+def plan_resources(options: RunOptions, device: str | None, *, grows: bool = False) -> WorkerResources:
     """Return the workers to start, from the options and the resources of the cluster.
 
-    Without --num-gpus every GPU of the cluster is used, unless `device` is the CPU.
+    Without --num-gpus every GPU of the cluster is used, unless `device` is the CPU. A cluster that `grows`
+    may be asked for more than it has.
 
     Raises:
         ResourceError: When the cluster does not have what is asked for.
@@ -355,10 +356,15 @@ def plan_resources(options: RunOptions, device: str | None) -> WorkerResources:
     have: dict[str, Any] = ray.cluster_resources()
     gpus = float(have.get("GPU", 0.0))
     cpus = [float(node["Resources"].get("CPU", 0.0)) for node in ray.nodes() if node["Alive"]]
-    wants_gpus = (
-        options.num_gpus if options.num_gpus is not None else (0.0 if device in {"cpu", "mps"} else gpus)
-    )
-    if wants_gpus > gpus:
+    wants_gpus = options.gpus_asked
+    if wants_gpus is None:
+        wants_gpus = 0.0 if device in {"cpu", "mps"} else gpus
+    if options.num_gpus == "all" and grows and not gpus and device not in {"cpu", "mps"}:
+        raise ResourceError(
+            "--num-gpus all: the cluster has no GPU yet and starts nodes on demand: say how many, such as "
+            "--num-gpus 4"
+        )
+    if wants_gpus > gpus and not grows:
         raise ResourceError(_too_many_gpus(wants_gpus, f"the cluster has {gpus:g}"))
     if device is not None and device.startswith("cuda") and wants_gpus == 0:
         raise ResourceError(
@@ -367,7 +373,8 @@ def plan_resources(options: RunOptions, device: str | None) -> WorkerResources:
         )
     if wants_gpus == 0:
         workers = options.num_workers or 1
-        return WorkerResources(workers, 0.0, _cpu_share(cpus, workers))
+        share = _cpu_share(cpus, workers)
+        return WorkerResources(workers, 0.0, max(share, 1.0) if grows else share)
     per_worker = options.gpus_per_worker or 1.0 / options.workers_per_gpu
     fits = int(wants_gpus / per_worker + 1e-9)
     if fits < 1:
@@ -378,7 +385,8 @@ def plan_resources(options: RunOptions, device: str | None) -> WorkerResources:
             f"--num-workers {workers} at {per_worker:g} GPU(s) each need {workers * per_worker:g} GPUs, and "
             f"{wants_gpus:g} may be used; lower it, or set --workers-per-gpu"
         )
-    return WorkerResources(workers, per_worker, min(1.0, _cpu_share(cpus, workers)))
+    share = _cpu_share(cpus, workers)
+    return WorkerResources(workers, per_worker, min(1.0, max(share, per_worker) if grows else share))
 
 
 def _cpu_share(cpus: list[float], workers: int) -> float:

@@ -20,6 +20,7 @@ from mllm_shapx.execution.actors import (
     CoordinatorClient,
 )
 from mllm_shapx.execution.aggregator import write_summary
+from mllm_shapx.execution.autoscaling import NodeRequest
 from mllm_shapx.execution.cluster import WorkerResources, private_environment
 from mllm_shapx.execution.coordinator import Coordinator
 from mllm_shapx.execution.loading import LoadModel
@@ -53,6 +54,7 @@ class Driver:
         reporter: Shows messages.
         folder: A folder that only this user may enter.
         load: Loads the model in a worker's process.
+        nodes: Asks for the nodes that workers need; None on a cluster that starts none.
     """
 
     def __init__(
@@ -65,8 +67,10 @@ class Driver:
         *,
         folder: Path,
         load: LoadModel,
+        nodes: NodeRequest | None = None,
     ) -> None:
         self._study = study
+        self._nodes = nodes
         self._grace_s = options.grace_s
         here = ray.get_runtime_context().get_node_id()
         on_this_node = {
@@ -110,7 +114,10 @@ class Driver:
             self._coordinator.tell(Coordinator.drain)
         self._draining = self._draining or state.draining
         if not self._draining:
-            self._pool.grow(max(state.unfinished_units, _worth_helping(state)))
+            wanted = max(state.unfinished_units, _worth_helping(state))
+            if self._nodes is not None:
+                self._nodes.ask(wanted)
+            self._pool.grow(wanted)
         return state
 
     def drain(self) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from mllm_shapx.errors import UsageError
 from mllm_shapx.records.shards import Shard
@@ -19,8 +20,8 @@ class RunOptions:
     """Overrides `selection.max_samples`."""
     shard: Shard | None = None
     """The part of the selected rows to explain, in a directory of its own; None for all."""
-    num_gpus: float | None = None
-    """GPUs to use in all; None for what there is."""
+    num_gpus: float | Literal["all"] | None = None
+    """GPUs to use in all; None or "all" for what there is."""
     num_workers: int | None = None
     workers_per_gpu: int = 1
     gpus_per_worker: float | None = None
@@ -50,12 +51,19 @@ class RunOptions:
         """Refuse options that contradict each other.
 
         Raises:
-            UsageError: When two of them do.
+            UsageError: When two of them do, or `num_gpus` is a word other than "all".
         """
+        if isinstance(self.num_gpus, str) and self.num_gpus != "all":
+            raise UsageError(f"num_gpus={self.num_gpus!r} is neither a number nor 'all'")
         if self.resume and self.overwrite:
             raise UsageError("resume and overwrite exclude each other; give one of them")
         if self.accept_changed_rows and not self.resume:
             raise UsageError("accept_changed_rows goes with resume; give both")
+
+    @property
+    def gpus_asked(self) -> float | None:
+        """Return the GPUs to use in all; None for what there is."""
+        return None if isinstance(self.num_gpus, str) else self.num_gpus
 
     def failures_allowed(self, samples: int) -> int | None:
         """Return how many quarantined samples of `samples` are tolerated, None for any number."""

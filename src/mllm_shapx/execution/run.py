@@ -76,11 +76,14 @@ def run_config(
         else:
             cluster = cluster or stack.enter_context(KeptCluster())
             folder = stack.enter_context(cluster.joined(options, request))
+            from mllm_shapx.execution.autoscaling import is_autoscaling, node_request
             from mllm_shapx.execution.driver import Driver
 
-            resources = plan_resources(options, study.worker_device)
+            grows = is_autoscaling()
+            resources = plan_resources(options, study.worker_device, grows=grows)
             output = output or stack.enter_context(taken(study, options, reporter, request))
-            crew = Driver(study, options, resources, output, reporter, folder=folder, load=load)
+            nodes = stack.enter_context(node_request(resources, request)) if grows else None
+            crew = Driver(study, options, resources, output, reporter, folder=folder, load=load, nodes=nodes)
         return run_to_end(crew, study, output, reporter=reporter, request=request, grace_s=options.grace_s)
 
 

@@ -1,0 +1,98 @@
+"""Asks a cluster that starts nodes on demand for the nodes that a study needs, and takes the request back."""
+
+import contextlib
+import json
+import logging
+from collections.abc import Iterator
+
+import ray
+from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
+from ray.exceptions import RayError
+from ray.experimental.internal_kv import _internal_kv_get
+
+from mllm_shapx.execution.cluster import WorkerResources
+from mllm_shapx.execution.signals import StopRequest
+
+logger = logging.getLogger(__name__)
+
+_REFUSALS = (RayError, RuntimeError, OSError)
+
+
+def is_autoscaling() -> bool:
+    """Return whether the joined cluster has an autoscaler that starts nodes.
+
+    Ray runs its monitor on every cluster. Where it only looks on, each node is a type of its own, which is
+    named after the node.
+    """
+    try:
+        types = _node_types()
+    except Exception:
+        logger.info("Ray does not say whether the cluster starts nodes on demand", exc_info=True)
+        return False
+    return any(kind != f"node_{node}" for node, kind in types.items())
+
+
+class NodeRequest:
+    """The nodes that were asked for.
+
+    Ray keeps one request for the whole cluster: that of another study takes its place.
+
+    Args:
+        resources: What each worker takes.
+    """
+
+    def __init__(self, resources: WorkerResources) -> None:
+        self._resources = resources
+        self._asked = 0
+
+    def ask(self, workers: int) -> None:
+        """Ask for the nodes that so many workers need, at most those of the call; never for fewer again."""
+        workers = min(workers, self._resources.workers)
+        if workers <= self._asked:
+            return
+        bundle = {"CPU": self._resources.cpus, "GPU": self._resources.gpus}
+        try:
+            _request([{name: value for name, value in bundle.items() if value}] * workers)
+        except _REFUSALS as error:  # the workers that wait for a place are a demand too
+            logger.warning("the autoscaler could not be asked for nodes: %s", error)
+        self._asked = workers
+
+    def clear(self) -> None:
+        """Take the request back, so that nodes without work may be stopped."""
+        if not self._asked:
+            return
+        self._asked = 0
+        try:
+            _request([])
+        except _REFUSALS as error:
+            logger.warning("the request for nodes could not be taken back: %s", error)
+
+
+@contextlib.contextmanager
+def node_request(resources: WorkerResources, request: StopRequest) -> Iterator[NodeRequest]:
+    """Yield a request for nodes that is taken back at the end, also when the process is forced to end."""
+    nodes = NodeRequest(resources)
+    with request.at_the_last(nodes.clear):
+        try:
+            yield nodes
+        finally:
+            nodes.clear()
+
+
+def _request(bundles: list[dict[str, float]]) -> None:
+    from ray.autoscaler.sdk import request_resources  # takes a moment, which most clusters need not pay for
+
+    request_resources(bundles=bundles)
+
+
+def _node_types() -> dict[str, str]:
+    """Return node -> its type, as the autoscaler sees them; empty when it has not looked yet."""
+    from ray.autoscaler.v2.utils import is_autoscaler_v2
+
+    if is_autoscaler_v2():
+        from ray.autoscaler.v2.sdk import get_cluster_status
+
+        status = get_cluster_status(ray.get_runtime_context().gcs_address)
+        return {node.node_id: node.ray_node_type_name for node in [*status.active_nodes, *status.idle_nodes]}
+    status_v1 = json.loads(_internal_kv_get(DEBUG_AUTOSCALING_STATUS) or "{}")
+    return dict((status_v1.get("autoscaler_report") or {}).get("node_type_mapping") or {})
