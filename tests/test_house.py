@@ -23,7 +23,12 @@ FLOORS = [
 ]
 """From the top. A room imports from its own and from lower floors, never from a neighbour's above."""
 
-HEAVY = {"ray": {"execution"}, "wandb": {"tracking"}, "liquid_audio": {"models", "benchmark"}}
+HEAVY = {
+    "ray": {"execution"},
+    "wandb": {"tracking"},
+    "mlflow": {"tracking"},
+    "liquid_audio": {"models", "benchmark"},
+}
 """Library -> the rooms that may import it."""
 
 

@@ -200,18 +200,13 @@ def test_killed_trackers_lose_nothing_and_log_nothing_twice(tmp_path: Path, reco
     assert [line["sample"] for line in lines] == list(range(1, 122))
 
 
-def test_files_of_the_artifact_are_copied(tmp_path: Path) -> None:
+def test_files_of_the_artifact_are_copied(tmp_path: Path, records: RunRecords) -> None:
     """The artifact keeps the file as it was at the end of the run, whatever happens to the original later."""
-    metrics = tmp_path / "out" / "aggregate_metrics.json"
-    metrics.parent.mkdir()
-    metrics.write_text('{"n_samples": 1}\n')
-    tracker = WandbTracker(OFFLINE, "study", directory=tmp_path)
-    tracker.start("exact", {})
-    tracker.finish("exact", {"n_samples": 1}, [metrics])
-    tracker.close()
-    metrics.write_text("changed")
-    (copy,) = tmp_path.glob("wandb/offline-run-*/artifact/aggregate_metrics.json")
-    assert copy.read_text() == '{"n_samples": 1}\n'
+    records.write_summary({"n_samples": 1})
+    track(tmp_path, records, finish=True)
+    records.write_summary({"n_samples": 2})
+    (copy,) = tmp_path.glob("wandb/offline-run-*/artifact/summary/aggregate_metrics.json")
+    assert json.loads(copy.read_text()) == {"n_samples": 1}
 
 
 def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -237,6 +237,7 @@ BatchSize = Annotated[
 NewTokens = Annotated[int, Field(ge=1), _AtMost(131_072, "for no model here answers at such length")]
 TopK = Annotated[int, Field(ge=1), _AtMost(10_000_000, "and no vocabulary is larger")]
 MaxLength = Annotated[int, Field(ge=1), _AtMost(131_072, "and no encoder reads longer texts")]
+TableRows = Annotated[int, Field(ge=0), _AtMost(10_000, "for a table of more rows is slow to open")]
 Temperature = Annotated[float, Field(ge=0.0), _AtMost(100.0, "from where on answers are noise")]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 WindowMs = Annotated[float, Field(ge=1.0), _AtMost(600_000.0, "which is the longest recording that is taken")]
@@ -581,10 +582,19 @@ class EmbeddingConfig(EmbeddingSettings):
     model_id: str
 
 
-class WandbConfig(Block):
-    """Weights & Biases."""
+class TrackingBlock(Block):
+    """What every tracker can be told."""
 
     enabled: bool = True
+    upload_samples: bool = False
+    """Whether the files of `samples/` are uploaded at the end of a run."""
+    table_rows: TableRows = 100
+    """Samples in the table of prompts, with their recordings; 0 for no table."""
+
+
+class WandbConfig(TrackingBlock):
+    """Weights & Biases."""
+
     project: Name = "mllm-shap"
     entity: Name | None = None
     group: Name | None = None
@@ -592,14 +602,16 @@ class WandbConfig(Block):
     tags: Annotated[tuple[str, ...], Field(strict=False)] = ()
 
 
-class MlflowConfig(Block):
+class MlflowConfig(TrackingBlock):
     """MLflow tracking; on when the block is there and `enabled` is not false."""
 
-    enabled: bool = True
     tracking_uri: Name | None = None
+    """Server, database or folder; MLFLOW_TRACKING_URI, else `mlflow/mlflow.db` beside the runs when null."""
     experiment_name: Name = "mllm_shapx"
     nested_per_variant: bool = False
+    """Whether the runs stand below one parent run, which is named after the experiment set."""
     system_metrics_enabled: bool = False
+    """Whether MLflow records the load of the machine that the command runs on."""
     tags: dict[str, str | int | float | bool] | Annotated[tuple[str, ...], Field(strict=False)] = ()
 
 

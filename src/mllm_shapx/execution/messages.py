@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from mllm_shapx.config.models import DatasetConfig, EmbeddingConfig, RuntimeConfig, WandbConfig
+from mllm_shapx.config.models import DatasetConfig, EmbeddingConfig, MlflowConfig, RuntimeConfig, WandbConfig
 from mllm_shapx.config.servers import CONNECTOR
 from mllm_shapx.execution.sharing import HelpTask
 from mllm_shapx.explaining.coalitions import RowCoalitions, StoredAnswer
@@ -61,6 +61,8 @@ class Study:
     """Hub commit, or digest of the directory."""
     wandb: WandbConfig
     runtime: RuntimeConfig
+    mlflow: MlflowConfig | None = None
+    """The config's block with its store (`tracking.mlflow.located`)."""
     max_attempts: int = 3
     failures_allowed: int | None = None
     """Samples that may be quarantined in this call before it stops early; None for any number."""

@@ -16,6 +16,7 @@ RESERVED = {
     "config.json": "the config's copy",
     "report.html": "the report's file",
     "wandb": "the folder of Weights & Biases",
+    "mlflow": "the folder of MLflow",
     "spec.json": "a file by which a run's directory is known",
     "checkpoint.json": "a file by which a run's directory is known",
     "samples": "a folder by which a run's directory is known",
