@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mllm_shapx.config.loading import LoadedConfig
-from mllm_shapx.config.models import FlatExplainerType
 from mllm_shapx.config.servers import CONNECTOR
+from mllm_shapx.config.vocabulary import FlatExplainerType
 from mllm_shapx.data.conversations import Row, load_row
 from mllm_shapx.data.selection import select_rows
 from mllm_shapx.data.sources import open_table

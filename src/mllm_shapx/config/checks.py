@@ -7,15 +7,10 @@ from dataclasses import dataclass
 
 from mllm_shapx.config import servers
 from mllm_shapx.config.diagnosis import Place, dotted
-from mllm_shapx.config.models import (
-    KNOWN_SUBSETS,
-    DatasetConfig,
-    ExperimentSet,
-    HierarchicalConfig,
-    RowFilter,
-    Variant,
-    canonical_type,
-)
+from mllm_shapx.config.models import DatasetConfig, ExperimentSet, RowFilter
+from mllm_shapx.config.values import canonical_type
+from mllm_shapx.config.variants import HierarchicalConfig, Variant
+from mllm_shapx.config.vocabulary import KNOWN_SUBSETS
 from mllm_shapx.errors import Problem
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")

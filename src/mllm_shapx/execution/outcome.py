@@ -6,7 +6,7 @@ from typing import Any
 
 from mllm_shapx.execution.messages import Snapshot
 
-_INTERRUPTED_FROM = 128
+INTERRUPTED_FROM = 128
 """Exit codes above it say by which signal the work was ended."""
 
 
@@ -82,7 +82,7 @@ def counted(outcome: StudyOutcome, on_disk: Mapping[str, int]) -> StudyOutcome:
     if not missing:
         return outcome
     # An interrupted study says so all the same: 130 and 143 are what scripts look for.
-    code = outcome.exit_code if outcome.exit_code > _INTERRUPTED_FROM else 1
+    code = outcome.exit_code if outcome.exit_code > INTERRUPTED_FROM else 1
     return replace(outcome, done=dict(on_disk), missing=missing, exit_code=code)
 
 

@@ -14,12 +14,11 @@ from mllm_shapx.config.models import (
     ConnectorKwargs,
     DatasetConfig,
     EmbeddingConfig,
-    ExplainerType,
-    FlatExplainerType,
     GenerationBlock,
     ModalityConfig,
     ShapConfig,
 )
+from mllm_shapx.config.vocabulary import ExplainerType, FlatExplainerType
 from mllm_shapx.planning.coverage import coverage
 
 MAX_LOG2_COALITIONS = 24

@@ -6,15 +6,11 @@ from itertools import product
 from math import prod
 from typing import Any
 
-from mllm_shapx.config.models import (
-    Block,
-    EmbeddingConfig,
-    ExperimentSet,
-    FlatExplainerType,
-    HierarchicalConfig,
-    Variant,
-    canonical_type,
-)
+from mllm_shapx.config.blocks import Block
+from mllm_shapx.config.models import EmbeddingConfig, ExperimentSet
+from mllm_shapx.config.values import canonical_type
+from mllm_shapx.config.variants import HierarchicalConfig, Variant
+from mllm_shapx.config.vocabulary import FlatExplainerType
 from mllm_shapx.errors import ConfigError, Problem
 from mllm_shapx.planning.precision import rounding_warnings
 from mllm_shapx.planning.runs import Budget, HierarchicalSpec, RunSpec
