@@ -85,16 +85,20 @@ class InstantWorker:
 
     async def first_lease(self) -> float:
         """Ask until there is a unit; return when it came."""
-        while (await self._desk.lease(self._me, ())).lease is None:  # noqa: ASYNC110 -- nobody tells
+        from mllm_shapx.execution.coordinator import Coordinator
+
+        while (await self._desk.call(Coordinator.lease, self._me, ())).lease is None:  # noqa: ASYNC110 -- nobody tells
             await asyncio.sleep(0.05)
         return time.time()
 
     async def _work(self) -> None:
         from results_on_disk import make_sample
 
+        from mllm_shapx.execution.coordinator import Coordinator
+
         while True:
             async with self._asking:
-                lease = (await self._desk.lease(self._me, tuple(self._held))).lease
+                lease = (await self._desk.call(Coordinator.lease, self._me, tuple(self._held))).lease
                 if lease is not None:
                     self._held.add(lease.unit.unit_id)
             if lease is None:
@@ -104,7 +108,9 @@ class InstantWorker:
                 continue
             for name in lease.unit.run_names:
                 sample = make_sample(name, lease.unit.row_index, players=PLAYERS)
-                await self._desk.report(self._me, lease.unit.unit_id, sample, _answers(name))
+                await self._desk.call(
+                    Coordinator.report, self._me, lease.unit.unit_id, sample, _answers(name)
+                )
             self._held.discard(lease.unit.unit_id)
             self._done_at.append(time.time())
 
@@ -169,7 +175,7 @@ class _Cluster:
                 """Take a sample, as the aggregator does."""
 
         shared = folder / f"{name}.pickle"
-        shared.write_bytes(pickle.dumps((study, dict(inspections))))
+        shared.write_bytes(pickle.dumps((study, dict(inspections), {})))
         self._aggregator = ray.remote(Nobody).options(name=name, namespace=NAMESPACE, num_cpus=0).remote()
         self.coordinator = (
             ray.remote(CoordinatorActor)

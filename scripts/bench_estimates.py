@@ -26,7 +26,7 @@ from mllm_shapx.config.loading import LoadedConfig, load_config
 from mllm_shapx.data.selection import select_rows
 from mllm_shapx.data.sources import open_table
 from mllm_shapx.execution.options import RunOptions
-from mllm_shapx.execution.studies import run_config
+from mllm_shapx.execution.run import run_config
 from mllm_shapx.planning.sweep import expand
 from mllm_shapx.records.storage import join_uri
 from mllm_shapx.reporting.progress import ProgressReporter

@@ -12,7 +12,6 @@ import random
 import statistics
 import tempfile
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +21,8 @@ from bench_engine import build
 
 from mllm_shapx.benchmark.ours import Borrowed
 from mllm_shapx.config.loading import load_config
-from mllm_shapx.execution import worker
 from mllm_shapx.execution.options import RunOptions
-from mllm_shapx.execution.studies import run_config
+from mllm_shapx.execution.run import run_config
 from mllm_shapx.models.base import Model
 from mllm_shapx.models.registry import load_model
 from mllm_shapx.planning.sweep import expand
@@ -70,18 +68,15 @@ def write_config(
     return path
 
 
-def explain(config: Path) -> tuple[float, int]:
+def explain(config: Path, model: Model) -> tuple[float, int]:
     """Run a study from nothing; return seconds and answers generated."""
     loaded = load_config(config)
     started = time.perf_counter()
     with Path("/dev/null").open("w") as nowhere, ProgressReporter(nowhere, interactive=False) as reporter:
-        outcome = run_config(loaded, RunOptions(), reporter, inline=True)
+        outcome = run_config(
+            loaded, RunOptions(), reporter, inline=True, load=lambda _: Borrowed(model, None)
+        )
     return time.perf_counter() - started, outcome.model_calls
-
-
-def borrow(model: Model, *_: object) -> Borrowed:
-    """Give a worker the model that is loaded already."""
-    return Borrowed(model, None)
 
 
 def main() -> None:
@@ -113,9 +108,8 @@ def main() -> None:
             }
             if ready is None:
                 ready = load_model(expand(load_config(configs["exact"]).experiment_set).runs[0], model)
-                worker.load_study_model = partial(borrow, ready)
             for name, config in configs.items():
-                took, answers[name] = explain(config)
+                took, answers[name] = explain(config, ready)
                 seconds[name].append(took)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     print(

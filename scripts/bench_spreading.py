@@ -16,8 +16,8 @@ import time
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import click
 import numpy as np
@@ -27,11 +27,9 @@ from mllm_shap import ConversationSnapshot
 from numpy.typing import NDArray
 
 from mllm_shapx.config.loading import load_config
-from mllm_shapx.execution import driver, worker
-from mllm_shapx.execution.actors import WorkerActor
 from mllm_shapx.execution.messages import Study
 from mllm_shapx.execution.options import RunOptions
-from mllm_shapx.execution.studies import run_config
+from mllm_shapx.execution.run import run_config
 from mllm_shapx.models.base import Answer, Decoding, ModelIdentity, ModelReport
 from mllm_shapx.reporting.progress import ProgressReporter
 from mllm_shapx.reporting.study_progress import StudyProgress
@@ -122,20 +120,13 @@ class WaitingModel:
         time.sleep(max(0.0, float(moment) - time.time()))
 
 
+def _waiting_model(pace: Pace, _: Study) -> WaitingModel:
+    return WaitingModel(pace)
+
+
 def _said(text: str) -> str:
     digest = zlib.crc32(text.encode())
     return " ".join(f"say{digest >> shift & 7}" for shift in (0, 3, 6, 9))
-
-
-def waiting_workers(pace: Pace) -> type[WorkerActor]:
-    """Return a worker's actor whose process loads the waiting model in place of the config's."""
-
-    class WaitingWorkerActor(WorkerActor):
-        def __init__(self, name: str, study: Study, coordinator: Any) -> None:
-            worker.load_study_model = lambda *_: WaitingModel(pace)
-            super().__init__(name, study, coordinator)
-
-    return WaitingWorkerActor
 
 
 class Recorder(ProgressReporter):
@@ -193,10 +184,11 @@ def measure(players: Sequence[int], workers: int, batch_size: int, seconds: floa
     """Explain rows of so many players by an exact run on so many workers."""
     with tempfile.TemporaryDirectory(prefix="shapx-spreading-") as folder:
         pace = Pace(folder, workers, batch_size, seconds)
-        driver.WorkerActor = waiting_workers(pace)  # type: ignore[attr-defined]
         recorder = Recorder()
         config = _write_config(Path(folder), players)
-        outcome = run_config(load_config(config), RunOptions(num_workers=workers), recorder, inline=False)
+        options = RunOptions(num_workers=workers)
+        load = partial(_waiting_model, pace)
+        outcome = run_config(load_config(config), options, recorder, inline=False, load=load)
         ended = time.time()
         if outcome.exit_code:
             raise click.ClickException("\n".join(recorder.messages))

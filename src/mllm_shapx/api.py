@@ -86,7 +86,7 @@ def run(
         UsageError: When the config or the call is wrong; nothing is written then.
         StorageError: When results could not be written any more.
     """
-    from mllm_shapx.execution.studies import run_config
+    from mllm_shapx.execution.run import run_config
     from mllm_shapx.reporting.progress import ProgressReporter
 
     loaded, asked, request = _loaded(config), RunOptions(**options), StopRequest()

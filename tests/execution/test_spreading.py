@@ -2,11 +2,12 @@
 
 import asyncio
 import json
+import os
 import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +18,19 @@ from mllm_shap import ConversationSnapshot
 
 from mllm_shapx.config.loading import load_config
 from mllm_shapx.data.conversations import Row
-from mllm_shapx.execution import driver, generation, worker
-from mllm_shapx.execution.actors import WorkerActor
+from mllm_shapx.execution import generation
 from mllm_shapx.execution.coordinator import Coordinator
 from mllm_shapx.execution.generation import OnAnswer, RowGeneration
 from mllm_shapx.execution.inline import DirectDesk
+from mllm_shapx.execution.loading import LoadModel, load_study_model
 from mllm_shapx.execution.messages import Study
 from mllm_shapx.execution.options import RunOptions
 from mllm_shapx.execution.preparation import open_output, prepare
+from mllm_shapx.execution.run import run_config
 from mllm_shapx.execution.sharing import HelpExchange, HelpTask, Offer, OfferReply, chunk_size
-from mllm_shapx.execution.studies import run_config
+from mllm_shapx.execution.worker import Worker
 from mllm_shapx.explaining.sample import open_row
-from mllm_shapx.models.base import Answer
+from mllm_shapx.models.base import Answer, Model
 from mllm_shapx.planning.sweep import expand
 from mllm_shapx.reporting.progress import ProgressReporter
 
@@ -449,24 +451,21 @@ def explained(folder: Path, name: str) -> dict[str, Any]:
 
 async def _in_one_process(study: Study, coordinator: Coordinator) -> list[int]:
     """Run two workers on one coordinator; return the answers that each has generated."""
-    workers = [worker.Worker(name, study, DirectDesk(coordinator)) for name in ("one", "two")]
+    # transformers does not load two models at once in one process.
+    one_at_a_time = threading.Lock()
+
+    def load(study: Study) -> Model:
+        with one_at_a_time:
+            return load_study_model(study)
+
+    workers = [Worker(name, study, DirectDesk(coordinator), load) for name in ("one", "two")]
     await asyncio.gather(*(each.run() for each in workers))
     return [each._answers for each in workers]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
-def test_two_workers_give_the_values_of_one(
-    tmp_path: Path, temperature: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Greedy and sampled answers hang on the coalition alone, not on who generates them."""
-    # transformers does not load two models at once in one process.
-    load, one_at_a_time = worker.load_study_model, threading.Lock()
-
-    def load_alone(*args: Any) -> Any:
-        with one_at_a_time:
-            return load(*args)
-
-    monkeypatch.setattr(worker, "load_study_model", load_alone)
+def test_two_workers_give_the_values_of_one(tmp_path: Path, temperature: float) -> None:
+    """Greedy and sampled answers depend on the coalition alone, not on who generates them."""
     settings = {"generation": {"max_new_tokens": 6, "text_temperature": temperature}}
     alone = load_config(write_config(tmp_path, "alone", 8, **settings))
     run_config(alone, RunOptions(), Quiet(), inline=True)
@@ -482,51 +481,40 @@ def test_two_workers_give_the_values_of_one(
     assert explained(tmp_path, "together") == explained(tmp_path, "alone")
 
 
-def counting_workers(folder: Path, workers: int) -> type[WorkerActor]:
-    """Return a worker's actor that writes down how many coalitions it has answered.
+def counting_loader(folder: Path, workers: int) -> LoadModel:
+    """Return what loads a model that writes down how many prompts it has answered.
 
-    No worker begins before the coordinator knows all of them, and each call of the engine takes a while:
-    who answers how many then depends on the exchange, not on how fast a process starts.
+    Nobody answers before everybody has something to answer, and each batch takes a while: how the prompts
+    are shared then depends on the exchange, not on how fast a process starts.
     """
 
-    class CountingWorkerActor(WorkerActor):
-        def __init__(self, name: str, study: Study, coordinator: Any) -> None:
-            super().__init__(name, study, coordinator)
-            self._name = name
-            lease, answer = self._worker._desk.lease, self._worker._answer
+    def load(study: Study) -> Model:
+        model = load_study_model(study)
+        answer, count = model.answer, folder / f"answers-{os.getpid()}"
+        answered = 0
 
-            def wait_for_all() -> None:
-                (folder / f"known-{name}").touch()
-                while len(list(folder.glob("known-*"))) < workers:
-                    time.sleep(0.02)
+        def answer_slowly(prompts: Sequence[Any], *rest: Any) -> list[Answer]:
+            nonlocal answered
+            answered += len(prompts)
+            count.write_text(str(answered))
+            deadline = time.monotonic() + 60.0
+            while len(list(folder.glob("answers-*"))) < workers and time.monotonic() < deadline:
+                time.sleep(0.02)
+            time.sleep(0.1)
+            return answer(prompts, *rest)
 
-            async def lease_together(*args: Any) -> Any:
-                reply = await lease(*args)
-                await asyncio.to_thread(wait_for_all)
-                return reply
+        model.answer = answer_slowly  # type: ignore[method-assign,assignment]
+        return model
 
-            async def answer_slowly(*args: Any) -> None:
-                await asyncio.sleep(0.3)
-                await answer(*args)
-
-            self._worker._desk.lease = lease_together  # type: ignore[method-assign]
-            self._worker._answer = answer_slowly  # type: ignore[method-assign]
-
-        async def run(self) -> None:
-            await super().run()
-            (folder / f"answers-{self._name}").write_text(str(self._worker._answers))
-
-    return CountingWorkerActor
+    return load
 
 
-def test_a_heavy_row_uses_two_processes_and_gives_the_values_of_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_heavy_row_uses_two_processes_and_gives_the_values_of_one(tmp_path: Path) -> None:
     run_config(load_config(write_config(tmp_path, "alone", 9)), RunOptions(), Quiet(), inline=True)
-    monkeypatch.setattr(driver, "WorkerActor", counting_workers(tmp_path, 2))
     reporter = Quiet()
     together = load_config(write_config(tmp_path, "together", 9))
-    outcome = run_config(together, RunOptions(num_workers=2), reporter, inline=False)
+    load = counting_loader(tmp_path, 2)
+    outcome = run_config(together, RunOptions(num_workers=2), reporter, inline=False, load=load)
     assert outcome.exit_code == 0, reporter.messages
     answers = [int(path.read_text()) for path in tmp_path.glob("answers-*")]
     assert len(answers) == 2

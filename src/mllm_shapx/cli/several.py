@@ -73,7 +73,7 @@ def run_configs(
 def _result(
     config: LoadedConfig, options: RunOptions, again: Again, request: StopRequest, *, inline: bool
 ) -> ConfigResult:
-    from mllm_shapx.execution.studies import run_config
+    from mllm_shapx.execution.run import run_config
 
     interactive = None if config.experiment_set.runtime.progress_bar else False
 

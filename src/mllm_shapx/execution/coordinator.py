@@ -16,8 +16,8 @@ from mllm_shapx.execution.messages import (
     Beat,
     Lease,
     LeaseReply,
-    Snapshot,
     Study,
+    StudyState,
     UnitFailure,
     WorkerInfo,
 )
@@ -279,7 +279,7 @@ class Coordinator:
         """Hand out nothing more."""
         self._draining = True
 
-    def snapshot(self) -> Snapshot:
+    def state(self) -> StudyState:
         """Return how the study stands, with the news since the last call."""
         notes, self._notes = tuple(self._notes), []
         now = time.monotonic()
@@ -292,7 +292,7 @@ class Coordinator:
             worker for worker in sorted(busy) if now - self._workers[worker].progress_at > self._stall_s
         )
         under_way = self._under_way()
-        return Snapshot(
+        return StudyState(
             done={name: run.done_now for name, run in self._runs.items()},
             failed={name: run.failed_now for name, run in self._runs.items()},
             total=dict.fromkeys(self._runs, len(self._rows)),

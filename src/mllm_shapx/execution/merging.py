@@ -5,7 +5,7 @@ import contextlib
 from mllm_shapx.config.loading import LoadedConfig
 from mllm_shapx.execution.aggregator import write_summary
 from mllm_shapx.execution.options import RunOptions
-from mllm_shapx.execution.outcome import StudyOutcome
+from mllm_shapx.execution.outcome import StudyOutcome, outcome_of
 from mllm_shapx.execution.preparation import CONFIG, open_output, prepare
 from mllm_shapx.records.lock import OutputLock
 from mllm_shapx.records.runs import RunRecords
@@ -52,15 +52,5 @@ def merge_shards(loaded: LoadedConfig) -> StudyOutcome:
     rows = set(study.rows)
     done = {name: len(rows & found.completed) for name, found in output.inspections.items()}
     failed = {name: len(rows & found.failed) for name, found in output.inspections.items()}
-    complete = all(done[name] + failed[name] == len(rows) for name in done)
-    return StudyOutcome(
-        experiment_set_id=study.experiment_set_id,
-        output_uri=study.output_uri,
-        done=done,
-        failed=failed,
-        total=dict.fromkeys(done, len(rows)),
-        model_calls=0,
-        seconds=0.0,
-        exit_code=(3 if any(failed.values()) else 0) if complete else 1,
-        warnings=output.notes,
-    )
+    finished = all(done[name] + failed[name] == len(rows) for name in done)
+    return outcome_of(study, done, failed, finished=finished, warnings=output.notes)

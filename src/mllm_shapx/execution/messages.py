@@ -32,6 +32,11 @@ class Answers:
     vectors: dict[str, dict[bytes, Vector]] = field(default_factory=dict)
     """Kind of embedding -> `AnswerRow.content_id` -> vector, for rescoring without the model."""
 
+    def give_to(self, row: RowCoalitions) -> None:
+        """Give `row` these answers, if they are answers to its coalitions."""
+        if self.belong_to(row):
+            row.know(self.by_mask)
+
     def belong_to(self, row: RowCoalitions) -> bool:
         """Return whether they are answers to the coalitions of `row`: its conversation, its players."""
         return self.snapshot_id in {"", row.snapshot.snapshot_id} and self.num_players in {
@@ -168,7 +173,7 @@ class UnitFailure:
 
 
 @dataclass(frozen=True, slots=True)
-class Snapshot:
+class StudyState:
     """How the study stands, for progress and for the driver's decisions."""
 
     done: Mapping[str, int]

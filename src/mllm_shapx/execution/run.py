@@ -1,4 +1,4 @@
-"""A config from start to end: prepare, take the directory, execute, release."""
+"""Runs one config: prepares the study, takes its directory, explains the rows, releases."""
 
 import contextlib
 import os
@@ -6,14 +6,15 @@ from collections.abc import Iterator
 
 from mllm_shapx.config.loading import LoadedConfig
 from mllm_shapx.errors import DatasetError, ModelError, OutputError
+from mllm_shapx.execution.inline import InlineCrew
+from mllm_shapx.execution.lifecycle import Crew, run_to_end, taken
+from mllm_shapx.execution.loading import LoadModel, load_study_model
 from mllm_shapx.execution.messages import Study
 from mllm_shapx.execution.options import RunOptions
-from mllm_shapx.execution.outcome import StudyOutcome, counted
-from mllm_shapx.execution.preparation import OpenOutput, check_output, has_begun, open_output, prepare
+from mllm_shapx.execution.outcome import StudyOutcome
+from mllm_shapx.execution.preparation import OpenOutput, check_output, has_begun, prepare
 from mllm_shapx.execution.rescoring import finish_from_stored
 from mllm_shapx.execution.signals import JOB_VARIABLE, StopNow, StopRequest
-from mllm_shapx.records.runs import RunRecords
-from mllm_shapx.records.storage import open_storage
 from mllm_shapx.reporting.outlook import Outlook
 from mllm_shapx.reporting.progress import ProgressReporter
 
@@ -28,8 +29,9 @@ def run_config(
     *,
     inline: bool,
     request: StopRequest | None = None,
+    load: LoadModel | None = None,
 ) -> StudyOutcome:
-    """Do all the work of one config.
+    """Explain the rows of one config by all its runs.
 
     Args:
         loaded: The config.
@@ -37,6 +39,7 @@ def run_config(
         reporter: Shows progress.
         inline: Whether everything is done in this process, without Ray.
         request: Says when a signal came; without one, signals are left to the caller.
+        load: Loads the model; None for the one that the config names.
 
     Raises:
         UsageError: For anything that the user can mend; nothing is written then.
@@ -51,52 +54,31 @@ def run_config(
         check_output(study, options)
     for warning in (*warnings, *outlook.warnings()):
         reporter.message(f"warning: {warning}")
+    load = load or load_study_model
     with contextlib.ExitStack() as stack:
         output: OpenOutput | None = None
         if options.resume and has_begun(study):
             # Before Ray is started: what cannot go on is refused at once, and what is done needs no worker.
-            output = stack.enter_context(_opened(study, options, reporter, request))
-            with request.draining(options.grace_s):
-                found = finish_from_stored(study, output, reporter, request)
+            output = stack.enter_context(taken(study, options, reporter, request))
+            found = finish_from_stored(study, output, reporter, request, options.grace_s)
             if isinstance(found, StudyOutcome):
-                return _counted(study, found)
+                return found
             if request.signal is not None:
                 raise StopNow(request.exit_code)
             output = found
-        outcome = _run_with_model(study, options, output, reporter, inline=inline, request=request)
-        return _counted(study, outcome)
+        if inline:
+            output = output or stack.enter_context(taken(study, options, reporter, request))
+            crew: Crew = InlineCrew(study, options, output, load)
+        else:
+            from mllm_shapx.execution.cluster import connected, plan_resources
 
+            folder = stack.enter_context(connected(options, request))
+            resources = plan_resources(options, study.worker_device)
+            from mllm_shapx.execution.driver import Driver
 
-def _run_with_model(
-    study: Study,
-    options: RunOptions,
-    output: OpenOutput | None,
-    reporter: ProgressReporter,
-    *,
-    inline: bool,
-    request: StopRequest,
-) -> StudyOutcome:
-    """Do the work of a study; `output` is its directory where that is open already."""
-
-    def opened() -> contextlib.AbstractContextManager[OpenOutput]:
-        if output is not None:
-            return contextlib.nullcontext(output)
-        return _opened(study, options, reporter, request)
-
-    if inline:
-        from mllm_shapx.execution.inline import run_inline
-
-        with opened() as taken, request.draining(options.grace_s):
-            return run_inline(study, options, taken, reporter, request)
-    from mllm_shapx.execution.cluster import connected, plan_resources
-
-    with connected(options, request) as folder:
-        resources = plan_resources(options, study.worker_device)
-        from mllm_shapx.execution.driver import Driver
-
-        with opened() as taken, request.draining(options.grace_s):
-            driver = Driver(study, options, resources, taken, reporter, request=request, folder=folder)
-            return driver.run()
+            output = output or stack.enter_context(taken(study, options, reporter, request))
+            crew = Driver(study, options, resources, output, reporter, folder=folder, load=load)
+        return run_to_end(crew, study, output, reporter=reporter, request=request, grace_s=options.grace_s)
 
 
 def _check_that_it_stays(study: Study) -> None:
@@ -109,16 +91,6 @@ def _check_that_it_stays(study: Study) -> None:
         )
 
 
-def _counted(study: Study, outcome: StudyOutcome) -> StudyOutcome:
-    """Return the outcome with the samples that are on disk: files are the truth."""
-    storage = open_storage(study.output_uri)
-    rows = frozenset(study.rows)
-    return counted(
-        outcome,
-        {run.name: len(rows.intersection(RunRecords(storage, run.name).sample_rows())) for run in study.runs},
-    )
-
-
 @contextlib.contextmanager
 def _naming(loaded: LoadedConfig) -> Iterator[None]:
     """Let errors of the dataset, the model and the output say which config they belong to."""
@@ -126,18 +98,3 @@ def _naming(loaded: LoadedConfig) -> Iterator[None]:
         yield
     except (DatasetError, ModelError, OutputError) as error:
         raise type(error)(f"{loaded.path}: {error}") from error
-
-
-@contextlib.contextmanager
-def _opened(
-    study: Study, options: RunOptions, reporter: ProgressReporter, request: StopRequest
-) -> Iterator[OpenOutput]:
-    output = open_output(study, options)
-    request.begun = True
-    try:
-        for note in output.notes:
-            reporter.message(note)
-        with request.at_the_last(output.lock.release):
-            yield output
-    finally:
-        output.lock.release()
