@@ -70,7 +70,7 @@ def track(
         records.write_sample(make_sample("exact", row))
         tracker.log_sample(make_sample("exact", row))
     if finish:
-        tracker.finish("exact", {"n_samples": len(rows), "by_language": {"en": {"n_samples": 2}}})
+        tracker.finish("exact", {"n_samples": len(rows), "by_language": [{"language": "en", "n_samples": 2}]})
     tracker.close()
     return warnings
 

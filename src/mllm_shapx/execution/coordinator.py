@@ -22,6 +22,7 @@ from mllm_shapx.execution.messages import (
     WorkerInfo,
 )
 from mllm_shapx.execution.sharing import HelpExchange, Offer, OfferReply
+from mllm_shapx.execution.tally import Tally
 from mllm_shapx.explaining.coalitions import REUSED
 from mllm_shapx.models.base import Answer, ModelReport
 from mllm_shapx.models.flight import FEWEST_ROWS
@@ -103,6 +104,7 @@ class Coordinator:
         self._storage = open_storage(study.output_uri)
         self._notes: list[str] = []
         self._rows = frozenset(study.rows)
+        self._tally = Tally()
         self._runs = {run.name: self._open_run(run.name, inspections) for run in study.runs}
         units = units_left(
             study,
@@ -248,6 +250,7 @@ class Coordinator:
         if beat.report is not None:
             self._record(beat.report)
         self._forecast.hear(me.worker, beat)
+        self._tally.hear(me, beat)
         if self._forecast.is_order_due():
             self._ledger.reorder(self._forecast.cost)
         self._most_workers = max(self._most_workers, len(self._workers))
@@ -309,6 +312,7 @@ class Coordinator:
             device_seconds_left=self._forecast.seconds_left(under_way),
             notes=notes,
             fatal=self._fatal,
+            tally=self._tally.now(self._workers, self._ledger),
         )
 
     def finish(self) -> None:
@@ -352,6 +356,7 @@ class Coordinator:
             self._notes.extend(inspection.notes)
         else:
             inspection = inspections[name]
+        self._tally.begin(name, inspection.calls, self._study.rows)
         return _RunState(
             records,
             records.checkpoint_writer(self._study.rows, inspection),
@@ -377,6 +382,7 @@ class Coordinator:
             open_unit = replace(unit, run_names=tuple(self._open_runs[unit.unit_id]))
             known = self._known(unit)
             self._forecast.handed_out(unit, len(known.by_mask))
+            self._tally.handed_out(unit, len(known.by_mask))
             return LeaseReply(Lease(open_unit, known), drop=drop)
         return LeaseReply(None, drop=drop, order="stop")
 
@@ -394,6 +400,7 @@ class Coordinator:
             run.records.clear_failure(row)
             run.failure_files.discard(row)
         run.completed.add(row)
+        self._tally.written(sample)
         if row in run.failed:
             run.failed.discard(row)
             run.failed_now -= row in self._rows

@@ -157,6 +157,8 @@ class Beat:
     """What the worker waits for, in words, where that is not the coordinator: a server that is away."""
     report: ModelReport | None = None
     """What its model has to say of itself; None when nothing is new."""
+    gpu_memory: tuple[int, int] | None = None
+    """Bytes in use and in all of its GPU; None without one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +172,42 @@ class UnitFailure:
     traceback: str | None
     final: bool
     """Whether trying again would not help."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerState:
+    """One worker, for people who watch."""
+
+    name: str
+    node: str
+    device: str
+    rows: tuple[int, ...]
+    """Rows that it explains."""
+    answers: int
+    """Answers generated since it started."""
+    gpu_memory: tuple[int, int] | None
+    """Bytes in use and in all of its GPU; None without one."""
+    waiting_for: str
+    """What it waits for, in words; empty when it works."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunCalls:
+    """What the samples of one run have taken, those of earlier starts included."""
+
+    coalitions: int = 0
+    answers: int = 0
+    """Answers that were generated for this run."""
+
+
+@dataclass(frozen=True, slots=True)
+class StudyTally:
+    """Counts for people who watch; no decision depends on them."""
+
+    calls: Mapping[str, RunCalls] = field(default_factory=dict)
+    store_hits: int = 0
+    """Answers that were found in the store instead of being generated."""
+    workers: tuple[WorkerState, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,3 +240,4 @@ class StudyState:
     """News since the last snapshot, in words."""
     fatal: str | None = None
     """Why the coordinator cannot go on, such as a full disk."""
+    tally: StudyTally = field(default_factory=StudyTally)

@@ -37,6 +37,7 @@ from mllm_shapx.explaining.unit import RowExplainer
 from mllm_shapx.models.base import Answer, ModelReport
 from mllm_shapx.models.engine import EngineStoppedError
 from mllm_shapx.models.flight import FEWEST_ROWS, Flight
+from mllm_shapx.models.memory import gpu_memory
 from mllm_shapx.planning.costs import Generated
 from mllm_shapx.planning.runs import RunSpec
 from mllm_shapx.planning.units import WorkUnit, expected_answers
@@ -425,6 +426,7 @@ class Worker:
             unit_answers={unit_id: held.answers for unit_id, held in self._held.items()},
             generated=dict(self._generated),
             waiting_for=getattr(engine, "waiting_for", ""),
+            gpu_memory=gpu_memory(),
             report=report if report != self._reported else None,
         )
         self._obey(await self._desk.call(Coordinator.beat, self._me, beat))

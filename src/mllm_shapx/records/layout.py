@@ -7,11 +7,13 @@ from dataclasses import dataclass
 GENERATIONS = "generations"
 LOCK = ".lock"
 PACE = "pace.json"
+PROGRESS = "progress.json"
 SHARDS = "shards"
 
 RESERVED = {
     GENERATIONS: "the store's folder",
     PACE: "the file of measured costs",
+    PROGRESS: "the file of the last progress",
     SHARDS: "the folder of shards",
     "config.json": "the config's copy",
     "report.html": "the report's file",

@@ -57,6 +57,8 @@ class RunInspection:
     """`created_at` of the checkpoint, None when there is none that can be read."""
     made_from: Mapping[int, str] = field(default_factory=dict)
     """Row -> digest of what its sample was made from, see `SampleResult.made_from`."""
+    calls: Mapping[int, tuple[int, int]] = field(default_factory=dict)
+    """Row -> coalitions and generated answers of its sample."""
 
     def without(self, rows: Collection[int]) -> "RunInspection":
         """Return the same without the samples of `rows`."""
@@ -64,6 +66,7 @@ class RunInspection:
             self,
             completed=self.completed.difference(rows),
             made_from={row: digest for row, digest in self.made_from.items() if row not in rows},
+            calls={row: calls for row, calls in self.calls.items() if row not in rows},
         )
 
 
@@ -128,9 +131,16 @@ class RunRecords:
             StorageError: When the directory cannot be read, or a damaged file cannot be moved.
         """
         findings = _Findings(self.run_name)
+        calls: dict[int, tuple[int, int]] = {}
+
+        def tell(metrics: SampleMetrics) -> None:
+            calls[metrics.row_index] = (metrics.n_calls, metrics.model_calls)
+            if on_sample is not None:
+                on_sample(metrics)
+
         self._remove_temp_files(findings)
         checkpoint = self._healed_checkpoint(findings)
-        made_from, damaged = self._readable_samples(findings, on_sample)
+        made_from, damaged = self._readable_samples(findings, tell)
         completed = frozenset(made_from)
         failures = self._readable_failures(completed, findings)
         self._healed_summary(findings)
@@ -148,6 +158,7 @@ class RunRecords:
             notes=findings.notes(),
             created_at=None if checkpoint is None else checkpoint.created_at,
             made_from=made_from,
+            calls=calls,
         )
 
     def checkpoint_writer(
@@ -335,7 +346,7 @@ class RunRecords:
             return None
 
     def _readable_samples(
-        self, findings: _Findings, on_sample: Callable[[SampleMetrics], None] | None
+        self, findings: _Findings, on_sample: Callable[[SampleMetrics], None]
     ) -> tuple[dict[int, str], frozenset[int]]:
         """Return the rows that are done, with what they were made from, and those with a damaged sample."""
         names = {name: row_of_sample(name) for name in self.storage.list(self.layout.samples)}
@@ -354,8 +365,7 @@ class RunRecords:
             except OSError as error:
                 raise unreadable(self.storage.locate(path), error) from error
             made_from[metrics.row_index] = metrics.made_from
-            if on_sample is not None:
-                on_sample(metrics)
+            on_sample(metrics)
         return made_from, frozenset(damaged)
 
     def _readable_failures(self, completed: frozenset[int], findings: _Findings) -> dict[int, FailureRecord]:

@@ -266,7 +266,9 @@ class _MlflowRun:
         from mlflow.entities import Metric
 
         at, step = round(time.time() * 1000), self.history.counter
-        metrics = [Metric(key, float(value), at, step) for key, value in _flat(summary) if _is_number(value)]
+        metrics = [
+            Metric(key, float(value), at, step) for key, value in _flat(_named(summary)) if _is_number(value)
+        ]
         self._client.log_batch(self._number, metrics=metrics)
         with tempfile.TemporaryDirectory(prefix="mllm-shapx-mlflow-") as folder:
             self._add_files(Path(folder), summary)
@@ -306,6 +308,16 @@ def _flat(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]
             yield name[:_LONGEST_NAME], value
         else:
             yield name[:_LONGEST_NAME], json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _named(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the summary with the groups of `by_language` by their names instead of in a list."""
+    groups = {
+        key: {str(group.get("language")): group for group in value}
+        for key, value in summary.items()
+        if isinstance(value, list) and all(isinstance(group, Mapping) for group in value)
+    }
+    return {**summary, **groups}
 
 
 def _is_number(text: str) -> bool:
