@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from small_study import Study
+from tracking_kit import silent_server
 from wandb_files import read_records
 
 from mllm_shapx.cli import main
@@ -61,6 +62,37 @@ def test_events_tell_a_study_from_start_to_end_and_status_agrees(
     (study.output / "exact" / "summary" / "aggregate_metrics.json").unlink()
     again = json.loads(CliRunner().invoke(main, ["status", "--json", str(study.output)]).output)
     assert [run["coalitions"] for run in again["runs"]] == [run["coalitions"] for run in told["runs"]]
+
+
+@pytest.mark.slow
+def test_trackers_whose_servers_stay_silent_delay_no_sample(tmp_path: Path) -> None:
+    """All samples are done while W&B and MLflow still wait for their servers; each costs one warning."""
+    with silent_server() as port:
+        address = f"http://127.0.0.1:{port}"
+        study = Study(tmp_path, rows=2, words=3, settings={"wandb": {}, "mlflow": {"tracking_uri": address}})
+        study.env |= {"WANDB_BASE_URL": address, "WANDB_API_KEY": "0123456789" * 4, "NO_PROXY": "127.0.0.1"}
+        study.env |= {"WANDB_MODE": "online", "MLFLOW_HTTP_REQUEST_TIMEOUT": "90"}
+        end = study.run("--inline", "--json")
+    assert end.code == 0, end.out
+    events = [json.loads(line) for line in end.out.splitlines() if line.startswith("{")]
+    done = next(event for event in events if event.get("samples_done") == 6)
+    outcome = events[-1]
+    assert outcome["event"] == "outcome"
+    assert outcome["at"] - done["at"] > 10, "the trackers waited, and the samples were there before"
+    about = [warning for warning in outcome["warnings"] if "not affected" in warning]
+    assert sorted(warning.split(":")[0] for warning in about) == ["MLflow", "Weights & Biases"]
+
+
+def test_trackers_that_cannot_write_cost_a_warning_each(tmp_path: Path) -> None:
+    """A file in the place of each tracker's folder leaves the study as it is."""
+    study = Study(tmp_path, rows=1, words=3, settings=TRACKED)
+    study.output.mkdir(parents=True)
+    for name in ("wandb", "mlflow"):
+        (study.output / name).write_text("no folder")
+    end = study.call("--inline")
+    assert end.code == 0, end.out
+    assert study.samples_on_disk() == 3
+    assert end.out.count("The results on disk are not affected") == 2
 
 
 def summary_of(records: list[Any]) -> dict[str, Any]:

@@ -4,7 +4,6 @@ import gzip
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
@@ -16,10 +15,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from tracking_kit import make_sample, silent_server
 from wandb_files import history_of, read_records, whole_history
 
 from mllm_shapx.config.models import WandbConfig
-from mllm_shapx.records.results import AttributionSummary, ConversationEntry, SampleResult
 from mllm_shapx.records.runs import RunRecords
 from mllm_shapx.records.storage import open_storage
 from mllm_shapx.tracking.content import run_id, sample_metrics, without_secrets
@@ -27,30 +26,6 @@ from mllm_shapx.tracking.wandb import WandbTracker, effective_mode
 
 HERE = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "support")]
 OFFLINE = WandbConfig(mode="offline", tags=("a-tag",))
-
-
-def make_sample(run_name: str, row_index: int, *, grand: float = 1.0) -> SampleResult:
-    entry = ConversationEntry(0, (0, 0), ("red", " car"), (0.75, -0.25))
-    return SampleResult(
-        run_name=run_name,
-        row_index=row_index,
-        language="en",
-        original_language="unknown",
-        runtime_sec=0.5,
-        n_calls=4,
-        model_calls=3,
-        prompt_texts=("red car",),
-        input_modality="text",
-        output_modality="text",
-        attr_summary=AttributionSummary(1.0, 0.0, 1.0, 0.0, 2, 0),
-        conversation=((entry,),),
-        base_value=0.25,
-        grand_value=grand,
-        response="stop",
-        seed=1,
-        num_players=2,
-        values_sum=0.5,
-    )
 
 
 @pytest.fixture(autouse=True)
@@ -262,29 +237,14 @@ def test_no_key_costs_one_warning(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def silent_server() -> Iterator[int]:
-    """A server on loopback that takes connections and never answers; its port."""
-    held: list[socket.socket] = []
-    with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def accept() -> None:
-            while True:
-                try:
-                    held.append(server.accept()[0])
-                except OSError:
-                    return
-
-        thread = threading.Thread(target=accept, daemon=True)
-        thread.start()
-        yield server.getsockname()[1]
-        server.shutdown(socket.SHUT_RDWR)
-    thread.join(5)
-    for connection in held:
-        connection.close()
+def silent_port() -> Iterator[int]:
+    """The port of a server on loopback that takes connections and never answers."""
+    with silent_server() as port:
+        yield port
 
 
 @pytest.mark.slow
-def test_unreachable_server_never_blocks(silent_server: int, tmp_path: Path) -> None:
+def test_unreachable_server_never_blocks(silent_port: int, tmp_path: Path) -> None:
     """While W&B does not answer, logging returns at once; after its timeout it is one warning."""
     code = """
         import time
@@ -302,7 +262,7 @@ def test_unreachable_server_never_blocks(silent_server: int, tmp_path: Path) -> 
     """
     done = run_python(
         code,
-        WANDB_BASE_URL=f"http://127.0.0.1:{silent_server}",
+        WANDB_BASE_URL=f"http://127.0.0.1:{silent_port}",
         WANDB_API_KEY="0123456789" * 4,
         WANDB_DIR=str(tmp_path),
     )

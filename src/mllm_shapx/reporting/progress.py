@@ -157,7 +157,9 @@ class _PacedView:
             self._write_latest()
             return
         waited = self._clock() - self._written_at
-        if waited >= HEARTBEAT_S or (waited >= self._every_s and self._has_changed(progress)):
+        # What comes after the last sample may take a while.
+        is_due = waited >= self._every_s or progress.is_finished
+        if waited >= HEARTBEAT_S or (is_due and self._has_changed(progress)):
             self._write_latest()
 
     def message(self, text: str) -> None:

@@ -27,11 +27,11 @@ _COLUMNS: tuple[Column, ...] = (
     Column("state"),
     Column("coalitions", right=True),
     Column("answers", right=True),
-    Column("samples", right=True),
+    Column("rate", right=True),
     Column("time left", right=True),
     Column("last activity"),
 )
-_ONLY_WIDE = {"coalitions", "answers", "samples", "time left"}
+_ONLY_WIDE = {"coalitions", "answers", "rate", "time left"}
 _WIDE = 100
 """Columns from which on the table has all of them."""
 

@@ -76,6 +76,11 @@ class StudyProgress:
         return sum(run.failed for run in self.runs)
 
     @property
+    def is_finished(self) -> bool:
+        """Whether nothing is left to do."""
+        return all(run.is_finished for run in self.runs)
+
+    @property
     def samples_total(self) -> int:
         """Samples of all runs."""
         return sum(run.total for run in self.runs)
