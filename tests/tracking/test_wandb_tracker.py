@@ -153,6 +153,9 @@ DIE_WHILE_LOGGING = """
     records = RunRecords(open_storage({folder!r}), "exact")
     tracker = WandbTracker(OFFLINE, "study", directory=Path({folder!r}))
     tracker.start("exact", {{}}, records=records)
+    deadline = time.monotonic() + 60
+    while tracker._session.open_runs == 0 and time.monotonic() < deadline:
+        time.sleep(0.05)
     for row in range({first}, {first} + 60):
         records.write_sample(make_sample("exact", row))
         tracker.log_sample(make_sample("exact", row))
