@@ -331,6 +331,21 @@ def test_live_display_redraws_calmly_and_keeps_messages_whole() -> None:
     assert output.count("\x1b[?25l") == output.count("\x1b[?25h")  # the cursor is given back
 
 
+INSIDE_A_REDIRECT = """
+    import contextlib, io, sys
+    from mllm_shapx.reporting.progress import ProgressReporter, RunProgress, StudyProgress
+    with ProgressReporter(sys.stderr) as reporter:
+        with contextlib.redirect_stdout(io.StringIO()):
+            reporter.update(StudyProgress((RunProgress("exact", 10, 10),), 10, 10, 5, 1, 0, 2.0, 0.0))
+    print("the outcome")
+"""
+
+
+def test_what_follows_a_panel_that_began_inside_a_redirect_is_shown() -> None:
+    """A panel that starts while a cluster is connected leaves stdout as it is after the cluster's end."""
+    assert run_in_terminal(INSIDE_A_REDIRECT).rstrip().endswith("the outcome")
+
+
 def test_no_color_is_respected() -> None:
     """With NO_COLOR the display lives, without a colour."""
     output = run_in_terminal(LIVE, NO_COLOR="1")

@@ -47,6 +47,7 @@ class LiveView:
             redirect_stderr=_is_terminal(sys.stderr),
         )
         self._open = contextlib.ExitStack()
+        self._standard = (sys.stdout, sys.stderr)
 
     def show(self, progress: StudyProgress, rate: float | None) -> None:
         """Replace the picture; it is drawn at the next of the regular redraws."""
@@ -55,6 +56,7 @@ class LiveView:
             before = (sys.stdout, sys.stderr)
             self._open.callback(self._live.stop)
             self._live.start(refresh=True)
+            self._standard = (sys.stdout, sys.stderr)
             self._open.enter_context(_handlers_moved(before))
 
     def message(self, text: str) -> None:
@@ -63,7 +65,13 @@ class LiveView:
 
     def close(self) -> None:
         """Draw once more and leave the picture where it is."""
+        out, err = sys.stdout, sys.stderr
         self._open.close()
+        # rich puts back the streams that it found at its start. Whoever has changed them since is right.
+        if out is not self._standard[0]:
+            sys.stdout = out
+        if err is not self._standard[1]:
+            sys.stderr = err
 
 
 def render(progress: StudyProgress, rate: float | None, height: int) -> RenderableType:
