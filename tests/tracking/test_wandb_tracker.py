@@ -14,11 +14,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 from tracking_kit import make_sample, silent_server
 from wandb_files import history_of, read_records, whole_history
 
 from mllm_shapx.config.models import WandbConfig
+from mllm_shapx.data.audio import encode_wav
 from mllm_shapx.records.runs import RunRecords
 from mllm_shapx.records.storage import open_storage
 from mllm_shapx.tracking.content import run_id, sample_metrics, without_secrets
@@ -502,3 +504,30 @@ def test_environment_wins_over_the_mode_but_switches_nothing_on(
     """`WANDB_MODE` replaces the config's mode, and a config that says off stays off."""
     monkeypatch.setenv("WANDB_MODE", environment)
     assert effective_mode(config) == expected
+
+
+@pytest.mark.slow
+def test_the_table_of_prompts_holds_colours_and_recordings(tmp_path: Path, records: RunRecords) -> None:
+    """Each sample is a row with its coloured prompt and its recording; one that was removed is empty."""
+    wav = encode_wav(np.zeros(160, np.float32), 16_000)
+    for row in (1, 2):
+        path = f"audio/sample_{row:05d}/input_01.wav"
+        sound = {"inputs": [{"path": path}], "answer": None}
+        sample = replace(make_sample("exact", row), audio_artifacts=sound, audio_files={path: wav})
+        records.write_sample(sample)
+    (tmp_path / "exact" / "audio" / "sample_00002" / "input_01.wav").unlink()
+    assert track(tmp_path, records, finish=True) == []
+    (folder,) = tmp_path.glob("wandb/offline-run-*")
+    artifacts = [record.artifact for record in read_records(folder) if record.HasField("artifact")]
+    (table_files,) = [found.manifest.contents for found in artifacts if found.type == "run_table"]
+    files = {content.path: Path(content.local_path) for content in table_files}
+    assert all(folder in file.parents for file in files.values()), "nothing of it is in the home directory"
+    table = json.loads(files["prompts.table.json"].read_text())
+    assert table["columns"] == ["row", "language", "prompt", "answer", "recording 1"]
+    (first, second) = table["data"]
+    assert (first[0], first[1], first[3]) == (1, "en", "stop")
+    assert (first[4]["_type"], second[4]) == ("audio-file", None)
+    assert files[first[4]["path"]].read_bytes() == wav
+    html = files[first[2]["path"]].read_text()
+    assert 'title="+0.75" style="background: rgba(214, 69, 65, 1.00)">red</span>' in html
+    assert 'title="-0.25" style="background: rgba(49, 116, 181, 0.33)"> &lt;car&gt;</span>' in html

@@ -1,5 +1,6 @@
 """Weights & Biases: one W&B run per run of the sweep."""
 
+import contextlib
 import io
 import json
 import logging
@@ -187,7 +188,8 @@ class _WandbRun:
         if self._config.upload_samples:
             self._add_artifact("samples", stage(self._records, sample_files(self._records), self._folder))
         if self._config.table_rows and (rows := list(prompt_rows(self._records, self._config.table_rows))):
-            self._run.summary.update({PROMPTS: self._table(rows)})
+            with _staged_in(self._folder):
+                self._run.summary.update({PROMPTS: self._table(rows)})
 
     def close(self, *, failed: bool) -> None:
         self._run.finish(exit_code=int(failed))
@@ -252,6 +254,19 @@ def effective_mode(config: WandbConfig) -> Mode:
             return "disabled"
         case _:
             return config.mode
+
+
+@contextlib.contextmanager
+def _staged_in(folder: Path) -> Iterator[None]:
+    """Let wandb keep the files of a table in the run's folder instead of the home directory."""
+    if "WANDB_DATA_DIR" in os.environ:
+        yield
+        return
+    os.environ["WANDB_DATA_DIR"] = str(folder)
+    try:
+        yield
+    finally:
+        os.environ.pop("WANDB_DATA_DIR", None)
 
 
 def _check_writable(folder: Path) -> None:
