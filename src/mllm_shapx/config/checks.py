@@ -275,10 +275,6 @@ def _scoring(experiment_set: ExperimentSet) -> Iterator[Finding]:
 
 def _without_effect(experiment_set: ExperimentSet) -> Iterator[Finding]:
     """Yield a warning for each key that is accepted and changes nothing."""
-    mlflow = experiment_set.mlflow
-    if mlflow is not None and mlflow.enabled:
-        message = "is accepted, but runs are not tracked with MLflow yet"
-        yield _warning(("mlflow",), message, "remove it, or set mlflow.enabled to false")
     if experiment_set.runtime.n_generator_jobs is not None:
         message = "has no effect: the number of workers is the command line's"
         yield _warning(("runtime", "n_generator_jobs"), message, "use --num-workers or --workers-per-gpu")

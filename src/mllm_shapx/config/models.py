@@ -26,6 +26,7 @@ from mllm_shapx.config.values import (
     PathSegment,
     Players,
     Rows,
+    TableRows,
     Temperature,
     Timeout,
     TopK,
@@ -263,10 +264,19 @@ class EmbeddingConfig(EmbeddingSettings):
     model_id: str
 
 
-class WandbConfig(Block):
-    """Weights & Biases."""
+class TrackingBlock(Block):
+    """What every tracker can be told."""
 
     enabled: bool = True
+    upload_samples: bool = False
+    """Whether the files of `samples/` are uploaded at the end of a run."""
+    table_rows: TableRows = 100
+    """Samples in the table of prompts, with their recordings; 0 for no table."""
+
+
+class WandbConfig(TrackingBlock):
+    """Weights & Biases."""
+
     project: Name = "mllm-shap"
     entity: Name | None = None
     group: Name | None = None
@@ -274,14 +284,16 @@ class WandbConfig(Block):
     tags: Annotated[tuple[str, ...], Field(strict=False)] = ()
 
 
-class MlflowConfig(Block):
+class MlflowConfig(TrackingBlock):
     """MLflow tracking; on when the block is there and `enabled` is not false."""
 
-    enabled: bool = True
     tracking_uri: Name | None = None
+    """Server, database or folder; MLFLOW_TRACKING_URI, else `mlflow/mlflow.db` beside the runs when null."""
     experiment_name: Name = "mllm_shapx"
     nested_per_variant: bool = False
+    """Whether the runs stand below one parent run, which is named after the experiment set."""
     system_metrics_enabled: bool = False
+    """Whether MLflow records the load of the machine that the command runs on."""
     tags: dict[str, str | int | float | bool] | Annotated[tuple[str, ...], Field(strict=False)] = ()
 
 

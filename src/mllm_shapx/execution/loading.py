@@ -2,8 +2,10 @@
 
 import gc
 import logging
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from mllm_shapx.config.models import RuntimeConfig
 from mllm_shapx.data.conversations import load_row
@@ -98,6 +100,16 @@ def free_memory(runtime: RuntimeConfig, ended_units: int) -> None:
 
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def gpu_memory() -> tuple[int, int] | None:
+    """Return the bytes in use and in all of this process's GPUs; None where it uses none."""
+    torch: Any = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return None
+    pairs = [torch.cuda.mem_get_info(number) for number in range(torch.cuda.device_count())]
+    total = sum(size for _, size in pairs)
+    return total - sum(free for free, _ in pairs), total
 
 
 class _Once(logging.Filter):

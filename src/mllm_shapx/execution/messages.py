@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from mllm_shapx.config.models import DatasetConfig, EmbeddingConfig, RuntimeConfig, WandbConfig
+from mllm_shapx.config.models import DatasetConfig, EmbeddingConfig, MlflowConfig, RuntimeConfig, WandbConfig
 from mllm_shapx.config.servers import CONNECTOR
 from mllm_shapx.execution.helping import HelpTask
 from mllm_shapx.explaining.coalitions import RowCoalitions
@@ -65,6 +65,8 @@ class Study:
     """Hub commit, or digest of the directory."""
     wandb: WandbConfig
     runtime: RuntimeConfig
+    mlflow: MlflowConfig | None = None
+    """The config's block with its store (`tracking.mlflow.located`)."""
     max_attempts: int = 3
     failures_allowed: int | None = None
     """Samples that may be quarantined in this call before it stops early; None for any number."""
@@ -170,6 +172,8 @@ class Beat:
     """In words, what the worker waits for, such as a server that does not answer; empty otherwise."""
     report: ModelReport | None = None
     """The report of its model; None when nothing is new."""
+    gpu_memory: tuple[int, int] | None = None
+    """Bytes in use and in all of its GPU; None without one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +193,42 @@ class UnitFailure:
         """Return the failure of a unit whose worker died."""
         message = f"the worker's process died while it explained this row: {detail}"
         return cls(unit_id, run_names, "worker_died", message, traceback=None, final=False)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerState:
+    """One worker, for people who watch."""
+
+    name: str
+    node: str
+    device: str
+    rows: tuple[int, ...]
+    """Rows that it explains."""
+    answers: int
+    """Answers generated since it started."""
+    gpu_memory: tuple[int, int] | None
+    """Bytes in use and in all of its GPU; None without one."""
+    waiting_for: str
+    """What it waits for, in words; empty when it works."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunCalls:
+    """What the samples of one run have taken, those of earlier starts included."""
+
+    coalitions: int = 0
+    answers: int = 0
+    """Answers that were generated for this run."""
+
+
+@dataclass(frozen=True, slots=True)
+class StudyTally:
+    """Counts for people who watch; no decision depends on them."""
+
+    calls: Mapping[str, RunCalls] = field(default_factory=dict)
+    store_hits: int = 0
+    """Answers that were found in the store instead of being generated."""
+    workers: tuple[WorkerState, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,3 +261,4 @@ class StudyState:
     """News since the last state, in words."""
     fatal: str | None = None
     """Why the coordinator cannot go on, such as a full disk."""
+    tally: StudyTally = field(default_factory=StudyTally)

@@ -34,6 +34,7 @@ from mllm_shapx.records.shards import found_shards
 from mllm_shapx.records.spec import RESULT_SETTINGS, differences
 from mllm_shapx.records.storage import Storage, join_uri, open_storage, write_json
 from mllm_shapx.records.store import CoalitionStore, PruneResult
+from mllm_shapx.tracking.mlflow import located
 
 CONFIG = "config.json"
 """Copy of the config, bases merged in, beside the runs' folders. `retry` reads it."""
@@ -103,6 +104,7 @@ def prepare(loaded: LoadedConfig, options: RunOptions) -> tuple[Study, tuple[str
         model_path=None if model_path is None else model_path.resolve(),
         model_commit=model.commit,
         wandb=experiment_set.wandb,
+        mlflow=located(experiment_set.mlflow, output_uri),
         runtime=experiment_set.runtime,
         max_attempts=options.max_attempts,
         failures_allowed=options.failures_allowed(len(rows) * len(sweep.runs)),
