@@ -67,6 +67,10 @@ class ServerError(StudyError):
     """The server behind which the model is does not answer, or takes no more requests."""
 
 
+class BudgetError(StudyError):
+    """The call's limit of requests or tokens is reached."""
+
+
 class OutputError(UsageError):
     """The output directory cannot be used as asked."""
 

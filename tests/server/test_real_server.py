@@ -73,11 +73,17 @@ def study_on(server: RealServer, folder: Path) -> Study:
 
 
 def values(study: Study) -> dict[str, Any]:
-    """Return all results without what names the device that they were made on."""
-    found = results(study.output)
+    """Return all results without the device that they were made on and without counts of tokens."""
+    found: dict[str, Any] = _without_tokens(results(study.output))
     for data in found.values():
         data.pop("environment", None)
     return found
+
+
+def _without_tokens(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {key: _without_tokens(value) for key, value in data.items() if not key.startswith("tokens_")}
+    return [_without_tokens(item) for item in data] if isinstance(data, list) else data
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,8 @@ from click.testing import CliRunner
 from small_study import Study, results
 
 from mllm_shapx.cli import main
+from mllm_shapx.errors import UsageError
+from mllm_shapx.execution.options import RunOptions
 from mllm_shapx.models import server_engine
 
 EXACT: list[dict[str, Any]] = [{"explainer_type": "exact"}]
@@ -376,6 +378,57 @@ def test_workers_of_ray_share_a_server_and_a_stop_of_it_blames_no_row(
         assert len(server.answered) == ANSWERS
         assert {ask.headers["Authorization"] for ask in server.asked} == {"Bearer quite-secret-1"}
     assert results(study.output) == undisturbed
+
+
+def test_tokens_are_summed_per_run_and_a_shared_answer_counts_once(tmp_path: Path) -> None:
+    variants = [*EXACT, {"explainer_type": "limited_mc", "num_samples": [8]}]
+    with ChatServer() as server:
+        study = study_on(server, tmp_path, experiments=variants)
+        assert study.call("--inline").code == 0
+        words = sum(len(text.split()) for text in server.answered)
+    exact = json.loads((study.output / "exact" / "summary" / "aggregate_metrics.json").read_text())
+    assert (exact["tokens_in_total"], exact["tokens_out_total"]) == (words, 3 * ANSWERS)
+    assert sum(group["tokens_out_total"] for group in exact["by_language"]) == 3 * ANSWERS
+    (shared,) = study.output.glob("limited_mc*/summary/aggregate_metrics.json")
+    assert json.loads(shared.read_text())["model_calls_total"] == 0
+    assert "tokens_in_total" not in json.loads(shared.read_text())
+
+
+@pytest.mark.parametrize(
+    ("limit", "said"),
+    [
+        (("--max-requests", "12"), "--max-requests 12: 12 request(s) were sent; stopping early"),
+        (("--max-tokens", "130"), "--max-tokens 130: "),
+    ],
+)
+def test_a_limit_stops_in_time_and_resuming_asks_for_the_rest(
+    limit: tuple[str, str], said: str, undisturbed: dict[str, Any], tmp_path: Path
+) -> None:
+    with ChatServer() as server:
+        server.script = lambda _: Act(delay_s=0.02)
+        study = study_on(server, tmp_path)
+        found = study.call("--inline", *limit)
+        assert found.code == 1
+        assert said in found.out
+        assert "go on with --resume" in found.out
+        assert len(stored(study)) == len(server.answered) == len(server.asked)
+        used = sum(len(text.split()) + 3 for text in server.answered)
+        if limit[0] == "--max-requests":
+            assert len(server.asked) == 12
+        else:
+            assert 130 - 12 <= used <= 130
+        assert not list(study.output.glob("*/failures/*")), "a row was blamed"
+        assert study.call("--inline", "--resume").code == 0
+        assert len(server.answered) == ANSWERS
+    assert results(study.output) == undisturbed
+
+
+def test_limits_are_refused_where_they_cannot_hold(tmp_path: Path) -> None:
+    found = Study(tmp_path, rows=1, words=2).call("--inline", "--max-tokens", "5")
+    assert found.code == 2
+    assert "connector 'hf_text' asks none" in found.out
+    with pytest.raises(UsageError, match="leave num_workers"):
+        RunOptions(max_requests=5, num_workers=2)
 
 
 def test_stored_answers_can_be_asked_for_again_and_bench_says_that_it_cannot(tmp_path: Path) -> None:

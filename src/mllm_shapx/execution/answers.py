@@ -130,7 +130,14 @@ def store_key(header: StoreHeader) -> str:
 
 def _stored(row: AnswerRow) -> StoredAnswer:
     answer = Answer(
-        row.text, row.token_ids, row.logprobs, row.audio_frames, ending_of(row.ending), row.reasoning
+        row.text,
+        row.token_ids,
+        row.logprobs,
+        row.audio_frames,
+        ending_of(row.ending),
+        row.reasoning,
+        row.tokens_in,
+        row.tokens_out,
     )
     return StoredAnswer(answer, row.asked_by)
 
@@ -145,4 +152,6 @@ def _row(stored: StoredAnswer) -> AnswerRow:
         stored.asked_by,
         answer.ending,
         answer.reasoning,
+        answer.tokens_in,
+        answer.tokens_out,
     )

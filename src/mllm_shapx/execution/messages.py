@@ -12,6 +12,7 @@ from mllm_shapx.explaining.coalitions import RowCoalitions, StoredAnswer
 from mllm_shapx.explaining.similarity import Vector
 from mllm_shapx.models.base import ModelReport
 from mllm_shapx.models.identity import Version
+from mllm_shapx.models.server_budget import ServerLimits
 from mllm_shapx.planning.costs import Generated
 from mllm_shapx.planning.runs import RunSpec
 from mllm_shapx.planning.units import WorkUnit
@@ -77,8 +78,8 @@ class Study:
     encoders: Mapping[EmbeddingConfig, Version] = field(default_factory=dict)
     """The external encoders of the runs."""
 
-    server_patience_s: float = 600.0
-    """Seconds without any answer of a server after which the study stops."""
+    server_limits: ServerLimits = field(default_factory=ServerLimits)
+    """What this call may ask of a model behind a server."""
 
     config: Mapping[str, Any] = field(default_factory=dict)
     """The config's JSON data, bases merged in."""

@@ -11,6 +11,7 @@ from typing import Any
 
 from mllm_shapx.config.loading import LoadedConfig
 from mllm_shapx.config.paths import real
+from mllm_shapx.config.servers import CONNECTOR
 from mllm_shapx.data.selection import select_rows
 from mllm_shapx.data.sources import open_table
 from mllm_shapx.errors import OutputError, UsageError
@@ -24,6 +25,7 @@ from mllm_shapx.execution.resolved import in_the_configs_words
 from mllm_shapx.models.control_tokens import control_token_warnings
 from mllm_shapx.models.encoder import encoder_version
 from mllm_shapx.models.registry import model_version
+from mllm_shapx.models.server_budget import ServerLimits
 from mllm_shapx.planning.runs import RunSpec
 from mllm_shapx.planning.sweep import expand
 from mllm_shapx.records.environments import ENVIRONMENTS, MODEL, history
@@ -116,7 +118,7 @@ def prepare(loaded: LoadedConfig, options: RunOptions) -> tuple[Study, tuple[str
         failures_allowed=options.failures_allowed(len(rows) * len(sweep.runs)),
         rows_in_flight=options.rows_in_flight,
         flush_s=options.flush_s,
-        server_patience_s=options.server_patience_s,
+        server_limits=_server_limits(options, sweep.runs[0].connector),
         retry_rows=options.retry_rows,
         config={**loaded.data, "selection": chosen.model_dump(mode="json")},
         dataset_content=content_of(table, experiment_set),
@@ -132,6 +134,15 @@ def prepare(loaded: LoadedConfig, options: RunOptions) -> tuple[Study, tuple[str
         modality=sweep.runs[0].modality,
     )
     return study, (*loaded.warnings, *sweep.warnings, *selection.warnings, *tokens)
+
+
+def _server_limits(options: RunOptions, connector: str) -> ServerLimits:
+    if connector != CONNECTOR and (options.max_requests is not None or options.max_tokens is not None):
+        raise UsageError(
+            f"--max-requests and --max-tokens limit what a server is asked, and connector {connector!r} asks "
+            "none; leave them out"
+        )
+    return ServerLimits(options.server_patience_s, options.max_requests, options.max_tokens)
 
 
 def check_output(study: Study, options: RunOptions) -> None:

@@ -120,7 +120,7 @@ def _load(study: Study) -> _Loaded:
     model = load_study_model(study)
     # The encoders too: what is wrong with one concerns every row, and is found before the first answer.
     encoders = {config: TextEncoder.load(config, version) for config, version in study.encoders.items()}
-    return _Loaded(table, engine_for(model, server_patience_s=study.server_patience_s), encoders)
+    return _Loaded(table, engine_for(model, study.server_limits), encoders)
 
 
 def load_study_model(study: Study) -> Model:

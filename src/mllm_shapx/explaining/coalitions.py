@@ -1,7 +1,7 @@
 """The coalition store: an answer is generated once and scored by every run that needs it."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from mllm_shap import CoalitionMask, ConversationSnapshot, DeletePolicy, PlayerSet
@@ -89,6 +89,15 @@ class RowCoalitions:
         """Return how many of the answers to `masks` were generated for `run_name`."""
         return sum(self.stored[mask].asked_by == run_name for mask in set(masks))
 
+    def tokens(self, masks: Sequence[int], run_name: str) -> tuple[int | None, int | None]:
+        """Return the tokens of prompts and of answers that were generated for `run_name`.
+
+        None where no server counted them.
+        """
+        asked = (self.stored[mask] for mask in set(masks))
+        mine = [stored.answer for stored in asked if stored.asked_by == run_name]
+        return _sum(answer.tokens_in for answer in mine), _sum(answer.tokens_out for answer in mine)
+
     def distinct_answers(self, masks: Sequence[int]) -> int:
         """Return how many different texts and sounds are among the answers to `masks`."""
         answers = (self.stored[mask].answer for mask in masks)
@@ -139,3 +148,9 @@ class RowCoalitions:
     def _keep(self, mask: int, stored: StoredAnswer) -> None:
         self.stored[mask] = stored
         self._fresh[mask] = stored
+
+
+def _sum(counts: Iterable[int | None]) -> int | None:
+    """Return the sum of what was counted, None where nothing was."""
+    known = [count for count in counts if count is not None]
+    return sum(known) if known else None

@@ -23,6 +23,7 @@ from mllm_shapx.models.text_source import text_commit, text_source
 
 if TYPE_CHECKING:
     from mllm_shapx.models.base import Model, PromptEngine
+    from mllm_shapx.models.server_budget import ServerLimits
 
 LOADERS = {
     "hf_text": "mllm_shapx.models.hf_text:load",
@@ -124,19 +125,19 @@ def load_version(
     )
 
 
-def engine_for(model: "Model", *, server_patience_s: float) -> "PromptEngine":
+def engine_for(model: "Model", limits: "ServerLimits") -> "PromptEngine":
     """Return the engine of a loaded model; it owns the model and closes it.
 
     Args:
         model: The loaded model.
-        server_patience_s: Seconds without any answer of a server after which the study stops.
+        limits: What may be asked of a model behind a server.
     """
     from mllm_shapx.models.engine import Engine
     from mllm_shapx.models.server_engine import ServerEngine
     from mllm_shapx.models.server_text import ServerModel
 
     if isinstance(model, ServerModel):
-        return ServerEngine(model, patience_s=server_patience_s)
+        return ServerEngine(model, limits)
     return Engine(model)
 
 

@@ -250,8 +250,16 @@ def parse_reply(data: Any, *, strip_reasoning: bool = False) -> Reply:
     found = (choice.get("logprobs") or {}).get("content") or None
     logprobs = None if found is None else tuple(float(token["logprob"]) for token in found)
     reasoning = _text(message.get("reasoning_content") or message.get("reasoning"))
+    usage = data.get("usage")
     return Reply(
-        Answer(text, logprobs=logprobs, ending=ending, reasoning=reasoning),
+        Answer(
+            text,
+            logprobs=logprobs,
+            ending=ending,
+            reasoning=reasoning,
+            tokens_in=_tokens(usage, "prompt_tokens"),
+            tokens_out=_tokens(usage, "completion_tokens"),
+        ),
         _name(data.get("model")),
         _name(data.get("system_fingerprint")),
     )
@@ -264,6 +272,12 @@ def _text(content: Any) -> str:
     if isinstance(content, str):
         return content
     return "".join(str(part["text"]) for part in content if part.get("type", "text") == "text")
+
+
+def _tokens(usage: Any, key: str) -> int | None:
+    """Return a count of tokens; what is no count is ignored, since the answer itself is fine."""
+    value = usage.get(key) if isinstance(usage, dict) else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 
 
 def _name(value: Any) -> str | None:

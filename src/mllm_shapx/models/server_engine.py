@@ -11,15 +11,22 @@ import numpy as np
 from mllm_shap import ConversationSnapshot
 from numpy.typing import NDArray
 
-from mllm_shapx.errors import ModelChangedError, ModelError, RowError, ServerError, StudyError, first_of
+from mllm_shapx.errors import (
+    BudgetError,
+    ModelChangedError,
+    ModelError,
+    RowError,
+    ServerError,
+    StudyError,
+    first_of,
+)
 from mllm_shapx.models.base import Answer, Decoding, EmbeddingMode, EngineStats
+from mllm_shapx.models.server_budget import Budget, ServerLimits
 from mllm_shapx.models.server_client import Reply, ServerClient, Setback
 from mllm_shapx.models.server_identity import ServedModel, look
 from mllm_shapx.models.server_text import ServerModel, ServerPrompt
 from mllm_shapx.models.server_throttle import Throttle
 
-PATIENCE_S = 600.0
-"""Seconds without an answer that a study waits for its server."""
 FIRST_PAUSE_S = 0.25
 LONGEST_PAUSE_S = 8.0
 """Pauses double from setback to setback, and are drawn between the half and the whole."""
@@ -47,12 +54,14 @@ class ServerEngine:
 
     Args:
         model: The model behind the server; the engine owns it and closes it.
-        patience_s: Seconds without an answer after which the study stops.
+        limits: How long the engine waits for answers, and how many requests and tokens it may use.
     """
 
-    def __init__(self, model: ServerModel, *, patience_s: float = PATIENCE_S) -> None:
+    def __init__(self, model: ServerModel, limits: ServerLimits | None = None) -> None:
+        limits = limits or ServerLimits()
         self.model = model
-        self._patience_s = patience_s
+        self._patience_s = limits.patience_s
+        self._budget = Budget(limits)
         self._client = ServerClient(model.service)
         self._throttle = Throttle(model.service.max_concurrency)
         self._looking = asyncio.Lock()
@@ -139,7 +148,12 @@ class ServerEngine:
                     raise self._broken
                 try:
                     await self._make_sure()
-                    reply = await self._client.ask(prompt.messages, decoding, seed)
+                    reserved = await self._budget.enter(prompt.size, decoding.max_new_tokens)
+                    try:
+                        reply = await self._client.ask(prompt.messages, decoding, seed)
+                    finally:
+                        self._budget.leave(reserved)
+                    self._budget.count(prompt.size, reply.answer.tokens_in, reply.answer.tokens_out)
                     return self._accept(reply)
                 except Setback as setback:
                     pause_s = self._note(setback, sent_at, trouble)
@@ -153,7 +167,7 @@ class ServerEngine:
         self._broken = self._broken or error
 
     def _accept(self, reply: Reply) -> Answer:
-        if self._broken is not None:
+        if self._broken is not None and not isinstance(self._broken, BudgetError):
             raise self._broken
         served = self._served
         assert served is not None  # noqa: S101 -- for the type checker

@@ -32,6 +32,11 @@ class ServerPrompt:
         return sum(len(message["content"]) for message in self.messages)
 
     @property
+    def size(self) -> int:
+        """Return its bytes in UTF-8, which no tokenizer makes more tokens of."""
+        return sum(len(message["content"].encode(errors="replace")) for message in self.messages)
+
+    @property
     def order(self) -> tuple[str, ...]:
         """Return what to sort prompts by so that those with the same beginning come together."""
         return tuple(message["content"] for message in self.messages)

@@ -103,6 +103,10 @@ class SampleResult:
     """What the row was: 32 hex digits over its texts, recordings and languages; None in old files."""
     environment: str | None = None
     """Id of the entry of `environments` in `spec.json` that it was made in; None where that is not known."""
+    tokens_in: int | None = None
+    """Tokens of the prompts behind `model_calls`, as the model's server counted them; None without one."""
+    tokens_out: int | None = None
+    """Tokens of the answers behind `model_calls`."""
     audio_files: Mapping[str, bytes] = field(default_factory=dict, compare=False, repr=False)
     """Recordings and answers that are written beside the sample: path below the run's directory ->
     content. They are not part of the JSON, and are not read back with it."""
@@ -157,6 +161,10 @@ class SampleResult:
             data["row_digest"] = self.row_digest
         if self.environment is not None:
             data["environment"] = self.environment
+        if self.tokens_in is not None:
+            data["tokens_in"] = self.tokens_in
+        if self.tokens_out is not None:
+            data["tokens_out"] = self.tokens_out
         return {**self.extra, **data}
 
     @classmethod
@@ -196,6 +204,8 @@ class SampleResult:
             num_levels=file.get("num_levels"),
             row_digest=file.get("row_digest"),
             environment=file.get("environment"),
+            tokens_in=file.get("tokens_in"),
+            tokens_out=file.get("tokens_out"),
             extra={key: value for key, value in data.items() if key not in _KNOWN_FIELDS},
         )
 

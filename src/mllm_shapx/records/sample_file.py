@@ -84,6 +84,8 @@ class SampleFile(TypedDict):
     num_levels: NotRequired[Whole | None]
     row_digest: NotRequired[str]
     environment: NotRequired[str]
+    tokens_in: NotRequired[Whole]
+    tokens_out: NotRequired[Whole]
 
 
 def parse_sample(data: bytes) -> SampleFile:
