@@ -1053,7 +1053,7 @@ def _look_at_model(loaded: "LoadedConfig", sweep: "Sweep") -> str:
 
 def _check_encoders(loaded: "LoadedConfig", sweep: "Sweep") -> None:
     """Refuse an external encoder that is not there; one that nobody can be asked for is warned of."""
-    from mllm_shapx.models.encoder import check_encoder
+    from mllm_shapx.models.identity import check_encoder
 
     for config in dict.fromkeys(run.embedding for run in sweep.runs):
         warning = None if config is None else check_encoder(config, loaded.path)

@@ -244,6 +244,7 @@ _TypeAlias = Literal["precise", "mc", "cc", "complementary", "neyman"]
 _TypeAsWritten = ExplainerType | _TypeAlias
 _FlatTypeAsWritten = FlatExplainerType | _TypeAlias
 Concurrency = Annotated[int, Field(ge=1), _AtMost(4096, "for each request in flight holds a connection")]
+ServerGpus = Annotated[float, Field(ge=0.0), _AtMost(1024, "and no machine has more")]
 Timeout = Annotated[float, Field(ge=0.1), _AtMost(86_400.0, "which is a day")]
 Connector = Annotated[
     ConnectorName,
@@ -343,6 +344,17 @@ class AliasedBlock(Block):
         return renamed
 
 
+class OwnServer(Block):
+    """A server that each worker starts for itself."""
+
+    command: Annotated[tuple[str, ...], Field(strict=False), AfterValidator(servers.command)]
+    """Program and arguments; `{port}`, `{host}` and `{model_id}` are filled in."""
+    gpus: ServerGpus = 0.0
+    """GPUs of one worker and its server."""
+    start_s: Timeout | None = None
+    """Seconds that it may take to become healthy; 600 when null."""
+
+
 class ConnectorKwargs(Block):
     """Which model is loaded and how."""
 
@@ -380,6 +392,8 @@ class ConnectorKwargs(Block):
     """Seconds that the server may take for one answer; 300 when null."""
     extra_body: Annotated[dict[str, JsonValue], AfterValidator(servers.extra_body)] | None = None
     """Further keys of each request."""
+    server: OwnServer | None = None
+    """A server that each worker starts for itself, in place of `base_url`."""
 
     also_accepted: ClassVar[tuple[str, ...]] = servers.OLD_KEYS
 
@@ -403,7 +417,8 @@ class ConnectorKwargs(Block):
     def loading_settings(self) -> dict[str, Any]:
         """What changes the loaded model beside its id, revision and dtype; only what is set."""
         keys = ("quantization", "adapter", "trust_remote_code", "gguf_file")
-        return {key: value for key in keys if (value := getattr(self, key)) not in (None, False)}
+        own = {} if self.server is None else {"server": {"command": list(self.server.command)}}
+        return {key: value for key in keys if (value := getattr(self, key)) not in (None, False)} | own
 
     @property
     def chat_settings(self) -> dict[str, Any]:

@@ -42,6 +42,7 @@ from mllm_shapx.execution.preparation import OpenOutput
 from mllm_shapx.execution.progress import ProgressFeed
 from mllm_shapx.execution.signals import StopRequest
 from mllm_shapx.execution.workerlog import log_tail
+from mllm_shapx.models.base import ServerDiedError
 from mllm_shapx.reporting.progress import ProgressReporter
 
 TICK_S = 0.5
@@ -295,7 +296,8 @@ class Driver:
         worker told of before it ended.
         """
         node_gone = "node has died" in str(error) or self._is_node_gone(worker)
-        is_crash = isinstance(error, ActorDiedError) and not _is_preempted(error) and not node_gone
+        has_died = isinstance(error, ActorDiedError) or isinstance(_cause(error), ServerDiedError)
+        is_crash = has_died and not _is_preempted(error) and not node_gone
         detail = _describe(error, node_gone=node_gone)
         if worker.stuck:
             detail = "it showed no progress and was replaced"
@@ -480,13 +482,18 @@ def _is_preempted(error: RayError) -> bool:
     return bool(getattr(error, "preempted", False))
 
 
+def _cause(error: RayError) -> BaseException:
+    """Return what a worker raised; the error itself where Ray raised it."""
+    return first_of(getattr(error, "cause", error))
+
+
 def _describe(error: RayError, *, node_gone: bool) -> str:
     """Return why a worker is gone, in a line."""
     if node_gone:
         return "its node was lost"
     text = str(error).strip()
     if isinstance(error, RayTaskError):
-        cause = first_of(getattr(error, "cause", error))
+        cause = _cause(error)
         return f"it ended with {type(cause).__name__}: {' '.join(str(cause).split())}"
     if found := re.search(r"Worker exit detail: (.+?)(?:\. Some common causes|$)", text, re.MULTILINE):
         return f"its process died: {found[1].strip()}"

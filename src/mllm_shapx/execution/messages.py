@@ -86,8 +86,19 @@ class Study:
 
     @property
     def worker_device(self) -> str | None:
-        """Return the device of its workers; the processor where the model is behind a server."""
-        return "cpu" if self.runs[0].connector == CONNECTOR else self.runs[0].device
+        """Return the device of its workers; the processor where the model is behind a server.
+
+        None for workers that start their own server on GPUs: any GPU will do.
+        """
+        if self.runs[0].connector != CONNECTOR:
+            return self.runs[0].device
+        return "cpu" if self.worker_gpus is None else None
+
+    @property
+    def worker_gpus(self) -> float | None:
+        """Return the GPUs that a worker's own server takes, None where that is not for the config to say."""
+        server = self.runs[0].connector_kwargs.server
+        return None if server is None or not server.gpus else server.gpus
 
     def encoder_commit(self, run: RunSpec) -> str | None:
         """Return the commit of a run's external encoder, None where it has none."""

@@ -4,7 +4,7 @@ Nothing is written before `open_output`, so that a wrong config leaves no trace.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from mllm_shapx.config.paths import real
 from mllm_shapx.config.servers import CONNECTOR
 from mllm_shapx.data.selection import select_rows
 from mllm_shapx.data.sources import open_table
-from mllm_shapx.errors import OutputError, UsageError
+from mllm_shapx.errors import OutputError, ServerAwayError, UsageError
 from mllm_shapx.execution.answers import keys_in_use
 from mllm_shapx.execution.dataset import content_of, dataset_path, find_changed_rows, make_again, pinned
 from mllm_shapx.execution.environment import library_versions
@@ -23,7 +23,7 @@ from mllm_shapx.execution.old_players import OldPlayers
 from mllm_shapx.execution.options import RunOptions
 from mllm_shapx.execution.resolved import in_the_configs_words
 from mllm_shapx.models.control_tokens import control_token_warnings
-from mllm_shapx.models.encoder import encoder_version
+from mllm_shapx.models.identity import MODEL_ID, Version, encoder_version
 from mllm_shapx.models.registry import model_version
 from mllm_shapx.models.server_budget import ServerLimits
 from mllm_shapx.planning.runs import RunSpec
@@ -62,8 +62,16 @@ class OpenOutput:
     """What was healed, moved or replaced, in words."""
 
 
-def prepare(loaded: LoadedConfig, options: RunOptions) -> tuple[Study, tuple[str, ...]]:
+def prepare(
+    loaded: LoadedConfig, options: RunOptions, *, may_do_without_server: bool = False
+) -> tuple[Study, tuple[str, ...]]:
     """Return the study of a config and warnings. Writes nothing.
+
+    Args:
+        loaded: The config.
+        options: What the call asks for beside it.
+        may_do_without_server: Whether a model behind a server that is away is taken to be the one that the
+            directory records; with `resume` it is in any case. Workers compare it before its first answer.
 
     Raises:
         UsageError: For anything that the user can mend.
@@ -100,7 +108,15 @@ def prepare(loaded: LoadedConfig, options: RunOptions) -> tuple[Study, tuple[str
         for run in sweep.runs
         if run.embedding is not None
     }
-    model_path, model = model_version(sweep.runs[0].model_settings, loaded.path)
+    away: tuple[str, ...] = ()
+    try:
+        model_path, model = model_version(sweep.runs[0].model_settings, loaded.path)
+    except ServerAwayError as error:
+        commit = _recorded_commit(output_uri, sweep.runs)
+        if commit is None or not (options.resume or may_do_without_server):
+            raise
+        model_path, model = None, Version(MODEL_ID, (), commit)
+        away = (f"{error}. Until it answers, its model is taken to be the one that the results record",)
     study = Study(
         experiment_set_id=experiment_set.experiment_set_id,
         output_uri=output_uri,
@@ -133,7 +149,21 @@ def prepare(loaded: LoadedConfig, options: RunOptions) -> tuple[Study, tuple[str
         dataset=sweep.runs[0].dataset,
         modality=sweep.runs[0].modality,
     )
-    return study, (*loaded.warnings, *sweep.warnings, *selection.warnings, *tokens)
+    return study, (*loaded.warnings, *sweep.warnings, *selection.warnings, *tokens, *away)
+
+
+def _recorded_commit(output_uri: str, runs: Sequence[RunSpec]) -> str | None:
+    """Return the model's commit that all specs of a directory record, None where there is none."""
+    storage = open_storage(output_uri)
+    found = set()
+    for run in runs:
+        try:
+            spec = RunRecords(storage, run.name).read_spec()
+        except ValueError:
+            continue  # a damaged file is healed, or refused, when the directory is opened
+        if spec is not None:
+            found.add((spec.get(RESULT_SETTINGS) or {}).get("model_commit"))
+    return str(found.pop()) if len(found) == 1 and None not in found else None
 
 
 def _server_limits(options: RunOptions, connector: str) -> ServerLimits:

@@ -3,6 +3,7 @@
 import contextlib
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 
 from mllm_shapx.config.loading import LoadedConfig
 from mllm_shapx.errors import DatasetError, ModelError, OutputError
@@ -91,7 +92,10 @@ def _run_with_model(
     from mllm_shapx.execution.cluster import connected, plan_resources
 
     with connected(options, request) as folder:
-        resources = plan_resources(options, study.worker_device)
+        asked = options
+        if options.gpus_per_worker is None and study.worker_gpus is not None:
+            asked = replace(options, gpus_per_worker=study.worker_gpus)
+        resources = plan_resources(asked, study.worker_device)
         from mllm_shapx.execution.driver import Driver
 
         with opened() as taken, request.draining(options.grace_s):

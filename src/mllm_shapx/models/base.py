@@ -245,6 +245,10 @@ class EngineStoppedError(RuntimeError):
     """A thread of the engine ended with an unexpected error. No prompt caused it."""
 
 
+class ServerDiedError(EngineStoppedError):
+    """The server that this worker started has ended: as if the worker itself had died."""
+
+
 States = NDArray[np.float64]
 
 REDUCERS: dict[str, Callable[[States], States]] = {

@@ -90,7 +90,9 @@ def check_model(settings: ModelSettings, config_path: Path) -> str:
         ModelError: As `model_identity`.
     """
     _, revision = model_identity(settings, config_path)
-    where = f" at {settings.kwargs.base_url}" if settings.connector == CONNECTOR else ""
+    where = f" at {settings.kwargs.base_url}" if settings.kwargs.base_url is not None else ""
+    if settings.kwargs.server is not None:
+        where = " behind a server that each worker starts"
     return f"model {settings.model_id}{where} ({revision[:16]})"
 
 
@@ -142,9 +144,13 @@ def engine_for(model: "Model", limits: "ServerLimits") -> "PromptEngine":
 
 
 def _directory(settings: ModelSettings, config_path: Path) -> Path | None:
-    """Return the local directory of the model, None for a hub id and for a model behind a server."""
+    """Return the local directory of a model, None for a hub id and for a model behind a server.
+
+    A server that a worker starts itself may load a directory or a file.
+    """
     if settings.connector == CONNECTOR:
-        return None
+        place = resolve_path(settings.model_id, config_path)
+        return place.resolve() if settings.kwargs.server is not None and place.exists() else None
     return local_directory(settings.model_id, resolve_path(settings.model_id, config_path))
 
 
@@ -186,6 +192,10 @@ def model_revision(settings: ModelSettings, directory: Path | None, config_path:
     """Return what tells one version of the model from another (see `model_identity`)."""
     if settings.connector == "hf_text":
         return text_commit(text_source(settings, directory, config_path), settings)
+    if settings.connector == CONNECTOR and settings.kwargs.server is not None:
+        from mllm_shapx.models.server_process import own_server_commit
+
+        return own_server_commit(settings, directory)
     if settings.connector == CONNECTOR:
         from mllm_shapx.models.server_identity import served_model
 

@@ -20,6 +20,8 @@ from mllm_shapx.plaintext import printable
 MAX_CONCURRENCY = 256
 TIMEOUT_S = 300.0
 CONNECT_S = 10.0
+NEWER_LIMIT = "max_completion_tokens"
+"""What some services call `max_tokens`; they say so when they refuse that."""
 _LONGEST_WORDS = 300
 _SEEDS = 1 << 31
 _BUSY = frozenset({429, 503})
@@ -70,8 +72,13 @@ class Service:
     strip_reasoning: bool = False
 
     @classmethod
-    def of(cls, settings: ModelSettings) -> "Service":
+    def of(cls, settings: ModelSettings, base_url: str | None = None, model: str | None = None) -> "Service":
         """Return the service of a study, with the secrets of this process's environment.
+
+        Args:
+            settings: Say how the model is asked.
+            base_url: Address of a server that was started for this worker; the config's when None.
+            model: Name of the model there; the config's when None.
 
         Raises:
             ModelError: When a variable is not set.
@@ -84,8 +91,8 @@ class Service:
         if kwargs.api_key_env is not None:
             headers["Authorization"] = f"Bearer {_secret('api_key_env', kwargs.api_key_env)}"
         return cls(
-            base_url=kwargs.base_url or "",
-            model=settings.model_id,
+            base_url=base_url or kwargs.base_url or "",
+            model=model or settings.model_id,
             headers=headers,
             key_variable=kwargs.api_key_env,
             max_concurrency=kwargs.max_concurrency or MAX_CONCURRENCY,
@@ -125,6 +132,7 @@ class ServerClient:
 
     def __init__(self, service: Service) -> None:
         self.service = service
+        self._limit_key = "max_tokens"
         self._client = httpx.AsyncClient(
             headers=dict(service.headers),
             timeout=httpx.Timeout(service.timeout_s, connect=CONNECT_S),
@@ -143,8 +151,14 @@ class ServerClient:
             RowError: When the server does not take this conversation.
             ServerError: When it takes none.
         """
-        body = request_body(self.service, messages, decoding, seed)
-        response = await self._send("POST", f"{self.service.base_url}/chat/completions", body)
+        body = request_body(self.service, messages, decoding, seed, limit_key=self._limit_key)
+        try:
+            response = await self._send("POST", f"{self.service.base_url}/chat/completions", body)
+        except RowError as error:
+            if self._limit_key == NEWER_LIMIT or NEWER_LIMIT not in str(error):
+                raise
+            self._limit_key = NEWER_LIMIT
+            return await self.ask(messages, decoding, seed)
         return self._reply(_json(response))
 
     async def get(self, url: str) -> Any:
@@ -209,14 +223,19 @@ class ServerClient:
             raise Setback("its answer is no chat completion") from None
 
 
-def request_body(service: Service, messages: Messages, decoding: Decoding, seed: int) -> dict[str, Any]:
-    """Return the body of a request; `seed` is sent modulo 2^31, which every server takes."""
+def request_body(
+    service: Service, messages: Messages, decoding: Decoding, seed: int, *, limit_key: str = "max_tokens"
+) -> dict[str, Any]:
+    """Return the body of a request; `seed` is sent modulo 2^31, which every server takes.
+
+    `limit_key` is the name of the limit of new tokens: some services take `max_completion_tokens` only.
+    """
     body: dict[str, Any] = {
         **service.extra_body,
         "model": service.model,
         "messages": list(messages),
         "temperature": decoding.text_temperature,
-        "max_tokens": decoding.max_new_tokens,
+        limit_key: decoding.max_new_tokens,
         "seed": seed % _SEEDS,
         "stream": False,
     }

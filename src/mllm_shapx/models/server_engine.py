@@ -4,7 +4,7 @@ import asyncio
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NoReturn
 
 import numpy as np
@@ -20,7 +20,7 @@ from mllm_shapx.errors import (
     StudyError,
     first_of,
 )
-from mllm_shapx.models.base import Answer, Decoding, EmbeddingMode, EngineStats
+from mllm_shapx.models.base import Answer, Decoding, EmbeddingMode, EngineStats, ServerDiedError
 from mllm_shapx.models.server_budget import Budget, ServerLimits
 from mllm_shapx.models.server_client import Reply, ServerClient, Setback
 from mllm_shapx.models.server_identity import ServedModel, look
@@ -136,9 +136,10 @@ class ServerEngine:
         return self.model.embed(answers, mode, reducer)
 
     async def aclose(self) -> None:
-        """Close the connections."""
+        """Close the connections, and end the server where it was started for this engine."""
         self._broken = ServerError("the engine is closed: it answers no more prompts")
         await self._client.aclose()
+        await asyncio.to_thread(self.model.close)
 
     async def _ask(self, prompt: ServerPrompt, decoding: Decoding, seed: int) -> Answer:
         trouble = _Trouble()
@@ -150,7 +151,7 @@ class ServerEngine:
                     await self._make_sure()
                     reserved = await self._budget.enter(prompt.size, decoding.max_new_tokens)
                     try:
-                        reply = await self._client.ask(prompt.messages, decoding, seed)
+                        reply = await self._client.ask(prompt.messages, self._asked(decoding), seed)
                     finally:
                         self._budget.leave(reserved)
                     self._budget.count(prompt.size, reply.answer.tokens_in, reply.answer.tokens_out)
@@ -161,6 +162,12 @@ class ServerEngine:
                     self._break(error)
                     raise
             await asyncio.sleep(pause_s)
+
+    def _asked(self, decoding: Decoding) -> Decoding:
+        """Return how a prompt is asked: with log-probabilities where the server gives them."""
+        if self._served is None or not self._served.gives_logprobs:
+            return decoding
+        return replace(decoding, logprobs=True)
 
     def _break(self, error: StudyError) -> None:
         """Answer nothing more; the first reason counts."""
@@ -199,7 +206,11 @@ class ServerEngine:
             except ModelError as error:
                 self._changed(str(error))
             before = self._served
-            if served.commit != self.model.identity.revision:
+            # What a server of our own has is decided by its command; it must only stay the same.
+            expected = (
+                self.model.identity.revision if self.model.server is None else (before or served).commit
+            )
+            if served.commit != expected:
                 self._changed((before.difference(served) if before else None) or f"it has {served}")
             self._served, self._is_sure = served, True
 
@@ -224,6 +235,7 @@ class ServerEngine:
             self._silent_since = now
         self._give_up_if_silent(setback, now)
         if setback.is_away:
+            self._check_own_server()
             # Who comes back may be another one.
             self._is_sure = False
             self._throttle.away()
@@ -243,6 +255,15 @@ class ServerEngine:
                 f"{setback.why}",
             )
         return 0.0 if setback.is_busy else _pause_s(trouble.failures)
+
+    def _check_own_server(self) -> None:
+        """Raise `ServerDiedError` when the server of this worker has ended."""
+        server = self.model.server
+        if server is not None and server.exit_code is not None:
+            raise ServerDiedError(
+                f"the server of this worker ended with exit code {server.exit_code}; its log ends with\n"
+                f"{server.log_tail}"
+            )
 
     def _give_up_if_silent(self, setback: Setback, now: float) -> None:
         silent = now - (self._silent_since or now)

@@ -3,11 +3,11 @@
 import asyncio
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mllm_shapx.config.model_settings import ModelSettings
-from mllm_shapx.errors import ModelError, RowError, ServerError
+from mllm_shapx.errors import ModelError, RowError, ServerAwayError, ServerError
 from mllm_shapx.models.base import Decoding
 from mllm_shapx.models.server_client import Messages, Reply, ServerClient, Service, Setback
 
@@ -33,6 +33,8 @@ class ServedModel:
     """Of the server itself, where it tells."""
     entry: str | None
     """Its entry in the server's list of models, as JSON."""
+    gives_logprobs: bool = False
+    """Whether answers come with log-probabilities on request; no part of the version."""
 
     @property
     def commit(self) -> str:
@@ -69,7 +71,8 @@ async def _served_model(settings: ModelSettings, service: Service) -> ServedMode
                 return await look(client, settings)
             except Setback as setback:
                 if attempt == TRIES or (setback.wait_s or 0) > LONGEST_PAUSE_S:
-                    raise ModelError(
+                    kind = ServerAwayError if setback.is_away else ModelError
+                    raise kind(
                         f"connector_kwargs.base_url: the server at {service.base_url}: {setback.why}; start "
                         "it, or look at the address"
                     ) from None
@@ -92,7 +95,7 @@ async def look(client: ServerClient, settings: ModelSettings) -> ServedModel:
     service = client.service
     entries = await _entries(client)
     try:
-        reply = await client.ask(_question(settings), Decoding(1, settings.generation.text_temperature), 0)
+        reply = await _first_reply(client, settings)
     except RowError as error:
         message = f"the server at {service.base_url} does not take the study's requests: {error}"
         raise ModelError(message) from None
@@ -102,7 +105,40 @@ async def look(client: ServerClient, settings: ModelSettings) -> ServedModel:
         raise
     check_name(service, reply, list(entries))
     entry = entries.get(service.model)
-    return ServedModel(reply.model, reply.fingerprint, await _version(client), entry)
+    gives_logprobs = reply.answer.logprobs is not None
+    return ServedModel(reply.model, reply.fingerprint, await _version(client), entry, gives_logprobs)
+
+
+async def _first_reply(client: ServerClient, settings: ModelSettings) -> Reply:
+    """Ask for one token, with its log-probability where the server takes such a request.
+
+    Raises:
+        Setback, RowError, ServerError: As `ServerClient.ask`.
+    """
+    decoding = Decoding(1, settings.generation.text_temperature)
+    try:
+        return await client.ask(_question(settings), replace(decoding, logprobs=True), 0)
+    except (RowError, ServerError):
+        pass
+    except Setback as setback:
+        if setback.is_away or setback.is_busy:
+            raise
+    return await client.ask(_question(settings), decoding, 0)
+
+
+async def with_listed_name(service: Service) -> Service:
+    """Return the service with the name that a server gives its one model, where it does not know ours."""
+    client = ServerClient(service)
+    try:
+        await client.ask(({"role": "user", "content": "Hello"},), Decoding(1), 0)
+    except (Setback, RowError):
+        return service
+    except ServerError:
+        entries = await _entries(client)
+        return replace(service, model=next(iter(entries))) if len(entries) == 1 else service
+    finally:
+        await client.aclose()
+    return service
 
 
 def check_name(service: Service, reply: Reply, listed: list[str]) -> None:

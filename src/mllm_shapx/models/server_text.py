@@ -15,6 +15,8 @@ from mllm_shapx.config.servers import CONNECTOR
 from mllm_shapx.errors import ModelError, RowError
 from mllm_shapx.models.base import Answer, Decoding, EmbeddingMode, ModelIdentity, ModelReport
 from mllm_shapx.models.server_client import Messages, Reply, ServerClient, Service, Setback
+from mllm_shapx.models.server_identity import with_listed_name
+from mllm_shapx.models.server_process import START_S, OwnServer
 
 SERVER = "server"
 """Stands for the device and the dtype, which are the server's."""
@@ -49,10 +51,14 @@ class ServerModel:
         settings: Says where the server is, which model is asked for and how.
         service: The same with the secrets of this process.
         commit: What `server_identity.ServedModel.commit` was when the study began.
+        server: The server, where this process started it; the model ends it.
     """
 
-    def __init__(self, settings: ModelSettings, service: Service, commit: str) -> None:
+    def __init__(
+        self, settings: ModelSettings, service: Service, commit: str, server: OwnServer | None = None
+    ) -> None:
         self.settings = settings
+        self.server = server
         self.service = service
         self._identity = ModelIdentity(CONNECTOR, settings.model_id, commit, dtype=SERVER, device=SERVER)
         self._notes: dict[str, None] = {}
@@ -137,7 +143,9 @@ class ServerModel:
             self._notes[_ENDINGS[reply.answer.ending]] = None
 
     def close(self) -> None:
-        """Do nothing: the connections are the engine's."""
+        """End the server, where this process started it; the connections are the engine's."""
+        if self.server is not None:
+            self.server.close()
 
 
 _MARKED = "the store of answers marks them in the column `ending`"
@@ -148,6 +156,16 @@ _ENDINGS = {
 }
 
 
-def load(settings: ModelSettings, model_path: Path | None, revision: str | None) -> ServerModel:  # noqa: ARG001
-    """Return the model of a study (see `registry.LOADERS`); asks the server nothing."""
-    return ServerModel(settings, Service.of(settings), revision or "")
+def load(settings: ModelSettings, model_path: Path | None, revision: str | None) -> ServerModel:
+    """Return the model of a study (see `registry.LOADERS`); start its server where the config says so."""
+    own = settings.kwargs.server
+    if own is None:
+        return ServerModel(settings, Service.of(settings), revision or "")
+    name = settings.model_id if model_path is None else str(model_path)
+    server = OwnServer(own.command, name, own.start_s or START_S)
+    try:
+        service = Service.of(settings, server.base_url, name)
+        return ServerModel(settings, asyncio.run(with_listed_name(service)), revision or "", server)
+    except BaseException:
+        server.close()
+        raise
