@@ -22,7 +22,7 @@ _ENCODER_WEIGHTS = ("*.safetensors", "*.bin")
 _LOOKS_LIKE_PATH = ("/", "./", "../", "~")
 _CHUNK = 1 << 20
 _SETTLED_S = 2.0
-"""Age of the youngest file from which on the times of a file system tell every later change apart."""
+"""Files younger than this may change without a change of their times."""
 
 MODEL_DIRECTORY = (
     "a model directory holds config.json, the weights (model.safetensors, or several with an index) and the "
@@ -217,7 +217,7 @@ def hub_file(repo_id: str, commit: str, name: str) -> Path | None:
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """What was found when a model was looked at, to be held against what is loaded."""
+    """The version of a model's files, to be compared with the files that are loaded."""
 
     key: str
     """Where the config names it."""

@@ -1,4 +1,4 @@
-"""One request to an OpenAI-compatible server and what comes of it, in words."""
+"""Sends one request to an OpenAI-compatible server and turns failures into clear errors."""
 
 import asyncio
 import os
@@ -32,18 +32,18 @@ Messages = tuple[dict[str, str], ...]
 
 
 class Setback(Exception):  # noqa: N818 -- a condition that the engine handles
-    """A request that brought no answer and may be sent again."""
+    """A request that got no answer and may be sent again."""
 
     def __init__(
         self, why: str, *, is_away: bool = False, is_busy: bool = False, wait_s: float | None = None
     ) -> None:
         self.why = why
         self.is_away = is_away
-        """Nobody listens, or the connection broke."""
+        """Whether there is no connection to the server, or it broke."""
         self.is_busy = is_busy
-        """The server takes fewer requests than it got."""
+        """Whether the server is overloaded."""
         self.wait_s = wait_s
-        """Seconds that the server wants to be left alone."""
+        """Seconds of the header Retry-After."""
         super().__init__(why)
 
 
@@ -59,7 +59,7 @@ class Reply:
 
 @dataclass(frozen=True)
 class Service:
-    """Where the model is and how it is asked. Its repr shows no secret."""
+    """A server's address, its model and the request settings. Its repr shows no secrets."""
 
     base_url: str
     model: str
@@ -103,11 +103,11 @@ class Service:
 
     @property
     def root(self) -> str:
-        """Return the address without `/v1`, where servers tell of themselves."""
+        """Return the address without `/v1`."""
         return self.base_url.removesuffix("/v1")
 
     def without_secrets(self, text: str) -> str:
-        """Return a server's words in one line, without the secrets that it may repeat."""
+        """Return a server's message as one line, with secrets masked."""
         for value in self.headers.values():
             for secret in {value, value.removeprefix("Bearer ")}:
                 text = text.replace(secret, "***")
@@ -294,7 +294,7 @@ def _text(content: Any) -> str:
 
 
 def _tokens(usage: Any, key: str) -> int | None:
-    """Return a count of tokens; what is no count is ignored, since the answer itself is fine."""
+    """Return a count of tokens; anything else is ignored, since the answer is usable."""
     value = usage.get(key) if isinstance(usage, dict) else None
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 

@@ -1,4 +1,4 @@
-"""The engine of a model behind a server: many awaiting prompts become many requests in flight."""
+"""The engine of a model behind a server: it sends the prompts of many rows as concurrent requests."""
 
 import asyncio
 import random
@@ -29,16 +29,16 @@ from mllm_shapx.models.server_throttle import Throttle
 
 FIRST_PAUSE_S = 0.25
 LONGEST_PAUSE_S = 8.0
-"""Pauses double from setback to setback, and are drawn between the half and the whole."""
+"""Each setback doubles the pause, which is drawn between half of it and all of it."""
 TRIES = 6
-"""Times that one prompt may fail while others are answered."""
+"""Failures of one prompt, while others are answered, after which its row is put aside."""
 QUIET_S = 3.0
-"""Seconds of setbacks before they are told of."""
+"""Seconds without an answer after which the user is told."""
 
 
 @dataclass(slots=True)
 class _Trouble:
-    """What one prompt has met with."""
+    """The failures of one prompt."""
 
     failures: int = 0
     answered_before: int = 0
@@ -48,9 +48,9 @@ class _Trouble:
 class ServerEngine:
     """Answers prompts of many concurrent callers through one server. For one event loop.
 
-    Requests go out in the order of the prompts' texts, so that the server's prefix cache works, and as many
-    at a time as the server takes (`Throttle`). A setback is waited out, for at most `patience_s` without any
-    answer; no prompt is to blame for it, unless it fails again and again while others are answered.
+    Requests are sent in the order of the prompts' texts, which suits the server's prefix cache. `Throttle`
+    limits how many are in flight. After a setback the engine waits and tries again, for at most `patience_s`
+    without any answer. A prompt fails only if it fails repeatedly while others are answered.
 
     Args:
         model: The model behind the server; the engine owns it and closes it.
@@ -67,7 +67,7 @@ class ServerEngine:
         self._looking = asyncio.Lock()
         self._served: ServedModel | None = None
         self._is_sure = False
-        """Whether the server has the study's model for all that is known."""
+        """Whether the server's model was compared since the connection last broke."""
         self._broken: StudyError | None = None
         self._answered = 0
         self._setbacks = 0
@@ -89,7 +89,7 @@ class ServerEngine:
 
     @property
     def waiting_for(self) -> str:
-        """Return in words what is being waited for, empty while the server answers."""
+        """Return what the engine waits for, as a sentence; empty while the server answers."""
         if self._silent_since is None or time.monotonic() - self._silent_since < QUIET_S:
             return ""
         return (
@@ -170,7 +170,7 @@ class ServerEngine:
         return replace(decoding, logprobs=True)
 
     def _break(self, error: StudyError) -> None:
-        """Answer nothing more; the first reason counts."""
+        """Stop answering; the first reason is kept."""
         self._broken = self._broken or error
 
     def _accept(self, reply: Reply) -> Answer:
@@ -195,7 +195,7 @@ class ServerEngine:
         return reply.answer
 
     async def _make_sure(self) -> None:
-        """Look at the server's model: at first, and whenever the server may have been started again."""
+        """Compare the server's model: at first, and after each broken connection."""
         if self._is_sure:
             return
         async with self._looking:
@@ -222,7 +222,7 @@ class ServerEngine:
         )
 
     def _note(self, setback: Setback, sent_at: float, trouble: _Trouble) -> float:
-        """Take note of a setback; return how long its prompt waits.
+        """Record a setback; return the seconds that its prompt waits.
 
         Raises:
             ServerError: When there has been no answer for too long.
@@ -236,7 +236,7 @@ class ServerEngine:
         self._give_up_if_silent(setback, now)
         if setback.is_away:
             self._check_own_server()
-            # Who comes back may be another one.
+            # The server may come back with another model.
             self._is_sure = False
             self._throttle.away()
         elif setback.is_busy:

@@ -1,4 +1,4 @@
-"""Which model a server answers with, as far as it says."""
+"""Identifies the model behind a server, from what the server says about it."""
 
 import asyncio
 import hashlib
@@ -17,20 +17,20 @@ PAUSE_S = 1.0
 LONGEST_PAUSE_S = 30.0
 RETRY_S = 0.1
 _SAYS_WHICH = ("id", "owned_by", "root", "parent", "meta", "quantization", "arch")
-"""Fields of an entry of /models that stay while the model stays."""
+"""Fields of an entry of /models that only change with the model."""
 _LISTED = 8
 
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """What a server says of the model that it answers with."""
+    """What a server says about its model."""
 
     model: str | None
     """Name in its answers."""
     fingerprint: str | None
     """`system_fingerprint` of its answers."""
     version: str | None
-    """Of the server itself, where it tells."""
+    """Version of the server, where it gives one."""
     entry: str | None
     """Its entry in the server's list of models, as JSON."""
     gives_logprobs: bool = False
@@ -38,12 +38,12 @@ class ServedModel:
 
     @property
     def commit(self) -> str:
-        """Return what stands for the model's version in specs and in the store's keys."""
+        """Return the model's version for specs and the store's keys."""
         told = json.dumps([self.model, self.fingerprint, self.version, self.entry])
         return f"server-{hashlib.sha256(told.encode()).hexdigest()[:32]}"
 
     def difference(self, now: "ServedModel") -> str | None:
-        """Return in words how a server's model differs from this one, None when it does not."""
+        """Return how `now` differs from this model, as text; None when it does not."""
         pairs = (
             ("model", self.model, now.model),
             ("system_fingerprint", self.fingerprint, now.fingerprint),
@@ -142,7 +142,7 @@ async def with_listed_name(service: Service) -> Service:
 
 
 def check_name(service: Service, reply: Reply, listed: list[str]) -> None:
-    """Refuse a server that answers with another model than was asked for.
+    """Check that a server answers with the model that was asked for.
 
     A more exact name of the same model (`gpt-4o-2024-08-06` for `gpt-4o`, a path for its last part) is right.
 
@@ -171,7 +171,7 @@ def _not_there(service: Service, names: list[str]) -> str:
 
 
 async def _entries(client: ServerClient) -> dict[str, str]:
-    """Return name -> what stays of its entry in the server's list of models, as JSON."""
+    """Return name -> the stable fields of its entry in the server's list of models, as JSON."""
     data = await _told(client, f"{client.service.base_url}/models")
     found = data.get("data") if isinstance(data, dict) else None
     entries = [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []
@@ -183,7 +183,7 @@ def _stable(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 async def _told(client: ServerClient, url: str) -> Any:
-    """Return what not every server tells of itself, None where it does not; the chat is what counts.
+    """Return the JSON data of an address that a server need not have, None where it has not.
 
     Raises:
         Setback: When the server is away or busy.
@@ -201,7 +201,7 @@ async def _told(client: ServerClient, url: str) -> Any:
 
 
 async def _version(client: ServerClient) -> str | None:
-    """Return the version of vLLM and its kin; None of servers that do not tell."""
+    """Return the server's version (vLLM and others give one at /version), None where it gives none."""
     data = await _told(client, f"{client.service.root}/version")
     version = data.get("version") if isinstance(data, dict) else None
     return version if isinstance(version, str) else None

@@ -19,7 +19,7 @@ from mllm_shapx.models.server_identity import with_listed_name
 from mllm_shapx.models.server_process import START_S, OwnServer
 
 SERVER = "server"
-"""Stands for the device and the dtype, which are the server's."""
+"""Recorded as device and dtype, which only the server knows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class ServerPrompt:
 
     @property
     def length(self) -> int:
-        """Return its characters; its tokens are the server's to know."""
+        """Return the number of characters; only the server knows the tokens."""
         return sum(len(message["content"]) for message in self.messages)
 
     @property
@@ -40,7 +40,7 @@ class ServerPrompt:
 
     @property
     def order(self) -> tuple[str, ...]:
-        """Return what to sort prompts by so that those with the same beginning come together."""
+        """Return the sort key that puts prompts with the same beginning next to each other."""
         return tuple(message["content"] for message in self.messages)
 
 
@@ -67,12 +67,12 @@ class ServerModel:
 
     @property
     def identity(self) -> ModelIdentity:
-        """Return what is asked; its dtype and device are unknown."""
+        """Return which model is asked; its dtype and device are unknown."""
         return self._identity
 
     @property
     def report(self) -> ModelReport:
-        """Return what answers were unusual, and what the server says of itself."""
+        """Return notes on unusual answers, and the server's name and fingerprint of its model."""
         settings = {
             "base_url": self.service.base_url,
             "model": self._name,
@@ -137,7 +137,7 @@ class ServerModel:
         )
 
     def count(self, reply: Reply) -> None:
-        """Take note of an answer that came."""
+        """Record an answer: the model's name, the fingerprint, an unusual end."""
         self._name, self._fingerprint = reply.model, reply.fingerprint
         if reply.answer.ending is not None:
             self._notes[_ENDINGS[reply.answer.ending]] = None
