@@ -78,6 +78,15 @@ def test_a_killed_worker_takes_its_server_with_it_and_resuming_starts_another(tm
     assert not servers(str(tmp_path))
 
 
+def test_the_server_sees_the_gpus_of_its_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+    seen = tmp_path / "seen.txt"
+    shell = f'echo "$CUDA_VISIBLE_DEVICES" > {seen}; exec {sys.executable} {PROGRAM} {{port}}'
+    study = study_with(tmp_path, "sh", "-c", shell, gpus=2)
+    assert study.call("--inline").code == 0
+    assert seen.read_text() == "2,3\n"
+
+
 @pytest.mark.parametrize(
     ("command", "server", "said"),
     [
