@@ -150,7 +150,10 @@ def test_the_command_is_part_of_the_generation_key(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_worker_of_ray_whose_server_is_killed_is_replaced_and_the_study_ends(tmp_path: Path) -> None:
-    study = study_with(tmp_path, sys.executable, PROGRAM, "{port}", "0.2", str(tmp_path))
+    command = [sys.executable, PROGRAM, "{port}", "0.5", str(tmp_path)]
+    study = study_with(tmp_path, *command)
+    kwargs = {"model_id": "tiny", "server": {"command": command}, "max_concurrency": 1}
+    study.write_config(connector_kwargs=kwargs)
     driver = study.start("--num-workers", "1", "--flush-every", "0.1")
     driver.wait_for(lambda: any((study.output / "generations").rglob("*.parquet")))
     (server,) = servers(str(tmp_path))
