@@ -26,6 +26,7 @@ from mllm_shapx.config.values import (
     PathSegment,
     Players,
     Rows,
+    ServerGpus,
     TableRows,
     Temperature,
     Timeout,
@@ -40,6 +41,17 @@ from mllm_shapx.config.vocabulary import (
     InputModality,
     OutputModality,
 )
+
+
+class OwnServer(Block):
+    """A server that each worker starts for itself."""
+
+    command: Annotated[tuple[str, ...], Field(strict=False), AfterValidator(servers.command)]
+    """Program and arguments; `{port}`, `{host}` and `{model_id}` are filled in."""
+    gpus: ServerGpus = 0.0
+    """GPUs of one worker and its server."""
+    start_s: Timeout | None = None
+    """Seconds that it may take to become healthy; 600 when null."""
 
 
 class ConnectorKwargs(Block):
@@ -79,6 +91,8 @@ class ConnectorKwargs(Block):
     """Seconds that the server may take for one answer; 300 when null."""
     extra_body: Annotated[dict[str, JsonValue], AfterValidator(servers.extra_body)] | None = None
     """Further keys of each request."""
+    server: OwnServer | None = None
+    """A server that each worker starts for itself, in place of `base_url`."""
 
     also_accepted: ClassVar[tuple[str, ...]] = servers.OLD_KEYS
 
@@ -102,7 +116,8 @@ class ConnectorKwargs(Block):
     def loading_settings(self) -> dict[str, Any]:
         """What changes the loaded model beside its id, revision and dtype; only what is set."""
         keys = ("quantization", "adapter", "trust_remote_code", "gguf_file")
-        return {key: value for key in keys if (value := getattr(self, key)) not in (None, False)}
+        own = {} if self.server is None else {"server": {"command": list(self.server.command)}}
+        return {key: value for key in keys if (value := getattr(self, key)) not in (None, False)} | own
 
     @property
     def chat_settings(self) -> dict[str, Any]:

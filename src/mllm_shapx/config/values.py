@@ -173,6 +173,7 @@ WindowMs = Annotated[float, Field(ge=1.0), AtMost(600_000.0, "which is the longe
 _TypeAsWritten = ExplainerType | TypeAlias
 _FlatTypeAsWritten = ShapleyType | TypeAlias
 Concurrency = Annotated[int, Field(ge=1), AtMost(4096, "for each request in flight holds a connection")]
+ServerGpus = Annotated[float, Field(ge=0.0), AtMost(1024, "and no machine has more")]
 Timeout = Annotated[float, Field(ge=0.1), AtMost(86_400.0, "which is a day")]
 Connector = Annotated[
     ConnectorName,

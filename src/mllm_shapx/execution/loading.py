@@ -75,7 +75,7 @@ def load_all(study: Study, load: LoadModel) -> Loaded:
     model = load(study)
     # An encoder that cannot be loaded concerns every row, so that it is loaded before the first answer.
     encoders = {config: TextEncoder.load(config, version) for config, version in study.encoders.items()}
-    engine = engine_for(model, server_patience_s=study.server_patience_s)
+    engine = engine_for(model, study.server_limits)
     return Loaded(table, engine, ModelAnswers(engine, encoders))
 
 

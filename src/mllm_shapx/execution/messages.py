@@ -12,6 +12,7 @@ from mllm_shapx.explaining.coalitions import RowCoalitions
 from mllm_shapx.explaining.similarity import Vector
 from mllm_shapx.models.base import Answer, ModelReport
 from mllm_shapx.models.identity import Version
+from mllm_shapx.models.server_budget import ServerLimits
 from mllm_shapx.planning.runs import RunSpec
 from mllm_shapx.planning.units import WorkUnit, plan_units
 from mllm_shapx.records.environments import Environment
@@ -83,16 +84,27 @@ class Study:
     encoders: Mapping[EmbeddingConfig, Version] = field(default_factory=dict)
     """The external encoders of the runs."""
 
-    server_patience_s: float = 600.0
-    """Seconds without any answer of the server after which the study stops."""
+    server_limits: ServerLimits = field(default_factory=ServerLimits)
+    """What this call may ask of a model behind a server."""
 
     config: Mapping[str, Any] = field(default_factory=dict)
     """The config's JSON data, bases merged in."""
 
     @property
     def worker_device(self) -> str | None:
-        """Return the device of its workers; the CPU where the model is behind a server."""
-        return "cpu" if self.runs[0].connector == CONNECTOR else self.runs[0].device
+        """Return the device of its workers; the processor where the model is behind a server.
+
+        None for workers that start their own server on GPUs: any GPU will do.
+        """
+        if self.runs[0].connector != CONNECTOR:
+            return self.runs[0].device
+        return "cpu" if self.worker_gpus is None else None
+
+    @property
+    def worker_gpus(self) -> float | None:
+        """Return the GPUs that a worker's own server takes, None where that is not for the config to say."""
+        server = self.runs[0].connector_kwargs.server
+        return None if server is None or not server.gpus else server.gpus
 
     def encoder_commit(self, run: RunSpec) -> str | None:
         """Return the commit of a run's external encoder, None where it has none."""
