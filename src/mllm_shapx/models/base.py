@@ -91,6 +91,18 @@ class Answer:
         )
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Likelihood:
+    """How probable a model finds given tokens behind a prompt, without generating anything."""
+
+    logprobs: NDArray[np.float32]
+    """Natural-log probability of each token, (tokens,)."""
+    top_ids: NDArray[np.int32]
+    """The most probable tokens at each place, (tokens, top_k); (tokens, 0) when they were not asked for."""
+    top_logprobs: NDArray[np.float32]
+    """Their log-probabilities, falling, (tokens, top_k)."""
+
+
 def ending_of(written: str | None) -> Ending | None:
     """Return the ending that a text names, None for any other text."""
     return next((ending for ending in get_args(Ending) if ending == written), None)
@@ -166,6 +178,23 @@ class EncodesTogether(Protocol):
 
     def encode_all(self, snapshots: Sequence[ConversationSnapshot], decoding: Decoding) -> Sequence[Prompt]:
         """Return what `encode` returns for each of `snapshots`."""
+
+
+class ReadsLikelihoods(Protocol):
+    """A model that reads the probability of given tokens off forward passes (teacher forcing)."""
+
+    def tokens_of(self, text: str) -> tuple[int, ...]:
+        """Return the tokens of `text` alone, without special tokens, as mllm_shap's backend forces them."""
+
+    def likelihoods(
+        self, prompts: Sequence[Any], continuations: Sequence[Sequence[int]], top_k: int
+    ) -> list[Likelihood]:
+        """Return how likely `continuations[i]` (tokens, not empty) is behind prompt i; see `Likelihood`.
+
+        Raises:
+            OutOfMemory: When the device cannot hold the batch.
+            RowError: When the model's logits are not numbers.
+        """
 
 
 class OutOfMemory(Exception):  # noqa: N818 -- it is a condition that the engine handles

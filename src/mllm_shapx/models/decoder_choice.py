@@ -10,6 +10,7 @@ other logits is used for shorter prompts only, up to the length at which it was 
 import inspect
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,6 +113,10 @@ class Decoder:
     def way_for(self, positions: int) -> str:
         """Return the name of the way that prompts of so many positions, answer included, are answered."""
         return self._way_for(positions).name
+
+    def fresh_positions(self) -> AbstractContextManager[None]:
+        """Return a context in which positions are computed as the model was loaded, whatever it answered."""
+        return self._changing.reset()
 
     @property
     def notes(self) -> tuple[str, ...]:

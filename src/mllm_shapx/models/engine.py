@@ -17,8 +17,9 @@ from mllm_shap import ConversationSnapshot
 from numpy.typing import NDArray
 
 from mllm_shapx.errors import ModelError
-from mllm_shapx.models.base import Answer, Decoding, EmbeddingMode, Model, OutOfMemory, Prompt
+from mllm_shapx.models.base import Answer, Decoding, EmbeddingMode, Likelihood, Model, OutOfMemory, Prompt
 from mllm_shapx.models.batch_size import LARGEST_SIZE, BatchSizer
+from mllm_shapx.models.likelihood_batches import SIZE, Forcing, LikelihoodBatch, encode_batches, read_batch
 
 _log = logging.getLogger(__name__)
 
@@ -65,7 +66,7 @@ class EngineStats:
 
 @dataclass(eq=False, slots=True, weakref_slot=True)
 class _Request:
-    """One call of `Engine.answer` or `Engine.embed` and what it waits for."""
+    """One call of the engine and what it waits for."""
 
     loop: asyncio.AbstractEventLoop
     future: "asyncio.Future[list[Any]]"
@@ -127,6 +128,22 @@ class _AnswerCall:
 
 
 @dataclass(frozen=True, slots=True)
+class _ForcingCall:
+    """What the encoding thread gets of `Engine.likelihoods`."""
+
+    request: _Request
+    forcing: Forcing
+
+
+@dataclass(frozen=True, slots=True)
+class _ForcingJob:
+    """Prompts of one request whose continuations are read in one go."""
+
+    request: _Request
+    batch: LikelihoodBatch
+
+
+@dataclass(frozen=True, slots=True)
 class _Item:
     """One encoded prompt that waits for the device."""
 
@@ -177,7 +194,8 @@ class _Queue:
 
     changed: threading.Condition = field(default_factory=threading.Condition)
     heaps: dict[Decoding, list[tuple[int, Any, int, _Item]]] = field(default_factory=dict)
-    embeds: list[_EmbedJob] = field(default_factory=list)
+    jobs: list[_EmbedJob | _ForcingJob] = field(default_factory=list)
+    """What a forward pass without generating answers; it goes first."""
     encoding: int = 0
     """Calls that are being encoded: more prompts are about to come."""
     closed: bool = False
@@ -202,8 +220,8 @@ class Engine:
         self._batch_key: Callable[[Any], Any] = getattr(model, "batch_key", _longest_first)
         self._queue = _Queue()
         self._counters = _Counters()
-        self._arrivals: dict[asyncio.AbstractEventLoop, list[_AnswerCall]] = {}
-        self._to_encode: queue.SimpleQueue[list[_AnswerCall] | None] = queue.SimpleQueue()
+        self._arrivals: dict[asyncio.AbstractEventLoop, list[_AnswerCall | _ForcingCall]] = {}
+        self._to_encode: queue.SimpleQueue[list[_AnswerCall | _ForcingCall] | None] = queue.SimpleQueue()
         self._sequence = itertools.count()
         self._closed_by: Exception = _closed()
         self._requests: weakref.WeakSet[_Request] = weakref.WeakSet()
@@ -269,8 +287,26 @@ class Engine:
         with self._queue.changed:
             self._check_open()
             self._requests.add(request)
-            self._queue.embeds.extend(jobs)
+            self._queue.jobs.extend(jobs)
             self._queue.changed.notify_all()
+        return await _result(request)
+
+    async def likelihoods(
+        self, forcing: Forcing, on_likelihood: Callable[[int, Likelihood], None] | None = None
+    ) -> list[Likelihood]:
+        """Return how likely each continuation is behind its prompt, in the order of `forcing`.
+
+        `on_likelihood(i, likelihood)` is called in the caller's loop as they come in.
+
+        Raises:
+            ModelError: When one prompt alone does not fit in the device's memory, the model's forward pass
+                does not give its probabilities, or the engine is closed.
+            RowError: When a prompt cannot be encoded or leaves no room for its continuation.
+        """
+        if not forcing.snapshots:
+            return []
+        request = _Request.create(len(forcing.snapshots), on_likelihood)
+        self._arrive(_ForcingCall(request, forcing))
         return await _result(request)
 
     async def aclose(self) -> None:
@@ -312,10 +348,10 @@ class Engine:
 
     def _waiting_requests(self) -> set[_Request]:
         found = {entry[3].request for heap in self._queue.heaps.values() for entry in heap}
-        found.update(job.request for job in self._queue.embeds)
+        found.update(job.request for job in self._queue.jobs)
         found.update(call.request for calls in self._arrivals.values() for call in calls)
         self._queue.heaps.clear()
-        self._queue.embeds.clear()
+        self._queue.jobs.clear()
         self._arrivals.clear()
         return found
 
@@ -325,7 +361,7 @@ class Engine:
 
     # --- event loop: calls of the same moment are collected, so that single prompts share batches
 
-    def _arrive(self, call: _AnswerCall) -> None:
+    def _arrive(self, call: _AnswerCall | _ForcingCall) -> None:
         loop = call.request.loop
         with self._queue.changed:
             self._check_open()
@@ -350,7 +386,10 @@ class Engine:
                 return
             for call in calls:
                 try:
-                    self._encode(flush, call)
+                    if isinstance(call, _ForcingCall):
+                        self._encode_forcing(call)
+                    else:
+                        self._encode(flush, call)
                 finally:
                     with self._queue.changed:
                         self._queue.encoding -= 1
@@ -380,6 +419,24 @@ class Engine:
         if self._queue.closed:
             call.request.fail(self._closed_by)
 
+    def _encode_forcing(self, call: _ForcingCall) -> None:
+        """Queue the batches of one call."""
+        if call.request.dropped:
+            return
+        size = self.model.max_batch_size or max(SIZE, self._sizer.size)
+        started = time.perf_counter()
+        try:
+            batches = encode_batches(self.model, call.forcing, self._batch_key, size)
+        except Exception as error:  # noqa: BLE001 -- it is the caller's prompt: the caller gets the error
+            call.request.fail(error)
+            return
+        self._counters.encoding += time.perf_counter() - started
+        with self._queue.changed:
+            self._queue.jobs.extend(_ForcingJob(call.request, batch) for batch in batches)
+            self._queue.changed.notify_all()
+        if self._queue.closed:
+            call.request.fail(self._closed_by)
+
     def _entries(
         self, flush: int, call: _AnswerCall, first: int, count: int
     ) -> list[tuple[int, Any, int, _Item]]:
@@ -406,15 +463,17 @@ class Engine:
         while (job := self._next_job()) is not None:
             if isinstance(job, _EmbedJob):
                 self._embed(job)
+            elif isinstance(job, _ForcingJob):
+                self._force(job)
             else:
                 self._answer(job)
 
-    def _next_job(self) -> _EmbedJob | _Batch | None:
-        """Wait for work: embeddings first (a row waits for them to end), else the oldest prompts."""
+    def _next_job(self) -> _EmbedJob | _ForcingJob | _Batch | None:
+        """Wait for work: forward passes first (a row waits for them to end), else the oldest prompts."""
         with self._queue.changed:
             while not self._queue.closed:
-                if self._queue.embeds:
-                    return self._queue.embeds.pop(0)
+                if self._queue.jobs:
+                    return self._queue.jobs.pop(0)
                 batch = self._take_batch()
                 if batch is not None:
                     return batch
@@ -529,13 +588,28 @@ class Engine:
             job.request.deliver(list(enumerate(vectors, start=job.first)))
         self._counters.busy += time.perf_counter() - started
 
+    def _force(self, job: _ForcingJob) -> None:
+        if job.request.dropped:
+            return
+        started = time.perf_counter()
+        try:
+            found = read_batch(self.model, job.batch, self._count_halving)
+        except Exception as error:  # noqa: BLE001 -- handed to the caller
+            job.request.fail(error)
+        else:
+            job.request.deliver(list(zip(job.batch.places, found, strict=True)))
+        self._counters.busy += time.perf_counter() - started
+
+    def _count_halving(self) -> None:
+        self._counters.out_of_memory += 1
+
     def _embed_halving(
         self, answers: Sequence[Answer], mode: EmbeddingMode, reducer: str
     ) -> list[NDArray[np.float64]]:
         try:
             return self.model.embed(answers, mode, reducer)
         except (OutOfMemory, MemoryError) as error:
-            self._counters.out_of_memory += 1
+            self._count_halving()
             if len(answers) == 1:
                 raise ModelError(
                     f"model {self.model.identity.model_id!r}: the memory does not hold one answer of "
