@@ -5,7 +5,7 @@ import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
-from mllm_shapx.config import servers
+from mllm_shapx.config import servers, vocabulary_checks
 from mllm_shapx.config.diagnosis import Place, dotted
 from mllm_shapx.config.models import (
     KNOWN_SUBSETS,
@@ -65,6 +65,8 @@ def findings(experiment_set: ExperimentSet) -> Iterator[Finding]:
     yield from _dataset(experiment_set.dataset)
     yield from _selection(experiment_set)
     yield from _scoring(experiment_set)
+    for place, message, fix, reads in vocabulary_checks.problems(experiment_set):
+        yield _problem(place, message, fix, reads)
     yield from _without_effect(experiment_set)
     for index, variant in enumerate(experiment_set.experiments):
         yield from _variant(("experiments", index), variant)
@@ -172,14 +174,14 @@ def _states(experiment_set: ExperimentSet) -> Iterator[Finding]:
     reads: tuple[Place, ...] = (("connector",), ("shap", "similarity"), ("embedding",))
     for index, variant in enumerate(experiment_set.experiments):
         changed, encoder = variant.shap_override, variant.embedding_override
-        similarity = (changed and changed.similarity) or shap.similarity
+        scoring = shap.changed_by(changed)
         has_encoder = (embedding and embedding.model_id) or (encoder and encoder.model_id)
-        if similarity == "TfIdfCosineSimilarity" or has_encoder:
+        if not scoring.needs_embeddings or has_encoder:
             continue
         place: Place = ("shap", "similarity")
         if changed is not None and changed.similarity is not None:
             place = ("experiments", index, "shap_override", "similarity")
-        message = f'"{similarity}" compares the model\'s own states, which a server does not give'
+        message = f'"{scoring.similarity}" compares the model\'s own states, which a server does not give'
         fix = "name an encoder in embedding.model_id, or use TfIdfCosineSimilarity"
         yield _problem(place, message, fix, reads)
         if place[0] == "shap":
@@ -257,8 +259,8 @@ def _filter(path: Place, row_filter: RowFilter) -> Iterator[Finding]:
 def _scoring(experiment_set: ExperimentSet) -> Iterator[Finding]:
     shap, variants = experiment_set.shap, experiment_set.experiments
     overrides = [variant.shap_override for variant in variants if variant.shap_override is not None]
-    similarities = {shap.similarity, *(override.similarity for override in overrides if override.similarity)}
-    needs_embeddings = similarities != {"TfIdfCosineSimilarity"}
+    scorings = [shap, *(shap.changed_by(override) for override in overrides)]
+    needs_embeddings = any(scoring.needs_embeddings for scoring in scorings)
     embedding = experiment_set.embedding
     if embedding is not None and embedding.model_id is not None and not needs_embeddings:
         message = "is not read: no run compares embeddings"

@@ -6,7 +6,7 @@ The models hold the shape of each key; what several keys must agree on stands in
 import re
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import (
     AfterValidator,
@@ -17,12 +17,20 @@ from pydantic import (
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
     JsonValue,
+    SerializerFunctionWrapHandler,
+    model_serializer,
     model_validator,
 )
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from mllm_shapx.config import servers
 from mllm_shapx.config.paths import location, name_fault
+from mllm_shapx.config.vocabulary import (
+    VALUE_FUNCTIONS,
+    Reads,
+    ValueFunctionName,
+    canonical_value_function,
+)
 
 ConnectorName = Literal["liquid_audio", "hf_text", "openai"]
 ExplainerType = Literal[
@@ -257,6 +265,13 @@ FlatExplainer = Annotated[
     str, BeforeValidator(_flat_type_as_written, json_schema_input_type=_FlatTypeAsWritten)
 ]
 """A flat explainer's type or alias as written: it is part of the run's name."""
+ValueFunction = Annotated[
+    ValueFunctionName,
+    BeforeValidator(
+        canonical_value_function, json_schema_input_type=ValueFunctionName | Literal["wer", "logprob"]
+    ),
+]
+ValueOptions = dict[str, JsonValue]
 EmbeddingModeName = Annotated[EmbeddingMode, BeforeValidator(_upper, json_schema_input_type=EmbeddingMode)]
 Device = Annotated[
     str | None,
@@ -319,6 +334,19 @@ class Block(BaseModel):
     def _defaults(cls, key: str) -> bool:
         field = cls.model_fields.get(key)
         return field is not None and isinstance(field.default, Block | tuple)
+
+    def changed_by(self, override: "Block | None") -> Self:
+        """Return the block with what `override` sets; null resets a key that may be null, else keeps it."""
+        return self if override is None else self.model_copy(update=self.changes_of(override))
+
+    @classmethod
+    def changes_of(cls, override: "Block") -> dict[str, Any]:
+        """Return the keys of this block that `override` sets."""
+        fields = cls.model_fields
+        values = {key: getattr(override, key) for key in override.model_fields_set if key in fields}
+        return {
+            key: value for key, value in values.items() if value is not None or fields[key].default is None
+        }
 
 
 class AliasedBlock(Block):
@@ -549,11 +577,45 @@ class ShapConfig(Block):
     normalizer: NormalizerName = "AbsSumNormalizer"
     allow_mask_duplicates: bool = False
     token_filter: TokenFilter = "exclude_punctuation"  # noqa: S105 -- no password
+    value_function: ValueFunction | None = None
+    """A value function of mllm_shap in place of the similarity."""
+    value_options: ValueOptions | None = None
+    """Options of `value_function`, as the library names them."""
+
+    @classmethod
+    def _defaults(cls, key: str) -> bool:
+        # A config that inherits a similarity takes it back with null, to name a value function.
+        return key == "similarity" or super()._defaults(key)
+
+    def changed_by(self, override: Block | None) -> Self:
+        """Return the block with a variant's changes; what the variant names last decides the scoring."""
+        if not isinstance(override, ShapOverride):
+            return self
+        block = self
+        if override.similarity is not None and override.value_function is None:
+            block = self.model_copy(update={"value_function": None, "value_options": None})
+        elif override.value_function not in {None, self.value_function}:
+            block = self.model_copy(update={"value_options": None})
+        return block.model_copy(update=self.changes_of(override))
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_set(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out later keys that are not set: settings that were written before stay equal."""
+        found: dict[str, Any] = handler(self)
+        if self.value_function is not None:
+            found.pop("similarity", None)
+        later = ("value_function", "value_options")
+        return {key: value for key, value in found.items() if key not in later or value is not None}
 
     @property
     def needs_embeddings(self) -> bool:
         """Whether the similarity compares vectors rather than words."""
-        return self.similarity != "TfIdfCosineSimilarity"
+        return self.value_function is None and self.similarity != "TfIdfCosineSimilarity"
+
+    @property
+    def reads(self) -> Reads:
+        """What the value function reads of a coalition."""
+        return "answers" if self.value_function is None else VALUE_FUNCTIONS[self.value_function].reads
 
 
 class EmbeddingSettings(Block):
@@ -655,6 +717,8 @@ class ShapOverride(Block):
     normalizer: NormalizerName | None = None
     allow_mask_duplicates: bool | None = None
     token_filter: TokenFilter | None = None
+    value_function: ValueFunction | None = None
+    value_options: ValueOptions | None = None
     seed: Seed | None = None
     """The same as the variant's `seeds` with one seed."""
 

@@ -5,7 +5,7 @@ asked for at once, and that answers which are stored are not asked for again.
 """
 
 import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mllm_shap import CoalitionMask, PlayerSet, PluginGroup
@@ -13,12 +13,8 @@ from mllm_shap.protocols.estimator import TwoPhaseEstimator
 
 from mllm_shapx.errors import RowError
 from mllm_shapx.explaining.settings import GameSettings, explain_config, resolve
-from mllm_shapx.explaining.similarity import Similarity
-from mllm_shapx.models.base import Answer
+from mllm_shapx.explaining.values import Value
 from mllm_shapx.planning.runs import MAX_LOG2_COALITIONS, RunSpec, flat_coalitions
-
-Ask = Callable[[Sequence[int]], Awaitable[list[Answer]]]
-"""Gives the answers to coalitions of the row's players (bit i = player i)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +38,11 @@ class Game:
     the mask of the row's players that are present in every coalition of the game.
     """
 
-    def __init__(
-        self, run: RunSpec, groups: Sequence[int], context: int, ask: Ask, similarity: Similarity
-    ) -> None:
+    def __init__(self, run: RunSpec, groups: Sequence[int], context: int, value: Value) -> None:
         self._run = run
         self._groups = tuple(groups)
         self._context = context
-        self._ask = ask
-        self._similarity = similarity
+        self._value = value
         self._everyone = context
         for group in self._groups:
             self._everyone |= group
@@ -96,8 +89,7 @@ class Game:
 
     async def _payoffs(self, coalitions: Sequence[CoalitionMask]) -> list[float]:
         masks = [self._row_mask(coalition) for coalition in coalitions]
-        base, *answers = await self._ask([self._everyone, *masks])
-        return await self._similarity.score(base, answers)
+        return await self._value.payoffs(self._everyone, masks)
 
     def _row_mask(self, coalition: CoalitionMask) -> int:
         mask = self._context

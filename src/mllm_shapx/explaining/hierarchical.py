@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from mllm_shap import PlayerSet
 
-from mllm_shapx.explaining.games import Ask, Game, GameResult
+from mllm_shapx.explaining.games import Game, GameResult
 from mllm_shapx.explaining.settings import GameSettings
-from mllm_shapx.explaining.similarity import Similarity
+from mllm_shapx.explaining.values import Value
 from mllm_shapx.planning.runs import Budget, HierarchicalSpec, RunSpec
 
 
@@ -34,14 +34,11 @@ class HierarchicalExplainer:
     keeps 0; where all s_i are 0 the share is split evenly. A group with share 0 is not opened.
     """
 
-    def __init__(
-        self, run: RunSpec, spec: HierarchicalSpec, players: PlayerSet, ask: Ask, similarity: Similarity
-    ) -> None:
+    def __init__(self, run: RunSpec, spec: HierarchicalSpec, players: PlayerSet, value: Value) -> None:
         self._run = run
         self._spec = spec
         self._players = players
-        self._ask = ask
-        self._similarity = similarity
+        self._value = value
 
     async def explain(self, seed: int) -> HierarchicalResult:
         """Play all games; the same seed gives the same values."""
@@ -78,7 +75,7 @@ class HierarchicalExplainer:
     async def _play(
         self, groups: Sequence[Sequence[int]], context: int, settings: GameSettings
     ) -> GameResult:
-        game = Game(self._run, [_bits(group) for group in groups], context, self._ask, self._similarity)
+        game = Game(self._run, [_bits(group) for group in groups], context, self._value)
         return await game.play(settings)
 
     def _lower_budget(self, share: float) -> Budget:

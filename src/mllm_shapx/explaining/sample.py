@@ -14,7 +14,8 @@ from mllm_shapx.explaining.games import Game
 from mllm_shapx.explaining.hierarchical import HierarchicalExplainer
 from mllm_shapx.explaining.players import player_set
 from mllm_shapx.explaining.settings import GameSettings, explain_config, resolve
-from mllm_shapx.explaining.similarity import Embedder, build_similarity
+from mllm_shapx.explaining.similarity import Embedder
+from mllm_shapx.explaining.values import Force, Sources, Value, build_value
 from mllm_shapx.models.base import Answer
 from mllm_shapx.planning.runs import RunSpec
 from mllm_shapx.records.results import SampleResult
@@ -56,10 +57,14 @@ async def explain_run(
     embed: Embedder,
     *,
     decode_audio: DecodeAudio | None = None,
+    force: Force | None = None,
+    value_model: tuple[str, str | None] | None = None,
 ) -> SampleResult:
     """Explain `row` by `run` and return the sample.
 
-    `decode_audio` turns a spoken answer into sound, where the model can.
+    `decode_audio` turns a spoken answer into sound, and `force` gives the likelihood of texts, where the
+    model can. `value_model` is the directory or hub id, and the commit, of the model that the value function
+    loads.
 
     Runs of one generation key take the same `coalitions`, one after the other. Their order decides for
     which run a shared answer is generated, and so their `model_calls`; nothing else.
@@ -68,27 +73,24 @@ async def explain_run(
         RowError: When this run cannot explain the row.
     """
     started = time.perf_counter()
-    outcome = await _explain(row, coalitions, run, generate, embed)
+
+    async def ask(masks: Sequence[int]) -> list[Answer]:
+        return await coalitions.answers(masks, run.name, generate)
+
+    value = build_value(run, Sources(ask, embed, force), value_model)
+    outcome = await _explain(row, coalitions, run, value)
     seconds = time.perf_counter() - started
     return _sample(row, coalitions, run, outcome, seconds=seconds, decode_audio=decode_audio)
 
 
-async def _explain(
-    row: Row, coalitions: RowCoalitions, run: RunSpec, generate: Generate, embed: Embedder
-) -> Outcome:
-    async def ask(masks: Sequence[int]) -> list[Answer]:
-        return await coalitions.answers(masks, run.name, generate)
-
-    similarity = build_similarity(run.shap.similarity, embed)
+async def _explain(row: Row, coalitions: RowCoalitions, run: RunSpec, value: Value) -> Outcome:
     seed = run.seed_for(row.row_index)
     if run.hierarchical is not None:
-        explainer = HierarchicalExplainer(run, run.hierarchical, coalitions.players, ask, similarity)
+        explainer = HierarchicalExplainer(run, run.hierarchical, coalitions.players, value)
         tree = await explainer.explain(seed)
         return Outcome(tree.values, tree.top.base_value, tree.top.grand_value, tree.masks, tree.num_levels)
     singles = [1 << index for index in range(coalitions.players.num_players)]
-    game = await Game(run, singles, 0, ask, similarity).play(
-        GameSettings(run.explainer_type, run.budget, seed)
-    )
+    game = await Game(run, singles, 0, value).play(GameSettings(run.explainer_type, run.budget, seed))
     return Outcome(game.values, game.base_value, game.grand_value, game.masks)
 
 
@@ -108,6 +110,7 @@ def _sample(
     normalizer = resolve(config, PluginGroup.NORMALIZERS, config.explanation.normalizer)
     values = normalizer.normalize(outcome.values)
     everyone = (1 << players.num_players) - 1
+    answered = [mask for mask in outcome.masks if mask in coalitions.stored]
     response = coalitions.stored[everyone].answer
     conversation = conversation_entries(coalitions.snapshot, players, values, response.text)
     sound = AudioRecords({}, None)
@@ -123,7 +126,7 @@ def _sample(
         original_language=row.original_language,
         runtime_sec=seconds,
         n_calls=len(set(outcome.masks)),
-        model_calls=coalitions.model_calls(outcome.masks, run.name),
+        model_calls=coalitions.model_calls(answered, run.name),
         prompt_texts=row.texts,
         input_modality=run.modality.input_modality,
         output_modality=run.modality.output_modality,
@@ -137,7 +140,7 @@ def _sample(
         values_sum=sum(outcome.values),
         raw_values=outcome.values,
         neyman_steps=NEYMAN_STEPS if run.explainer_type in NEYMAN_TYPES else None,
-        distinct_answers=coalitions.distinct_answers(outcome.masks),
+        distinct_answers=None if run.shap.reads == "likelihoods" else coalitions.distinct_answers(answered),
         num_levels=outcome.num_levels,
         audio_artifacts=sound.artifacts,
         audio_files=sound.files,

@@ -7,6 +7,7 @@ from typing import Any
 
 from mllm_shap import ExplainConfig, PluginContext, PluginGroup, PluginRegistry, default_registry
 
+from mllm_shapx.config.vocabulary import VALUE_FUNCTIONS
 from mllm_shapx.models.base import Decoding
 from mllm_shapx.planning.runs import Budget, RunSpec
 
@@ -59,10 +60,18 @@ def answer_seed(run: RunSpec, row_index: int, mask: int) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def explain_config(run: RunSpec, game: GameSettings, num_players: int) -> ExplainConfig:
+def flat_config(run: RunSpec, model: tuple[str, str | None] | None = None) -> ExplainConfig:
+    """Return the library's config of `run` for plugins that do not depend on the game's sampling."""
+    return explain_config(run, GameSettings("exact", Budget("all"), 0), 1, model)
+
+
+def explain_config(
+    run: RunSpec, game: GameSettings, num_players: int, model: tuple[str, str | None] | None = None
+) -> ExplainConfig:
     """Return the library's config of one game of `run` on `num_players` players.
 
-    `mllm_shap.ExplainRunner` run with it on the same row gives the same values.
+    `mllm_shap.ExplainRunner` run with it on the same row gives the same values. `model` is the directory or
+    hub id, and the commit, of the model that the value function loads; None for what the run names.
     """
     evaluations = game.budget.evaluations(num_players)
     budget = {"fraction": game.budget.fraction} if evaluations is None else {"evaluations": evaluations}
@@ -83,7 +92,7 @@ def explain_config(run: RunSpec, game: GameSettings, num_players: int) -> Explai
             },
             "explanation": {
                 **_ESTIMATORS[game.explainer_type],
-                "value_fn": "tfidf_cosine" if not run.shap.needs_embeddings else "embedding_cosine",
+                "value_fn": value_function_name(run),
                 "normalizer": _NORMALIZERS[run.shap.normalizer],
                 "players": "tokens",
                 "absence_policy": "delete",
@@ -91,17 +100,36 @@ def explain_config(run: RunSpec, game: GameSettings, num_players: int) -> Explai
                 "embedding_mode": run.shap.mode.lower(),
                 "seed": game.seed,
                 "archive": {"path": ""},
-                "plugin_options": _plugin_options(run),
+                "plugin_options": _plugin_options(run, model),
             },
         }
     )
 
 
-def _plugin_options(run: RunSpec) -> dict[str, dict[str, object]]:
+def value_function_name(run: RunSpec) -> str:
+    """Return the library's name of the run's value function; it has no Euclidean similarity of its own."""
+    if run.shap.value_function is not None:
+        return run.shap.value_function
+    return "embedding_cosine" if run.shap.needs_embeddings else "tfidf_cosine"
+
+
+def _plugin_options(run: RunSpec, model: tuple[str, str | None] | None) -> dict[str, dict[str, object]]:
     options: dict[str, dict[str, object]] = {"tokens": {"roles": ["user"]}}
     if run.shap.needs_embeddings:
         options["embedding_cosine"] = {"encoder": "model_states"}
+    if run.shap.value_function is not None:
+        options[run.shap.value_function] = dict(run.shap.value_options or {}) | _value_model(run, model)
     return options
+
+
+def _value_model(run: RunSpec, model: tuple[str, str | None] | None) -> dict[str, object]:
+    """Return the options that name the value function's model: where it is, and its commit."""
+    name = run.shap.value_function
+    key = None if name is None else VALUE_FUNCTIONS[name].model_option
+    if key is None or model is None:
+        return {}
+    source, commit = model
+    return {key: source} if commit is None else {key: source, "revision": commit}
 
 
 def resolve(config: ExplainConfig, group: PluginGroup, name: str) -> Any:

@@ -7,7 +7,6 @@ from math import prod
 from typing import Any
 
 from mllm_shapx.config.models import (
-    Block,
     EmbeddingConfig,
     ExperimentSet,
     FlatExplainerType,
@@ -136,7 +135,7 @@ def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _runs(experiment_set: ExperimentSet, variant: Variant, entries: Sequence[_Entry]) -> Iterator[RunSpec]:
-    shap = _overridden(experiment_set.shap, variant.shap_override)
+    shap = experiment_set.shap.changed_by(variant.shap_override)
     for entry in entries:
         yield RunSpec(
             name=entry.name,
@@ -150,7 +149,7 @@ def _runs(experiment_set: ExperimentSet, variant: Variant, entries: Sequence[_En
             device=experiment_set.device,
             dataset=experiment_set.dataset,
             modality=experiment_set.modality,
-            generation=_overridden(experiment_set.generation, variant.generation_override),
+            generation=experiment_set.generation.changed_by(variant.generation_override),
             chat=experiment_set.chat,
             audio_segmentation=experiment_set.audio_segmentation,
             shap=shap,
@@ -172,17 +171,6 @@ def _in_words(variant: Variant, entry: _Entry) -> dict[str, Any]:
         **entry.written,
         **({} if entry.seed is None else {"seeds": [entry.seed]}),
     }
-
-
-def _overridden[AnyBlock: Block](block: AnyBlock, override: Block | None) -> AnyBlock:
-    """Return `block` with what the override sets; null resets a key that may be null, else keeps it."""
-    return block if override is None else block.model_copy(update=_changes(block, override))
-
-
-def _changes(block: Block, override: Block) -> dict[str, Any]:
-    fields = type(block).model_fields
-    values = {key: getattr(override, key) for key in override.model_fields_set if key in fields}
-    return {key: value for key, value in values.items() if value is not None or fields[key].default is None}
 
 
 def _encoder(experiment_set: ExperimentSet, variant: Variant) -> EmbeddingConfig | None:

@@ -1,0 +1,136 @@
+"""What a coalition is worth: the one place that names, builds and feeds a run's value function.
+
+A value function gets coalitions and returns a number for each. What it may read stands in `Sources`:
+answers, their vectors, and the likelihood of given texts after a coalition's prompt.
+"""
+
+import asyncio
+import dataclasses
+import threading
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from mllm_shap import GenerationRecord, PluginGroup
+from mllm_shap.domain.generation import ForcedScore
+from mllm_shap.pipeline.orchestrator import score_coalitions
+from mllm_shap.protocols.value import PreparesScores, RequiresTeacherForcing
+
+from mllm_shapx.errors import ModelError
+from mllm_shapx.explaining.settings import flat_config, resolve
+from mllm_shapx.explaining.similarity import Embedder, Similarity, build_similarity
+from mllm_shapx.models.base import Answer
+from mllm_shapx.planning.runs import RunSpec
+
+Ask = Callable[[Sequence[int]], Awaitable[list[Answer]]]
+"""Gives the answers to coalitions of the row's players (bit i = player i)."""
+
+Force = Callable[[Sequence[int], Sequence[Answer], int], Awaitable[list[tuple[ForcedScore, ...]]]]
+"""Gives, for each coalition, how likely each of some answers is after the coalition's prompt.
+
+The arguments are the coalitions, the answers and how many next-token candidates are wanted per position. An
+answer of the model carries its tokens; one that an option names carries its text alone.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """What a value function may read of a row."""
+
+    ask: Ask
+    embed: Embedder
+    force: Force | None = None
+    """None where the model cannot score given texts."""
+
+
+class Value(Protocol):
+    """Scores coalitions of one row under one run."""
+
+    async def payoffs(self, everyone: int, coalitions: Sequence[int]) -> list[float]:
+        """Return one number per coalition, in order.
+
+        Args:
+            everyone: The coalition whose answer is the reference.
+            coalitions: All coalitions of the game so far: a corpus is fitted on them.
+        """
+
+
+def build_value(run: RunSpec, sources: Sources, model: tuple[str, str | None] | None = None) -> Value:
+    """Return the value function of `run`.
+
+    Args:
+        run: Names it, in `shap.value_function` or `shap.similarity`.
+        sources: What it may read.
+        model: Directory or hub id, and hub commit, of the model that it loads; None for what the run names.
+
+    Raises:
+        ModelError: When it needs likelihoods and `sources` has none.
+    """
+    if run.shap.value_function is None:
+        return _OfAnswers(build_similarity(run.shap.similarity, sources.embed), sources.ask)
+    function = resolve(flat_config(run, model), PluginGroup.VALUE_FNS, run.shap.value_function)
+    if not isinstance(function, RequiresTeacherForcing):
+        return _OfAnswers(_LibrarySimilarity(function), sources.ask)
+    if sources.force is None:
+        raise ModelError(
+            f'shap.value_function "{run.shap.value_function}" needs the likelihood of a given text, which '
+            "is not available for this model; use a value function of answers"
+        )
+    return _Forced(function, sources.ask, sources.force)
+
+
+class _OfAnswers:
+    """A value function that compares the coalitions' answers with the reference answer."""
+
+    def __init__(self, similarity: Similarity, ask: Ask) -> None:
+        self._similarity = similarity
+        self._ask = ask
+
+    async def payoffs(self, everyone: int, coalitions: Sequence[int]) -> list[float]:
+        """See `Value`."""
+        base, *answers = await self._ask([everyone, *coalitions])
+        return await self._similarity.score(base, answers)
+
+
+_one_at_a_time = threading.Lock()
+"""Guards the library's models: they are loaded once per process, and fast tokenizers are not thread-safe."""
+
+
+class _LibrarySimilarity:
+    """A value function of mllm_shap that reads answers."""
+
+    def __init__(self, function: Any) -> None:
+        self._function = function
+
+    async def score(self, base: Answer, answers: Sequence[Answer]) -> list[float]:
+        """See `Similarity`."""
+        record, records = base.to_record(), [answer.to_record() for answer in answers]
+        if isinstance(self._function, PreparesScores):
+            await self._function.prepare(record, records)
+        # In a thread: an encoder takes seconds, in which other rows want to go on.
+        return await asyncio.to_thread(self._scored, record, records)
+
+    def _scored(self, base: GenerationRecord, records: Sequence[GenerationRecord]) -> list[float]:
+        with _one_at_a_time:
+            return score_coalitions(self._function, base, records)
+
+
+class _Forced:
+    """A value function of mllm_shap that reads the likelihood of texts; coalitions are not answered."""
+
+    def __init__(self, function: Any, ask: Ask, force: Force) -> None:
+        self._function = function
+        self._ask = ask
+        self._force = force
+
+    async def payoffs(self, everyone: int, coalitions: Sequence[int]) -> list[float]:
+        """See `Value`."""
+        (base,) = await self._ask([everyone])
+        texts = self._function.forced_continuations(base.to_record())
+        wanted = [base if text == base.text else Answer(text) for text in texts]
+        of_base, *found = await self._force([everyone, *coalitions], wanted, self._function.forced_top_k)
+        record = dataclasses.replace(base.to_record(), forced=dict(zip(texts, of_base, strict=True)))
+        records = [
+            GenerationRecord(text="", forced=dict(zip(texts, scores, strict=True))) for scores in found
+        ]
+        return await asyncio.to_thread(score_coalitions, self._function, record, records)
