@@ -54,6 +54,12 @@ def _value_function(
             ('set modality.output_modality to "text", or name a similarity'),
             (output,),
         )
+    if scoring.reads == "likelihoods" and experiment_set.connector_kwargs.strip_reasoning:
+        message = (
+            f'"{name}" reads how likely a text is right behind the prompt, and reasoning would precede it'
+        )
+        fix = "set connector_kwargs.strip_reasoning to false, or use a value function of answers"
+        yield key, message, fix, (("connector_kwargs", "strip_reasoning"),)
     if scoring.reads != "answers" and experiment_set.connector == servers.CONNECTOR:
         message = f'"{name}" reads the model\'s probabilities of given tokens, which a server does not give'
         yield key, message, 'use connector "hf_text", or a value function of answers', (("connector",),)

@@ -376,7 +376,7 @@ class Coordinator:
         with self._writing():
             open_unit = replace(unit, run_names=tuple(self._open_runs[unit.unit_id]))
             known = self._known(unit)
-            self._forecast.handed_out(unit, len(known.by_mask))
+            self._forecast.handed_out(unit, len(known.by_mask) + len(known.likelihoods))
             return LeaseReply(Lease(open_unit, known), drop=drop)
         return LeaseReply(None, drop=drop, order="stop")
 
@@ -414,6 +414,9 @@ class Coordinator:
         elif answers.by_mask:
             self._answer_files.add(unit, answers)
         self._model_calls += sum(stored.asked_by != REUSED for stored in answers.by_mask.values())
+        self._model_calls += len(answers.likelihoods)
+        if answers.likelihoods:
+            self._notes.extend(self._answer_files.add_likelihoods(unit, answers))
         if answers.vectors:
             self._notes.extend(self._answer_files.add_vectors(unit, answers))
 

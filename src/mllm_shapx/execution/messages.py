@@ -16,6 +16,7 @@ from mllm_shapx.planning.costs import Generated
 from mllm_shapx.planning.runs import RunSpec
 from mllm_shapx.planning.units import WorkUnit
 from mllm_shapx.records.environments import Environment
+from mllm_shapx.records.likelihood import Likelihood, LikelihoodKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,9 @@ class Answers:
     """Players of the row, 0 where they are not known."""
     vectors: dict[str, dict[bytes, Vector]] = field(default_factory=dict)
     """Kind of embedding -> `AnswerRow.content_id` -> vector, for rescoring without the model."""
+
+    likelihoods: dict[LikelihoodKey, Likelihood] = field(default_factory=dict)
+    """What is forced, and the coalition -> how likely it is."""
 
     def belong_to(self, row: RowCoalitions) -> bool:
         """Return whether they are answers to the coalitions of `row`: its conversation, its players."""

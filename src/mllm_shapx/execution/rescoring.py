@@ -32,6 +32,7 @@ from mllm_shapx.execution.preparation import (
 from mllm_shapx.execution.progress import ProgressFeed
 from mllm_shapx.execution.signals import StopRequest
 from mllm_shapx.explaining.coalitions import Keep
+from mllm_shapx.explaining.forcing import Forcer, KeepLikelihood
 from mllm_shapx.explaining.sample import explain_run, open_row
 from mllm_shapx.explaining.similarity import Embedder, Vector
 from mllm_shapx.models.base import Answer
@@ -50,10 +51,11 @@ _SHOW_S = 1.0
 class _MissingError(Exception):
     """Something that a run needs is not stored."""
 
-    def __init__(self, coalitions: int = 0, vectors: int = 0) -> None:
-        super().__init__(coalitions, vectors)
+    def __init__(self, coalitions: int = 0, vectors: int = 0, likelihoods: int = 0) -> None:
+        super().__init__(coalitions, vectors, likelihoods)
         self.coalitions = coalitions
         self.vectors = vectors
+        self.likelihoods = likelihoods
 
 
 class _Rescorer:
@@ -77,13 +79,21 @@ class _Rescorer:
         stored = self._files.read(unit)[0] if known is None else known
         if stored.belong_to(coalitions):
             coalitions.know(stored.by_mask)
-        return [
-            replace(
-                await explain_run(row, coalitions, run, _refuse, self._embedder(unit, run)),
-                row_digest=row_digest(row),
+            coalitions.likelihoods.know(stored.likelihoods)
+        samples = []
+        for run in runs:
+            forcer = Forcer(coalitions, run.name, _refuse_likelihoods)
+            sample = await explain_run(
+                row,
+                coalitions,
+                run,
+                _refuse,
+                self._embedder(unit, run),
+                force=forcer.force,
+                own_logprobs=forcer.with_logprobs,
             )
-            for run in runs
-        ]
+            samples.append(replace(sample, row_digest=row_digest(row)))
+        return samples
 
     def _embedder(self, unit: WorkUnit, run: RunSpec) -> Embedder:
         kind = vector_kind(run, self.study.encoder_commit(run))
@@ -101,6 +111,12 @@ class _Rescorer:
 
 async def _refuse(prompts: Mapping[int, ConversationSnapshot], _keep: Keep) -> None:
     raise _MissingError(coalitions=len(prompts))
+
+
+async def _refuse_likelihoods(
+    prompts: Sequence[object], _forced: object, _top_k: int, _keep: KeepLikelihood
+) -> None:
+    raise _MissingError(likelihoods=len(prompts))
 
 
 def rescore_config(
@@ -193,18 +209,19 @@ async def _check(study: Study, rescorer: _Rescorer, loaded: LoadedConfig, *, ove
         run.name: set() if overwrite else set(RunRecords(storage, run.name).sample_rows())
         for run in study.runs
     }
-    coalitions = vectors = rows = 0
+    coalitions = vectors = likelihoods = rows = 0
     for unit in plan_units(study.runs, study.rows, study.players, done):
         try:
             await rescorer.samples(unit)
         except _MissingError as missing:
             coalitions += missing.coalitions
             vectors += missing.vectors
+            likelihoods += missing.likelihoods
             rows += 1
         except RowError:
             continue
     if rows:
-        counts = {"coalition(s)": coalitions, "vector(s)": vectors}
+        counts = {"coalition(s)": coalitions, "vector(s)": vectors, "likelihood(s)": likelihoods}
         what = [f"{count:,} {name}" for name, count in counts.items() if count]
         raise UsageError(
             f"{study.output_uri}: {' and '.join(what)} of {rows} row(s) are not stored; nothing was changed. "

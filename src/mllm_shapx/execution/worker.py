@@ -25,9 +25,11 @@ from mllm_shapx.execution.answers import content_id, vector_kind
 from mllm_shapx.execution.dataset import open_study_table
 from mllm_shapx.execution.environment import environment_of
 from mllm_shapx.execution.generation import OnAnswer, RowGeneration
+from mllm_shapx.execution.likelihoods import LikelihoodReader
 from mllm_shapx.execution.messages import Answers, Beat, LeaseReply, Study, UnitFailure, WorkerInfo
 from mllm_shapx.execution.sharing import HelpTask, Offer, OfferReply
 from mllm_shapx.explaining.coalitions import RowCoalitions
+from mllm_shapx.explaining.forcing import Forcer, most_top_k
 from mllm_shapx.explaining.sample import explain_run, open_row
 from mllm_shapx.explaining.settings import answer_seed, decoding, plugins
 from mllm_shapx.explaining.similarity import Embedder, Vector
@@ -90,7 +92,8 @@ class _Held:
 
     @property
     def answers(self) -> int:
-        return 0 if self.coalitions is None else len(self.coalitions.stored)
+        row = self.coalitions
+        return 0 if row is None else len(row.stored) + len(row.likelihoods.stored)
 
 
 @dataclass(frozen=True)
@@ -352,8 +355,10 @@ class Worker:
         self._take_more()
         if known.belong_to(coalitions):
             await asyncio.to_thread(coalitions.know, known.by_mask)
+            coalitions.likelihoods.know(known.likelihoods)
         failed: dict[str, Exception] = {}
         for run in runs:
+            forcer = self._forcer(coalitions, run, runs)
             try:
                 async with self._generation(held, run) as generation:
                     sample = await explain_run(
@@ -363,6 +368,8 @@ class Worker:
                         generation.answer,
                         self._embedder(held, run),
                         decode_audio=getattr(self._loaded.engine.model, "decode_audio", None),
+                        force=None if forcer is None else forcer.force,
+                        own_logprobs=None if forcer is None else forcer.with_logprobs,
                     )
             # Either concerns this run alone (say, too many players for `exact`); the others go on.
             except RowError as error:
@@ -382,6 +389,14 @@ class Worker:
         if failed:
             first = next(iter(failed.values()))
             await self._failed(held, tuple(failed), type(first).__name__, first, final=False)
+
+    def _forcer(self, row: RowCoalitions, run: RunSpec, runs: Sequence[RunSpec]) -> Forcer | None:
+        """Return what gives `run` likelihoods, None where the model reads none."""
+        engine = self._loaded.engine
+        if not isinstance(engine, Engine) or not LikelihoodReader.serves(engine):
+            return None
+        reader = LikelihoodReader(engine, decoding(run), partial(self._count, run))
+        return Forcer(row, run.name, reader, most_top_k(runs))
 
     def _read_row(self, row_index: int, run: RunSpec) -> Row:
         return load_row(self._loaded.table, row_index, run.dataset, run.modality)
@@ -403,15 +418,18 @@ class Worker:
         masks = list(prompts)
 
         def count(index: int, answer: Answer) -> None:
-            self._answers += 1
-            before = self._generated.get(run.cost_key, Generated())
-            self._generated[run.cost_key] = before.plus(masks[index])
+            self._count(run, masks[index])
             on_answer(masks[index], answer)
 
         seeds = [0] * len(masks)
         if not run.generation.is_greedy:
             seeds = [answer_seed(run, row_index, mask) for mask in masks]
         await self._loaded.engine.answer(list(prompts.values()), decoding(run), seeds, count)
+
+    def _count(self, run: RunSpec, mask: int) -> None:
+        """Take note that the model has answered a coalition, or read a likelihood of it."""
+        self._answers += 1
+        self._generated[run.cost_key] = self._generated.get(run.cost_key, Generated()).plus(mask)
 
     async def _help(self, task: HelpTask) -> None:
         """Answer coalitions of another worker's row; what fails here goes back to it."""
@@ -474,7 +492,7 @@ class Worker:
         if held.coalitions is None:
             return
         fresh = _fresh(held)
-        if fresh.by_mask:
+        if fresh.by_mask or fresh.likelihoods:
             await self._desk.flush(self._me, unit_id, fresh)
 
     async def _beat_on(self) -> None:
@@ -515,5 +533,9 @@ def _fresh(held: _Held) -> Answers:
         return Answers()
     vectors, held.vectors = held.vectors, {}
     return Answers(
-        coalitions.take_fresh(), coalitions.snapshot.snapshot_id, coalitions.players.num_players, vectors
+        coalitions.take_fresh(),
+        coalitions.snapshot.snapshot_id,
+        coalitions.players.num_players,
+        vectors,
+        coalitions.likelihoods.take_fresh(),
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from mllm_shap import CoalitionMask, ConversationSnapshot, DeletePolicy, PlayerSet
 
 from mllm_shapx.errors import first_of
+from mllm_shapx.explaining.likelihoods import RowLikelihoods
 from mllm_shapx.models.base import Answer
 
 Keep = Callable[[int, Answer], None]
@@ -60,6 +61,7 @@ class RowCoalitions:
         self.snapshot = snapshot
         self.players = players
         self.stored: dict[int, StoredAnswer] = {}
+        self.likelihoods = RowLikelihoods()
         self._policy = DeletePolicy()
         self._fresh: dict[int, StoredAnswer] = {}
         self._mask_of_prompt: dict[str, int] | None = {} if share_prompts else None

@@ -13,6 +13,8 @@ from mllm_shap import ConversationSnapshot, GenerationRecord
 from mllm_shap.value.generation_records import generation_record_from_text
 from numpy.typing import NDArray
 
+from mllm_shapx.records.likelihood import Likelihood as Likelihood  # noqa: PLC0414 -- part of this seam
+
 EmbeddingMode = Literal["CONTEXTUAL", "STATIC"]
 Ending = Literal["refusal", "content_filter", "empty"]
 """What is unusual in how a server ended an answer."""
@@ -89,18 +91,6 @@ class Answer:
             embedding=record.embedding,
             contextual_embedding=record.contextual_embedding,
         )
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Likelihood:
-    """How probable a model finds given tokens behind a prompt, without generating anything."""
-
-    logprobs: NDArray[np.float32]
-    """Natural-log probability of each token, (tokens,)."""
-    top_ids: NDArray[np.int32]
-    """The most probable tokens at each place, (tokens, top_k); (tokens, 0) when they were not asked for."""
-    top_logprobs: NDArray[np.float32]
-    """Their log-probabilities, falling, (tokens, top_k)."""
 
 
 def ending_of(written: str | None) -> Ending | None:

@@ -165,4 +165,5 @@ def likelihoods(logits: torch.Tensor, continuations: Sequence[Ids], top_k: int) 
     lengths = [len(each) for each in continuations]
     columns = (torch.cat(each).cpu().numpy() for each in (chosen, top_ids, top_logprobs))
     cuts = np.cumsum(lengths)[:-1]
-    return [Likelihood(*parts) for parts in zip(*(np.split(each, cuts) for each in columns), strict=True)]
+    parts = zip(*(np.split(each, cuts) for each in columns), strict=True)
+    return [Likelihood(logprobs, ids, tops, top_k) for logprobs, ids, tops in parts]

@@ -10,7 +10,7 @@ from mllm_shap import ConversationSnapshot
 from numpy.typing import NDArray
 
 from mllm_shapx.errors import ModelError
-from mllm_shapx.models.base import Answer, Decoding, EmbeddingMode, ModelIdentity, ModelReport
+from mllm_shapx.models.base import Answer, Decoding, EmbeddingMode, Likelihood, ModelIdentity, ModelReport
 from mllm_shapx.models.devices import memory_errors, pick_device, pick_dtype
 from mllm_shapx.models.liquid_chat import ChatEncoder, LiquidPrompt
 from mllm_shapx.models.liquid_checkpoint import LiquidCheckpoint, load_checkpoint
@@ -23,6 +23,7 @@ from mllm_shapx.models.liquid_decoding import (
     Generation,
 )
 from mllm_shapx.models.liquid_encoding import PromptEmbedder
+from mllm_shapx.models.liquid_likelihood import read_batch
 from mllm_shapx.models.liquid_waveform import OUTPUT_RATE, FrameDecoder
 from mllm_shapx.models.memory import own_memory
 from mllm_shapx.models.pooling import pool
@@ -158,6 +159,17 @@ class LiquidAudioModel:
         """
         with torch.inference_mode(), memory_errors(self._device):
             return self._decoder.decode(self._embedder.batch(prompts), decoding, seeds)
+
+    def tokens_of(self, text: str) -> tuple[int, ...]:
+        """Return the tokens of `text` alone (see `ReadsLikelihoods`)."""
+        return self._chats.tokens_of(text)
+
+    def likelihoods(
+        self, prompts: Sequence[LiquidPrompt], continuations: Sequence[Sequence[int]], top_k: int
+    ) -> list[Likelihood]:
+        """Return how likely `continuations[i]`, text tokens, is behind prompt i (see `ReadsLikelihoods`)."""
+        with torch.inference_mode(), memory_errors(self._device):
+            return read_batch(self._model, self._embedder.batch(prompts), continuations, top_k)
 
     def embed(
         self, answers: Sequence[Answer], mode: EmbeddingMode, reducer: str

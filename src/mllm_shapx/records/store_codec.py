@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from mllm_shapx.records.likelihood import Likelihood, LikelihoodKey, likelihood_table
+
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
@@ -143,6 +145,11 @@ def decode_embeddings(table: "pa.Table") -> "Iterator[tuple[tuple[str, bytes], N
     kinds, answers = _column(table, "kind").to_pylist(), _column(table, "answer").to_pylist()
     for kind, answer, vector in zip(kinds, answers, _column(table, "vector"), strict=True):
         yield (kind, answer), vector.values.to_numpy()
+
+
+def encode_likelihoods(header: StoreHeader, likelihoods: Mapping[LikelihoodKey, Likelihood]) -> bytes:
+    """Return a file of likelihoods, given by what is forced and the coalition."""
+    return _encode_table(likelihood_table(likelihoods, header.num_players), header)
 
 
 def decode_table(data: bytes) -> "tuple[pa.Table, StoreHeader]":
