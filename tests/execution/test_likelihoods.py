@@ -114,6 +114,7 @@ def test_coalitions_are_not_answered_and_their_likelihoods_are_read_once(tmp_pat
     assert outcome["model_calls"] == len(PROMPTS) * (1 + 2**5)
     assert [sample(study, run)["n_calls"] for run in ("tf_logprob", "tf_jsd")] == [32, 32]
     assert [sample(study, run)["model_calls"] for run in ("tf_logprob", "tf_jsd")] == [33, 0]
+    assert study.call(verb="verify").code == 0
     before = everything(study)
 
     mc = {
