@@ -3,7 +3,7 @@
 .PHONY: help setup demo demo-audio demo-smollm2 test test-slow test-slurm chaos check clean
 
 BIN := .venv/bin
-SOURCES := src tests scripts
+SOURCES := src tests scripts benchmarks
 # Handed on to pytest, such as ARGS="tests/demo -x".
 ARGS ?=
 # Processes that run tests; 0 for all in one, as a debugger wants it.

@@ -15,6 +15,7 @@ at which progress.
 
 import argparse
 import secrets
+import signal
 import sys
 import tempfile
 import time
@@ -37,6 +38,8 @@ def main() -> None:
     sys.path[:0] = [str(ROOT / "tests" / "support"), str(ROOT / "scripts")]
     from chaos_kit import KINDS, run_chaos
 
+    # Under nohup the drivers would inherit that SIGHUP is ignored, and obey.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     started = time.monotonic()
 
     def say(text: str) -> None:

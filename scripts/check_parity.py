@@ -27,10 +27,10 @@ from mllm_shapx.errors import ShapxError, UsageError
 from mllm_shapx.explaining.sample import open_row
 from mllm_shapx.models.registry import model_identity
 from mllm_shapx.planning.runs import RunSpec
-from mllm_shapx.planning.sweep import expand
+from mllm_shapx.planning.sweep import expand, player_rule
 from mllm_shapx.records.layout import RunLayout
 from mllm_shapx.records.results import SampleResult
-from mllm_shapx.records.storage import open_storage, read_json
+from mllm_shapx.records.storage import open_storage
 
 TOLERANCE = 1e-9
 
@@ -65,7 +65,7 @@ async def compare(loaded: LoadedConfig, directory: str, rows: int | None) -> int
     started = time.monotonic()
     runs = expand(loaded.experiment_set).runs
     _refuse_incomparable(runs)
-    model_path, _ = model_identity(runs[0], loaded.path)
+    model_path, _ = model_identity(runs[0].model_settings, loaded.path)
     library = LibraryRunner(runs[0], model_path)
     worst: Difference | None = None
     compared, coalitions = 0, 0
@@ -113,13 +113,13 @@ def _samples(
     settings = loaded.experiment_set
     table = open_table(settings.dataset, loaded.path)
     selection = select_rows(
-        table, settings.dataset, settings.selection, settings.modality, settings.shap.token_filter
+        table, settings.dataset, settings.selection, settings.modality, player_rule(settings, loaded.path)
     )
     storage = open_storage(directory)
     for row_index in selection.rows[:count]:
         row = load_row(table, row_index, settings.dataset, settings.modality)
-        players = open_row(row, runs[0]).players.num_players
         for run in runs:
+            players = open_row(row, run).players.num_players
             path = RunLayout(run.name).sample(row_index)
             if not storage.exists(path):
                 raise UsageError(
@@ -127,7 +127,7 @@ def _samples(
                     f"--config {loaded.path} --resume"
                 )
             try:
-                sample = SampleResult.from_json(run.name, read_json(storage, path))
+                sample = SampleResult.from_bytes(run.name, storage.read_bytes(path))
             except ValueError as error:
                 raise UsageError(f"{directory}/{path} is damaged: {error}") from error
             yield Game(row, run, players), sample
@@ -140,11 +140,13 @@ def _refuse_incomparable(runs: tuple[RunSpec, ...]) -> None:
         if run.hierarchical is not None
         or not run.generation.is_greedy
         or run.connector_kwargs.strip_reasoning
+        or run.shap.players == "tokens"
+        or run.player_rule.kept_words
     ]
     if other:
         raise UsageError(
-            "mllm_shap has no equal of these runs (hierarchical, sampled, or with strip_reasoning): "
-            f"{', '.join(other)}"
+            "mllm_shap has no equal of these runs (hierarchical, sampled, with strip_reasoning, with token "
+            f"players or kept words): {', '.join(other)}"
         )
 
 

@@ -21,8 +21,8 @@ from mllm_shapx.execution.signals import StopNow, StopRequest
 from mllm_shapx.planning.plan import Plan
 from mllm_shapx.records.results import SampleResult
 from mllm_shapx.records.shards import Shard
-from mllm_shapx.reporting.pieces import Piece, prompt_pieces
 from mllm_shapx.reporting.reading import RunFiles, StudyFiles, open_study
+from mllm_shapx.reporting.values_table import players_of, values_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,10 +34,7 @@ type Config = str | os.PathLike[str] | Mapping[str, Any]
 """A config file's path, or what such a file holds. Relative paths in a dict start where Python runs."""
 
 _FROM_A_DICT = Path("the config given as a dict")
-"""Stands where messages name the config's file."""
-
-COLUMNS = ("run", "row", "position", "piece", "modality", "value", "raw_value")
-"""Columns of `Results.values`."""
+"""Used in messages in place of the config's path."""
 
 
 class RunKeywords(TypedDict, total=False):
@@ -86,7 +83,7 @@ def run(
         UsageError: When the config or the call is wrong; nothing is written then.
         StorageError: When results could not be written any more.
     """
-    from mllm_shapx.execution.studies import run_config
+    from mllm_shapx.execution.run import run_config
     from mllm_shapx.reporting.progress import ProgressReporter
 
     loaded, asked, request = _loaded(config), RunOptions(**options), StopRequest()
@@ -119,7 +116,7 @@ def plan(config: Config, *, skip_data: bool = False) -> Plan:
 def load(directory: str | os.PathLike[str]) -> "Results":
     """Return the results of an experiment set's directory or of one run's. Writes nothing.
 
-    The study may still be running: what is read is what is on disk at that moment.
+    The study may still be running: its files are read as they are at that moment.
 
     Raises:
         UsageError: When the directory holds no results.
@@ -170,21 +167,15 @@ class Results:
 
         Columns: `run`; `row`, the row's index in the source dataset; `position` of the player in its row,
         from 0; `piece`, its text without surrounding blanks, empty for sound; `modality`, `text` or `audio`;
-        `value`; `raw_value`, the value before the normalizer, NaN where the sample does not record it.
+        `value`; `raw_value`, the value before the normalizer, NaN where the sample does not record it; and
+        of the sample `language`, `turn` of the player in the conversation, `n_calls`, `base_value` and
+        `grand_value`. `mllm-shapx export` writes the same table to a file.
 
         Raises:
             UsageError: When there is no such run.
             StorageError: When a sample is damaged.
         """
-        import pandas as pd
-
-        lines = [
-            (sample.run_name, sample.row_index, position, piece.text.strip(), _modality(piece), *numbers)
-            for sample in self.samples(run)
-            for position, (piece, *numbers) in enumerate(_players(sample))
-        ]
-        table = pd.DataFrame.from_records(lines, columns=list(COLUMNS))
-        return table.astype({"row": "int64", "position": "int64", "value": "float64", "raw_value": "float64"})
+        return values_table(self.samples(run))
 
     def explanation(self, run: str, row: int | None = None) -> "shap.Explanation":
         """Return values as `shap.Explanation`, for the plots of `shap`.
@@ -238,7 +229,7 @@ def _loaded(config: Config) -> LoadedConfig:
 
 
 class _Lines(io.StringIO):
-    """Takes what another thread writes; a notebook's stream is written to by the thread of its cell alone."""
+    """Keeps what another thread writes: only the thread of a notebook's cell may write to its stream."""
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__()
@@ -246,12 +237,12 @@ class _Lines(io.StringIO):
         self._waiting: queue.SimpleQueue[str] = queue.SimpleQueue()
 
     def write(self, text: str) -> int:
-        """Keep the text for `hand_on`."""
+        """Keep the text for `pass_on`."""
         self._waiting.put(text)
         return len(text)
 
-    def hand_on(self) -> None:
-        """Write what was kept to the stream. One that is closed or gone is no reason to stop the work."""
+    def pass_on(self) -> None:
+        """Write the kept text to the stream. A closed stream does not stop the work."""
         while not self._waiting.empty():
             with contextlib.suppress(OSError, ValueError):
                 self._stream.write(self._waiting.get())
@@ -259,7 +250,7 @@ class _Lines(io.StringIO):
 
 
 def _in_a_thread[T](work: Callable[[], T], request: StopRequest, lines: _Lines) -> T:
-    """Return what `work` returns. Its thread has no event loop, unlike a notebook's main thread."""
+    """Return the result of `work`, which runs in a thread without an event loop, unlike a notebook's."""
     result: Future[T] = Future()
 
     def body() -> None:
@@ -282,14 +273,14 @@ def _in_a_thread[T](work: Callable[[], T], request: StopRequest, lines: _Lines) 
 
 
 def _wait_for(result: Future[Any], lines: _Lines) -> None:
-    """Wait in short steps: an interrupt that a notebook sends is not always a signal that ends a wait.
+    """Wait in short steps: a notebook's interrupt is not always a signal that ends a wait.
 
-    `Thread.join` would not do: interrupted, it takes a running thread for a finished one (Python 3.12).
+    Not by `Thread.join`: when interrupted, it takes a running thread for a finished one (Python 3.12).
     """
     while not result.done():
         wait([result], timeout=0.2)
-        lines.hand_on()
-    lines.hand_on()
+        lines.pass_on()
+    lines.pass_on()
 
 
 def _sample(files: RunFiles, row: int) -> SampleResult:
@@ -302,27 +293,10 @@ def _sample(files: RunFiles, row: int) -> SampleResult:
         raise StorageError(f"{place} is damaged: {error}; `run --resume` makes it again") from error
 
 
-def _players(sample: SampleResult) -> list[tuple[Piece, float, float]]:
-    """Return each player with its value and its value before the normalizer, NaN where that is not known."""
-    pieces = [piece for piece in prompt_pieces(sample) if piece.value is not None]
-    raw = sample.to_json().get("raw_values")
-    if not isinstance(raw, list) or len(raw) != len(pieces):
-        raw = [None] * len(pieces)
-    return [(piece, _number(piece.value), _number(before)) for piece, before in zip(pieces, raw, strict=True)]
-
-
-def _number(value: float | None) -> float:
-    return float("nan") if value is None else float(value)
-
-
-def _modality(piece: Piece) -> str:
-    return "text" if piece.num_bytes is None else "audio"
-
-
 def _values_and_texts(sample: SampleResult) -> tuple[Any, Any]:
     import numpy as np
 
-    players = _players(sample)
+    players = players_of(sample)
     texts = [piece.text if piece.num_bytes is None else piece.label for piece, *_ in players]
     return np.array([value for _, value, _ in players]), np.array(texts, dtype=object)
 

@@ -6,6 +6,7 @@ import math
 import os
 import platform
 import shlex
+import shutil
 import sys
 import tempfile
 import time
@@ -149,3 +150,8 @@ def _write_report(error: BaseException) -> str:
     with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as stream:
         stream.write(shown("\n".join(lines)))
     return path
+
+
+def terminal_width() -> int:
+    """Return the terminal's columns; 100 where there is none."""
+    return shutil.get_terminal_size((100, 24)).columns

@@ -36,12 +36,26 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Study]:
         small.call(verb="status")
         small.call(verb="verify")
         small.call("--output", str(tmp_path_factory.mktemp("page") / "page.html"), verb="report")
+        for call in writing_elsewhere(small, tmp_path_factory.mktemp("elsewhere")):
+            assert CliRunner().invoke(main, call).exit_code == 0
         mllm_shapx.load(small.output).values()
         set_modes(folder, writable=False)
         yield small
     finally:
         set_modes(folder, writable=True)
         shutil.rmtree(folder)
+
+
+def writing_elsewhere(study: Study, folder: Path) -> list[list[str]]:
+    """Return the commands that show results to others, writing to a folder of the caller's."""
+    output = str(study.output)
+    return [
+        ["report", output, "--output", str(folder / "report.html")],
+        ["report", output, "--figures", str(folder)],
+        ["compare", output, "--html", str(folder / "comparison.html")],
+        ["export", output, "--format", "csv", "--output", str(folder / "values.csv")],
+        ["export", output, "--format", "parquet", "--output", str(folder / "values.parquet")],
+    ]
 
 
 def set_modes(folder: Path, *, writable: bool) -> None:
@@ -74,7 +88,7 @@ def tree(folder: Path) -> dict[str, tuple[int, bytes]]:
 
 
 def test_a_study_without_write_permission_can_be_read(study: Study) -> None:
-    """`status`, `failures`, `verify`, `plan`, `report --output` and `load` need no right to write."""
+    """All commands that read a study, and `load`, need no right to write to it."""
     before = tree(study.output)
     page = Path(tempfile.mkdtemp(prefix="shapx-page-"))
     page.chmod(0o777)
@@ -85,7 +99,7 @@ def test_a_study_without_write_permission_can_be_read(study: Study) -> None:
         ["verify", str(study.output)],
         ["plan", "--config", str(study.config)],
         ["store", "info", str(study.output)],
-        ["report", str(study.output), "--output", str(page / "report.html")],
+        *writing_elsewhere(study, page),
     )
     try:
         with as_another_user():
@@ -114,16 +128,40 @@ def test_what_cannot_be_written_is_said(study: Study) -> None:
         assert "Permission denied" in found.output
 
 
-def test_a_finished_study_is_inspected_without_writing(study: Study) -> None:
-    """What the coordinator and the aggregator learn from an undamaged directory, they learn by reading."""
+def test_the_aggregator_sums_a_study_up_without_writing(study: Study) -> None:
+    """What preparation and the aggregator learn from the files, they learn by reading."""
     for run in open_study(str(study.output)).runs:
         with as_another_user():
-            seen: list[SampleMetrics] = []
             records = RunRecords(open_storage(str(study.output)), run.name)
+            seen: list[SampleMetrics] = []
             found = records.inspect([0, 1], seen.append)
+            summary = records.summarize([0, 1])
         assert found.completed == {0, 1}
         assert sorted(metrics.row_index for metrics in seen) == [0, 1]
-        assert found.notes == ()
+        assert not found.notes
+        assert not found.faults
+        assert summary == run.records.read_summary()
+
+
+def test_a_damaged_study_is_summed_up_without_healing_it(study: Study, tmp_path: Path) -> None:
+    """The aggregator leaves damaged and unfinished files alone; the next start of the study heals them."""
+    copy = tmp_path / "copy"
+    shutil.copytree(study.output, copy)
+    set_modes(copy, writable=True)
+    samples = copy / "exact" / "samples"
+    (samples / "sample_00001_result.json").write_bytes(b"{")
+    (samples / ".tmp-0123456789abcdef").write_bytes(b"{")
+    before = tree(copy)
+    records = RunRecords(open_storage(str(copy)), "exact")
+    assert records.summarize([0, 1])["n_samples"] == 1
+    CliRunner().invoke(main, ["verify", str(copy)])
+    assert tree(copy) == before
+    found = records.inspect([0, 1])
+    assert [fault.kind for fault in found.faults] == ["leftover", "damaged sample"]
+    assert tree(copy) == before
+    notes = records.heal(found)
+    assert [note.partition(": ")[2].partition(" ")[0] for note in notes] == ["1", "1"]
+    assert sorted(path.name for path in samples.iterdir()) == ["sample_00000_result.json"]
 
 
 BELOW_AN_OUTPUT = {
@@ -134,9 +172,11 @@ BELOW_AN_OUTPUT = {
     "execution/merging.py": "RUN/spec.json of merged shards",
     "records/pace.py": "pace.json",
     "records/runs.py": "specs, samples, failures, summaries; moves what is damaged or replaced",
-    "records/storage.py": "how a file is written",
+    "records/fsspec_storage.py": "how an object is written behind a URI",
+    "records/local_storage.py": "how a file is written in a directory",
+    "records/storage.py": "how JSON is written",
     "records/store.py": "generations/",
-    "reporting/html.py": "report.html",
+    "reporting/output.py": "report.html, and files outside that a user asks for",
     "tracking/wandb.py": "the folder wandb/",
 }
 """Modules that write below an output directory, and what."""

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from mllm_shapx.benchmark.overhead import measure_overhead
+from bench_overhead import measure_overhead
 
 
 def test_both_sides_play_the_same_game() -> None:

@@ -2,7 +2,8 @@
 
 import asyncio
 
-from mllm_shapx.benchmark.overhead import InstantModel, instant_game
+from bench_overhead import InstantModel, instant_game
+
 from mllm_shapx.benchmark.probes import Prober, Recommendation
 
 

@@ -1,8 +1,8 @@
 """How rows become rounds, and rounds become rates."""
 
 import pytest
+from bench_overhead import instant_game
 
-from mllm_shapx.benchmark.overhead import instant_game
 from mllm_shapx.benchmark.rounds import Tally, cut_into_rounds
 
 

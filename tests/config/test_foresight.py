@@ -88,7 +88,7 @@ def test_rows_without_a_player_are_told_and_not_counted(tmp_path: Path) -> None:
     assert "1 row(s) of 2 have no word that could be a player and will fail" in result.stderr
     planned = json.loads(call("plan", "--config", config, "--json").stdout)
     assert [(run["refused_samples"], run["coalitions"]) for run in planned["runs"]] == [(1, 4), (1, 4)]
-    (note,) = planned["notes"]
+    note, _ = planned["notes"]
     assert note.startswith("1 row(s) of 2 have no word that could be a player and will fail; selection.min")
     (tmp_path / "rows.csv").write_text("prompt\n?\n— … 。\n")
     for command in (["validate", "--check-dataset"], ["run", "--inline"]):
@@ -115,7 +115,7 @@ def test_the_time_is_the_measured_one_where_there_is_one(tmp_path: Path) -> None
     (run,) = expand(ExperimentSet.model_validate(json.loads(config.read_text()))).runs
     folder = tmp_path / "out" / "study"
     folder.mkdir(parents=True)
-    write_pace(LocalStorage(folder), Pace(2, {run.cost_key: {8: 0.5, 12: 0.002}}))
+    write_pace(LocalStorage(folder), Pace(2, {run.cost_key: 0.002}))
     result = call("validate", "--config", config, "--check-dataset")
     assert "about 17m 29s on 2 workers at the pace measured here" in result.stderr
 

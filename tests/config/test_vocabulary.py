@@ -92,3 +92,74 @@ def test_an_inherited_similarity_is_taken_back_with_null(tmp_path: Path) -> None
     found = loaded(tmp_path, base="base.json", shap={"similarity": None, "value_function": "wer"})
     assert found.experiment_set.shap.value_function == "reference_wer"
     assert found.warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("variant", "key", "message"),
+    [
+        ({"explainer_type": "loo", "num_samples": 3}, "experiments[0].num_samples", "lack one player"),
+        ({"explainer_type": "exact_banzhaf", "linear": 1}, "experiments[0].linear", "every coalition"),
+        ({"explainer_type": "kernel_banzhaf"}, "experiments[0]", "needs a budget"),
+        ({"explainer_type": "levrage"}, "experiments[0].explainer_type", 'did you mean "leverage"'),
+        (
+            {"explainer_type": "hierarchical", "hierarchical": {"shap_type": "loo"}},
+            "experiments[0].hierarchical.shap_type",
+            "gives no shares of a whole",
+        ),
+    ],
+)
+def test_an_explainer_that_cannot_be_used_so_is_refused(
+    tmp_path: Path, variant: dict[str, Any], key: str, message: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        loaded(tmp_path, experiments=[variant])
+    assert key in str(caught.value)
+    assert message in str(caught.value)
+
+
+def test_an_explainer_whose_package_is_missing_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mllm_shapx.config.vocabulary_checks.find_spec", lambda _name: None)
+    with pytest.raises(ConfigError, match="needs scikit-learn"):
+        loaded(tmp_path, experiments=[{"explainer_type": "proxy", "linear": [1]}])
+
+
+SPOKEN = {"connector": "liquid_audio", "modality": {"input_modality": "audio__male"}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "message"),
+    [
+        ({**SPOKEN, "shap": {"players": "sentences"}}, "shap.players", "the input is spoken"),
+        (
+            {"connector": "liquid_audio", "shap": {"players": "tokens"}},
+            "shap.players",
+            'needs connector "hf_text"',
+        ),
+        ({"shap": {"players": "syllables"}}, "shap.players", "allowed: words, tokens"),
+        ({"shap": {"keep": {"roles": ["user"]}}}, "shap.keep.roles", "nothing is left to explain"),
+        ({"shap": {"keep": {"words": [" "]}}}, "shap.keep.words[0]", "must not be empty"),
+        ({"shap": {"keep": {"wrods": []}}}, "shap.keep.wrods", 'did you mean "words"'),
+        ({"shap": {"absence_text": "..."}}, "shap.absence_text", 'absence is "delete"'),
+        ({"shap": {"absence": "neutral", "absence_text": "ab"}}, "shap.absence_text", "one character"),
+        ({"shap": {"absence": "pad", "absence_text": ""}}, "shap.absence_text", "must not be empty"),
+        ({"shap": {"audio_absence": "noise"}}, "shap.audio_absence", "the input is text"),
+        (
+            {
+                **SPOKEN,
+                "audio_segmentation": {"method": "sgpa"},
+                "shap": {"keep": {"words": ["not"]}},
+            },
+            "shap.keep.words",
+            "explains spoken ones",
+        ),
+    ],
+)
+def test_players_and_absence_that_do_not_fit_are_refused(
+    tmp_path: Path, changes: dict[str, Any], key: str, message: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        loaded(tmp_path, **changes)
+    assert key in str(caught.value)
+    assert message in str(caught.value)

@@ -11,8 +11,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from mllm_shapx.config.models import DatasetConfig, ModalityConfig, SelectionConfig
+from mllm_shapx.config.vocabulary import TokenFilter
 from mllm_shapx.data.selection import Selection, select_rows
 from mllm_shapx.data.sources import Table, open_table
+from mllm_shapx.planning.players import PlayerRule
 
 TEXT = ModalityConfig()
 
@@ -44,7 +46,7 @@ def select(
     config: DatasetConfig,
     *,
     modality: str = "text",
-    token_filter: str = "exclude_punctuation",  # noqa: S107
+    token_filter: TokenFilter = "exclude_punctuation",  # noqa: S107
     **selection: Any,
 ) -> Selection:
     return select_rows(
@@ -52,7 +54,7 @@ def select(
         config,
         SelectionConfig.model_validate({"shuffle_seed": None, **selection}),
         ModalityConfig.model_validate({"input_modality": modality}),
-        token_filter,
+        PlayerRule(token_filter),
     )
 
 

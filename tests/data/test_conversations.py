@@ -9,7 +9,8 @@ from data_kit import local, table_of, tone, wav, write_parquet
 from mllm_shap import AudioPart, ConversationSnapshot
 
 from mllm_shapx.config.models import ChatConfig, DatasetConfig, ModalityConfig
-from mllm_shapx.data.conversations import Row, context_roles, load_row, to_snapshot
+from mllm_shapx.config.vocabulary import context_roles
+from mllm_shapx.data.conversations import Row, load_row, to_snapshot
 from mllm_shapx.data.sources import Table, open_table
 from mllm_shapx.errors import DatasetError, RowError
 
@@ -245,10 +246,7 @@ def test_what_is_wrong_with_a_row_is_said(
 
 def test_context_roles_follow_the_setup() -> None:
     """system_roles_setup says which roles are never players."""
-    roles = {
-        setup: context_roles(ChatConfig.model_validate({"system_roles_setup": setup}))
-        for setup in ("SYSTEM", "ASSISTANT", "SYSTEM_ASSISTANT")
-    }
+    roles = {setup: context_roles(setup) for setup in ("SYSTEM", "ASSISTANT", "SYSTEM_ASSISTANT")}
     assert roles == {
         "SYSTEM": {"system"},
         "ASSISTANT": {"assistant"},

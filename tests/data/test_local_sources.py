@@ -14,7 +14,6 @@ import pytest
 from data_kit import local, write_parquet
 
 from mllm_shapx.config.models import DatasetConfig
-from mllm_shapx.data import csv_files
 from mllm_shapx.data.sources import open_table
 from mllm_shapx.errors import DatasetError, RowError
 
@@ -184,9 +183,8 @@ def test_csv_values_with_commas_quotes_and_line_breaks(tmp_path: Path) -> None:
     assert table.row(1, ["prompt"]) == {"prompt": 'line one\nline "two"'}
 
 
-def test_any_quoted_csv_reads_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Random values of commas, quotes and line breaks come back cell by cell, across scan blocks."""
-    monkeypatch.setattr(csv_files, "_SCAN_BYTES", 37)
+def test_any_quoted_csv_reads_back(tmp_path: Path) -> None:
+    """Random values of commas, quotes and line breaks come back cell by cell."""
     draw = random.Random(1)
     alphabet = ["a", "é", ",", '"', "\n", "\r\n", " ", ".", "[", "'"]
     for _ in range(100):
@@ -214,6 +212,15 @@ def test_csv_types_hold_for_the_whole_file(tmp_path: Path) -> None:
     assert {str(batch.schema.field("x").type) for batch in table.batches(["x"])} == {"double"}
 
 
+def test_csv_files_share_the_types_of_all(tmp_path: Path) -> None:
+    """Numbers of one file are the text that was written where another file holds words."""
+    (tmp_path / "a.csv").write_text("x,y\n007,1\n")
+    (tmp_path / "b.csv").write_text("x,y\nbond,1.5\n")
+    table = open_table(DatasetConfig(source="local_csv", path=str(tmp_path)), None)
+    assert table.column("x") == ["007", "bond"]
+    assert table.column("y") == [1.0, 1.5]
+
+
 def test_csv_cells_that_hold_lists_are_lists(tmp_path: Path) -> None:
     """A column whose every cell is a JSON or Python list of texts is list-valued; others stay text."""
     table = _csv(tmp_path / "t.csv", 'sentences,other\n"[""Hi."", ""Who?""]",[1]\n"[\'So\', None]",[x\n')
@@ -236,7 +243,7 @@ def test_several_csv_files_are_one_table(tmp_path: Path) -> None:
     ("content", "said"),
     [
         (b"", "is empty"),
-        (b"prompt,n\nx\n", "no CSV file with 2 columns"),
+        (b"prompt,n\nx\n", "Expected 2 columns, got 1"),
         (b"prompt\ncaf\xe9\n", "not in UTF-8"),
         (b'prompt\n5" pipe\nx\ny\n', "quote"),
         (b"a,a\n1,2\n", "names a column twice: a"),

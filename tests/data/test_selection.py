@@ -16,7 +16,7 @@ from mllm_shapx.config.models import ModalityConfig, SelectionConfig
 from mllm_shapx.data.selection import select_rows
 from mllm_shapx.data.sources import open_table
 from mllm_shapx.errors import DatasetError
-from mllm_shapx.planning.players import players_under
+from mllm_shapx.planning.players import PlayerRule, players_under
 
 WORDS = ["one", "one two", "one two three !", "a b c d", "", None]
 
@@ -55,11 +55,11 @@ def test_players_are_counted_under_the_filters_of_variants_too(tmp_path: Path) -
         config,
         SelectionConfig(shuffle_seed=None, max_prompt_tokens=3),
         ModalityConfig(),
-        "exclude_punctuation",
-        other_filters={"none", "exclude_punctuation"},
+        PlayerRule(),
+        other_rules=[PlayerRule("none"), PlayerRule()],
     )
-    assert players_under(found.players, "exclude_punctuation") == {0: 1, 1: 2, 2: 3, 4: 0, 5: 0}
-    assert players_under(found.players, "none") == {0: 1, 1: 2, 2: 4, 4: 0, 5: 0}
+    assert players_under(found.players, PlayerRule()) == {0: 1, 1: 2, 2: 3, 4: 0, 5: 0}
+    assert players_under(found.players, PlayerRule("none")) == {0: 1, 1: 2, 2: 4, 4: 0, 5: 0}
 
 
 def test_players_of_list_valued_text_add_up(tmp_path: Path) -> None:
@@ -323,13 +323,14 @@ from pathlib import Path
 from mllm_shapx.config.models import DatasetConfig, ModalityConfig, SelectionConfig
 from mllm_shapx.data.selection import select_rows
 from mllm_shapx.data.sources import open_table
+from mllm_shapx.planning.players import PlayerRule
 filters = [{"column": "n", "op": ">", "value": 1}, {"column": "prompt", "op": "not_in", "value": ["x"]}]
 selection = SelectionConfig.model_validate(
     {"filters": filters, "balanced_token_counts": [2], "samples_per_token_count": 1}
 )
 for source, path in (("local_parquet", sys.argv[1]), ("local_csv", sys.argv[2])):
     config = DatasetConfig(source=source, path=path)
-    rows = select_rows(open_table(config, None), config, selection, ModalityConfig(), "none").rows
+    rows = select_rows(open_table(config, None), config, selection, ModalityConfig(), PlayerRule("none")).rows
     assert rows == (1,), rows
 heavy = {"torch", "datasets", "pandas", "mllm_shap", "ray", "transformers", "soundfile", "huggingface_hub"}
 print(sorted(heavy & set(sys.modules)))

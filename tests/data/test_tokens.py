@@ -8,6 +8,7 @@ import pytest
 
 from mllm_shapx.data.scripts import lacks_spaces
 from mllm_shapx.data.tokens import count_players, player_spans
+from mllm_shapx.planning.players import PlayerRule
 
 
 @pytest.mark.parametrize(
@@ -34,14 +35,14 @@ from mllm_shapx.data.tokens import count_players, player_spans
 )
 def test_punctuation_words_are_no_players(text: str, players: list[str]) -> None:
     """`exclude_punctuation` leaves out the words without a letter, a number or a symbol."""
-    spans = player_spans(text, "exclude_punctuation")
+    spans = player_spans(text, PlayerRule())
     assert [text[start:end] for start, end in spans] == players
-    assert count_players(text, "exclude_punctuation") == len(players)
+    assert count_players(text, PlayerRule()) == len(players)
 
 
 def test_without_filter_every_word_is_a_player() -> None:
     """`none` keeps punctuation words."""
-    assert player_spans("a . b", "none") == [(0, 1), (2, 3), (4, 5)]
+    assert player_spans("a . b", PlayerRule("none")) == [(0, 1), (2, 3), (4, 5)]
 
 
 def test_counting_agrees_with_the_spans_on_every_character() -> None:
@@ -51,8 +52,8 @@ def test_counting_agrees_with_the_spans_on_every_character() -> None:
     for _ in range(400):
         text = "".join(rng.choice(characters if rng.random() < 0.5 else " a.\u200b") for _ in range(40))
         for token_filter in ("exclude_punctuation", "none"):
-            spans = player_spans(text, token_filter)
-            assert count_players(text, token_filter) == len(spans)
+            spans = player_spans(text, PlayerRule(token_filter))
+            assert count_players(text, PlayerRule(token_filter)) == len(spans)
             assert [text[start:end] for start, end in spans] == [
                 word
                 for word in text.split()
@@ -81,12 +82,12 @@ def test_counting_agrees_with_the_spans_on_every_character() -> None:
 )
 def test_texts_without_spaces_between_words_are_known(text: str, lacking: bool) -> None:
     """A sentence that is one player is told from words that a segmenter divided."""
-    assert lacks_spaces(text, count_players(text, "exclude_punctuation")) is lacking
+    assert lacks_spaces(text, count_players(text, PlayerRule())) is lacking
 
 
 def test_a_hundred_thousand_rows_are_counted_in_seconds() -> None:
     """Counting scales to large shards, long runs of punctuation included."""
     text = "the quick brown fox , jumps over the lazy dog ! " + "." * 50
     started = time.perf_counter()
-    assert sum(count_players(text, "exclude_punctuation") for _ in range(100_000)) == 900_000
+    assert sum(count_players(text, PlayerRule()) for _ in range(100_000)) == 900_000
     assert time.perf_counter() - started < 5

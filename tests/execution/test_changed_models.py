@@ -14,12 +14,14 @@ from small_study import MODEL, Sabotage, Study, results, untouched
 from mllm_shapx.cli import main
 from mllm_shapx.config.loading import load_config
 from mllm_shapx.errors import ModelChangedError, ModelError
-from mllm_shapx.execution.inline import run_inline
+from mllm_shapx.execution.inline import InlineCrew
+from mllm_shapx.execution.lifecycle import run_to_end
+from mllm_shapx.execution.loading import load_study_model
 from mllm_shapx.execution.options import RunOptions
 from mllm_shapx.execution.preparation import open_output, prepare
 from mllm_shapx.execution.signals import StopRequest
 from mllm_shapx.models.hf_text import HfTextModel
-from mllm_shapx.models.steadiness import Version, stamp_of
+from mllm_shapx.models.identity import Version, stamp_of
 from mllm_shapx.reporting.progress import ProgressReporter
 
 ONE_RUN = {"experiments": [{"explainer_type": "limited_mc", "num_samples": [8]}]}
@@ -55,7 +57,14 @@ def test_a_model_that_changes_before_it_is_loaded_answers_nothing(model: Path, t
     make_other(model)
     output = open_output(study, RunOptions())
     with pytest.raises(ModelChangedError, match="are not the ones that the study began with") as caught:
-        run_inline(study, RunOptions(), output, ProgressReporter(sys.stderr), StopRequest())
+        run_to_end(
+            InlineCrew(study, RunOptions(), output, load_study_model),
+            study,
+            output,
+            reporter=ProgressReporter(sys.stderr),
+            request=StopRequest(),
+            grace_s=30.0,
+        )
     output.lock.release()
     assert str(model) in str(caught.value)
     assert caught.value.exit_code == 1

@@ -235,12 +235,13 @@ def test_runs_on_other_content_are_not_compared_with_each_other(study: Study) ->
 
 def test_a_row_that_is_edited_while_it_is_half_answered_keeps_its_new_answers(study: Study) -> None:
     """Parts of the old conversation lie before those of the new one; the new ones count."""
+    from mllm_shapx.records.answer import Answer
     from mllm_shapx.records.storage import LocalStorage
-    from mllm_shapx.records.store import AnswerRow, CoalitionStore, StoreHeader
+    from mllm_shapx.records.store import CoalitionStore, StoreHeader
 
     store = CoalitionStore(LocalStorage(study.output))
-    store.append(9, "aa", StoreHeader({}, "old"), {1: AnswerRow("of the old row")})
-    store.append(9, "aa", StoreHeader({}, "new"), {1: AnswerRow("of the new row")})
+    store.append(9, "aa", StoreHeader({}, "old"), {1: Answer("of the old row")})
+    store.append(9, "aa", StoreHeader({}, "new"), {1: Answer("of the new row")})
     found = store.read(9, "aa", StoreHeader({}))
     assert (found.snapshot_id, found.answers[1].text) == ("new", "of the new row")
     assert "another conversation" in found.notes[0]

@@ -13,11 +13,10 @@ from small_study import Study as Folder
 from mllm_shapx.config.loading import load_config
 from mllm_shapx.errors import StorageError
 from mllm_shapx.execution.coordinator import Coordinator
+from mllm_shapx.execution.helping import HelpOffer
 from mllm_shapx.execution.messages import Answers, Beat, Lease, LeaseReply, Study, UnitFailure, WorkerInfo
 from mllm_shapx.execution.options import RunOptions
 from mllm_shapx.execution.preparation import open_output, prepare
-from mllm_shapx.execution.sharing import Offer
-from mllm_shapx.explaining.coalitions import StoredAnswer
 from mllm_shapx.models.base import Answer
 from mllm_shapx.planning.units import WorkUnit
 from mllm_shapx.records.storage import LocalStorage
@@ -86,7 +85,7 @@ def me(name: str = "worker-1") -> WorkerInfo:
 
 
 def answers(asked_by: str, *masks: int) -> Answers:
-    by_mask = {mask: StoredAnswer(Answer(f"answer {mask}", (mask,)), asked_by) for mask in masks or (1, 2)}
+    by_mask = {mask: Answer(f"answer {mask}", (mask,), asked_by=asked_by) for mask in masks or (1, 2)}
     return Answers(by_mask, "conversation", 5)
 
 
@@ -109,7 +108,7 @@ def test_a_dtype_that_auto_turns_out_to_be_is_told_once(desk: Desk) -> None:
     desk.restart(replace(desk.study, runs=runs))
     for name in ("worker-1", "worker-2"):
         desk.coordinator.lease(replace(me(name), device="cuda", dtype="bfloat16"), ())
-    told = [note for note in desk.coordinator.snapshot().notes if "connector_kwargs.dtype" in note]
+    told = [note for note in desk.coordinator.state().notes if "connector_kwargs.dtype" in note]
     assert len(told) == 1
     assert '"auto", which is bfloat16 here' in told[0]
 
@@ -120,7 +119,7 @@ def test_a_report_that_arrives_twice_is_written_and_counted_once(desk: Desk) -> 
     stamp = desk.sample_file("exact", unit.row_index).stat().st_mtime_ns
     desk.explain(me(), unit)
     assert desk.sample_file("exact", unit.row_index).stat().st_mtime_ns == stamp
-    assert desk.coordinator.snapshot().done == {"exact": 1, "limited_mc_frac0_5": 1, "standard_cc_ns16": 1}
+    assert desk.coordinator.state().done == {"exact": 1, "limited_mc_frac0_5": 1, "standard_cc_ns16": 1}
     assert len(desk.logged) == 3
 
 
@@ -144,7 +143,7 @@ def test_workers_announce_to_a_restarted_coordinator_what_they_hold(desk: Desk) 
     assert third.unit_id not in {first.unit_id, second.unit_id}
     for worker, unit in (("worker-1", first), ("worker-2", second), ("worker-2", third)):
         desk.explain(me(worker), unit)
-    assert coordinator.snapshot().done["exact"] == 3
+    assert coordinator.state().done["exact"] == 3
 
 
 @pytest.mark.parametrize("word", ["report", "flush", "fail"])
@@ -157,7 +156,7 @@ def test_the_first_word_after_a_restart_counts_as_an_announcement(desk: Desk, wo
         coordinator.flush(me(), unit.unit_id, answers("exact", 7))
     else:
         coordinator.fail(me(), raised(unit, final=True))
-        assert coordinator.snapshot().failed["exact"] == 1
+        assert coordinator.state().failed["exact"] == 1
         return
     assert desk.lease(me("worker-2")).unit_id != unit.unit_id
 
@@ -171,7 +170,7 @@ def test_words_about_a_unit_that_was_done_before_a_restart_are_harmless(desk: De
     coordinator.flush(me(), unit.unit_id, answers("exact"))
     coordinator.fail(me(), raised(unit))
     assert coordinator.beat(me(), Beat((unit.unit_id,), 0, 0.0)).drop == (unit.unit_id,)
-    assert coordinator.snapshot().done["exact"] == 1
+    assert coordinator.state().done["exact"] == 1
 
 
 def test_answers_are_kept_for_the_next_worker_whether_flushed_or_reported(desk: Desk) -> None:
@@ -192,11 +191,11 @@ def test_the_last_words_of_a_dead_worker_lease_nothing(desk: Desk) -> None:
     desk.coordinator.worker_lost("worker-1", innocent=True, detail="its node was lost", log_tail=())
     assert desk.coordinator.beat(me(), Beat((unit.unit_id,), 0, 0.0)).order == "stop"
     assert desk.coordinator.lease(me(), (unit.unit_id,)) == LeaseReply(None, order="stop")
-    assert desk.coordinator.exchange(me(), Offer(unit.unit_id, "exact")).session == ""
-    assert desk.coordinator.snapshot().workers == ()
+    assert desk.coordinator.exchange(me(), HelpOffer(unit.unit_id, "exact")).session == ""
+    assert desk.coordinator.state().workers == ()
     assert desk.lease(me("worker-2")).unit_id == unit.unit_id
     desk.coordinator.report(me(), unit.unit_id, make_sample("exact", unit.row_index), answers("exact"))
-    assert desk.coordinator.snapshot().done["exact"] == 1, "a sample is welcome from whomever"
+    assert desk.coordinator.state().done["exact"] == 1, "a sample is welcome from whomever"
 
 
 def test_a_unit_that_kills_its_worker_alone_is_given_up_after_three_times(desk: Desk) -> None:
@@ -210,9 +209,9 @@ def test_a_unit_that_kills_its_worker_alone_is_given_up_after_three_times(desk: 
         assert (failure["node"], failure["worker"]) == (f"host-of-{worker}", worker)
         assert (failure["reason"], failure["log_tail"]) == ("worker_died", ["last words"])
         assert "exit code 9" in failure["message"]
-    snapshot = desk.coordinator.snapshot()
-    assert snapshot.failed == dict.fromkeys(snapshot.failed, 1)
-    assert any("alone in worker worker-2" in note and "attempt 2 of 3" in note for note in snapshot.notes)
+    state = desk.coordinator.state()
+    assert state.failed == dict.fromkeys(state.failed, 1)
+    assert any("alone in worker worker-2" in note and "attempt 2 of 3" in note for note in state.notes)
     assert desk.lease(me("worker-4")).unit_id != unit.unit_id
 
 
@@ -235,7 +234,7 @@ def test_an_error_is_tried_again_and_its_failure_vanishes_with_success(desk: Des
     desk.explain_all(me())
     desk.coordinator.finish()
     assert not list(desk.folder.output.glob("*/failures/*"))
-    assert desk.coordinator.snapshot().finished
+    assert desk.coordinator.state().finished
 
 
 def test_an_error_that_is_final_for_one_run_leaves_the_others_alone(desk: Desk) -> None:
@@ -243,9 +242,9 @@ def test_an_error_that_is_final_for_one_run_leaves_the_others_alone(desk: Desk) 
     desk.coordinator.fail(me(), raised(unit, "exact", final=True))
     for name in unit.run_names[1:]:
         desk.coordinator.report(me(), unit.unit_id, make_sample(name, unit.row_index), answers(name))
-    snapshot = desk.coordinator.snapshot()
-    assert snapshot.failed == {"exact": 1, "limited_mc_frac0_5": 0, "standard_cc_ns16": 0}
-    assert snapshot.done["limited_mc_frac0_5"] == 1
+    state = desk.coordinator.state()
+    assert state.failed == {"exact": 1, "limited_mc_frac0_5": 0, "standard_cc_ns16": 0}
+    assert state.done["limited_mc_frac0_5"] == 1
     assert desk.lease(me()).unit_id != unit.unit_id
 
 
@@ -260,12 +259,12 @@ def test_retry_runs_the_quarantined_rows_and_nothing_else(desk: Desk) -> None:
     rows = {failure.record.run_name: (failure.record.row_index,) for failure in found}
     study, _ = prepare(load_config(desk.folder.config), RunOptions(retry_rows=rows))
     coordinator = desk.restart(study)
-    assert coordinator.snapshot().unfinished_units == 1
+    assert coordinator.state().unfinished_units == 1
     assert desk.lease(me("worker-2")).unit_id == poisoned.unit_id
     desk.explain(me("worker-2"), poisoned)
-    assert coordinator.snapshot().finished
+    assert coordinator.state().finished
     assert not list(desk.folder.output.glob("*/failures/*"))
-    assert coordinator.snapshot().failed["exact"] == 0
+    assert coordinator.state().failed["exact"] == 0
 
 
 def test_nothing_is_handed_out_while_draining(desk: Desk) -> None:
@@ -274,8 +273,8 @@ def test_nothing_is_handed_out_while_draining(desk: Desk) -> None:
     assert desk.coordinator.lease(me("worker-2"), ()).order == "drain"
     assert desk.coordinator.beat(me(), Beat((unit.unit_id,), 0, 0.0)).order == "drain"
     desk.explain(me(), unit)
-    snapshot = desk.coordinator.snapshot()
-    assert (snapshot.draining, snapshot.finished, snapshot.done["exact"]) == (True, False, 1)
+    state = desk.coordinator.state()
+    assert (state.draining, state.finished, state.done["exact"]) == (True, False, 1)
 
 
 class FullDisk:
@@ -306,9 +305,9 @@ def test_a_full_disk_ends_the_study_and_leaves_it_valid(desk: Desk, disk: FullDi
     disk.free = free
     unit = desk.lease(me())
     desk.explain(me(), unit)
-    snapshot = desk.coordinator.snapshot()
-    assert snapshot.fatal is not None
-    assert "No space left on device" in snapshot.fatal
+    state = desk.coordinator.state()
+    assert state.fatal is not None
+    assert "No space left on device" in state.fatal
     assert desk.coordinator.lease(me(), ()).order == "stop"
     assert desk.coordinator.beat(me(), Beat((), 0, 0.0)).order == "stop"
     desk.coordinator.finish()
@@ -316,7 +315,7 @@ def test_a_full_disk_ends_the_study_and_leaves_it_valid(desk: Desk, disk: FullDi
     desk.restart()
     desk.explain_all(me("worker-2"))
     desk.coordinator.finish()
-    assert desk.coordinator.snapshot().finished
+    assert desk.coordinator.state().finished
     report = verify([str(desk.folder.output)])
     assert {str(problem.message) for problem in report.problems} == {"it is missing"}, "the summaries alone"
 
@@ -330,7 +329,7 @@ def test_a_store_that_cannot_be_read_ends_the_study_instead_of_the_worker(
     monkeypatch.setattr(LocalStorage, "read_bytes", broken)
     reply = desk.coordinator.lease(me(), ())
     assert (reply.lease, reply.order) == (None, "stop")
-    assert desk.coordinator.snapshot().fatal == "cannot read generations: Input/output error"
+    assert desk.coordinator.state().fatal == "cannot read generations: Input/output error"
 
 
 def test_a_worker_without_progress_is_stalled_and_one_that_had_nothing_to_do_is_not(desk: Desk) -> None:
@@ -340,22 +339,22 @@ def test_a_worker_without_progress_is_stalled_and_one_that_had_nothing_to_do_is_
     coordinator.beat(me("worker-2"), Beat((), 0, 0.0))
     time.sleep(0.3)
     second = desk.lease(me("worker-2"))
-    assert coordinator.snapshot().stalled == ("worker-1",)
-    coordinator.exchange(me("worker-1"), Offer(unit.unit_id, "exact", (1, 2, 3)))
-    assert coordinator.snapshot().stalled == ("worker-1",), "offering coalitions is no progress"
+    assert coordinator.state().stalled == ("worker-1",)
+    coordinator.exchange(me("worker-1"), HelpOffer(unit.unit_id, "exact", (1, 2, 3)))
+    assert coordinator.state().stalled == ("worker-1",), "offering coalitions is no progress"
     coordinator.beat(me("worker-1"), Beat((unit.unit_id,), 5, 1.0))
-    assert coordinator.snapshot().stalled == (), "answers are"
+    assert coordinator.state().stalled == (), "answers are"
     time.sleep(0.3)
     coordinator.flush(me("worker-2"), second.unit_id, answers("exact"))
-    assert coordinator.snapshot().stalled == ("worker-1",)
+    assert coordinator.state().stalled == ("worker-1",)
 
 
 def test_counts_are_of_selected_rows_alone(desk: Desk) -> None:
     """A directory may hold samples of rows that a smaller selection leaves out."""
     desk.explain_all(me())
     study, _ = prepare(load_config(desk.folder.config), RunOptions(max_samples=2))
-    snapshot = desk.restart(study).snapshot()
-    assert (snapshot.done["exact"], snapshot.total["exact"], snapshot.finished) == (2, 2, True)
+    state = desk.restart(study).state()
+    assert (state.done["exact"], state.total["exact"], state.finished) == (2, 2, True)
     assert len(list((desk.folder.output / "exact" / "samples").iterdir())) == ROWS, "the others are kept"
 
 
@@ -365,7 +364,7 @@ def test_a_worker_that_fills_its_batches_leaves_the_others_their_share(desk: Des
     held = [desk.lease(one).unit_id]
     coordinator.beat(other, Beat((), 0, 0.0))
     held.append(desk.lease(one, *held).unit_id)
-    queued = coordinator.snapshot().unfinished_units - len(held)
+    queued = coordinator.state().unfinished_units - len(held)
     assert queued == 2, "as many as the other worker may have"
     held.append(desk.lease(one, *held).unit_id)
     assert coordinator.lease(one, tuple(held)).lease is None

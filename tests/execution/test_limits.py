@@ -11,9 +11,11 @@ from small_study import Study
 
 from mllm_shapx.data.conversations import load_row
 from mllm_shapx.errors import RowError
-from mllm_shapx.execution import worker
-from mllm_shapx.explaining.sample import explain_run
+from mllm_shapx.execution import loading
+from mllm_shapx.explaining.unit import RowExplainer
 from mllm_shapx.models.engine import Engine
+from mllm_shapx.planning.runs import RunSpec
+from mllm_shapx.records.results import SampleResult
 
 ROWS = 6
 ONE_RUN = {"experiments": [{"explainer_type": "limited_mc", "num_samples": [8]}]}
@@ -34,7 +36,7 @@ def break_rows(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[int, Exception
                 raise errors[row_index]
             return load_row(table, row_index, *rest)
 
-        monkeypatch.setattr(worker, "load_row", broken)
+        monkeypatch.setattr(loading, "load_row", broken)
 
     return set_errors
 
@@ -84,12 +86,13 @@ def test_a_run_that_raises_leaves_the_other_runs_of_its_row_alone(
 ) -> None:
     study = Study(tmp_path, rows=2)
 
-    async def broken(row: Any, coalitions: Any, run: Any, *rest: Any, **options: Any) -> Any:
+    async def broken(explainer: RowExplainer, run: RunSpec, *rest: Any) -> SampleResult:
         if run.name == "limited_mc_frac0_5":
             raise ArithmeticError("no way")
-        return await explain_run(row, coalitions, run, *rest, **options)
+        return await explain(explainer, run, *rest)
 
-    monkeypatch.setattr(worker, "explain_run", broken)
+    explain = RowExplainer.explain
+    monkeypatch.setattr(RowExplainer, "explain", broken)
     assert study.call("--inline").code == 3
     samples = {path.parts[-3] for path in study.output.glob("*/samples/*.json")}
     assert samples == {"exact", "standard_cc_ns16"}

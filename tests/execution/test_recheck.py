@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def falsify(study: Study, *, all_of_row: int) -> None:
     (entry,) = [entry for entry in store.info() if entry.row_index == all_of_row]
     stored = store.peek(all_of_row, entry.key)
     header = StoreHeader(entry.settings, stored.snapshot_id, stored.num_players)
-    answers = {mask: row._replace(text=f"not {row.text}") for mask, row in stored.answers.items()}
+    answers = {mask: replace(row, text=f"not {row.text}") for mask, row in stored.answers.items()}
     path = GenerationLayout(all_of_row, entry.key).answers
     LocalStorage(study.output).write_bytes(path, encode_answers(header, answers))
 

@@ -8,14 +8,12 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pytest
+from bench_overhead import InstantModel
 from small_study import results
 
-from mllm_shapx.benchmark.overhead import InstantModel
 from mllm_shapx.config.loading import load_config
-from mllm_shapx.execution import worker
 from mllm_shapx.execution.options import RunOptions
-from mllm_shapx.execution.studies import run_config
+from mllm_shapx.execution.run import run_config
 from mllm_shapx.models.base import Answer
 from mllm_shapx.reporting.progress import ProgressReporter
 
@@ -52,21 +50,18 @@ def explain(folder: Path, model: SlowModel, rows_in_flight: int | None) -> dict[
     path.write_text(json.dumps(config))
     options = RunOptions(rows_in_flight=rows_in_flight)
     with (folder / "log").open("w") as log, ProgressReporter(log, interactive=False) as reporter:
-        outcome = run_config(load_config(path), options, reporter, inline=True)
+        outcome = run_config(load_config(path), options, reporter, inline=True, load=lambda _: model)
     assert outcome.exit_code == 0
     assert outcome.model_calls == ROWS * COALITIONS == sum(model.batches)
     return results(folder / "out" / "short")
 
 
-def test_short_rows_share_batches_and_values_stay_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_short_rows_share_batches_and_values_stay_the_same(tmp_path: Path) -> None:
     """By default more rows are under way than two; a number that is asked for is kept to."""
     found: dict[int | None, dict[str, Any]] = {}
     largest: dict[int | None, int] = {}
     for rows_in_flight in (None, 1, 2):
         model = SlowModel()
-        monkeypatch.setattr(worker, "load_study_model", lambda *_, model=model: model)
         found[rows_in_flight] = explain(tmp_path / str(rows_in_flight), model, rows_in_flight)
         largest[rows_in_flight] = max(model.batches)
     assert largest[None] > 2 * COALITIONS

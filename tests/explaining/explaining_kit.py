@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mllm_shap import ConversationSnapshot, GenerationRecord
+from mllm_shap.domain.generation import ForcedScore
 from mllm_shap.value.generation_records import generation_record_from_text
 
 from mllm_shapx.config.models import ExperimentSet
@@ -28,6 +29,17 @@ def answer_text(snapshot: ConversationSnapshot) -> str:
     said = [word for word in words if len(word) % 2 == 0] or ["nothing"]
     digest = hashlib.sha256(user.encode()).digest()
     return " ".join([*said, f"tail{digest[0] % 3}"])
+
+
+def likelihood(snapshot: ConversationSnapshot, text: str, top_k: int) -> ForcedScore:
+    """Return made-up scores of `text` that depend on the prompt, one per word."""
+    prompt = " ".join(message.text for message in snapshot.messages())
+    digest = hashlib.sha256(f"{prompt}\0{text}".encode()).digest()
+    count = len(text.split())
+    logprobs = tuple(-0.1 - digest[place] / 100 for place in range(count))
+    ids = tuple(tuple(range(top_k)) for _ in range(count))
+    shares = tuple(tuple(-1.5 - digest[place] / 90 - rank for rank in range(top_k)) for place in range(count))
+    return ForcedScore(logprobs, ids, shares)
 
 
 class RuleBackend:

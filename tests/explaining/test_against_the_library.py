@@ -19,6 +19,14 @@ EXPERIMENTS: list[dict[str, Any]] = [
     {"explainer_type": "standard_cc", "linear": [1.0]},
     {"explainer_type": "limited_neyman", "fractions": [0.6]},
     {"explainer_type": "standard_neyman", "linear": [2.0]},
+    {"explainer_type": "leverage", "linear": [1.0]},
+    {"explainer_type": "proxy", "num_samples": [24]},
+    {"explainer_type": "loo"},
+    {"explainer_type": "kernel_banzhaf", "fractions": [0.5]},
+    {"explainer_type": "exact_banzhaf"},
+    {"explainer_type": "limited_mc_banzhaf", "num_samples": [-1]},
+    {"explainer_type": "standard_mc_banzhaf", "linear": [1.0]},
+    {"explainer_type": "proxy_banzhaf", "num_samples": [-1]},
 ]
 
 

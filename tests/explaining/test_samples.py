@@ -1,7 +1,6 @@
 """What a sample says of its row."""
 
 import asyncio
-import json
 import random
 from collections.abc import Sequence
 from typing import Any
@@ -15,6 +14,7 @@ from mllm_shapx.errors import RowError
 from mllm_shapx.explaining.similarity import Vector, build_similarity, euclidean
 from mllm_shapx.models.base import Answer
 from mllm_shapx.records.results import ASSISTANT, SYSTEM, USER, SampleResult
+from mllm_shapx.records.storage import encode_json
 
 
 def test_pieces_of_each_turn_join_to_its_text_and_only_user_words_carry_values() -> None:
@@ -59,8 +59,8 @@ def test_pieces_of_any_text_join_to_it_and_players_are_those_that_the_selection_
         sample = explain(row_of(*texts), run)
         users = sample.conversation[1:-1]
         assert ["".join(map(str, turn[0].content)) for turn in users] == texts
-        assert sample.num_players == sum(count_players(text, token_filter) for text in texts)
-        reread = SampleResult.from_json(run.name, json.loads(json.dumps(sample.to_json())))
+        assert sample.num_players == sum(count_players(text, run.player_rule) for text in texts)
+        reread = SampleResult.from_bytes(run.name, encode_json(sample.to_json()))
         assert reread.conversation == sample.conversation
 
 
@@ -132,7 +132,7 @@ def test_each_seed_draws_its_own_coalitions_and_gives_its_own_values() -> None:
 def test_a_sample_survives_its_file() -> None:
     (run,) = runs_of({"explainer_type": "exact"})
     sample = explain(row_of(" ".join(WORDS[:4])), run)
-    assert SampleResult.from_json(run.name, sample.to_json()) == sample
+    assert SampleResult.from_bytes(run.name, encode_json(sample.to_json())) == sample
 
 
 def test_the_system_prompt_is_never_a_player() -> None:

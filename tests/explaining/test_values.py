@@ -1,12 +1,11 @@
 """Value functions beside the similarities: named in the config, scored as mllm_shap scores them."""
 
 import asyncio
-import hashlib
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from explaining_kit import WORDS, Generator, RuleBackend, no_embedding, row_of, runs_of
+from explaining_kit import WORDS, Generator, RuleBackend, likelihood, no_embedding, row_of, runs_of
 from mllm_shap import ConversationSnapshot, ExplainRunner
 from mllm_shap.domain.generation import ForcedScore
 
@@ -14,17 +13,6 @@ from mllm_shapx.errors import ModelError
 from mllm_shapx.explaining.sample import explain_run, open_row
 from mllm_shapx.explaining.settings import GameSettings, explain_config
 from mllm_shapx.models.base import Answer
-
-
-def likelihood(snapshot: ConversationSnapshot, text: str, top_k: int) -> ForcedScore:
-    """Return made-up scores of `text` that depend on the prompt, one per word."""
-    prompt = " ".join(message.text for message in snapshot.messages())
-    digest = hashlib.sha256(f"{prompt}\0{text}".encode()).digest()
-    count = len(text.split())
-    logprobs = tuple(-0.1 - digest[place] / 100 for place in range(count))
-    ids = tuple(tuple(range(top_k)) for _ in range(count))
-    shares = tuple(tuple(-1.5 - digest[place] / 90 - rank for rank in range(top_k)) for place in range(count))
-    return ForcedScore(logprobs, ids, shares)
 
 
 class ForcingBackend(RuleBackend):

@@ -33,6 +33,7 @@ from mllm_shapx.explaining.audio_players import (
     window_bounds,
 )
 from mllm_shapx.explaining.conversation import conversation_entries
+from mllm_shapx.planning.players import PlayerRule
 
 RAW = AudioSegmentation(window_ms=100.0)
 
@@ -66,7 +67,7 @@ def test_players_stand_in_conversation_order() -> None:
         written("What , is this ?"),
         spoken(wav(sound(rng, 0.2))),
     )
-    players = audio_player_set(snapshot, RAW, "exclude_punctuation", ("user",))
+    players = audio_player_set(snapshot, RAW, PlayerRule())
     assert [(span.message_index, span.text, span.samples) for span in players.spans] == [
         (1, "", (0, 1600)),
         (1, "", (1600, 3200)),
@@ -84,7 +85,7 @@ def test_absent_windows_are_cut_and_absent_words_deleted() -> None:
     """The library's delete policy joins the stretches that are present and drops absent words."""
     rng = np.random.default_rng(1)
     snapshot = chat(spoken(wav(sound(rng, 0.3))), written("one two"), spoken(wav(sound(rng, 0.1))))
-    players = audio_player_set(snapshot, RAW, "none")
+    players = audio_player_set(snapshot, RAW, PlayerRule("none"))
     mask = CoalitionMask((True, False, True, False, True, False))
     rendered = DeletePolicy().apply(snapshot, players, mask)
     whole = _samples(snapshot, 0)
@@ -100,7 +101,7 @@ def test_a_transcript_beside_its_recording_is_never_read() -> None:
         role=Role.USER, content=(TextPart("hello there"), AudioPart(wav(sound(rng, 0.2)), 16_000))
     )
     snapshot = chat(message)
-    players = audio_player_set(snapshot, RAW, "none")
+    players = audio_player_set(snapshot, RAW, PlayerRule("none"))
     assert players.num_players == 2
     everyone = DeletePolicy().apply(snapshot, players, CoalitionMask((True, True)))
     assert everyone.messages()[0].text == ""
@@ -109,7 +110,7 @@ def test_a_transcript_beside_its_recording_is_never_read() -> None:
 def test_a_prompt_without_players_is_a_row_error() -> None:
     """A conversation of punctuation alone has no players, and says so."""
     with pytest.raises(RowError, match="no stretch of audio and no word") as raised:
-        audio_player_set(chat(written("... !")), RAW, "exclude_punctuation")
+        audio_player_set(chat(written("... !")), RAW, PlayerRule())
     assert raised.value.reason == "no_players"
 
 

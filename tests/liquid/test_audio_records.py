@@ -10,6 +10,7 @@ from mllm_shap import Role
 
 from mllm_shapx.explaining.audio_records import answer_entry, audio_records
 from mllm_shapx.models.base import Answer
+from mllm_shapx.records.results import AudioPiece
 
 
 def test_recordings_are_kept_as_wav() -> None:
@@ -40,7 +41,7 @@ def test_codes_are_kept_without_a_decoder() -> None:
     assert "no audio decoder" in records.artifacts["answer"]["note"]
     entry = answer_entry(records.artifacts)
     assert entry is not None
-    assert entry.content == (len(content),)
+    assert entry.content == (AudioPiece(len(content)),)
 
 
 def test_a_decoded_answer_is_kept_as_wav() -> None:

@@ -13,6 +13,7 @@ from mllm_shapx.data.audio import check_recording
 from mllm_shapx.errors import RowError
 from mllm_shapx.explaining.audio_players import audio_player_set
 from mllm_shapx.models.base import Decoding
+from mllm_shapx.planning.players import PlayerRule
 
 RNG = np.random.default_rng(0)
 TONE = sound(RNG, 0.4)
@@ -66,7 +67,7 @@ def test_unusual_recordings_are_explained(name: str) -> None:
     """Rates, widths, channels and formats of all kinds give players and an answer."""
     data = EXPLAINED[name]
     snapshot = chat(spoken(data, check_recording(data)))
-    players = audio_player_set(snapshot, AudioSegmentation(), "none")
+    players = audio_player_set(snapshot, AudioSegmentation(), PlayerRule("none"))
     assert players.num_players >= 1
     decoding = Decoding(max_new_tokens=2, logprobs=True)
     (answer,) = model().answer([model().encode(snapshot, decoding)], decoding, [0])
@@ -89,4 +90,7 @@ def test_cut_recordings_are_explained_or_refused(name: str) -> None:
         rate = check_recording(CUT[name])
     except RowError:
         return
-    assert audio_player_set(chat(spoken(CUT[name], rate)), AudioSegmentation(), "none").num_players >= 1
+    assert (
+        audio_player_set(chat(spoken(CUT[name], rate)), AudioSegmentation(), PlayerRule("none")).num_players
+        >= 1
+    )

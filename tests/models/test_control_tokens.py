@@ -41,7 +41,14 @@ def warnings(path: Path) -> tuple[str, ...]:
     loaded = load_config(path)
     run = expand(loaded.experiment_set).runs[0]
     table = open_table(loaded.experiment_set.dataset, loaded.path)
-    return control_token_warnings(run, loaded.path, table, range(table.num_rows))
+    return control_token_warnings(
+        run.model_settings,
+        loaded.path,
+        table,
+        range(table.num_rows),
+        dataset=run.dataset,
+        modality=run.modality,
+    )
 
 
 def test_validate_and_plan_count_the_rows_and_name_the_first(tmp_path: Path) -> None:

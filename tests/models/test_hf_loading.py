@@ -18,7 +18,7 @@ from mllm_shapx.models.base import Decoding, EmbeddingMode
 from mllm_shapx.models.devices import Placement
 from mllm_shapx.models.hf_loading import TextFiles, load_text
 from mllm_shapx.models.hf_text import HfTextModel
-from mllm_shapx.models.position_tables import position_limit
+from mllm_shapx.models.positions import position_limit
 
 Directories = Callable[[str], Path]
 DECODING = Decoding(max_new_tokens=8, logprobs=True)

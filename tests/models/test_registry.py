@@ -13,17 +13,17 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from mllm_shapx.config.model_settings import ModelSettings
 from mllm_shapx.config.models import ConnectorKwargs, ExperimentSet
 from mllm_shapx.errors import ModelError
 from mllm_shapx.models.identity import directory_digest
 from mllm_shapx.models.registry import check_connector, load_model, model_identity
-from mllm_shapx.planning.runs import RunSpec
 from mllm_shapx.planning.sweep import expand
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
-def run_of(model_id: str, revision: str | None = None, **options: Any) -> RunSpec:
+def run_of(model_id: str, revision: str | None = None, **options: Any) -> ModelSettings:
     """Return the run of a config that names `model_id`."""
     kwargs = ConnectorKwargs(model_id=model_id, revision=revision, **options)
     study = ExperimentSet.model_validate(
@@ -36,7 +36,7 @@ def run_of(model_id: str, revision: str | None = None, **options: Any) -> RunSpe
             "experiments": [{"explainer_type": "exact"}],
         }
     )
-    return expand(study).runs[0]
+    return expand(study).runs[0].model_settings
 
 
 @pytest.fixture

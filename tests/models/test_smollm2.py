@@ -29,8 +29,8 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.filterwarnings("ignore:.*not writable.*:UserWarning")
 def test_every_coalition_of_a_question_is_answered_as_generate_answers_it_alone(config: Path) -> None:
     """All 16 coalitions in one batch, float32, against `generate` at batch 1 on apply_chat_template's ids."""
-    run = expand(load_config(config).experiment_set).runs[0]
-    model = load_model(run, *model_identity(run, config))
+    settings = expand(load_config(config).experiment_set).runs[0].model_settings
+    model = load_model(settings, *model_identity(settings, config))
     assert isinstance(model, HfTextModel)
     assert model.notes == ()
     asked = coalitions(chat("Name the largest ocean."))

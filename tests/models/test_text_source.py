@@ -40,7 +40,7 @@ def run_of(model_id: Path | str, **options: Any) -> RunSpec:
 
 def commit_of(model_id: Path | str, **options: Any) -> str:
     """Return the commit of a model, as results record it."""
-    return model_identity(run_of(model_id, **options), Path("nowhere.json"))[1]
+    return model_identity(run_of(model_id, **options).model_settings, Path("nowhere.json"))[1]
 
 
 def refusal_of(model_id: Path | str, **options: Any) -> str:
@@ -270,8 +270,8 @@ def answers_of(run: RunSpec) -> tuple[list[str], tuple[str, ...]]:
     from mllm_shapx.models.base import Decoding
     from mllm_shapx.models.hf_text import HfTextModel
 
-    path, commit = model_identity(run, Path("nowhere.json"))
-    model = load_model(run, path, commit)
+    path, commit = model_identity(run.model_settings, Path("nowhere.json"))
+    model = load_model(run.model_settings, path, commit)
     assert isinstance(model, HfTextModel)
     assert model.identity.revision == commit
     given = answer_in_batches(model, conversations(6), Decoding(max_new_tokens=6), 6)
@@ -288,8 +288,12 @@ def test_a_directory_that_holds_an_adapter_alone_is_loaded_on_its_base(
         base_model_name_or_path=str(llama) if base == "absolute" else "../llama",
     )
     alone, both = run_of(adapter), run_of(llama, adapter=str(adapter))
-    found = [path.resolve() for path in model_directories(alone, adapter)]
-    assert found == [path.resolve() for path in model_directories(both, llama)] == [llama, adapter]
+    found = [path.resolve() for path in model_directories(alone.model_settings, adapter)]
+    assert (
+        found
+        == [path.resolve() for path in model_directories(both.model_settings, llama)]
+        == [llama, adapter]
+    )
     assert commit_of(adapter) == commit_of(llama, adapter=str(adapter))
     texts, notes = answers_of(alone)
     assert texts == answers_of(both)[0]
@@ -298,9 +302,9 @@ def test_a_directory_that_holds_an_adapter_alone_is_loaded_on_its_base(
 
 def test_a_relative_adapter_is_found_beside_the_config(llama: Path, adapter: Path, tmp_path: Path) -> None:
     run, config = run_of("llama", adapter="adapter"), tmp_path / "study.json"
-    path, commit = model_identity(run, config)
+    path, commit = model_identity(run.model_settings, config)
     assert commit == commit_of(llama, adapter=str(adapter))
-    assert load_model(run, path, commit, config).identity.revision == commit
+    assert load_model(run.model_settings, path, commit, config).identity.revision == commit
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,14 @@ from mllm_shapx.planning.sweep import expand
 from mllm_shapx.planning.units import expected_answers
 
 SAMPLING = ("limited_mc", "standard_mc", "limited_cc", "standard_cc", "limited_neyman", "standard_neyman")
+FURTHER = (
+    "leverage",
+    "proxy",
+    "kernel_banzhaf",
+    "limited_mc_banzhaf",
+    "standard_mc_banzhaf",
+    "proxy_banzhaf",
+)
 
 
 def sweep(*variants: dict[str, Any]) -> tuple[RunSpec, ...]:
@@ -52,7 +60,7 @@ def payoffs(masks: list[CoalitionMask], seed: int) -> list[float]:
     ]
 
 
-@pytest.mark.parametrize("explainer", SAMPLING)
+@pytest.mark.parametrize("explainer", SAMPLING + FURTHER)
 def test_a_run_evaluates_as_many_coalitions_as_planned_each_once(explainer: str) -> None:
     variant = {
         "explainer_type": explainer,
@@ -67,10 +75,18 @@ def test_a_run_evaluates_as_many_coalitions_as_planned_each_once(explainer: str)
             assert len(set(masks)) == len(masks)
 
 
-def test_an_exact_run_evaluates_the_whole_table() -> None:
-    (run,) = sweep({"explainer_type": "exact"})
+@pytest.mark.parametrize("explainer", ["exact", "exact_banzhaf"])
+def test_an_exact_run_evaluates_the_whole_table(explainer: str) -> None:
+    (run,) = sweep({"explainer_type": explainer})
     for num_players in range(1, 11):
         assert sorted(sampled(run, num_players)) == list(range(run.coalitions(num_players)))
+
+
+def test_leave_one_out_evaluates_each_player_away_and_the_empty_prompt_for_its_value() -> None:
+    (run,) = sweep({"explainer_type": "leave_one_out"})
+    assert run.name == "loo"
+    for num_players in range(1, 11):
+        assert len({0, *sampled(run, num_players)}) == run.coalitions(num_players)
 
 
 @pytest.mark.parametrize(
@@ -81,6 +97,10 @@ def test_an_exact_run_evaluates_the_whole_table() -> None:
         # The second phase of these follows the payoffs, which nobody knows beforehand.
         (("limited_neyman", "standard_neyman"), 0.2),
         (SAMPLING, 0.08),
+        (("leverage", "proxy"), 0.04),
+        # Only one seed of each budget is drawn beforehand, and nothing but chance decides here.
+        (("kernel_banzhaf",), 0.1),
+        (("leverage", "limited_mc", "kernel_banzhaf", "limited_mc_banzhaf"), 0.08),
     ],
 )
 @pytest.mark.parametrize("num_players", [4, 6, 9])
@@ -90,6 +110,21 @@ def test_the_answers_that_runs_need_together_are_expected_rightly(
     budgets = {"num_samples": [40], "fractions": [0.1, 0.3, 0.5], "linear": [1.0]}
     runs = sweep(*({"explainer_type": explainer, **budgets} for explainer in explainers))
     unions = [
-        len({mask for run in runs for mask in sampled(run, num_players, row_index)}) for row_index in range(4)
+        len({mask for run in runs for mask in sampled(run, num_players, row_index)})
+        for row_index in range(1, 5)
     ]
     assert expected_answers(runs, num_players) == pytest.approx(mean(unions), rel=tolerance)
+
+
+@pytest.mark.parametrize("num_players", [14, 17])
+def test_large_tables_are_counted_from_a_part_of_the_draws(num_players: int) -> None:
+    budgets = {"num_samples": [100, 300, 1000], "linear": [5.0]}
+    runs = sweep(*({"explainer_type": explainer, **budgets} for explainer in SAMPLING))
+    together = len({mask for run in runs for mask in sampled(run, num_players, 1)})
+    assert together < 0.95 * sum(run.coalitions(num_players) for run in runs)
+    assert expected_answers(runs, num_players) == pytest.approx(together, rel=0.12)
+
+
+def test_runs_on_very_many_players_share_the_certain_coalitions_alone() -> None:
+    runs = sweep({"explainer_type": "limited_mc", "num_samples": [1000, 2000]})
+    assert expected_answers(runs, 300) == 1000 + 2000 - (2 * 300 + 2)

@@ -8,7 +8,7 @@ import pytest
 from mllm_shapx.config.models import ExperimentSet
 from mllm_shapx.planning.hopeless import hopeless_runs
 from mllm_shapx.planning.plan import Plan, make_plan
-from mllm_shapx.planning.players import PlayerCounts
+from mllm_shapx.planning.players import PlayerCounts, PlayerRule
 from mllm_shapx.planning.sweep import expand
 
 EXACT = {"explainer_type": "exact"}
@@ -88,7 +88,7 @@ def test_the_table_shows_how_many_rows_will_fail_and_the_bound_on_the_players() 
     assert exact.split() == ["exact", "exact", "all", "2", "1", "16", "16"]
     assert sampling.split()[3:5] == ["2", "0"]
     assert every.split() == ["all", "4", "1", "82", "66"]
-    (note,) = plan.notes
+    note, _ = plan.notes
     assert note.startswith("exact: 1 row(s) of 2 have more than 24 players and will fail")
     assert "selection.max_prompt_tokens to 24 or less" in note
     assert "will fail" not in planned(EXACT).to_text()
@@ -114,7 +114,7 @@ def test_the_bound_is_the_largest_number_of_players_that_can_be_explained(
 
 
 def test_a_variant_s_own_token_filter_counts_its_own_players() -> None:
-    players = PlayerCounts({0: 2}, {"none": {0: 4}})
+    players = PlayerCounts({0: 2}, {PlayerRule("none"): {0: 4}})
     every_word = {**EXACT, "name": "words", "shap_override": {"token_filter": "none"}}
     data = planned(EXACT, every_word, players=players).to_json()
     assert [run["coalitions"] for run in data["runs"]] == [4, 16]
@@ -171,3 +171,42 @@ def test_a_full_hierarchy_is_counted_game_by_game(num_players: int, k: int, coal
     ).runs
     assert run.coalitions(num_players) == coalitions
     assert not run.is_hopeless(10_000)
+
+
+def test_a_budget_outside_its_bounds_is_said_with_the_rows() -> None:
+    variants = (
+        {"num_samples": [-1, 3, 14, 40]},
+        {"explainer_type": "leverage", "num_samples": [-1, 11], "linear": [1.0]},
+        {"explainer_type": "standard_mc", "fractions": [0.01]},
+        {"explainer_type": "loo"},
+    )
+    plan = planned(*variants)
+    bounds = {run["name"]: run["budget_bounds"] for run in plan.to_json()["runs"]}
+    # Two rows of 5 players and one of 3: floors 7 and 5, or 12 and 8; ceilings 32 and 8.
+    assert bounds == {
+        "limited_mc_ns-1": {"floor": "n + 2", "ceiling": "2^n", "rows_raised": 0, "rows_cut": 0},
+        "limited_mc_ns3": {"floor": "n + 2", "ceiling": "2^n", "rows_raised": 3, "rows_cut": 0},
+        "limited_mc_ns14": {"floor": "n + 2", "ceiling": "2^n", "rows_raised": 0, "rows_cut": 1},
+        "limited_mc_ns40": {"floor": "n + 2", "ceiling": "2^n", "rows_raised": 0, "rows_cut": 3},
+        "leverage_ns-1": {"floor": "2n + 2", "ceiling": "2^n", "rows_raised": 0, "rows_cut": 0},
+        "leverage_ns11": {"floor": "2n + 2", "ceiling": "2^n", "rows_raised": 2, "rows_cut": 1},
+        "leverage_lin1_0": {"floor": "2n + 2", "ceiling": "2^n", "rows_raised": 0, "rows_cut": 1},
+        "standard_mc_frac0_01": {"floor": "2", "ceiling": "2^n", "rows_raised": 3, "rows_cut": 0},
+        "loo": {"floor": "n + 2", "ceiling": "2^n", "rows_raised": 0, "rows_cut": 0},
+    }
+    text = plan.to_text()
+    assert (
+        "floor of n + 2 coalitions for n players, which are evaluated instead: limited_mc_ns3 (3 row(s))"
+        in text
+    )
+    assert "above the 2^n coalitions that there are: limited_mc_ns14 (1 row(s))" in text
+
+
+def test_where_players_are_not_known_the_bounds_are_said_alone() -> None:
+    tree = {"explainer_type": "hierarchical", "hierarchical": {"ks": 6, "shap_num_samples": 3}}
+    first, second = planned({"num_samples": [3]}, tree, players=None).to_json()["runs"]
+    assert first["budget_bounds"] == {
+        "floor": "n + 2", "ceiling": "2^n", "rows_raised": None, "rows_cut": None
+    }  # fmt: skip
+    assert second["budget_bounds"]["lower_floor"] == "n + 2"
+    assert "hier_limited_mc_k6_imp0_1_ns3 (games of limited_mc)" in planned(tree).to_text()

@@ -14,11 +14,19 @@ from mllm_shapx.errors import StorageError
 from mllm_shapx.records.checkpoint import Checkpoint, CheckpointWriter
 from mllm_shapx.records.failures import FailureRecord
 from mllm_shapx.records.results import SampleResult
-from mllm_shapx.records.runs import RunRecords, find_runs
+from mllm_shapx.records.runs import RunInspection, RunRecords, find_runs
 from mllm_shapx.records.storage import FsspecStorage, LocalStorage
 from mllm_shapx.records.summary import RunSummary, SampleMetrics
 
 ROWS = [4, 2, 9, 7]
+
+
+def inspect_and_heal(
+    records: RunRecords, rows: list[int], on_sample: Callable[[SampleMetrics], None] | None = None
+) -> tuple[RunInspection, tuple[str, ...]]:
+    """Do what the start of a study does; return what was found, and all notes."""
+    inspection = records.inspect(rows, on_sample)
+    return inspection, (*records.heal(inspection), *inspection.notes)
 
 
 def _failure(row: int, *, quarantined: bool = True, attempts: int = 3) -> FailureRecord:
@@ -48,8 +56,6 @@ def test_next_index_is_the_first_row_in_selection_order_that_is_not_done(tmp_pat
 def test_a_quarantined_row_that_succeeds_later_is_completed_and_not_failed(tmp_path: Path) -> None:
     writer = CheckpointWriter(LocalStorage(tmp_path), "c", ROWS)
     writer.fail(4)
-    writer.fail(2)
-    writer.retry(2)
     writer.complete(4)
     writer.fail(4)
     snapshot = writer.snapshot()
@@ -104,14 +110,14 @@ def test_a_finished_run_is_found_done_without_a_note(tmp_path: Path) -> None:
     inspection = records.inspect(ROWS)
     assert inspection.completed == frozenset(ROWS)
     assert inspection.failed == frozenset()
-    assert inspection.notes == ()
+    assert inspection.notes + inspection.faults == ()
     assert inspection.created_at is not None
     assert files_below(tmp_path) == before
 
 
 def test_an_empty_directory_is_empty_and_stays_so(tmp_path: Path) -> None:
     records = RunRecords(LocalStorage(tmp_path / "set"), "exact")
-    assert records.standing() == "empty"
+    assert records.state() == "empty"
     inspection = records.inspect(ROWS)
     assert (inspection.completed, inspection.notes, inspection.created_at) == (frozenset(), (), None)
     assert not (tmp_path / "set").exists()
@@ -119,13 +125,13 @@ def test_an_empty_directory_is_empty_and_stays_so(tmp_path: Path) -> None:
 
 def test_samples_without_a_checkpoint_are_an_abandoned_run_that_is_set_aside_whole(tmp_path: Path) -> None:
     records = make_finished_run(tmp_path, ROWS)
-    assert records.standing() == "started"
+    assert records.state() == "started"
     records.storage.remove(records.layout.checkpoint)
-    assert records.standing() == "abandoned"
+    assert records.state() == "abandoned"
     assert records.sample_count() == 4
     before = files_below(tmp_path / "exact")
     folders = [records.set_aside()]
-    assert records.standing() == "empty"
+    assert records.state() == "empty"
     assert files_below(tmp_path / "exact" / folders[0]) == before
     records.write_sample(make_sample(2))
     folders.append(records.set_aside())
@@ -145,7 +151,8 @@ def test_failures_give_attempts_and_quarantine_and_end_when_the_row_has_a_sample
     records.write_failure(_failure(11))
     records.write_failure(_failure(12, quarantined=False, attempts=1))
     records.write_failure(_failure(2))
-    writer = records.checkpoint_writer([*ROWS, 11, 12], records.inspect([*ROWS, 11, 12]))
+    found, _ = inspect_and_heal(records, [*ROWS, 11, 12])
+    writer = records.checkpoint_writer([*ROWS, 11, 12], found)
     writer.write()
     inspection = records.inspect([*ROWS, 11, 12])
     assert inspection.failed == {11}
@@ -185,13 +192,15 @@ def test_a_damaged_sample_is_moved_aside_and_its_row_done_again(tmp_path: Path, 
     path.write_bytes(wrong)
     seen: list[SampleMetrics] = []
     inspection = records.inspect(ROWS, seen.append)
+    assert path.read_bytes() == wrong
+    notes = (*records.heal(inspection), *inspection.notes)
     assert inspection.completed == {4, 2, 7}
     assert sorted(one.row_index for one in seen) == [2, 4, 7]
     assert not path.exists()
     assert (tmp_path / "exact/damaged/sample_00009_result.json.1").read_bytes() == wrong
-    assert len(inspection.notes) == 1
-    assert "exact: 1 damaged sample(s) moved to damaged/, to be done again" in inspection.notes[0]
-    assert "sample_00009_result.json.1 (" in inspection.notes[0]
+    assert len(notes) == 1
+    assert "exact: 1 damaged sample(s) moved to damaged/, to be done again" in notes[0]
+    assert "sample_00009_result.json.1 (" in notes[0]
 
 
 def test_a_sample_that_lost_only_its_last_newline_is_still_done(tmp_path: Path) -> None:
@@ -205,7 +214,7 @@ def test_files_damaged_twice_are_both_kept(tmp_path: Path) -> None:
     records = make_finished_run(tmp_path, ROWS)
     for content in (b"first", b"second"):
         (tmp_path / records.layout.sample(9)).write_bytes(content)
-        records.inspect(ROWS)
+        inspect_and_heal(records, ROWS)
     kept = files_below(tmp_path / "exact" / "damaged")
     assert kept == {"sample_00009_result.json.1": b"first", "sample_00009_result.json.2": b"second"}
 
@@ -215,9 +224,9 @@ def test_a_folder_in_the_place_of_a_sample_is_moved_aside(tmp_path: Path) -> Non
     path = tmp_path / records.layout.sample(9)
     path.unlink()
     path.mkdir()
-    inspection = records.inspect(ROWS)
+    inspection, notes = inspect_and_heal(records, ROWS)
     assert inspection.completed == {4, 2, 7}
-    assert "it is a folder" in inspection.notes[0]
+    assert "it is a folder" in notes[0]
 
 
 def test_a_sample_that_the_checkpoint_does_not_name_is_done_and_said(tmp_path: Path) -> None:
@@ -254,9 +263,9 @@ def test_leftover_temporary_files_are_removed_and_said(tmp_path: Path) -> None:
     for folder in ("", "samples", "failures", "summary"):
         (tmp_path / "exact" / folder).mkdir(exist_ok=True)
         (tmp_path / "exact" / folder / ".tmp-0123456789abcdef").write_bytes(b'{"row_ind')
-    inspection = records.inspect(ROWS)
+    inspection, notes = inspect_and_heal(records, ROWS)
     assert inspection.completed == frozenset(ROWS)
-    assert "exact: 4 unfinished file(s) of a write that was cut short removed" in inspection.notes[0]
+    assert "exact: 4 unfinished file(s) of a write that was cut short removed" in notes[0]
     assert files_below(tmp_path) == before
 
 
@@ -265,7 +274,7 @@ def test_many_findings_of_one_kind_make_one_note(tmp_path: Path) -> None:
     records = make_finished_run(tmp_path, rows)
     for row in rows[10:]:
         (tmp_path / records.layout.sample(row)).write_bytes(b"")
-    notes = records.inspect(rows).notes
+    _, notes = inspect_and_heal(records, rows)
     assert len(notes) == 1
     assert notes[0].startswith("exact: 40 damaged sample(s)")
     assert notes[0].endswith("and 37 more")
@@ -303,8 +312,8 @@ def test_any_file_cut_anywhere_leaves_a_run_that_ends_complete_and_equal(
 
     spec, spec_notes = records.heal_spec()
     summary = RunSummary()
-    inspection = records.inspect(rows, summary.add)
-    assert cut == "-1" or spec_notes + inspection.notes
+    inspection, notes = inspect_and_heal(records, rows, summary.add)
+    assert cut == "-1" or spec_notes + notes
     if spec is None:
         records.write_spec(sound.read_spec() or {})
     writer = records.checkpoint_writer(rows, inspection)
@@ -322,7 +331,8 @@ def test_any_file_cut_anywhere_leaves_a_run_that_ends_complete_and_equal(
     writer.write()
     records.write_summary(summary.to_json())
 
-    assert records.inspect(rows).notes == ()
+    again = records.inspect(rows)
+    assert again.notes + again.faults == ()
     shutil.rmtree(tmp_path / "cut" / "exact" / "damaged", ignore_errors=True)
     ours, theirs = files_below(tmp_path / "cut"), files_below(tmp_path / "sound")
     for files in (ours, theirs):
@@ -353,9 +363,9 @@ def test_a_run_works_the_same_on_a_remote_storage() -> None:
         records.write_sample(make_sample(row))
         writer.complete(row)
     storage.write_bytes(records.layout.sample(9), b"{")
-    inspection = records.inspect(ROWS)
+    inspection, notes = inspect_and_heal(records, ROWS)
     assert inspection.completed == {4, 2, 7}
-    assert len(inspection.notes) == 2
+    assert len(notes) == 2
     assert records.read_sample(4) == make_sample(4)
     assert isinstance(records.read_sample(4), SampleResult)
     assert records.sample_rows() == [2, 4, 7]

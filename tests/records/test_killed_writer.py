@@ -22,9 +22,10 @@ WRITER = """
 import sys
 sys.path.insert(0, sys.argv[2])
 from records_kit import make_sample
+from mllm_shapx.records.answer import Answer
 from mllm_shapx.records.runs import RunRecords
 from mllm_shapx.records.storage import LocalStorage
-from mllm_shapx.records.store import AnswerRow, CoalitionStore, StoreHeader
+from mllm_shapx.records.store import CoalitionStore, StoreHeader
 
 rows = list(range(40))
 storage = LocalStorage(sys.argv[1])
@@ -32,12 +33,13 @@ records = RunRecords(storage, "exact")
 store = CoalitionStore(storage)
 header = StoreHeader({"model_id": "m"}, "s", 3)
 inspection = records.inspect(rows)
+records.heal(inspection)
 writer = records.checkpoint_writer(rows, inspection)
 writer.write()
 print("ready", flush=True)
 for number, row in enumerate(row for row in rows if row not in inspection.completed):
-    store.append(row, "aa", header, {mask: AnswerRow(str(mask)) for mask in range(4)})
-    store.merge(row, "aa", header, {mask: AnswerRow(str(mask)) for mask in range(8)})
+    store.append(row, "aa", header, {mask: Answer(str(mask)) for mask in range(4)})
+    store.merge(row, "aa", header, {mask: Answer(str(mask)) for mask in range(8)})
     records.write_sample(make_sample(row))
     writer.complete(row)
     writer.maybe_write(float(number))
@@ -86,6 +88,7 @@ def test_a_writer_killed_again_and_again_ends_with_every_sample_once(tmp_path: P
 
     summary = RunSummary()
     inspection = records.inspect(ROWS, summary.add)
+    records.heal(inspection)
     assert inspection.notes == ()
     assert inspection.completed == frozenset(ROWS)
     make_finished_run(tmp_path / "undisturbed", ROWS)

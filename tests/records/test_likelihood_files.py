@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from records_kit import files_below
 
+from mllm_shapx.records.answer import Answer
 from mllm_shapx.records.likelihood import Likelihood, LikelihoodKey, forced_id
 from mllm_shapx.records.storage import LocalStorage
-from mllm_shapx.records.store import AnswerRow, CoalitionStore, StoreHeader
+from mllm_shapx.records.store import CoalitionStore, StoreHeader
 
 HEADER = StoreHeader({"model_id": "m", "commit": "abc", "dtype": "float32"}, "snapshot", 70)
 KEY = "0123456789abcdef"
@@ -100,7 +101,7 @@ def test_a_file_that_is_damaged_or_of_a_changed_row_is_moved_aside(
 def test_likelihoods_are_counted_apart_from_answers_and_pruned_with_them(
     store: CoalitionStore, tmp_path: Path
 ) -> None:
-    store.merge(3, KEY, HEADER, {7: AnswerRow("a")})
+    store.merge(3, KEY, HEADER, {7: Answer("a")})
     store.merge_likelihoods(3, KEY, HEADER, {(forced_id("a"), mask): drawn(2, 0) for mask in MASKS})
     (entry,) = store.info()
     assert (entry.answers, entry.embeddings, entry.likelihoods) == (1, 0, len(MASKS))

@@ -124,7 +124,7 @@ def test_another_host_is_believed_while_its_heartbeat_is_fresh_and_the_message_s
     storage: LocalStorage,
 ) -> None:
     _place(storage, host="node7", pid=4321, heartbeat=time.time() - 40)
-    with pytest.raises(OutputError, match=r"process 4321 on node7, .*heard of 4\d s ago") as caught:
+    with pytest.raises(OutputError, match=r"process 4321 on node7, .*last seen 4\d s ago") as caught:
         OutputLock(storage).acquire()
     assert f"remove {storage.uri}/.lock" in str(caught.value)
     assert lock_holder(storage) is not None
@@ -182,7 +182,7 @@ def test_a_lock_of_an_older_version_is_read(storage: LocalStorage, driver: "subp
 
 def test_a_machine_that_was_booted_again_is_another_host(storage: LocalStorage) -> None:
     _place(storage, boot_id="an earlier boot", heartbeat=time.time() - 5)
-    with pytest.raises(OutputError, match="heard of"):
+    with pytest.raises(OutputError, match="last seen"):
         OutputLock(storage).acquire()
 
 

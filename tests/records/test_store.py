@@ -8,19 +8,20 @@ import numpy as np
 import pytest
 from records_kit import files_below
 
+from mllm_shapx.records.answer import Answer
 from mllm_shapx.records.storage import FsspecStorage, LocalStorage
-from mllm_shapx.records.store import AnswerRow, CoalitionStore, StoreHeader
+from mllm_shapx.records.store import CoalitionStore, StoreHeader
 
 HEADER = StoreHeader({"model_id": "m", "commit": "abc", "dtype": "float32"}, "snapshot", 10)
 KEY = "0123456789abcdef"
 
 
-def _answers(masks: range, *, spoken: bool = False, logprobs: bool = False) -> dict[int, AnswerRow]:
+def _answers(masks: range, *, spoken: bool = False, logprobs: bool = False) -> dict[int, Answer]:
     generator = random.Random(masks.start)
     found = {}
     for mask in masks:
         tokens = tuple(generator.randrange(50_000) for _ in range(mask % 5))
-        found[mask] = AnswerRow(
+        found[mask] = Answer(
             text=f"zażółć {mask % 7}",
             token_ids=tokens,
             logprobs=tuple(generator.uniform(-9, 0) for _ in tokens) if logprobs else None,
@@ -35,7 +36,7 @@ def _answers(masks: range, *, spoken: bool = False, logprobs: bool = False) -> d
 def test_answers_are_read_back_exactly(tmp_path: Path, spoken: bool, logprobs: bool) -> None:
     store = CoalitionStore(LocalStorage(tmp_path))
     answers = _answers(range(1024), spoken=spoken, logprobs=logprobs)
-    answers[3] = AnswerRow("", (), () if logprobs else None)
+    answers[3] = Answer("", (), () if logprobs else None)
     store.merge(355, KEY, HEADER, answers)
     assert store.read(355, KEY, HEADER).answers == answers
     assert list(files_below(tmp_path)) == [f"generations/00355-{KEY}.parquet"]
@@ -52,7 +53,7 @@ def test_a_row_that_was_never_asked_has_no_answers_and_no_file(tmp_path: Path) -
 
 def test_coalitions_of_more_players_than_a_machine_word_has_bits_keep_their_bits(tmp_path: Path) -> None:
     store = CoalitionStore(LocalStorage(tmp_path))
-    answers = {mask: AnswerRow(str(mask)) for mask in (0, 1, 1 << 69, (1 << 70) - 1)}
+    answers = {mask: Answer(str(mask)) for mask in (0, 1, 1 << 69, (1 << 70) - 1)}
     store.merge(1, KEY, StoreHeader({}, "s", 70), answers)
     assert store.read(1, KEY, StoreHeader({}, "s", 70)).answers == answers
 
@@ -74,19 +75,19 @@ def test_flushed_parts_are_found_before_and_after_they_are_packed_into_one_file(
 
 def test_an_answer_that_is_stored_is_kept_and_packing_nothing_new_writes_nothing(tmp_path: Path) -> None:
     store = CoalitionStore(LocalStorage(tmp_path))
-    store.merge(7, KEY, HEADER, {1: AnswerRow("first")})
+    store.merge(7, KEY, HEADER, {1: Answer("first")})
     before = files_below(tmp_path)
-    store.merge(7, KEY, HEADER, {1: AnswerRow("second")})
+    store.merge(7, KEY, HEADER, {1: Answer("second")})
     assert files_below(tmp_path) == before
-    store.append(7, KEY, HEADER, {1: AnswerRow("third")})
-    assert store.read(7, KEY, HEADER).answers == {1: AnswerRow("first")}
+    store.append(7, KEY, HEADER, {1: Answer("third")})
+    assert store.read(7, KEY, HEADER).answers == {1: Answer("first")}
 
 
 def test_rows_and_keys_do_not_mix(tmp_path: Path) -> None:
     store = CoalitionStore(LocalStorage(tmp_path))
-    store.merge(1, "aa", HEADER, {1: AnswerRow("a")})
-    store.append(1, "ab", HEADER, {1: AnswerRow("b")})
-    store.merge(11, "aa", HEADER, {1: AnswerRow("c")})
+    store.merge(1, "aa", HEADER, {1: Answer("a")})
+    store.append(1, "ab", HEADER, {1: Answer("b")})
+    store.merge(11, "aa", HEADER, {1: Answer("c")})
     assert store.read(1, "aa", HEADER).answers[1].text == "a"
     assert store.read(1, "ab", HEADER).answers[1].text == "b"
     assert store.read(11, "aa", HEADER).answers[1].text == "c"
@@ -206,7 +207,7 @@ def test_appending_writes_what_is_new_however_much_is_stored(tmp_path: Path) -> 
 
 def test_vectors_are_kept_exactly_once_for_each_answer_and_kind(tmp_path: Path) -> None:
     store = CoalitionStore(LocalStorage(tmp_path))
-    rows = [AnswerRow("blue", (1, 2)), AnswerRow("red", (3,)), AnswerRow("blue", (1, 2), asked_by="exact")]
+    rows = [Answer("blue", (1, 2)), Answer("red", (3,)), Answer("blue", (1, 2), asked_by="exact")]
     generator = np.random.default_rng(0)
     vectors = {row.content_id: generator.normal(size=size) for row, size in zip(rows, (8, 0, 8), strict=True)}
     assert len(vectors) == 2
@@ -226,11 +227,11 @@ def test_vectors_are_kept_exactly_once_for_each_answer_and_kind(tmp_path: Path) 
 
 def test_answers_of_different_content_never_share_vectors() -> None:
     rows = [
-        AnswerRow("a"),
-        AnswerRow("a", (1,)),
-        AnswerRow("a", (), None, ((1,),)),
-        AnswerRow("a", (), None, ((1, 2),)),
-        AnswerRow("a", (), None, ((1,), (2,))),
+        Answer("a"),
+        Answer("a", (1,)),
+        Answer("a", (), None, ((1,),)),
+        Answer("a", (), None, ((1, 2),)),
+        Answer("a", (), None, ((1,), (2,))),
     ]
     assert len({row.content_id for row in rows}) == len(rows)
 
@@ -294,7 +295,7 @@ def test_the_store_works_the_same_on_a_remote_storage() -> None:
 
 def test_text_that_is_no_text_does_not_cost_the_answers(tmp_path: Path) -> None:
     store = CoalitionStore(LocalStorage(tmp_path))
-    store.merge(1, KEY, HEADER, {0: AnswerRow("half a pair: \ud83d"), 1: AnswerRow("nul \0 byte")})
+    store.merge(1, KEY, HEADER, {0: Answer("half a pair: \ud83d"), 1: Answer("nul \0 byte")})
     answers = store.read(1, KEY, HEADER).answers
     assert answers[0].text == "half a pair: ?"
     assert answers[1].text == "nul \0 byte"

@@ -10,13 +10,14 @@ import pytest
 from records_kit import files_below, make_finished_run, make_sample
 
 from mllm_shapx.errors import UsageError
+from mllm_shapx.records.answer import Answer
 from mllm_shapx.records.failures import FailureRecord
 from mllm_shapx.records.lock import OutputLock
 from mllm_shapx.records.results import AttributionSummary, SampleResult
 from mllm_shapx.records.runs import RunRecords
 from mllm_shapx.records.spec import selected_rows
 from mllm_shapx.records.storage import LocalStorage
-from mllm_shapx.records.store import AnswerRow, CoalitionStore, StoreHeader
+from mllm_shapx.records.store import CoalitionStore, StoreHeader
 from mllm_shapx.records.summary import RunSummary
 from mllm_shapx.reporting.verify import verify
 
@@ -34,7 +35,7 @@ def test_a_sound_directory_is_sound_from_the_sets_folder_and_from_the_runs_and_i
 ) -> None:
     for name in ("exact", "limited_mc_ns8"):
         make_finished_run(tmp_path / "set", ROWS, name)
-    CoalitionStore(LocalStorage(tmp_path / "set")).merge(4, "aa", StoreHeader({}), {1: AnswerRow("x")})
+    CoalitionStore(LocalStorage(tmp_path / "set")).merge(4, "aa", StoreHeader({}), {1: Answer("x")})
     before = files_below(tmp_path)
     report = verify([str(tmp_path / "set")])
     assert report.problems == ()
@@ -292,8 +293,8 @@ def test_sampling_runs_need_not_be_efficient(tmp_path: Path) -> None:
 def test_a_damaged_store_file_is_named(tmp_path: Path) -> None:
     make_finished_run(tmp_path, ROWS)
     store = CoalitionStore(LocalStorage(tmp_path))
-    store.merge(4, "aa", StoreHeader({}), {1: AnswerRow("x")})
-    store.append(2, "aa", StoreHeader({}), {1: AnswerRow("x")})
+    store.merge(4, "aa", StoreHeader({}), {1: Answer("x")})
+    store.append(2, "aa", StoreHeader({}), {1: Answer("x")})
     for path in (tmp_path / "generations").rglob("*.parquet"):
         path.write_bytes(path.read_bytes()[:-1])
     files = [problem.file for problem in verify([str(tmp_path)]).problems]

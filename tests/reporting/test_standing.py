@@ -35,7 +35,7 @@ def half_done(tmp_path: Path) -> Study:
     assert standing(study) is None, "nothing is done"
     assert study.call("--inline", "--max-samples", "2").code == 0
     (run, *_) = expand(load_config(study.config).experiment_set).runs
-    write_pace(open_storage(str(study.output)), Pace(2, {run.generation_key: {WORDS: 0.5}}))
+    write_pace(open_storage(str(study.output)), Pace(2, {run.generation_key: 0.5}))
     return study
 
 
@@ -51,7 +51,7 @@ def test_the_rest_is_told_from_what_was_measured(half_done: Study) -> None:
 
 
 def test_what_was_not_measured_is_not_told(half_done: Study) -> None:
-    write_pace(open_storage(str(half_done.output)), Pace(2, {"another": {WORDS: 0.5}}))
+    write_pace(open_storage(str(half_done.output)), Pace(2, {"another": 0.5}))
     assert plan(half_done).rstrip().endswith("6 of 12 samples are done.")
     (half_done.output / "pace.json").write_text('{"workers": 2, "seconds_per')
     assert read_pace(open_storage(str(half_done.output))) is None

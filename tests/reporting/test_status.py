@@ -13,7 +13,7 @@ from mllm_shapx.cli import main
 from mllm_shapx.errors import UsageError
 from mllm_shapx.records.lock import OutputLock
 from mllm_shapx.records.runs import RunRecords
-from mllm_shapx.records.storage import open_storage
+from mllm_shapx.records.storage import encode_json, open_storage
 from mllm_shapx.reporting.status import failures, status
 
 FAILED = {"exact": {6: "worker_died", 7: "no_players"}, "limited_mc_frac0_3": {6: "worker_died"}}
@@ -164,7 +164,7 @@ def test_large_studies_answer_at_once(tmp_path: Path) -> None:
 def test_sample_of_the_helper_is_what_a_run_writes() -> None:
     """The samples these tests stand on survive the trip through their file."""
     sample = make_sample("exact", 3)
-    assert type(sample).from_json("exact", json.loads(json.dumps(sample.to_json()))) == sample
+    assert type(sample).from_bytes("exact", encode_json(sample.to_json())) == sample
 
 
 def test_samples_are_counted_by_name_and_read_when_asked(tmp_path: Path) -> None:

@@ -10,10 +10,11 @@ from results_on_disk import PLANTED, make_sample, planted_word, text_entry, writ
 from rich.cells import cell_len
 
 from mllm_shapx.errors import UsageError
-from mllm_shapx.records.results import AUDIO, USER, ConversationEntry
+from mllm_shapx.records.results import AUDIO, USER, AudioPiece, ConversationEntry
 from mllm_shapx.records.runs import RunRecords
 from mllm_shapx.records.storage import open_storage
-from mllm_shapx.reporting.comparison import Mark, compare_runs, evenly, pearson
+from mllm_shapx.reporting.agreement import pearson
+from mllm_shapx.reporting.comparison import Mark, compare_runs, evenly
 from mllm_shapx.reporting.pieces import prompt_pieces, rank_of
 from mllm_shapx.reporting.reading import open_study
 from mllm_shapx.reporting.table import format_value, results_table, wants_color
@@ -116,7 +117,7 @@ def test_long_prompts_show_their_strongest_pieces(tmp_path: Path) -> None:
 
 def test_sound_and_context_are_told_apart() -> None:
     """A piece of sound is shown as a note with its value, a piece that is no player without one."""
-    sound = ConversationEntry(AUDIO, (USER, USER), (640, 640), (0.5, None))
+    sound = ConversationEntry(AUDIO, (USER, USER), (AudioPiece(640), AudioPiece(640)), (0.5, None))
     sample = replace(make_sample("exact", 1), conversation=((text_entry(USER, ["What?"], [0.25]),), (sound,)))
     pieces = prompt_pieces(sample)
     assert [(piece.label, piece.value) for piece in pieces] == [("What?", 0.25), ("♪", 0.5), ("♪", None)]

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from mllm_shapx.models.rope import ChangingPositions
+from mllm_shapx.models.positions import ChangingPositions
 
 VOCABULARY = 320
 WIDTH = 32

@@ -10,6 +10,7 @@ from model_kit import WORDS
 
 from mllm_shapx.explaining.coalitions import RowCoalitions
 from mllm_shapx.explaining.players import text_player_set
+from mllm_shapx.planning.players import PlayerRule
 
 ROOT = Path(__file__).resolve().parents[2]
 SPECIAL = ["<|im_start|>", "<|im_end|>", "<start_of_turn>", "<end_of_turn>", "[INST]", "[/INST]", "<think>"]
@@ -135,7 +136,7 @@ def chat(*texts: str, system: str = "You are a helpful assistant.") -> Conversat
 
 def coalitions(snapshot: ConversationSnapshot) -> list[ConversationSnapshot]:
     """Return the prompts of all coalitions of a conversation's words."""
-    players = text_player_set(snapshot, "none", ["user"])
+    players = text_player_set(snapshot, PlayerRule("none"))
     row = RowCoalitions(snapshot, players, share_prompts=True)
     return [row.render(mask) for mask in range(1 << players.num_players)]
 

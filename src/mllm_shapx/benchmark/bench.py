@@ -7,7 +7,6 @@ from dataclasses import replace
 
 from mllm_shapx.benchmark.options import BenchOptions
 from mllm_shapx.benchmark.ours import Explainer
-from mllm_shapx.benchmark.overhead import Overhead, measure_overhead
 from mllm_shapx.benchmark.probes import Prober, Recommendation
 from mllm_shapx.benchmark.report import BenchReport, Machine
 from mllm_shapx.benchmark.rounds import Contest, contest
@@ -31,10 +30,10 @@ SHARING_SHARE = 0.5
 
 
 def bench(loaded: LoadedConfig, options: BenchOptions, say: Say) -> BenchReport:
-    """Measure a config on this machine; `say` is told what is going on.
+    """Measure a config on this machine; `say` gets a line for each step.
 
     Raises:
-        UsageError: For anything that the user can mend.
+        UsageError: For anything that the user can correct.
     """
     subject = Subject(loaded)
     if subject.run.device == "cpu":
@@ -71,7 +70,6 @@ async def _bench(subject: Subject, options: BenchOptions, say: Say) -> BenchRepo
             recommended=recommended,
             batch_size=ours.engine.stats.batch_size,
             rows_in_flight=ours.flight.most,
-            overhead=await _overhead(options.overhead, say),
             notes=[*ready.notes, *_remarks(result, ready, recommended)],
         )
     finally:
@@ -106,14 +104,6 @@ def _probe_games(ready: Ready, total: int) -> Sequence[Game]:
     return games
 
 
-async def _overhead(player_counts: Sequence[int], say: Say) -> list[Overhead]:
-    found = []
-    for count in player_counts:
-        say(f"{1 << count:,} coalitions with a model that answers at once")
-        found.append(await measure_overhead(count))
-    return found
-
-
 def _remarks(result: Contest, ready: Ready, recommended: Recommendation) -> list[str]:
     """Return what the reader should know of how the figures came about."""
     remarks = []
@@ -128,7 +118,7 @@ def _remarks(result: Contest, ready: Ready, recommended: Recommendation) -> list
     if ready.contestants.library is not None and not ready.contestants.comparable:
         remarks.append(
             "values were not compared with the library's: answers are sampled or cut, dtype is not float32, "
-            "or the similarity is not the library's"
+            "probabilities are scored, or the similarity is not the library's"
         )
     if not recommended.probes:
         remarks.append(

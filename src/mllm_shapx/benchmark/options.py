@@ -4,8 +4,6 @@ from dataclasses import dataclass
 
 LIBRARY_SHARE = 3.0
 """The library, which takes longest by far, gets so many times the others' time."""
-OVERHEAD_PLAYERS = (12, 13, 14)
-"""Players of the games with a model that answers at once: 4096 to 16384 coalitions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,8 +16,6 @@ class BenchOptions:
     """About how long each contestant is measured, the library three times as long."""
     rows_in_flight: int | None = None
     """Rows side by side; None for as many as fill the batches."""
-    overhead: tuple[int, ...] = ()
-    """Player counts of the games that show the cost beside the model."""
 
     @property
     def library_seconds(self) -> float:

@@ -10,13 +10,15 @@ from typing import Any
 from mllm_shap import ConversationSnapshot
 
 from mllm_shapx.benchmark.subject import Game
-from mllm_shapx.config.models import EmbeddingConfig
-from mllm_shapx.explaining.coalitions import Keep, RowCoalitions
-from mllm_shapx.explaining.sample import explain_run, open_row
-from mllm_shapx.explaining.settings import answer_seed, decoding
-from mllm_shapx.explaining.similarity import Embedder, Vector
-from mllm_shapx.models.base import Answer, Model, Prompt
-from mllm_shapx.models.encoder import TextEncoder
+from mllm_shapx.explaining.coalitions import Keep
+from mllm_shapx.explaining.unit import ModelAnswers, RowExplainer
+from mllm_shapx.models.base import (
+    BoundsBatches,
+    EncodesTogether,
+    Model,
+    OrdersPrompts,
+    Prompt,
+)
 from mllm_shapx.models.engine import Engine
 from mllm_shapx.models.flight import Flight
 from mllm_shapx.planning.runs import RunSpec
@@ -54,7 +56,7 @@ class Explainer:
     def __init__(self, model: Model, rows_in_flight: int | None) -> None:
         self.engine = Engine(model)
         self.flight = Flight(rows_in_flight, lambda: self.engine.stats.batch_size)
-        self._embedders = _Embedders(self.engine)
+        self._answers = ModelAnswers(self.engine, {})
 
     async def play(self, games: Sequence[Game]) -> Turn:
         """Explain the games' rows, each with answers of its own, and say how long it took."""
@@ -82,14 +84,15 @@ class Explainer:
 
     async def play_sweep(self, game: Game, runs: Sequence[RunSpec]) -> tuple[int, int]:
         """Explain the game's row by all `runs`, sharing answers; return (coalitions, answers generated)."""
-        rows: dict[str, RowCoalitions] = {}
+        rows: dict[str, RowExplainer] = {}
         evaluated = generated = 0
         for run in runs:
-            coalitions = rows.get(run.generation_key)
-            if coalitions is None:
-                coalitions = rows[run.generation_key] = await asyncio.to_thread(open_row, game.row, run)
-            generate = partial(self._generate, game.row.row_index, run, Turn())
-            sample = await explain_run(game.row, coalitions, run, generate, self._embedders.of(run))
+            if run.generation_key not in rows:
+                rows[run.generation_key] = await asyncio.to_thread(RowExplainer, game.row, run)
+            row = rows[run.generation_key]
+            generate = partial(self._answers.answer, run, game.row.row_index)
+            forcer = self._answers.forcer(row, run, runs)
+            sample = await row.explain(run, generate, self._answers.embedder(run), forcer=forcer)
             evaluated += sample.n_calls
             generated += sample.model_calls
         return evaluated, generated
@@ -102,30 +105,14 @@ class Explainer:
         turn: Turn,
         on_end: Callable[[], None],
     ) -> None:
-        coalitions = await asyncio.to_thread(open_row, game.row, game.run)
-        generate = partial(self._generate, game.row.row_index, game.run, turn)
-        samples[place] = await explain_run(
-            game.row, coalitions, game.run, generate, self._embedders.of(game.run)
-        )
+        async def generate(prompts: Mapping[int, ConversationSnapshot], keep: Keep) -> None:
+            turn.prompts.extend(prompts.values())
+            await self._answers.answer(game.run, game.row.row_index, prompts, keep)
+
+        explainer = await asyncio.to_thread(RowExplainer, game.row, game.run)
+        samples[place] = await explainer.explain(game.run, generate, self._answers.embedder(game.run))
         self.flight.end(str(place))
         on_end()
-
-    async def _generate(
-        self,
-        row_index: int,
-        run: RunSpec,
-        turn: Turn,
-        prompts: Mapping[int, ConversationSnapshot],
-        keep: Keep,
-    ) -> None:
-        masks = list(prompts)
-        turn.prompts.extend(prompts.values())
-        seeds = [0] * len(masks)
-        if not run.generation.is_greedy:
-            seeds = [answer_seed(run, row_index, mask) for mask in masks]
-        await self.engine.answer(
-            list(prompts.values()), decoding(run), seeds, lambda index, answer: keep(masks[index], answer)
-        )
 
 
 class Borrowed:
@@ -134,6 +121,12 @@ class Borrowed:
     def __init__(self, model: Model, batch_size: int | None) -> None:
         self._model = model
         self.max_batch_size = batch_size
+        if isinstance(model, OrdersPrompts):
+            self.batch_key = model.batch_key
+        if isinstance(model, BoundsBatches):
+            self.largest_batch = model.largest_batch
+        if isinstance(model, EncodesTogether):
+            self.encode_all = model.encode_all
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
@@ -144,25 +137,3 @@ class Borrowed:
 
     def close(self) -> None:
         """Leave the model loaded."""
-
-
-class _Embedders:
-    """What gives the vectors of runs that compare embeddings; external encoders are loaded once."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._encoders: dict[EmbeddingConfig, TextEncoder] = {}
-
-    def of(self, run: RunSpec) -> Embedder:
-        """Return what embeds the answers of `run`."""
-
-        async def embed(answers: Sequence[Answer]) -> list[Vector]:
-            if run.embedding is None:
-                return await self._engine.embed(answers, run.shap.mode, run.shap.reducer)
-            if run.embedding not in self._encoders:
-                self._encoders[run.embedding] = await asyncio.to_thread(TextEncoder.load, run.embedding)
-            encoder = self._encoders[run.embedding]
-            texts = [answer.text for answer in answers]
-            return await asyncio.to_thread(encoder.embed, texts, run.shap.reducer)
-
-        return embed

@@ -67,7 +67,7 @@ class Prober:
     async def recommend(self, found: int, rows_in_flight: int, seconds: float) -> Recommendation:
         """Try batch sizes around the one that `auto` found, then rows in flight with the best of them.
 
-        After `seconds` nothing new is begun: on a slow model what was tried until then has to do.
+        Nothing new is tried after `seconds`; a slow model has fewer settings tried.
         """
         self._deadline = time.monotonic() + seconds * (1 - FLIGHTS_SHARE)
         sizes = [await self._try(found, rows_in_flight)]

@@ -47,7 +47,7 @@ class ReferenceBackend(TransformersTextBackend):
 
     def _load_as_we_do(self) -> None:
         """Load what the library has no setting for."""
-        loaded = load_model(self._run, self._model_path)
+        loaded = load_model(self._run.model_settings, self._model_path)
         if not isinstance(loaded, HfTextModel):
             msg = f"connector {self._run.connector!r} has no backend of transformers"
             raise TypeError(msg)
@@ -59,7 +59,9 @@ class ReferenceBackend(TransformersTextBackend):
     ) -> dict[str, Any]:
         first = self._prompts is None
         if self._prompts is None:
-            self._prompts = ChatPrompts(tokenizer, ChatSettings.of(self._run), self._run.model_id)
+            self._prompts = ChatPrompts(
+                tokenizer, ChatSettings.of(self._run.model_settings), self._run.model_id
+            )
         ids = self._prompts.encode_all([snapshot], self._run.chat.assistant_prefill or "")[0]
         inputs = {"input_ids": torch.tensor([ids], dtype=torch.long, device=self._device)}
         if first:

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mllm_shapx.benchmark.overhead import Overhead
 from mllm_shapx.benchmark.probes import Recommendation
 from mllm_shapx.benchmark.rounds import Contest, Tally
 from mllm_shapx.benchmark.sharing import Sharing
 from mllm_shapx.models.base import ModelIdentity
+from mllm_shapx.reporting.grid import Column, grid
+
+_WIDTH = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,6 @@ class BenchReport:
     recommended: Recommendation
     batch_size: int
     rows_in_flight: int
-    overhead: Sequence[Overhead]
     notes: Sequence[str]
 
     @property
@@ -86,7 +87,7 @@ class BenchReport:
     def to_json(self) -> dict[str, Any]:
         """Return the report as one JSON object."""
         contest, machine = self.contest, self.machine
-        data: dict[str, Any] = {
+        return {
             "coalitions_per_second": self.rate,
             "library_coalitions_per_second": contest.library.median_rate,
             "ratio": self._over(contest.library),
@@ -111,8 +112,6 @@ class BenchReport:
             "dtype": machine.dtype,
             "threads": machine.threads,
             "load_average": machine.load_average,
-            "package_coalitions_per_second": contest.package.median_rate,
-            "ratio_to_package": self._over(contest.package),
             "largest_value_difference": contest.largest_difference,
             "rows_compared": contest.compared_rows,
             "library_sampled": contest.library_sampled,
@@ -126,15 +125,11 @@ class BenchReport:
                 "ours": _rounds(contest.ours),
                 "library": _rounds(contest.library),
                 "raw": _rounds(contest.raw),
-                "package": _rounds(contest.package),
             },
             "raw_search": {str(size): rate for size, rate in self.raw_rates.items()},
             "probes": [probe.to_json() for probe in self.recommended.probes],
             "notes": list(self.notes),
         }
-        if self.overhead:
-            data["overhead_us_per_coalition"] = [each.to_json() for each in self.overhead]
-        return data
 
     def to_text(self) -> str:
         """Return the report as a table and some sentences."""
@@ -144,7 +139,6 @@ class BenchReport:
             f"{self.model_id}, {machine.dtype}, {where}, load average {machine.load_average:.1f}",
             f"{self.rows} row(s), the same for all, in turns; medians of {rounds} round(s)",
             "",
-            f"{'':34}{'coalitions/s':>13}{'all rounds':>12}{'ours is':>11}",
             *self._table(),
             "",
             *self._sentences(),
@@ -157,13 +151,14 @@ class BenchReport:
             ("ours", contest.ours),
             ("mllm_shap's own runner", contest.library),
             (f"plain generate, batches of {self.raw_batch_size}", contest.raw),
-            ("liquid_audio's own generator", contest.package),
         ]
-        return [
-            f"{name:34}{tally.median_rate:13,.1f}{tally.total_rate:12,.1f}{_times(self._over(tally), name)}"
+        cells = [
+            (name, f"{tally.median_rate:,.1f}", f"{tally.total_rate:,.1f}", _times(self._over(tally), name))
             for name, tally in rows
             if tally.median_rate is not None and tally.total_rate is not None
         ]
+        titles = ("coalitions/s", "all rounds", "ours is")
+        return grid([Column(""), *(Column(title, right=True) for title in titles)], cells, _WIDTH)
 
     def _sentences(self) -> list[str]:
         contest, sharing, best = self.contest, self.sharing, self.recommended
@@ -184,11 +179,6 @@ class BenchReport:
                 f"Values of ours and the library's differ by at most {contest.largest_difference:.1e} "
                 f"on {contest.compared_rows} row(s)."
             )
-        lines += [
-            f"With a model that answers at once, {each.coalitions:,} coalitions take {each.ours:,.0f} us "
-            f"each ({each.ours_without_engine:,.0f} without the engine), in mllm_shap {each.library:,.0f}."
-            for each in self.overhead
-        ]
         lines += [f"Note: {note}." for note in self.notes]
         lines.append(
             f"Recommended: batch size {best.batch_size} (the contest came to {self.batch_size}), "
@@ -209,7 +199,7 @@ def _rounds(tally: Tally) -> list[dict[str, float]]:
 
 
 def _times(ratio: float | None, name: str) -> str:
-    return "" if ratio is None or name == "ours" else f"{ratio:10.2f}x"
+    return "" if ratio is None or name == "ours" else f"{ratio:.2f}x"
 
 
 def _processor() -> str:

@@ -2,7 +2,6 @@
 
 import asyncio
 import math
-import random
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -74,7 +73,6 @@ class Contest:
     ours: Tally = field(default_factory=Tally)
     library: Tally = field(default_factory=Tally)
     raw: Tally = field(default_factory=Tally)
-    package: Tally = field(default_factory=Tally)
     turns: list[Turn] = field(default_factory=list)
     """Our turns, without their prompts."""
     library_sampled: bool = False
@@ -87,15 +85,13 @@ class Contest:
 
 @dataclass(frozen=True, slots=True)
 class Contestants:
-    """Who takes part beside us."""
+    """All that take part."""
 
     ours: Explainer
     library: LibraryRunner | None
     library_rate: float
     """Coalitions per second, about."""
     raw: Prompts | None
-    package: Prompts | None
-    package_rate: float
     comparable: bool
     """Whether the library's values must equal ours."""
 
@@ -143,7 +139,6 @@ class _Round:
         repeats = max(1, min(MOST_REPEATS, math.floor(spare / 2))) - 1
         await self._repeat(repeats, prompts)
         await self._library_turn(first, patience)
-        await self._package_turn(prompts)
         await self._repeat(repeats + 1, prompts)
         self._result.ours.add(self._ours.coalitions, self._ours.seconds)
         if self._with.raw is not None:
@@ -180,15 +175,6 @@ class _Round:
         self._result.library.add(
             sum(result.coalitions for result in results), sum(result.seconds for result in results)
         )
-
-    async def _package_turn(self, prompts: Sequence[ConversationSnapshot]) -> None:
-        if self._with.package is None:
-            return
-        count = min(len(prompts), max(1, int(self._with.package_rate * self._seconds)))
-        chosen = random.Random(len(prompts)).sample(list(prompts), count)
-        share = count / len(prompts)
-        seconds = await asyncio.to_thread(self._with.package.seconds_for, chosen)
-        self._result.package.add(share * sum(game.coalitions for game in self._games), seconds)
 
     def _compare(self, ours: Turn, theirs: Sequence[LibraryResult]) -> None:
         if not self._with.comparable:

@@ -1,12 +1,12 @@
-"""What is measured: a config's model and rows, and a game for each row that fits the time at hand."""
+"""What is measured: a config's model and rows, and a game for each row that fits the time."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mllm_shapx.config.loading import LoadedConfig
-from mllm_shapx.config.models import FlatExplainerType
 from mllm_shapx.config.servers import CONNECTOR
+from mllm_shapx.config.vocabulary import ShapleyType
 from mllm_shapx.data.conversations import Row, load_row
 from mllm_shapx.data.selection import select_rows
 from mllm_shapx.data.sources import open_table
@@ -17,7 +17,7 @@ from mllm_shapx.explaining.settings import decoding
 from mllm_shapx.models.base import Model
 from mllm_shapx.models.registry import load_model, model_identity
 from mllm_shapx.planning.runs import Budget, RunSpec
-from mllm_shapx.planning.sweep import expand
+from mllm_shapx.planning.sweep import expand, player_rule
 
 ANSWERED_RUN = "bench"
 """Name of the run that is measured."""
@@ -52,7 +52,7 @@ class Subject:
     """A config's runs and rows, and where its model lies.
 
     Raises:
-        UsageError: For anything that the user can mend.
+        UsageError: For anything that the user can correct.
     """
 
     def __init__(self, loaded: LoadedConfig) -> None:
@@ -63,13 +63,24 @@ class Subject:
                 "server; `mllm-shapx run --max-samples 2` shows its answers per second"
             )
         self.sweep = expand(settings, str(loaded.path)).runs
-        self.run = _as(self.sweep[0], "exact", Budget("all"))
-        """Exact explanation with the settings of the sweep's first run."""
+        answering = [run for run in self.sweep if run.shap.reads != "likelihoods"]
+        if not answering:
+            raise UsageError(
+                f"{loaded.path}: bench measures how fast coalitions are answered, and this config has none "
+                f'answered: "{self.sweep[0].shap.value_function}" reads the likelihood of a given text. Give '
+                'bench a copy of the config with a similarity in "shap"'
+            )
+        self.run = _as(answering[0], "exact", Budget("all"))
+        """Exact explanation with the settings of the sweep's first run that has coalitions answered."""
         self._table: Table = open_table(settings.dataset, loaded.path)
         self._rows = select_rows(
-            self._table, settings.dataset, settings.selection, settings.modality, settings.shap.token_filter
+            self._table,
+            settings.dataset,
+            settings.selection,
+            settings.modality,
+            player_rule(settings, loaded.path),
         ).rows
-        self.model_path, self.revision = model_identity(self.run, loaded.path)
+        self.model_path, self.revision = model_identity(self.run.model_settings, loaded.path)
         """The model's directory, None for a hub id; and its digest or hub commit."""
         self._config_path = loaded.path
 
@@ -79,7 +90,7 @@ class Subject:
         Raises:
             ModelError: When it cannot be loaded.
         """
-        return load_model(self.run, self.model_path, self.revision, self._config_path)
+        return load_model(self.run.model_settings, self.model_path, self.revision, self._config_path)
 
     def games(self, model: Model) -> Iterator[Game]:
         """Yield the exact game of each row that `model` can be asked about, in selection order.
@@ -103,7 +114,7 @@ class Subject:
             raise UsageError(f"none of the {len(self._rows)} selected row(s) can be explained: {refused}")
 
 
-def _as(run: RunSpec, explainer_type: FlatExplainerType, budget: Budget) -> RunSpec:
+def _as(run: RunSpec, explainer_type: ShapleyType, budget: Budget) -> RunSpec:
     return replace(
         run,
         name=ANSWERED_RUN,

@@ -1,10 +1,9 @@
-"""Before the contest: everybody loads, warms up, and shows about how fast it is."""
+"""Before the contest: loads and warms up all contestants, and estimates their rates."""
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 
 from mllm_shap import ConversationSnapshot
 
@@ -13,7 +12,7 @@ from mllm_shapx.benchmark.options import BenchOptions
 from mllm_shapx.benchmark.ours import Explainer
 from mllm_shapx.benchmark.plain import PlainGenerate
 from mllm_shapx.benchmark.reference import OTHER_PROMPTS
-from mllm_shapx.benchmark.rounds import WORTH_ALL, Contestants, Prompts
+from mllm_shapx.benchmark.rounds import WORTH_ALL, Contestants
 from mllm_shapx.benchmark.subject import Game, Subject
 from mllm_shapx.explaining.settings import decoding
 from mllm_shapx.models.base import Model
@@ -27,9 +26,8 @@ FIRST_COALITIONS = 64
 MOST_COALITIONS = 1 << 15
 MOST_ROWS = 512
 MOST_LONG_ROWS = 3
-"""Rows that share the time when the user says how many there are to be; more take longer in sum."""
+"""Rows that share the time when the user names a number of rows; more rows take longer."""
 LIBRARY_COALITIONS = 16
-PACKAGE_PROMPTS = 4
 
 
 class GameSupply:
@@ -47,7 +45,7 @@ class GameSupply:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """Everybody loaded and warm, and the games that they will play."""
+    """The contestants, loaded and warm, and the games that they play."""
 
     contestants: Contestants
     games: Sequence[Game]
@@ -75,15 +73,12 @@ async def warm_up(
         say("looking for the best batch size of plain generate")
         raw = PlainGenerate(model, decoding(subject.run))
         await asyncio.to_thread(raw.find_batch_size, prompts, options.seconds)
-    package, package_rate = await _warm_up_package(subject, model, prompts, say)
     return Ready(
         contestants=Contestants(
             ours=ours,
             library=library,
             library_rate=library_rate,
             raw=raw,
-            package=package,
-            package_rate=package_rate,
             comparable=comparable(subject.run, model.identity.dtype),
         ),
         games=_choose(supply, rate, library_rate, options),
@@ -102,7 +97,7 @@ async def _warm_up_ours(
         Coalitions per second, and the prompts of the last turn.
     """
     rows, most = 1, FIRST_COALITIONS
-    await ours.play([supply.first(1)[0].smallest()])  # the first time, libraries wake up
+    await ours.play([supply.first(1)[0].smallest()])  # the first call initializes libraries
     while True:
         games = [game.limited_to(most) for game in supply.first(rows)]
         size = ours.engine.stats.batch_size
@@ -139,30 +134,6 @@ async def _warm_up_library(
     if library.makes_other_prompts:
         notes.append(OTHER_PROMPTS)
     return library, result.coalitions / result.seconds
-
-
-async def _warm_up_package(
-    subject: Subject, model: Model, prompts: Sequence[ConversationSnapshot], say: Callable[[str], None]
-) -> tuple[Prompts | None, float]:
-    """Return the liquid_audio package's own generator and its prompts per second."""
-    if subject.run.connector != "liquid_audio":
-        return None, 0.0
-    from mllm_shapx.benchmark.package import PackageGenerate
-
-    say("loading the model into the liquid_audio package's own generator")
-    folder = await asyncio.to_thread(_checkpoint_folder, subject)
-    package = await asyncio.to_thread(PackageGenerate, folder, model.identity, decoding(subject.run))
-    chosen = prompts[:: -(-len(prompts) // PACKAGE_PROMPTS)]
-    await asyncio.to_thread(package.seconds_for, chosen[:1])
-    return package, len(chosen) / await asyncio.to_thread(package.seconds_for, chosen)
-
-
-def _checkpoint_folder(subject: Subject) -> Path:
-    if subject.model_path is not None:
-        return subject.model_path
-    from huggingface_hub import snapshot_download
-
-    return Path(snapshot_download(subject.run.model_id, revision=subject.revision, local_files_only=True))
 
 
 def _choose(supply: GameSupply, rate: float, library_rate: float, options: BenchOptions) -> list[Game]:

@@ -7,15 +7,10 @@ from dataclasses import dataclass
 
 from mllm_shapx.config import servers, vocabulary_checks
 from mllm_shapx.config.diagnosis import Place, dotted
-from mllm_shapx.config.models import (
-    KNOWN_SUBSETS,
-    DatasetConfig,
-    ExperimentSet,
-    HierarchicalConfig,
-    RowFilter,
-    Variant,
-    canonical_type,
-)
+from mllm_shapx.config.models import DatasetConfig, ExperimentSet, RowFilter
+from mllm_shapx.config.values import canonical_type
+from mllm_shapx.config.variants import HierarchicalConfig, Variant
+from mllm_shapx.config.vocabulary import EXPLAINERS, KNOWN_SUBSETS
 from mllm_shapx.errors import Problem
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -169,7 +164,7 @@ def _server(experiment_set: ExperimentSet) -> Iterator[Finding]:
 
 
 def _states(experiment_set: ExperimentSet) -> Iterator[Finding]:
-    """Yield the runs that compare states of a model whose states nobody sees."""
+    """Yield the runs that compare states of a model whose states are not available."""
     shap, embedding = experiment_set.shap, experiment_set.embedding
     reads: tuple[Place, ...] = (("connector",), ("shap", "similarity"), ("embedding",))
     for index, variant in enumerate(experiment_set.experiments):
@@ -307,7 +302,8 @@ def _evaluates_all(variant: Variant) -> bool:
     """Return whether the runs of a variant draw no coalitions."""
     block = variant.hierarchical
     if block is None:
-        return variant.explainer_type == "exact"
+        facts = EXPLAINERS.get(variant.explainer_type)
+        return facts is not None and not facts.takes_budget
     return {canonical_type(block.shap_type), canonical_type(block.first_layer_type or "exact")} == {"exact"}
 
 
@@ -315,9 +311,10 @@ def _variant(path: Place, variant: Variant) -> Iterator[Finding]:
     kind = variant.explainer_type
     budgets = [key for key in ("num_samples", "fractions", "linear") if getattr(variant, key)]
     type_path: Place = (*path, "explainer_type")
-    if kind == "exact":
+    if kind != "hierarchical" and not EXPLAINERS[kind].takes_budget:
+        what = "the coalitions that lack one player" if kind == "loo" else "every coalition"
         for key in budgets:
-            yield _problem((*path, key), '"exact" evaluates every coalition', "remove it", reads=(type_path,))
+            yield _problem((*path, key), f'"{kind}" evaluates {what}', "remove it", reads=(type_path,))
     elif kind == "hierarchical":
         for key in budgets:
             message = 'a hierarchical variant\'s budgets stand in its "hierarchical" block'

@@ -10,7 +10,10 @@ from typing import Any, get_args
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from mllm_shapx.config.models import EXPLAINER_ALIASES, Block, ExperimentSet, HierarchicalConfig
+from mllm_shapx.config.blocks import Block
+from mllm_shapx.config.models import ExperimentSet
+from mllm_shapx.config.variants import HierarchicalConfig
+from mllm_shapx.config.vocabulary import EXPLAINER_ALIASES
 from mllm_shapx.errors import Problem
 from mllm_shapx.plaintext import redacted
 

@@ -242,7 +242,7 @@ _TOO_DEEP = Problem("", f"is nested too deeply to be a config: at most {DEEPEST}
 
 
 def is_deeper(data: Any, most: int) -> bool:
-    """Return whether objects and lists stand in each other more than `most` levels deep."""
+    """Return whether objects and lists are nested more than `most` levels deep."""
     level = [data]
     for _ in range(most + 1):
         level = [
@@ -366,7 +366,7 @@ def _exists(path: Path) -> bool:
 
 
 def _with_origin(where: diagnosis.Place, problem: Problem, layers: Sequence[_Layer]) -> Problem:
-    """Say which file a problem stands in when it is an inherited one."""
+    """Say which file an inherited problem is in."""
     origin = _origin(where, layers)
     if origin is layers[0]:
         return problem

@@ -1,11 +1,128 @@
-"""The names that a config may use beyond its original ones, and what each of them needs.
+"""The names that a config chooses from, and what each explainer and value function needs.
 
-The value functions here are mllm_shap's, under its names. Their options are checked by the library's own
-models, so a new option of the library needs no change here.
+An explainer is one of mllm_shap's estimators with an estimand. The value functions here are the library's,
+under its names; their options are checked by the library's own models, so a new option needs no change here.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
+
+ConnectorName = Literal["liquid_audio", "hf_text", "openai"]
+SimilarityName = Literal["CosineSimilarity", "TfIdfCosineSimilarity", "EuclideanSimilarity"]
+ReducerName = Literal["MeanReducer", "MaxReducer", "MinReducer", "SumReducer", "FirstReducer", "ZeroReducer"]
+NormalizerName = Literal["AbsSumNormalizer", "IdentityNormalizer", "MinMaxNormalizer", "PowerShiftNormalizer"]
+EmbeddingMode = Literal["CONTEXTUAL", "STATIC"]
+InputModality = Literal[
+    "text",
+    "audio__original",
+    "audio__male",
+    "audio__female",
+    "interleaved__text_first__male",
+    "interleaved__text_first__female",
+    "interleaved__audio_first__male",
+    "interleaved__audio_first__female",
+]
+OutputModality = Literal["text", "audio"]
+FilterOp = Literal["in", "not_in", "==", "!=", "<", "<=", ">", ">=", "between"]
+
+ShapleyType = Literal[
+    "exact",
+    "limited_mc",
+    "standard_mc",
+    "limited_cc",
+    "standard_cc",
+    "limited_neyman",
+    "standard_neyman",
+    "leverage",
+    "proxy",
+]
+"""Explainers that estimate Shapley values, which the games of `hierarchical` need: the values add up."""
+OtherFlatType = Literal[
+    "loo",
+    "kernel_banzhaf",
+    "exact_banzhaf",
+    "limited_mc_banzhaf",
+    "standard_mc_banzhaf",
+    "proxy_banzhaf",
+]
+AnyFlatType = ShapleyType | OtherFlatType
+ExplainerType = AnyFlatType | Literal["hierarchical"]
+TypeAlias = Literal[
+    "precise",
+    "mc",
+    "cc",
+    "complementary",
+    "neyman",
+    "leave_one_out",
+    "leverage_shap",
+    "proxy_shap",
+    "mc_banzhaf",
+]
+
+EXPLAINER_ALIASES: dict[str, AnyFlatType] = {
+    "precise": "exact",
+    "mc": "limited_mc",
+    "cc": "limited_cc",
+    "complementary": "limited_cc",
+    "neyman": "limited_neyman",
+    "leave_one_out": "loo",
+    "leverage_shap": "leverage",
+    "proxy_shap": "proxy",
+    "mc_banzhaf": "limited_mc_banzhaf",
+}
+"""Other explainer names that users' configs hold, and the types they mean."""
+
+Floor = Literal["2^n", "n + 2", "2n + 2", "2"]
+
+
+@dataclass(frozen=True, slots=True)
+class ExplainerFacts:
+    """An explainer type as mllm_shap knows it."""
+
+    estimator: str
+    floor: Floor
+    """Fewest coalitions for n players; the ceiling is always 2^n. For a type without a budget, its number."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Further keys of the library's `explanation` block."""
+    estimand: Literal["shapley", "banzhaf"] = "shapley"
+    takes_budget: bool = True
+    in_pairs: bool = False
+    """Whether coalitions come in pairs with their complements, so that a budget is rounded down to even."""
+    package: str | None = None
+    """Optional package that it imports."""
+
+    def least(self, num_players: int) -> int:
+        """Return the floor for a number of players."""
+        floors = {"2^n": 1 << num_players, "n + 2": num_players + 2, "2n + 2": 2 * num_players + 2, "2": 2}
+        return min(floors[self.floor], 1 << num_players)
+
+
+_MINIMAL = {"include_minimal_masks": True}
+
+EXPLAINERS: Mapping[str, ExplainerFacts] = {
+    "exact": ExplainerFacts("exact", "2^n", takes_budget=False),
+    "limited_mc": ExplainerFacts("mc", "n + 2", _MINIMAL),
+    "standard_mc": ExplainerFacts("mc", "2"),
+    "limited_cc": ExplainerFacts("complementary", "2n + 2", _MINIMAL, in_pairs=True),
+    "standard_cc": ExplainerFacts("complementary", "2n + 2", in_pairs=True),
+    "limited_neyman": ExplainerFacts(
+        "neyman_cc", "2n + 2", {"neyman": {"use_standard_method": False}}, in_pairs=True
+    ),
+    "standard_neyman": ExplainerFacts(
+        "neyman_cc", "2n + 2", {"neyman": {"use_standard_method": True}}, in_pairs=True
+    ),
+    "leverage": ExplainerFacts("leverage", "2n + 2", in_pairs=True),
+    "proxy": ExplainerFacts("proxy", "2n + 2", in_pairs=True, package="sklearn"),
+    # n coalitions that lack one player, the grand coalition, and the empty one, whose value is recorded.
+    "loo": ExplainerFacts("loo", "n + 2", takes_budget=False),
+    "kernel_banzhaf": ExplainerFacts("kernel_banzhaf", "2n + 2", estimand="banzhaf", in_pairs=True),
+    "exact_banzhaf": ExplainerFacts("exact", "2^n", estimand="banzhaf", takes_budget=False),
+    "limited_mc_banzhaf": ExplainerFacts("mc", "n + 2", _MINIMAL, estimand="banzhaf"),
+    "standard_mc_banzhaf": ExplainerFacts("mc", "2", estimand="banzhaf"),
+    "proxy_banzhaf": ExplainerFacts("proxy", "2n + 2", estimand="banzhaf", in_pairs=True, package="sklearn"),
+}
+"""Every explainer type but `hierarchical` (docs/formats.md, "Variants")."""
 
 ValueFunctionName = Literal[
     "self_logprob",
@@ -54,6 +171,47 @@ SIMILARITY_OF = {"tfidf_cosine": "TfIdfCosineSimilarity", "embedding_cosine": "C
 
 SPEECH_VALUE_FUNCTIONS = frozenset({"speech_bertscore", "transcribed"})
 """Value functions of the library that read a waveform file of each answer; not available here."""
+
+
+PlayerKind = Literal["words", "tokens", "sentences", "messages"]
+TokenFilter = Literal["exclude_punctuation", "none"]
+RoleName = Literal["system", "user", "assistant"]
+Absence = Literal["delete", "pad", "neutral"]
+AudioAbsence = Literal["cut", "silence", "noise"]
+
+ABSENCE_OPTIONS: dict[Absence, str | None] = {"delete": None, "pad": "placeholder", "neutral": "fill_char"}
+"""What the absence of a piece of text may set: the text, or the character, in its place."""
+
+DEFAULT_MODELS: dict[str, tuple[str, str]] = {
+    "liquid_audio": ("LiquidAI/LFM2-Audio-1.5B", "3f9322d8cfdcf3df281227af9ca80d948f5ba878"),
+    "hf_text": ("microsoft/phi-2", "ef382358ec9e382308935a992d908de099b64c23"),
+}
+"""Connector -> (model id, pinned commit) used when `connector_kwargs` names no model."""
+
+KNOWN_SUBSETS = frozenset(
+    {
+        "single_sentence",
+        "multi_lingual",
+        "multi_sentence",
+        "single_sentence__voice_bench",
+        "single_sentence__librispeech_asr",
+        "multi_lingual__infinity_instruct",
+        "multi_sentence__voice_bench",
+        "multi_turn",
+    }
+)
+"""Subsets of the default dataset; other names are allowed with a warning."""
+
+_CONTEXT_ROLES = {
+    "SYSTEM": frozenset({"system"}),
+    "ASSISTANT": frozenset({"assistant"}),
+    "SYSTEM_ASSISTANT": frozenset({"system", "assistant"}),
+}
+
+
+def context_roles(system_roles_setup: str) -> frozenset[str]:
+    """Return the roles whose messages are fixed context: present in every coalition, never players."""
+    return _CONTEXT_ROLES[system_roles_setup]
 
 
 def canonical_value_function(value: Any) -> Any:

@@ -1,10 +1,15 @@
 """What the further names of a config need: which combinations of keys work, and what to write otherwise."""
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 from typing import Any
 
 from mllm_shapx.config import servers
-from mllm_shapx.config.models import ExperimentSet, ShapConfig, ShapOverride
+from mllm_shapx.config.models import ExperimentSet
+from mllm_shapx.config.scoring import ShapConfig, ShapOverride
+from mllm_shapx.config.values import canonical_type
+from mllm_shapx.config.variants import Variant
+from mllm_shapx.config.vocabulary import EXPLAINERS, context_roles
 
 Place = tuple[str | int, ...]
 Fault = tuple[Place, str, str, tuple[Place, ...]]
@@ -12,52 +17,60 @@ Fault = tuple[Place, str, str, tuple[Place, ...]]
 
 
 def problems(experiment_set: ExperimentSet) -> Iterator[Fault]:
-    """Yield what is wrong with the scoring of the config and of its variants."""
-    blocks: list[tuple[Place, ShapConfig | ShapOverride, ShapConfig]] = [
-        (("shap",), experiment_set.shap, experiment_set.shap)
-    ]
+    """Yield what is wrong with the scoring, in the config and in its variants, and with their explainers."""
+    shap = experiment_set.shap
+    blocks: list[tuple[Place, ShapConfig | ShapOverride, ShapConfig]] = [(("shap",), shap, shap)]
     for index, variant in enumerate(experiment_set.experiments):
         if (override := variant.shap_override) is not None:
             place: Place = ("experiments", index, "shap_override")
-            blocks.append((place, override, experiment_set.shap.changed_by(override)))
+            blocks.append((place, override, shap.changed_by(override)))
     for place, written, scoring in blocks:
         yield from _value_function(place, written, scoring, experiment_set)
+        yield from _players(place, written, scoring, experiment_set)
+        yield from _keep(place, written, experiment_set)
+        yield from _absence(place, written, scoring, experiment_set)
+    for index, variant in enumerate(experiment_set.experiments):
+        yield from _package(("experiments", index), variant)
+
+
+def _package(place: Place, variant: Variant) -> Iterator[Fault]:
+    """Yield the explainers whose package is not installed."""
+    named: dict[Place, str | None] = {("explainer_type",): variant.explainer_type}
+    if (block := variant.hierarchical) is not None:
+        named |= {("hierarchical", key): getattr(block, key) for key in ("shap_type", "first_layer_type")}
+    for keys, name in named.items():
+        facts = EXPLAINERS.get(canonical_type(name))
+        if facts is not None and facts.package is not None and find_spec(facts.package) is None:
+            message = f'"{name}" needs scikit-learn, which is not installed'
+            fix = "install the extra: pip install 'mllm-shapx[proxy]', or take \"leverage\""
+            yield (*place, *keys), message, fix, ()
 
 
 def _value_function(
     place: Place, written: ShapConfig | ShapOverride, scoring: ShapConfig, experiment_set: ExperimentSet
 ) -> Iterator[Fault]:
     name, key = scoring.value_function, (*place, "value_function")
+    options_key = (*place, "value_options")
     if name is None:
         if written.value_options is not None:
             message = "are the options of a value function, and none is named"
-            yield (*place, "value_options"), message, "name it in value_function, or remove them", (key,)
+            yield options_key, message, "name it in value_function, or remove them", (key,)
         return
     if written.value_function is not None and "similarity" in written.model_fields_set and written.similarity:
         message = f'"{name}" takes the place of the similarity, and both are named'
-        yield (
-            key,
-            message,
-            'remove one; "similarity": null takes an inherited one back',
-            ((*place, "similarity"),),
-        )
+        fix = 'remove one; "similarity": null takes an inherited one back'
+        yield key, message, fix, ((*place, "similarity"),)
     if {"value_function", "value_options"} & written.model_fields_set:
         fault = _options_fault(name, scoring.value_options or {})
         if fault is not None:
-            where = key if written.value_options is None else (*place, "value_options")
-            yield where, fault, "", (key, (*place, "value_options"))
-    output: Place = ("modality", "output_modality")
+            where = key if written.value_options is None else options_key
+            yield where, fault, "", (key, options_key)
     if experiment_set.modality.output_modality != "text":
-        yield (
-            key,
-            f'"{name}" compares texts, and the answers are spoken',
-            ('set modality.output_modality to "text", or name a similarity'),
-            (output,),
-        )
+        message = f'"{name}" compares texts, and the answers are spoken'
+        fix = 'set modality.output_modality to "text", or name a similarity'
+        yield key, message, fix, (("modality", "output_modality"),)
     if scoring.reads == "likelihoods" and experiment_set.connector_kwargs.strip_reasoning:
-        message = (
-            f'"{name}" reads how likely a text is right behind the prompt, and reasoning would precede it'
-        )
+        message = f'"{name}" reads how likely a text is right after the prompt, where reasoning would come'
         fix = "set connector_kwargs.strip_reasoning to false, or use a value function of answers"
         yield key, message, fix, (("connector_kwargs", "strip_reasoning"),)
     if scoring.reads != "answers" and experiment_set.connector == servers.CONNECTOR:
@@ -77,3 +90,52 @@ def _options_fault(name: str, options: dict[str, Any]) -> str | None:
     except ConfigError as error:
         return str(error)
     return None
+
+
+def _players(
+    place: Place, written: ShapConfig | ShapOverride, scoring: ShapConfig, experiment_set: ExperimentSet
+) -> Iterator[Fault]:
+    if "players" not in written.model_fields_set or scoring.players == "words":
+        return
+    key = (*place, "players")
+    if experiment_set.modality.has_audio_input:
+        message = f'"{scoring.players}" cuts written prompts, and the input is spoken'
+        fix = 'use "words"; audio_segmentation cuts recordings'
+        yield key, message, fix, (("modality", "input_modality"),)
+    if scoring.players == "tokens" and experiment_set.connector != "hf_text":
+        message = f'"tokens" needs connector "hf_text", not "{experiment_set.connector}"'
+        yield key, message, 'use "words"', (("connector",),)
+
+
+def _keep(place: Place, written: ShapConfig | ShapOverride, experiment_set: ExperimentSet) -> Iterator[Fault]:
+    if written.keep is None:
+        return
+    key = (*place, "keep")
+    always = context_roles(experiment_set.chat.system_roles_setup) | set(written.keep.roles)
+    prompted = {"user", *(("system",) if experiment_set.chat.system_prompt.strip() else ())}
+    if not prompted - always:
+        message = "keeps every message, so that nothing is left to explain"
+        yield (*key, "roles"), message, "leave out a role", (("chat", "system_roles_setup"),)
+    for number, word in enumerate(written.keep.words):
+        if not word.strip():
+            yield (*key, "words", number), "must not be empty", "", ()
+    if written.keep.words and experiment_set.audio_segmentation.method == "sgpa":
+        message = 'are words of written messages, and audio_segmentation.method "sgpa" explains spoken ones'
+        yield (*key, "words"), message, "remove them", (("audio_segmentation", "method"),)
+
+
+def _absence(
+    place: Place, written: ShapConfig | ShapOverride, scoring: ShapConfig, experiment_set: ExperimentSet
+) -> Iterator[Fault]:
+    text, key, reads = scoring.absence_text, (*place, "absence_text"), ((*place, "absence"),)
+    if text is not None and {"absence", "absence_text"} & written.model_fields_set:
+        if scoring.absence == "delete":
+            yield key, 'stands in the place of nothing: absence is "delete"', 'set absence to "pad"', reads
+        elif not text:
+            yield key, "must not be empty", 'to leave players out, set absence to "delete"', reads
+        elif scoring.absence == "neutral" and len(text) != 1:
+            message = f'"{text[:20]}" is repeated to the length of each absent piece, so it is one character'
+            yield key, message, 'for a longer text, set absence to "pad"', reads
+    if written.audio_absence is not None and not experiment_set.modality.has_audio_input:
+        message = "stands in the place of stretches of recordings, and the input is text"
+        yield (*place, "audio_absence"), message, "remove it", (("modality", "input_modality"),)

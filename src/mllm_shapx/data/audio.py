@@ -1,4 +1,4 @@
-"""Recordings: encoded bytes to a mono waveform and back, with what is wrong said in words."""
+"""Recordings: encoded bytes to a mono waveform and back, with errors in plain words."""
 
 import io
 from types import ModuleType
@@ -21,7 +21,7 @@ _BLOCK = 1 << 16
 """Frames decoded at once."""
 
 SILENCE = 1e-5
-"""Peak amplitude, of full scale 1, under which a recording says nothing: less than a bit of 16-bit audio."""
+"""Peak amplitude, of full scale 1, below which a recording is silent: less than a bit of 16-bit audio."""
 
 
 def decode(data: bytes, *, allow_empty: bool = False) -> tuple[NDArray[np.float32], int]:

@@ -69,7 +69,7 @@ def require_column(table: Table, name: str, key: str) -> str:
 
 
 def missing(name: str, columns: Sequence[str]) -> str:
-    """Say that a column is missing, which are there, and which is nearest."""
+    """Return the error for a missing column: which ones exist, and which is nearest."""
     return f"there is no column {name!r}{nearest_hint(name, columns)}; its columns are {listed(columns)}"
 
 

@@ -18,19 +18,13 @@ if TYPE_CHECKING:
     from mllm_shap import ConversationSnapshot, Message
 
 UNKNOWN = "unknown"
-"""Language of a row that tells none."""
+"""Language of a row that names none."""
 
 _LONGEST_NAN = 16
 """Characters of a text that is looked at for the word nan and blanks."""
 
 _MOST_BYTES = 1 << 28
 """Size of a recording's file that is read; larger ones are longer than any recording that is taken."""
-
-_CONTEXT_ROLES = {
-    "SYSTEM": frozenset({"system"}),
-    "ASSISTANT": frozenset({"assistant"}),
-    "SYSTEM_ASSISTANT": frozenset({"system", "assistant"}),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +48,6 @@ class _Piece:
 
     text: str
     recording: Any
-
-
-def context_roles(chat: ChatConfig) -> frozenset[str]:
-    """Return the roles whose messages are fixed context: present in every coalition, never players."""
-    return _CONTEXT_ROLES[chat.system_roles_setup]
 
 
 def sentences(value: Any) -> list[str]:
@@ -93,7 +82,7 @@ def load_row(table: Table, row_index: int, dataset: DatasetConfig, modality: Mod
 def read_content(
     values: Mapping[str, Any], table: Table, dataset: DatasetConfig, modality: ModalityConfig
 ) -> tuple[list[tuple[str, bytes | None]], tuple[str, str]]:
-    """Return what a row says and its two languages; recordings are read and not looked into.
+    """Return what a row says and its two languages; recordings are read, not decoded.
 
     Args:
         values: The row's values of the columns that `resolve_columns` names.
@@ -215,7 +204,7 @@ def _sample_rates(recordings: Sequence[bytes | None]) -> tuple[int | None, ...]:
 
 @contextlib.contextmanager
 def _of_recording(number: int, count: int) -> Iterator[None]:
-    """Say of an error which of several pieces it concerns."""
+    """Add to an error which of several pieces it concerns."""
     try:
         yield
     except RowError as error:

@@ -1,4 +1,4 @@
-"""What a dataset's rows were when they were read: a digest of each, and where their content stands now."""
+"""Digests of a dataset's rows, and which rows have changed since they were explained."""
 
 import hashlib
 import json
@@ -14,14 +14,14 @@ from mllm_shapx.records.results import texts_digest
 
 _SHOWN = 5
 _MOST_SEARCHED = 200_000
-"""Rows among which texts that moved are looked for."""
+"""Rows that are searched for texts that moved."""
 _UNREADABLE = ""
 """Digest of a row that cannot be read any more; it equals no recorded one."""
 
 
 @dataclass(frozen=True, slots=True)
 class RowDigests:
-    """What tells whether a row is still the one that a sample was made from."""
+    """The digests by which a sample recognizes its row."""
 
     full: str
     """Over everything that is read of the row: texts, the recordings' bytes and the languages."""
@@ -82,9 +82,9 @@ class Changes:
     """How rows with samples differ from what the samples were made from."""
 
     edited: tuple[int, ...]
-    """Rows whose content is found nowhere in the dataset any more."""
+    """Rows whose content is no longer in the dataset."""
     moved: Mapping[int, int]
-    """Row -> the index at which its content stands now."""
+    """Row -> the present index of its content."""
 
     @property
     def rows(self) -> tuple[int, ...]:
@@ -116,7 +116,7 @@ def compare_samples(
     modality: ModalityConfig,
     samples: Mapping[str, Mapping[int, str]],
 ) -> tuple[dict[str, list[int]], Changes]:
-    """Hold what samples were made from against the rows as they are now.
+    """Compare what samples were made from with the rows as they are now.
 
     Args:
         table: The dataset now.
@@ -146,7 +146,7 @@ def compare_samples(
 
 
 def _changes(recorded: Mapping[int, str], now: Mapping[int, RowDigests]) -> Changes:
-    """Return which changed rows stand elsewhere now, and which nowhere."""
+    """Return which changed rows have moved, and which are gone."""
     places: dict[str, list[int]] = {}
     for index, digests in now.items():
         for digest in (digests.full, digests.texts):

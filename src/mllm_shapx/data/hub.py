@@ -63,7 +63,7 @@ def open_hub_parquet(dataset: DatasetConfig) -> ParquetTable:
     readme = _download(repository, "README.md").read_text("utf-8", "replace") if has_card else None
     names = split_files(repository.files, readme, dataset.subset, dataset.split, repository.where)
     check_complete(names, repository.where)
-    # Last shard first: a download that was broken off lacks the first, and cannot pass for a smaller split.
+    # Last shard first: an interrupted download lacks the first shard, and is not taken for a smaller split.
     paths = [_download(repository, name) for name in reversed(names)][::-1]
     return ParquetTable.open(
         paths,
@@ -193,7 +193,7 @@ def _remember(dataset: DatasetConfig) -> None:
 
 
 def _commit(dataset: DatasetConfig) -> tuple[str | None, HubError | None]:
-    """Return the commit that the revision means, where it can be told, and why the hub was not reached.
+    """Return the commit of the revision, None where it is not known, and why the hub was not reached.
 
     Raises:
         DatasetError: When the hub says no.

@@ -1,4 +1,4 @@
-"""Asks the hub what a repository holds: one question, a limited time, nothing printed by libraries."""
+"""Asks the hub what a repository holds: one request, a time limit, and no output of libraries."""
 
 import contextlib
 import logging
@@ -15,7 +15,7 @@ Problem = Literal["unreachable", "missing", "gated", "revision", "name", "refuse
 
 _LIBRARIES = ("huggingface_hub", "datasets", "transformers", "httpx2", "httpx", "fsspec")
 _LATER = frozenset({408, 429})
-"""Client errors that a later try may not meet."""
+"""Client errors that may not occur on a later try."""
 
 
 class HubError(Exception):
@@ -116,7 +116,7 @@ def ask(kind: Kind, repo_id: str, revision: str | None) -> Any:
 def in_time[T](work: Callable[[], T]) -> T | None:
     """Return what `work` returns; None when it takes longer than `HF_HUB_ETAG_TIMEOUT` seconds."""
     found: list[T] = []
-    # A thread that can be left behind: no limit of a client covers the look-up of a name, or its retries.
+    # A thread that may outlive the limit: no client's timeout covers name look-ups and retries.
     thread = threading.Thread(target=lambda: found.append(work()), daemon=True)
     with quiet():
         thread.start()
@@ -125,13 +125,13 @@ def in_time[T](work: Callable[[], T]) -> T | None:
 
 
 def _ask(kind: Kind, repo_id: str, revision: str | None) -> Any:
-    """Return the description, or the `HubError` that tells why there is none."""
+    """Return the description, or a `HubError` with the reason why there is none."""
     from huggingface_hub import HfApi
 
     try:
         found = HfApi().repo_info(repo_id, repo_type=kind, revision=revision, timeout=_limit_s() + 1.0)
         if found.gated:
-            # Anybody may read the description of a gated repository, but not its files.
+            # The description of a gated repository is public, its files are not.
             HfApi().auth_check(repo_id, repo_type=kind)
     except Exception as error:  # noqa: BLE001 -- HTTP clients differ
         return problem_of(error)
@@ -145,7 +145,7 @@ def _limit_s() -> float:
 
 
 def problem_of(error: BaseException) -> HubError:
-    """Return what an error of a hub client means, by the first in its chain that tells."""
+    """Return what an error of a hub client means; the first known error of its chain decides."""
     from huggingface_hub import errors
 
     for each in _chain(error):
@@ -184,7 +184,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 @contextlib.contextmanager
 def quiet(*, downloads: bool = False) -> Iterator[None]:
-    """Keep the hub's clients from printing: their retries are told in our own words, if at all.
+    """Keep the hub's clients from printing: their retries are not shown, or are reported by us.
 
     With `LOG_LEVEL=DEBUG` they speak.
 

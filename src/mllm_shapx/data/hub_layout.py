@@ -63,7 +63,7 @@ def local_split_files(files: Sequence[str], subset: str, split: str) -> list[str
 
 
 def check_complete(files: Iterable[str], where: str) -> None:
-    """Refuse shards of which some are not there: `…-00001-of-00004` without its three sisters.
+    """Refuse an incomplete set of shards: `…-00001-of-00004` without the other three.
 
     Raises:
         DatasetError: Naming the first shard that is missing.
@@ -97,7 +97,7 @@ def _folders(files: Sequence[str]) -> dict[str, Splits]:
 
 
 def _place(name: str) -> tuple[str, str]:
-    """Return the subset and the split that a file's path speaks of."""
+    """Return the subset and the split that a file's path names."""
     *folders, file = name.split("/")
     if folders and folders[0] == "data":
         folders = folders[1:]

@@ -21,7 +21,7 @@ recordings into one dictionary page, which cannot be decoded in parts."""
 _FOOTER_END = 8
 """Bytes behind a footer: its length and the file's mark."""
 _SEEK_BYTES = 1 << 22
-"""About what is decoded at once on the way to a single row: many rows of text, few recordings."""
+"""About how many bytes are decoded at once to reach one row: many rows of text, few recordings."""
 
 
 @dataclass(frozen=True)
@@ -247,7 +247,7 @@ def _pieces(path: Path, footer: pq.FileMetaData, columns: Sequence[str]) -> list
 
 
 def _row_failure(path: Path, index: int, error: Exception) -> Exception:
-    """Tell a damaged part of the file, which no retry mends, from a file system that fails."""
+    """Return RowError for a damaged part of the file, DatasetError for a failing file system."""
     if isinstance(error, OSError) and error.errno is not None:
         return DatasetError(f"{path}: cannot be read ({error}); restore the file")
     return RowError("unreadable_row", f"{path}: row {index} cannot be read ({error})")

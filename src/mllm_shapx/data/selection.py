@@ -17,9 +17,9 @@ from mllm_shapx.data.conversations import is_missing, sentences
 from mllm_shapx.data.filters import describe, passes, plain_values
 from mllm_shapx.data.scripts import lacks_spaces
 from mllm_shapx.data.table import UNREADABLE, ScanNotice, Table, python_values
-from mllm_shapx.data.tokens import count_players
+from mllm_shapx.data.tokens import row_players
 from mllm_shapx.errors import DatasetError, RowError
-from mllm_shapx.planning.players import PlayerCounts
+from mllm_shapx.planning.players import PlayerCounts, PlayerRule
 
 _BYTES = (
     pa.types.is_binary,
@@ -63,7 +63,7 @@ class _Scan:
     players: NDArray[np.int64] | None
     """Players per row where counted; only rows of `mask` hold a count."""
     other_players: NDArray[np.int64] | None
-    """The same under each other filter: an array (filters, rows)."""
+    """The same under each other rule: an array (rules, rows)."""
     unspaced: NDArray[np.bool_]
     """Rows whose text puts no spaces between words."""
     token_counts: NDArray[np.int64] | None
@@ -74,9 +74,9 @@ def select_rows(
     dataset: DatasetConfig,
     selection: SelectionConfig,
     modality: ModalityConfig,
-    token_filter: str,
+    rule: PlayerRule,
     *,
-    other_filters: Collection[str] = (),
+    other_rules: Collection[PlayerRule] = (),
 ) -> Selection:
     """Select rows of `table`.
 
@@ -84,8 +84,8 @@ def select_rows(
     filter takes rows away without reordering the others. Then come filters, player bounds and balance;
     `start_index` and `max_samples` count what is left.
 
-    `token_filter` decides the players that bounds and balance look at; players are counted under
-    `other_filters` too, for variants that have one of their own.
+    `rule` decides the players that bounds and balance look at; players are counted under `other_rules` too,
+    for variants that have one of their own.
 
     Raises:
         DatasetError: When a column is missing, a filter does not fit its column, a balanced bucket is short,
@@ -93,8 +93,8 @@ def select_rows(
     """
     columns = resolve_columns(table, dataset, modality)
     text = None if modality.has_audio_input else columns.text
-    other_filters = sorted(each for each in other_filters if each != token_filter)
-    scan = _scan(table, dataset, selection, text, (token_filter, *other_filters))
+    others = [each for each in dict.fromkeys(other_rules) if each != rule]
+    scan = _scan(table, dataset, selection, text, (rule, *others))
     steps = [Step("source", table.num_rows)]
     steps += [
         Step(f"filters[{number}] ({describe(row_filter)})", kept)
@@ -128,19 +128,21 @@ def select_rows(
     chosen = tuple(int(row) for row in rows)
     return Selection(
         rows=chosen,
-        players=_player_counts(scan, chosen, other_filters),
+        players=_player_counts(scan, chosen, others),
         warnings=tuple(warnings),
         steps=tuple(steps),
     )
 
 
-def _player_counts(scan: _Scan, rows: Sequence[int], other_filters: Sequence[str]) -> PlayerCounts | None:
+def _player_counts(
+    scan: _Scan, rows: Sequence[int], other_rules: Sequence[PlayerRule]
+) -> PlayerCounts | None:
     players, others = scan.players, scan.other_players
     if players is None or others is None:
         return None
     return PlayerCounts(
         {row: int(players[row]) for row in rows},
-        {each: {row: int(others[place, row]) for row in rows} for place, each in enumerate(other_filters)},
+        {each: {row: int(others[place, row]) for row in rows} for place, each in enumerate(other_rules)},
     )
 
 
@@ -149,7 +151,7 @@ def _scan(
     dataset: DatasetConfig,
     selection: SelectionConfig,
     text: str | None,
-    token_filters: Sequence[str],
+    rules: Sequence[PlayerRule],
 ) -> _Scan:
     """Read the columns that the selection needs, once, in batches."""
     for number, row_filter in enumerate(selection.filters):
@@ -158,7 +160,7 @@ def _scan(
     total = table.num_rows
     kept = [0] * len(selection.filters)
     mask = np.ones(total, dtype=np.bool_)
-    players = None if text is None else np.zeros((len(token_filters), total), dtype=np.int64)
+    players = None if text is None else np.zeros((len(rules), total), dtype=np.int64)
     unspaced = np.zeros(total, dtype=np.bool_)
     token_counts = None if count_column is None else np.full(total, _UNKNOWN, dtype=np.int64)
     wanted = dict.fromkeys(row_filter.column for row_filter in selection.filters)
@@ -175,7 +177,7 @@ def _scan(
         if players is not None and text is not None:
             _check_text(batch.column(text).type, text, table.name)
             texts = plain_values(batch.column(text))
-            players[:, place], unspaced[place] = _count(texts, part, token_filters)
+            players[:, place], unspaced[place] = _count(texts, part, rules)
         if token_counts is not None and count_column is not None:
             token_counts[place] = _integers(batch.column(count_column), count_column, table.name)
     first, others = (None, None) if players is None else (players[0], players[1:])
@@ -207,19 +209,21 @@ def _token_count_column(
 
 
 def _count(
-    texts: pa.Array, wanted: NDArray[np.bool_], token_filters: Sequence[str]
+    texts: pa.Array, wanted: NDArray[np.bool_], rules: Sequence[PlayerRule]
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Return the players of each text under each filter, and which texts lack spaces.
+    """Return the players of each text under each rule, and which texts lack spaces.
 
-    The arrays are (filters, texts) and (texts,); a text that is not `wanted` has 0 players.
+    The arrays are (rules, texts) and (texts,); a text that is not `wanted` has 0 players.
     """
-    players = np.zeros((len(token_filters), len(texts)), dtype=np.int64)
+    players = np.zeros((len(rules), len(texts)), dtype=np.int64)
     unspaced = np.zeros(len(texts), dtype=np.bool_)
     for place, (value, want) in enumerate(zip(python_values(texts), wanted.tolist(), strict=True)):
         parts = _parts(value) if want else []
-        for number, token_filter in enumerate(token_filters):
-            players[number, place] = sum(count_players(part, token_filter) for part in parts)
-        unspaced[place] = bool(parts) and lacks_spaces("".join(parts), int(players[0, place]))
+        for number, rule in enumerate(rules):
+            players[number, place] = row_players(parts, rule) if parts else 0
+        unspaced[place] = (
+            bool(parts) and rules[0].kind == "words" and lacks_spaces("".join(parts), int(players[0, place]))
+        )
     return players, unspaced
 
 

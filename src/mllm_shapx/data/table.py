@@ -1,4 +1,4 @@
-"""What a dataset is to the rest of the product: named columns over numbered rows, read in parts."""
+"""The interface of a dataset: named columns over numbered rows, read in parts."""
 
 import sys
 import time
@@ -22,7 +22,7 @@ MOST_ROWS = 10_000_000
 
 
 class Table(Protocol):
-    """A dataset that stays on disk: each call reads only the columns and rows that it needs."""
+    """A dataset. Each call returns only the columns and rows that it names."""
 
     @property
     def name(self) -> str:
@@ -107,7 +107,7 @@ def _python_value(array: pa.Array, place: int) -> Any:
 
 
 class ScanNotice:
-    """Says on the standard error how far a scan is that takes long; nothing for one that does not."""
+    """Reports the progress of a long scan on the standard error; a short one prints nothing."""
 
     def __init__(
         self, name: str, rows: int, *, every_s: float = 5.0, clock: Callable[[], float] = time.monotonic
@@ -116,7 +116,7 @@ class ScanNotice:
         self._due = clock() + every_s
 
     def show(self, done: int) -> None:
-        """Say that `done` rows were looked at, if it is time for a line."""
+        """Print that `done` rows were read, if it is time for a line."""
         if self._clock() < self._due:
             return
         self._due = self._clock() + self._every_s

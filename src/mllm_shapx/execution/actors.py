@@ -1,4 +1,4 @@
-"""The actors: thin shells that put coordinator, aggregator and workers into processes of their own."""
+"""The actors: coordinator, aggregator and workers in processes of their own."""
 
 import asyncio
 import json
@@ -6,28 +6,20 @@ import logging
 import os
 import pickle
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate
 
 import ray
-from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError
+from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError, RayError
 
+from mllm_shapx.errors import ShapxError
 from mllm_shapx.execution.aggregator import Aggregator
-from mllm_shapx.execution.coordinator import Coordinator, OnSample
-from mllm_shapx.execution.messages import (
-    Answers,
-    Beat,
-    LeaseReply,
-    Snapshot,
-    Study,
-    UnitFailure,
-    WorkerInfo,
-)
-from mllm_shapx.execution.sharing import Offer, OfferReply
+from mllm_shapx.execution.coordinator import Coordinator
+from mllm_shapx.execution.loading import LoadModel
+from mllm_shapx.execution.messages import Study, StudyState
 from mllm_shapx.execution.worker import Worker
-from mllm_shapx.execution.workerlog import own_log
-from mllm_shapx.models.base import Answer
+from mllm_shapx.execution.writer import OnSample
 from mllm_shapx.records.results import SampleResult
 from mllm_shapx.records.runs import RunInspection
 
@@ -40,22 +32,32 @@ PRIVATE_ENVIRONMENT = "environment.json"
 """File with the driver's secrets, beside the study's: only the user reads it."""
 
 COORDINATOR_PATIENCE_S = 180.0
-"""How long a worker waits for a coordinator that is being restarted."""
+"""Seconds that a worker waits for a coordinator that is being restarted."""
+RESTART_S = 300.0
+"""Seconds that the coordinator may take to come back: it reads the whole directory."""
+DEAD_S = 10.0
+"""Seconds after which Ray is believed that the coordinator does not come back."""
+CALL_S = 60.0
+"""Seconds that a call of the driver may take."""
+RETRY_S = 0.5
+"""Seconds before a call is tried again."""
+LOG_LINES = 20
+"""Lines of a worker's log that a failure keeps."""
+_MOST_LOG_BYTES = 16_384
 
 
-class CoordinatorActor:
-    """Holds the `Coordinator`. After a restart it finds out from the directory what is done."""
+class CoordinatorActor(Coordinator):
+    """A `Coordinator` in a process of its own. After a restart it reads the directory again."""
 
     def __init__(self, shared: str, aggregator_name: str, stall_s: float) -> None:
         _set_up_logging()
         study, inspections, _ = _read(shared)
         restarted = ray.get_runtime_context().was_current_actor_reconstructed
-        on_sample = _log_of(aggregator_name)
         rows = frozenset(study.rows)
-        self._coordinator = Coordinator(
+        super().__init__(
             study,
             None if restarted else inspections,
-            on_sample,
+            _log_of(aggregator_name),
             stall_s,
             sum(len(found.failed & rows) for found in inspections.values()),
         )
@@ -64,53 +66,9 @@ class CoordinatorActor:
         """Return the process id."""
         return os.getpid()
 
-    def lease(self, me: WorkerInfo, held: tuple[str, ...]) -> LeaseReply:
-        """See `Coordinator.lease`."""
-        return self._coordinator.lease(me, held)
 
-    def report(self, me: WorkerInfo, unit_id: str, sample: SampleResult, answers: Answers) -> None:
-        """See `Coordinator.report`."""
-        self._coordinator.report(me, unit_id, sample, answers)
-
-    def flush(self, me: WorkerInfo, unit_id: str, answers: Answers) -> None:
-        """See `Coordinator.flush`."""
-        self._coordinator.flush(me, unit_id, answers)
-
-    def fail(self, me: WorkerInfo, failure: UnitFailure) -> None:
-        """See `Coordinator.fail`."""
-        self._coordinator.fail(me, failure)
-
-    def beat(self, me: WorkerInfo, beat: Beat) -> LeaseReply:
-        """See `Coordinator.beat`."""
-        return self._coordinator.beat(me, beat)
-
-    def exchange(self, me: WorkerInfo, offer: Offer) -> OfferReply:
-        """See `Coordinator.exchange`."""
-        return self._coordinator.exchange(me, offer)
-
-    def helped(self, me: WorkerInfo, task_id: int, answers: dict[int, Answer]) -> None:
-        """See `Coordinator.helped`."""
-        self._coordinator.helped(me, task_id, answers)
-
-    def worker_lost(self, worker: str, innocent: bool, detail: str, log_tail: tuple[str, ...]) -> None:
-        """See `Coordinator.worker_lost`."""
-        self._coordinator.worker_lost(worker, innocent=innocent, detail=detail, log_tail=log_tail)
-
-    def drain(self) -> None:
-        """See `Coordinator.drain`."""
-        self._coordinator.drain()
-
-    def snapshot(self) -> Snapshot:
-        """See `Coordinator.snapshot`."""
-        return self._coordinator.snapshot()
-
-    def finish(self) -> None:
-        """See `Coordinator.finish`."""
-        self._coordinator.finish()
-
-
-class AggregatorActor:
-    """Holds the `Aggregator`. After a restart it finds out from W&B's logs what is logged."""
+class AggregatorActor(Aggregator):
+    """An `Aggregator` in a process of its own. After a restart it reads in W&B's logs what is logged."""
 
     def __init__(self, shared: str) -> None:
         _set_up_logging()
@@ -118,88 +76,121 @@ class AggregatorActor:
         private = Path(shared).with_name(PRIVATE_ENVIRONMENT)
         for name, value in json.loads(private.read_text(encoding="utf-8")).items():
             os.environ.setdefault(name, value)
-        self._aggregator = Aggregator(study, specs, inspections)
-
-    def log(self, sample: SampleResult) -> None:
-        """See `Aggregator.log`."""
-        self._aggregator.log(sample)
-
-    def finish(self) -> tuple[str, ...]:
-        """See `Aggregator.finish`."""
-        return self._aggregator.finish()
+        super().__init__(study, specs, inspections)
 
 
-class WorkerActor:
-    """Holds a `Worker`."""
+class WorkerActor(Worker):
+    """A `Worker` in a process of its own."""
 
-    def __init__(self, worker: str, study: Study, coordinator: Any) -> None:
+    def __init__(self, worker: str, study: Study, coordinator: Any, load: LoadModel) -> None:
         _set_up_logging()
-        self._worker = Worker(worker, study, ActorDesk(coordinator))
+        super().__init__(worker, study, ActorDesk(coordinator), load)
 
     async def place(self) -> tuple[str, str | None]:
         """Return the id of the node, and the path there of this process's log."""
         return ray.get_runtime_context().get_node_id(), own_log()
 
-    async def run(self) -> None:
-        """See `Worker.run`."""
-        await self._worker.run()
-
-    async def flush(self) -> None:
-        """See `Worker.flush`."""
-        await self._worker.flush()
-
-    async def stop(self) -> None:
-        """See `Worker.stop`."""
-        await self._worker.stop()
-
 
 class ActorDesk:
-    """The coordinator's actor as a worker sees it; waits for it while it is being restarted."""
+    """The connection to the coordinator's actor. Calls wait while the actor is being restarted."""
 
     def __init__(self, coordinator: Any) -> None:
         self._coordinator = coordinator
 
-    async def lease(self, me: WorkerInfo, held: tuple[str, ...]) -> LeaseReply:
-        """Ask for a unit."""
-        reply: LeaseReply = await self._patiently(lambda: self._coordinator.lease.remote(me, held))
-        return reply
-
-    async def report(self, me: WorkerInfo, unit_id: str, sample: SampleResult, answers: Answers) -> None:
-        """Hand in a sample."""
-        await self._patiently(lambda: self._coordinator.report.remote(me, unit_id, sample, answers))
-
-    async def flush(self, me: WorkerInfo, unit_id: str, answers: Answers) -> None:
-        """Hand in answers."""
-        await self._patiently(lambda: self._coordinator.flush.remote(me, unit_id, answers))
-
-    async def fail(self, me: WorkerInfo, failure: UnitFailure) -> None:
-        """Hand in a failure."""
-        await self._patiently(lambda: self._coordinator.fail.remote(me, failure))
-
-    async def beat(self, me: WorkerInfo, beat: Beat) -> LeaseReply:
-        """Give a sign of life."""
-        reply: LeaseReply = await self._patiently(lambda: self._coordinator.beat.remote(me, beat))
-        return reply
-
-    async def exchange(self, me: WorkerInfo, offer: Offer) -> OfferReply:
-        """Offer coalitions to idle workers."""
-        reply: OfferReply = await self._patiently(lambda: self._coordinator.exchange.remote(me, offer))
-        return reply
-
-    async def helped(self, me: WorkerInfo, task_id: int, answers: dict[int, Answer]) -> None:
-        """Hand in answers to another worker's coalitions."""
-        await self._patiently(lambda: self._coordinator.helped.remote(me, task_id, answers))
-
-    @staticmethod
-    async def _patiently(call: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+    async def call[**P, R](
+        self, method: Callable[Concatenate[Coordinator, P], R], *args: P.args, **kwargs: P.kwargs
+    ) -> R:
+        """See `Desk.call`."""
         deadline = time.monotonic() + COORDINATOR_PATIENCE_S
         while True:
             try:
-                return await call()
-            except (ActorUnavailableError, ActorDiedError, RayActorError):
+                reply: R = await getattr(self._coordinator, method.__name__).remote(*args, **kwargs)
+            except RayActorError:
                 if time.monotonic() > deadline:
                     raise
-                await asyncio.sleep(0.5)
+                await asyncio.sleep(RETRY_S)
+            else:
+                return reply
+
+
+class CoordinatorClient:
+    """The driver's connection to the coordinator's actor.
+
+    Args:
+        actor: The actor.
+        say: Shows a line to the user.
+    """
+
+    def __init__(self, actor: Any, say: Callable[[str], None]) -> None:
+        self.actor = actor
+        self._say = say
+        self._away_since: float | None = None
+
+    def state(self) -> StudyState | None:
+        """Return the state of the study; None while the coordinator is being restarted.
+
+        Raises:
+            ShapxError: When it does not come back.
+        """
+        try:
+            state: StudyState = ray.get(self.actor.state.remote(), timeout=CALL_S)
+        except (RayActorError, GetTimeoutError) as error:
+            self._missed(error)
+            return None
+        if self._away_since is not None:
+            self._away_since = None
+            self._say("the coordinator is back")
+        return state
+
+    def tell[**P](
+        self, method: Callable[Concatenate[Coordinator, P], None], *args: P.args, **kwargs: P.kwargs
+    ) -> None:
+        """Call a method of the coordinator, again and again while it is being restarted.
+
+        Raises:
+            ShapxError: When it does not come back.
+        """
+        while True:
+            try:
+                ray.get(getattr(self.actor, method.__name__).remote(*args, **kwargs), timeout=CALL_S)
+            except (RayActorError, GetTimeoutError) as error:
+                self._missed(error)
+            else:
+                return
+
+    def _missed(self, error: RayError) -> None:
+        """Pause because the coordinator does not answer; give up when it does not come back."""
+        now = time.monotonic()
+        if self._away_since is None:
+            self._away_since = now
+            self._say("the coordinator is gone; it is restarted and reads the directory again")
+        away = now - self._away_since
+        if away > RESTART_S or (isinstance(error, ActorDiedError) and away > DEAD_S):
+            raise ShapxError(
+                f"the coordinator could not be restarted: {error}. What was written is valid; go on with "
+                "--resume"
+            ) from error
+        time.sleep(RETRY_S)
+
+
+def own_log() -> str | None:
+    """Return the file that this process writes its standard error to; None when it is no file."""
+    try:
+        path = Path("/proc/self/fd/2").readlink()
+    except OSError:
+        return None
+    return str(path) if path.is_file() else None
+
+
+def log_tail(path: str) -> tuple[str, ...]:
+    """Return the last lines of a log; none when it is not on this machine."""
+    try:
+        with Path(path).open("rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(0, file.tell() - _MOST_LOG_BYTES))
+            return tuple(file.read().decode(errors="replace").splitlines()[-LOG_LINES:])
+    except OSError:
+        return ()
 
 
 def _log_of(aggregator_name: str) -> OnSample | None:

@@ -1,4 +1,4 @@
-"""Whether there is a Ray cluster at an address: Ray itself waits for minutes and names no reason."""
+"""Checks that there is a Ray cluster at an address. Ray itself waits for minutes and names no reason."""
 
 import os
 import threading
@@ -16,7 +16,7 @@ _ADVICE = (
 
 
 def probe(address: str, origin: str) -> None:
-    """Make sure that a cluster answers at an address and takes our token.
+    """Check that a cluster answers at an address and accepts our token.
 
     Args:
         address: `host:port`, `ray://host:port` or `auto`.
@@ -55,13 +55,13 @@ def probe(address: str, origin: str) -> None:
 
 
 def _ask(target: str) -> str:
-    """Return the name of the gRPC status that a GCS, or what else listens, answers with."""
+    """Return the name of the gRPC status with which a GCS, or another server, answers."""
     said: list[str] = []
 
     def ask() -> None:
         import grpc
 
-        # Proxies of the environment are for the internet; Ray does not use them either.
+        # Ray does not use the proxies of the environment either.
         with grpc.insecure_channel(target, options=(("grpc.enable_http_proxy", 0),)) as channel:
             token = _token()
             metadata = (("authorization", f"Bearer {token}"),) if token else ()
@@ -71,7 +71,7 @@ def _ask(target: str) -> str:
             except grpc.RpcError as error:
                 said.append(error.code().name)
 
-    # In a thread: looking up a name may take longer, and signals are handled meanwhile.
+    # In a thread, so that signals are handled while a name is looked up.
     asking = threading.Thread(target=ask, daemon=True)
     asking.start()
     asking.join(PROBE_S + 1.0)
@@ -79,7 +79,7 @@ def _ask(target: str) -> str:
 
 
 def _token() -> str | None:
-    """Return the token that Ray would send, from where it reads it; None without token authentication."""
+    """Return the token that Ray would send; None without token authentication."""
     if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
         return None
     if token := os.environ.get("RAY_AUTH_TOKEN"):
@@ -92,7 +92,7 @@ def _token() -> str | None:
 
 
 def _last_started() -> str | None:
-    """Return the address of the cluster that was last started on this machine, from Ray's own note of it."""
+    """Return the address of the cluster that was last started on this machine, from Ray's own file."""
     note = Path(os.environ.get("RAY_TMPDIR") or "/tmp", "ray", "ray_current_cluster")  # noqa: S108 -- Ray's place
     try:
         return note.read_text(encoding="utf-8").strip() or None

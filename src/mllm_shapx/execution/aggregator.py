@@ -1,4 +1,4 @@
-"""The aggregator: run-level summaries and their way to Weights & Biases. Its actor is a thin shell."""
+"""The aggregator: writes the summary of each run and logs to Weights & Biases."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,15 +9,14 @@ from mllm_shapx.records.layout import RunLayout
 from mllm_shapx.records.results import SampleResult
 from mllm_shapx.records.runs import RunInspection, RunRecords
 from mllm_shapx.records.storage import Storage, open_storage
-from mllm_shapx.records.summary import N_CONSTANT, RunSummary
+from mllm_shapx.records.summary import N_CONSTANT
 from mllm_shapx.tracking.wandb import WandbTracker
 
 
 class Aggregator:
-    """Follows the samples as they are written and sums a run up from its files.
+    """Logs samples as they are written, and summarizes each run from its files.
 
-    The files are the truth: a summary does not hang on what this process has seen, so that it may be lost
-    and started again.
+    A summary depends on the files alone, so that this process may be lost and started again.
     """
 
     def __init__(
@@ -61,12 +60,8 @@ def _constant_answers(constant: int, samples: int) -> str:
 
 
 def write_summary(storage: Storage, run_name: str, rows: tuple[int, ...]) -> dict[str, Any]:
-    """Sum up a run from its files, write `summary/aggregate_metrics.json` and return its content."""
+    """Summarize a run from its files, write `summary/aggregate_metrics.json` and return its content."""
     records = RunRecords(storage, run_name)
-    summary = RunSummary()
-    inspection = records.inspect(rows, summary.add)
-    for _ in inspection.failed:
-        summary.add_failure()
-    content = summary.to_json()
+    content = records.summarize(rows)
     records.write_summary(content)
     return content

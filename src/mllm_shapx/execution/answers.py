@@ -7,13 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 from mllm_shapx.execution.messages import Answers
-from mllm_shapx.explaining.coalitions import StoredAnswer
 from mllm_shapx.explaining.similarity import Vector
-from mllm_shapx.models.base import Answer, ending_of
 from mllm_shapx.planning.runs import RunSpec
 from mllm_shapx.planning.units import WorkUnit
 from mllm_shapx.records.storage import Storage
-from mllm_shapx.records.store import AnswerRow, CoalitionStore, StoreEntry, StoreHeader
+from mllm_shapx.records.store import CoalitionStore, StoreEntry, StoreHeader
 
 
 class AnswerFiles:
@@ -36,24 +34,23 @@ class AnswerFiles:
         return frozenset(self._keys.values())
 
     def holds(self, unit: WorkUnit, places: Collection[tuple[int, str]]) -> bool:
-        """Whether something is stored of a unit; `places` are the store's."""
+        """Whether answers of a unit are stored; `places` are those of the store."""
         return (unit.row_index, self._keys[unit.generation_key]) in places
 
     def read(self, unit: WorkUnit) -> tuple[Answers, tuple[str, ...]]:
         """Return the stored answers of a unit, and notes about files that were damaged."""
         key = unit.generation_key
         found = self._store.read(unit.row_index, self._keys[key], self._headers[key])
-        by_mask = {mask: _stored(row) for mask, row in found.answers.items()}
         header = replace(self._headers[key], snapshot_id=found.snapshot_id, num_players=found.num_players)
         likelihoods, written, notes = self._store.read_likelihoods(unit.row_index, self._keys[key], header)
         known = header if found.snapshot_id or written is None else written
-        answers = Answers(by_mask, known.snapshot_id, known.num_players, likelihoods=likelihoods)
+        answers = Answers(found.answers, known.snapshot_id, known.num_players, likelihoods=likelihoods)
         return answers, (*found.notes, *notes)
 
     def add(self, unit: WorkUnit, answers: Answers) -> None:
         """Write new answers of a unit under way."""
-        header, rows = self._file(unit, answers)
-        self._store.append(unit.row_index, self._keys[unit.generation_key], header, rows)
+        key = self._keys[unit.generation_key]
+        self._store.append(unit.row_index, key, self._header(unit, answers), answers.by_mask)
 
     def add_vectors(self, unit: WorkUnit, answers: Answers) -> tuple[str, ...]:
         """Write the vectors of a unit's answers; return notes about damaged files."""
@@ -67,7 +64,7 @@ class AnswerFiles:
 
     def add_likelihoods(self, unit: WorkUnit, answers: Answers) -> tuple[str, ...]:
         """Write the likelihoods of a unit; return notes about damaged files."""
-        key, (header, _) = self._keys[unit.generation_key], self._file(unit, answers)
+        key, header = self._keys[unit.generation_key], self._header(unit, answers)
         return self._store.merge_likelihoods(unit.row_index, key, header, answers.likelihoods)
 
     def vectors(self, unit: WorkUnit, kind: str) -> dict[bytes, Vector]:
@@ -81,13 +78,12 @@ class AnswerFiles:
         Returns:
             Notes about files that were damaged.
         """
-        header, rows = self._file(unit, answers)
-        return self._store.merge(unit.row_index, self._keys[unit.generation_key], header, rows)
+        key = self._keys[unit.generation_key]
+        return self._store.merge(unit.row_index, key, self._header(unit, answers), answers.by_mask)
 
-    def _file(self, unit: WorkUnit, answers: Answers) -> tuple[StoreHeader, dict[int, AnswerRow]]:
+    def _header(self, unit: WorkUnit, answers: Answers) -> StoreHeader:
         header = self._headers[unit.generation_key]
-        header = replace(header, snapshot_id=answers.snapshot_id, num_players=answers.num_players)
-        return header, {mask: _row(stored) for mask, stored in answers.by_mask.items()}
+        return replace(header, snapshot_id=answers.snapshot_id, num_players=answers.num_players)
 
 
 def stored_dtype(storage: Storage, runs: Sequence[RunSpec], model_commit: str) -> str | None:
@@ -126,32 +122,7 @@ def vector_kind(run: RunSpec, encoder_commit: str | None) -> str:
     )
 
 
-def content_id(answer: Answer) -> bytes:
-    """Return the key of an answer's vectors."""
-    return AnswerRow(answer.text, answer.token_ids, None, answer.audio_frames).content_id
-
-
 def store_key(header: StoreHeader) -> str:
     """Return the hash, 16 hex digits, of everything that decides an answer."""
     text = json.dumps(header.settings, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _stored(row: AnswerRow) -> StoredAnswer:
-    answer = Answer(
-        row.text, row.token_ids, row.logprobs, row.audio_frames, ending_of(row.ending), row.reasoning
-    )
-    return StoredAnswer(answer, row.asked_by)
-
-
-def _row(stored: StoredAnswer) -> AnswerRow:
-    answer = stored.answer
-    return AnswerRow(
-        answer.text,
-        answer.token_ids,
-        answer.logprobs,
-        answer.audio_frames,
-        stored.asked_by,
-        answer.ending,
-        answer.reasoning,
-    )

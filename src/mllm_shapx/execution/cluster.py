@@ -1,4 +1,4 @@
-"""Joining or starting a Ray cluster, and what the study may take of it."""
+"""Joins or starts a Ray cluster, and decides what the workers take of it."""
 
 import contextlib
 import io
@@ -31,7 +31,7 @@ NODES_S = 300.0
 
 _PASSED_ON = ("LOG_LEVEL", "ALLOW_UNPINNED_HF_DOWNLOAD")
 _PASSED_ON_PREFIXES = ("WANDB_", "HF_", "TRANSFORMERS_", "TORCH_", "OMP_", "MKL_", "TOKENIZERS_")
-"""Environment of the driver that workers on every node need; their own is that of `ray start`."""
+"""Variables of the driver that workers on every node need. Otherwise they have those of `ray start`."""
 _SECRET_WORDS = frozenset(
     {"TOKEN", "TOKENS", "KEY", "KEYS", "APIKEY", "SECRET", "PASSWORD", "AUTH", "HEADERS"}
 )
@@ -43,7 +43,7 @@ _GPU_DEVICES = (
     "dev/dxg",
     "dev/dri/renderD*",
 )
-"""What tells of GPUs of NVIDIA, AMD, WSL and Intel."""
+"""Files that are there with GPUs of NVIDIA, AMD, WSL and Intel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ def connected(options: RunOptions, request: StopRequest | None = None) -> Iterat
 
 
 def _address(options: RunOptions) -> tuple[str, str]:
-    """Return the address of the cluster, `local` for one of our own, and where it comes from."""
+    """Return the address of the cluster, `local` for a new one, and where it comes from."""
     if options.address:
         return options.address, "--address"
     if address := os.environ.get("RAY_ADDRESS"):
@@ -103,10 +103,10 @@ def _address(options: RunOptions) -> tuple[str, str]:
 
 @contextlib.contextmanager
 def _closed_to_others(folder: Path) -> Iterator[None]:
-    """Let a cluster that is started now have a token of its own and listen on loopback only.
+    """Give a cluster that is started now its own token, and let it listen on loopback only.
 
-    Ray turns 127.0.0.1 into the address of a network interface and listens on all of them, unless it is told
-    that there is one machine only. The variable for it is named after the systems where that is the default.
+    Ray replaces 127.0.0.1 by the address of a network interface and listens on all of them, unless it is
+    told that there is only one machine. The variable is named after the systems where that is the default.
     """
     import ray  # noqa: F401 -- before the environment changes
     from ray._private import ray_constants
@@ -157,17 +157,17 @@ def _changed_environment(changes: dict[str, str | None]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _own_handlers(request: StopRequest) -> Iterator[None]:
-    """Put our handlers back after `ray.init`, whose own one for SIGTERM ends the process without a word."""
+    """Restore our handlers after `ray.init`, whose handler for SIGTERM ends the process silently."""
     before = signal.getsignal(signal.SIGTERM)
     try:
         yield
     except SystemExit as end:
-        # Ray makes exit code 1 of what a handler raises in its calls.
+        # Ray turns an exception of a handler during its calls into exit code 1.
         if not isinstance(end, StopNow) and (request.seen or end.code == signal.SIGTERM):
             request.handle(request.seen or signal.SIGTERM, None)
         raise
     finally:
-        with contextlib.suppress(ValueError):  # of a thread that is not the main one
+        with contextlib.suppress(ValueError):  # outside of the main thread
             signal.signal(signal.SIGTERM, before)
 
 
@@ -179,7 +179,7 @@ def _leave() -> None:
 
 
 def _end_processes(folder: Path) -> None:
-    """End what is left of the cluster in `folder`: an interrupted start leaves processes to nobody."""
+    """End the remaining processes of the cluster in `folder`: an interrupted start leaves some."""
     import psutil
 
     def mentions(process: Any) -> bool:
@@ -198,7 +198,7 @@ def _end_processes(folder: Path) -> None:
 
 
 def _check_gpus(options: RunOptions) -> None:
-    """Refuse --num-gpus on a machine without any before Ray is started, which takes long to say so."""
+    """Refuse --num-gpus on a machine without GPUs before Ray is started, which takes long to notice."""
     if not options.num_gpus or "RAY_OVERRIDE_RESOURCES" in os.environ or sys.platform != "linux":
         return
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -215,7 +215,7 @@ def _too_many_gpus(asked: float, have: str) -> str:
 
 
 class _Logged(io.TextIOBase):
-    """Takes what Ray prints: standard output belongs to results, and of dead workers the driver tells."""
+    """Logs what Ray prints: standard output is for results, and the driver reports dead workers."""
 
     def write(self, text: str, /) -> int:
         if text.strip():
@@ -236,7 +236,7 @@ def _join(address: str, origin: str) -> None:
 
 
 def _await_nodes(wanted: int) -> None:
-    """Wait until the cluster has as many living nodes as the call says.
+    """Wait until the cluster has as many living nodes as wanted.
 
     Raises:
         ResourceError: When they do not come.
@@ -254,16 +254,16 @@ def _await_nodes(wanted: int) -> None:
 
 
 def _start_here(folder: Path) -> None:
-    """Start a cluster on this machine; Ray gives its own processes 30 s, which a busy machine may not."""
+    """Start a cluster on this machine. Ray allows its processes 30 s, which a busy machine may exceed."""
     import ray
 
     for attempt in range(1, START_ATTEMPTS + 1):
         try:
-            # Its processes inherit the environment, secrets included, which are therefore not passed on.
+            # Its processes inherit the environment, secrets included, so that nothing is passed on.
             ray.init(
                 address="local",
                 include_dashboard=False,
-                _temp_dir=str(folder / "r"),  # which Ray opens to everybody; the folder around it is not
+                _temp_dir=str(folder / "r"),  # Ray opens it to everybody; the folder around it is closed
                 **_init_options(_source_path()),
             )
         except Exception as error:
@@ -289,9 +289,9 @@ def _init_options(variables: dict[str, str]) -> dict[str, Any]:
 
 
 def environment() -> dict[str, str]:
-    """Return what workers on other nodes need of the driver's environment, without secrets.
+    """Return the driver's variables that workers on other nodes need, without secrets.
 
-    Ray writes it to logs that others may read.
+    Ray writes them to logs that others may read.
     """
     passed = {
         name: value
@@ -329,7 +329,7 @@ def _source_path() -> dict[str, str]:
 
 
 def _variables_of_the_job() -> frozenset[str]:
-    """Return the variables that the submitted Ray job sets itself: Ray refuses those that are set twice."""
+    """Return the variables that the submitted Ray job sets itself: Ray refuses to set one twice."""
     try:
         submitted = json.loads(os.environ.get(JOB_VARIABLE, "{}"))
         return frozenset(submitted["runtime_env"]["env_vars"])
@@ -338,12 +338,12 @@ def _variables_of_the_job() -> frozenset[str]:
 
 
 def plan_resources(options: RunOptions, device: str | None) -> WorkerResources:
-    """Return the workers to start, from what the call asks and the cluster has.
+    """Return the workers to start, from the options and the resources of the cluster.
 
     Without --num-gpus every GPU of the cluster is used, unless `device` is the CPU.
 
     Raises:
-        ResourceError: When the cluster has not got what is asked for.
+        ResourceError: When the cluster does not have what is asked for.
     """
     import ray
 
@@ -376,6 +376,6 @@ def plan_resources(options: RunOptions, device: str | None) -> WorkerResources:
 
 
 def _cpu_share(cpus: float, workers: int) -> float:
-    """Return CPUs per worker: whole ones where there are enough, else equal parts of what there is."""
+    """Return the CPUs of one worker: a whole number if there are enough, else equal parts."""
     share = cpus / workers
     return float(int(share)) if share >= 1.0 else int(share * 100) / 100.0

@@ -1,7 +1,8 @@
-"""A study's dataset: the files that its rows were selected from, and whether rows were changed since."""
+"""A study's dataset: which files it is read from, and which samples no longer fit its rows."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,11 +14,13 @@ from mllm_shapx.data.sources import open_table
 from mllm_shapx.data.table import Table
 from mllm_shapx.errors import OutputError
 from mllm_shapx.execution.messages import Study
+from mllm_shapx.planning.players import players_under
 from mllm_shapx.planning.runs import RunSpec
 from mllm_shapx.records.runs import RunInspection, RunRecords
 from mllm_shapx.records.spec import DATASET_COMMIT, RESULT_SETTINGS
 from mllm_shapx.records.storage import Storage, open_storage
 from mllm_shapx.records.store import CoalitionStore
+from mllm_shapx.records.summary import SampleMetrics
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +32,55 @@ class ChangedRows:
     changes: Changes
 
 
+class OldPlayers:
+    """Finds the samples that were made with other players than their rows have now.
+
+    Which words are players depends on this package's version as well as on the config. One rule leaves out
+    more words than the other, so that equal numbers mean equal players.
+
+    Args:
+        players: Players per selected row; None where they are not known before a row is read.
+    """
+
+    def __init__(self, players: Mapping[int, int] | None) -> None:
+        self._players = players
+        self._found: defaultdict[str, set[int]] = defaultdict(set)
+
+    def of_run(self, run: RunSpec) -> Callable[[SampleMetrics], None]:
+        """Return a function that looks at one sample of a run."""
+        players = players_under(self._players, run.player_rule) or {}
+
+        def take(sample: SampleMetrics) -> None:
+            if sample.num_players != players.get(sample.row_index, sample.num_players):
+                self._found[run.name].add(sample.row_index)
+
+        return take
+
+    def refuse(self, output_uri: str, redone: Mapping[str, Collection[int]]) -> None:
+        """Refuse to go on if there are such samples.
+
+        Args:
+            output_uri: The study's directory, for the message.
+            redone: Run -> rows that are explained again, whose samples do not count.
+
+        Raises:
+            OutputError: With their number in each run.
+        """
+        counts = {name: len(rows.difference(redone.get(name, ()))) for name, rows in self._found.items()}
+        found = {name: count for name, count in counts.items() if count}
+        if found:
+            listed = "\n".join(f"  - {name}: {count:,} sample(s)" for name, count in found.items())
+            raise OutputError(
+                f"{output_uri} holds samples whose rows have other players now, because the rule for words "
+                "without letters, numbers and symbols (shap.token_filter) has changed since; "
+                f"resuming would mix them:\n{listed}\n"
+                "Name another experiment_set_id, or give --overwrite: it moves the old samples aside, and "
+                "takes stored answers again where the players are the same"
+            )
+
+
 def open_study_table(study: Study) -> Table:
-    """Open the dataset at the commit that the rows were selected from, whatever its branch has become since.
+    """Open the dataset at the commit that the rows were selected from.
 
     Raises:
         DatasetError: As `open_table`.
@@ -41,8 +91,8 @@ def open_study_table(study: Study) -> Table:
 def pinned(dataset: DatasetConfig, output_uri: str, runs: Sequence[RunSpec]) -> DatasetConfig:
     """Return a hub dataset at the commit that the results in a directory were made from.
 
-    A branch may have moved on since; the study stays with the rows that it has. A dataset without results,
-    or a local one, comes back as it is.
+    A branch may have moved on since, but the study keeps its rows. A dataset without results, or a local
+    one, is returned unchanged.
     """
     if dataset.is_local:
         return dataset
@@ -87,7 +137,7 @@ def refuse_changed_rows(study: Study) -> None:
 
 
 def find_changed_rows(study: Study, inspections: Mapping[str, RunInspection], *, accept: bool) -> ChangedRows:
-    """Hold every sample against the row that it was made from. Reads only.
+    """Compare every sample with the row that it was made from. Reads only.
 
     Args:
         study: What is studied.
@@ -106,7 +156,7 @@ def find_changed_rows(study: Study, inspections: Mapping[str, RunInspection], *,
 def make_again(
     study: Study, inspections: Mapping[str, RunInspection], found: ChangedRows
 ) -> tuple[dict[str, RunInspection], list[str]]:
-    """Move the samples of changed rows aside; forget the failures that another dataset gave.
+    """Move the samples of changed rows aside; remove failures that belong to another dataset.
 
     Returns:
         The inspections without them, and notes.
@@ -157,7 +207,7 @@ def _changed_samples(
 def _move_aside(
     storage: Storage, inspections: Mapping[str, RunInspection], changed: Mapping[str, Sequence[int]]
 ) -> dict[str, RunInspection]:
-    # The answers first: cut short, the samples still tell that their rows were changed.
+    # The answers first: if this is interrupted, the samples still show that their rows were changed.
     CoalitionStore(storage).set_aside({row for rows in changed.values() for row in rows})
     for name, rows in changed.items():
         RunRecords(storage, name).set_rows_aside(rows)

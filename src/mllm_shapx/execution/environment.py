@@ -1,4 +1,4 @@
-"""The environment of this process, and its way into the specs of the runs."""
+"""The environment of this process, and how it is recorded in the specs of the runs."""
 
 import platform
 import time
@@ -35,7 +35,7 @@ def library_versions() -> dict[str, str]:
 
 
 def environment_of(identity: ModelIdentity, run: RunSpec) -> Environment:
-    """Return what a model that was loaded in this process answers with."""
+    """Return the environment in which a model of this process answers."""
     kind = identity.device.partition(":")[0]
     return Environment(
         libraries=library_versions(),
@@ -53,7 +53,7 @@ def _device_name(device: str) -> str:
 
 
 def record_report(runs: Iterable[RunRecords], report: ModelReport) -> None:
-    """Keep in the specs of runs what a model has to say of how it answers; notes of earlier workers stay."""
+    """Add a model's report to the specs of runs. Notes of earlier workers stay."""
     for records in runs:
         try:
             spec = records.read_spec()
@@ -71,7 +71,7 @@ def record_environment(runs: Iterable[tuple[RunRecords, int]], environment: Envi
 
     Args:
         runs: Each run's files, and the samples that it has.
-        environment: What samples are made in from now on.
+        environment: The environment of the samples from now on.
 
     Returns:
         A warning where samples of a run may differ in more than their rows.
@@ -82,7 +82,7 @@ def record_environment(runs: Iterable[tuple[RunRecords, int]], environment: Envi
         try:
             spec = records.read_spec()
         except ValueError:
-            continue  # `verify` is the one to speak of it
+            continue  # `verify` reports it
         updated = None if spec is None else with_environment(spec, environment, samples, time.time())
         if spec is None or updated is None:
             continue

@@ -1,95 +1,90 @@
-"""What the rest of a study takes: planned answers, corrected by what was generated and what that took."""
+"""Estimates the remaining device time: planned answers times what answers cost so far."""
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 
 from mllm_shapx.execution.messages import Beat
-from mllm_shapx.planning.costs import AnswerCost, Generated
-from mllm_shapx.planning.units import NOMINAL_PLAYERS, SCOUTED_AT, WorkUnit
+from mllm_shapx.planning.costs import AnswerCost
+from mllm_shapx.planning.units import SCOUTED_AT, WorkUnit
 
 REORDER_S = 30.0
 """Seconds between two corrections of the queue's order."""
 
 
 class Forecast:
-    """Foretells device seconds from the workers' signs of life.
+    """Estimates the remaining device time from heartbeats.
 
     Args:
         units: Everything that is to be done.
-        players: Players of each row; None, or a row missing, where they are not known.
         clock: Gives the time in seconds.
     """
 
-    def __init__(
-        self,
-        units: Iterable[WorkUnit],
-        players: Mapping[int, int] | None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, units: Iterable[WorkUnit], clock: Callable[[], float] = time.monotonic) -> None:
         self.device_seconds = 0.0
         """Time that the workers' devices have spent in the model."""
+        self.settled_answers = 0.0
+        """Expected answers of the units that need nothing more."""
+        self.total_answers = 0.0
+        """Expected answers of all units."""
         self._cost = AnswerCost()
-        self._players = players or {}
         self._clock = clock
-        self._calls: defaultdict[tuple[str, int], float] = defaultdict(float)
+        self.settled_answers = 0.0
+        """Expected answers of the units that need nothing more."""
+        self.total_answers = 0.0
+        """Expected answers of all units."""
+        self._left: defaultdict[str, float] = defaultdict(float)
         for unit in units:
-            self._calls[self._kind(unit)] += unit.cost
-        self._settled = 0.0
+            self.total_answers += unit.cost
+            self._left[unit.cost_key] += unit.cost
         self._generated = 0
         self._stored: dict[str, float] = {}
-        self._busy: dict[str, float] = {}
-        self._measured: dict[str, Beat] = {}
+        self._beats: dict[str, Beat] = {}
         self._reordered = clock()
 
     def handed_out(self, unit: WorkUnit, stored: int) -> None:
-        """Take note that a unit was given to a worker with so many answers that need not be generated."""
+        """Note that a worker got a unit, `stored` answers of which need not be generated."""
         self._stored.setdefault(unit.unit_id, min(float(stored), unit.cost))
 
     def settled(self, unit: WorkUnit) -> None:
-        """Take note that a unit needs nothing more."""
-        self._calls[self._kind(unit)] -= unit.cost
-        self._settled += unit.cost
+        """Note that a unit needs nothing more."""
+        self._left[unit.cost_key] -= unit.cost
+        self.settled_answers += unit.cost
 
-    def hear(self, worker: str, beat: Beat) -> None:
-        """Learn from a worker's sign of life what answers cost."""
-        self.device_seconds += max(0.0, beat.busy_seconds - self._busy.get(worker, 0.0))
-        self._busy[worker] = beat.busy_seconds
-        before, nothing = self._measured.get(worker, Beat((), 0, 0.0)), Generated()
-        new = {key: now.since(before.generated.get(key, nothing)) for key, now in beat.generated.items()}
-        answers = sum(each.answers for each in new.values())
-        if answers > 0:
-            self._measured[worker] = beat
-            self._generated += answers
-            self._cost.observe(self._clock(), beat.busy_seconds - before.busy_seconds, new)
+    def observe(self, worker: str, beat: Beat) -> None:
+        """Learn from a worker's heartbeat what answers cost."""
+        before = self._beats.get(worker, Beat((), 0, 0.0))
+        new = {key: max(0, count - before.generated.get(key, 0)) for key, count in beat.generated.items()}
+        if not any(new.values()):
+            return  # a batch is running: its time counts with its answers
+        self._beats[worker] = beat
+        busy = max(0.0, beat.busy_seconds - before.busy_seconds)
+        self.device_seconds += busy
+        self._generated += sum(new.values())
+        self._cost.observe(self._clock(), busy, new)
 
     def is_order_due(self) -> bool:
-        """Whether the queue's order should be corrected now: its units differ in more than their players."""
-        if len({key for key, _ in self._calls}) < 2 or self._clock() - self._reordered < REORDER_S:  # noqa: PLR2004
+        """Whether to correct the queue's order now: only where its units differ in what an answer costs."""
+        if len(self._left) < 2 or self._clock() - self._reordered < REORDER_S:  # noqa: PLR2004
             return False
-        if self._settled < 2 * SCOUTED_AT * (self._settled + sum(self._calls.values())):
+        if self.settled_answers < 2 * SCOUTED_AT * (self.settled_answers + sum(self._left.values())):
             return False  # the scouts are not out yet
         self._reordered = self._clock()
         return True
 
     def cost(self, unit: WorkUnit) -> float:
         """Return what a unit takes: device seconds, or expected answers while too little was measured."""
-        key, players = self._kind(unit)
-        return unit.cost * (self._each(key, players) or 1.0)
+        return unit.cost * (self._cost.seconds(unit.cost_key) or 1.0)
 
-    def pace(self, under_way: Iterable[tuple[WorkUnit, float]]) -> dict[str, dict[int, float]]:
-        """Return cost key -> players -> device seconds per expected answer, where that is known.
+    def pace(self, under_way: Iterable[tuple[WorkUnit, float]]) -> dict[str, float]:
+        """Return cost key -> device seconds per expected answer, where that is known.
 
         Args:
             under_way: Units that workers hold, with the answers that each has already.
         """
-        share = self._share_generated(self._settled + sum(answers for _, answers in under_way))
-        found: defaultdict[str, dict[int, float]] = defaultdict(dict)
-        for key, players in self._calls:
-            each = self._each(key, players)
-            if each is not None:
-                found[key][players] = each * share
-        return dict(found)
+        share = self._share_generated(self.settled_answers + sum(answers for _, answers in under_way))
+        found = {key: self._cost.seconds(key) for key in self._left}
+        return {key: each * share for key, each in found.items() if each is not None}
 
     def seconds_left(self, under_way: Iterable[tuple[WorkUnit, float]]) -> float | None:
         """Return the device seconds that are left; None while too little was measured.
@@ -97,26 +92,15 @@ class Forecast:
         Args:
             under_way: Units that workers hold, with the answers that each has already.
         """
-        left, at_hand = self._calls.copy(), 0.0
+        under_way = list(under_way)
+        left, pace = self._left.copy(), self.pace(under_way)
         for unit, answers in under_way:
-            left[self._kind(unit)] -= answers
-            at_hand += answers
-        total = 0.0
-        for (key, players), calls in left.items():
-            each = self._each(key, players)
-            if each is None:
-                return None
-            total += max(0.0, calls) * each
-        return total * self._share_generated(self._settled + at_hand)
+            left[unit.cost_key] -= answers
+        if any(key not in pace for key in left):
+            return None
+        return sum(max(0.0, answers) * pace[key] for key, answers in left.items())
 
     def _share_generated(self, done: float) -> float:
-        """Return how many of the expected answers had to be generated: coalitions may have one prompt."""
+        """Return the share of expected answers that were generated: coalitions may have equal prompts."""
         fresh = done - sum(self._stored.values())
         return self._generated / fresh if fresh > 0.0 and self._generated else 1.0
-
-    def _each(self, key: str, players: int) -> float | None:
-        # Half of the players are present in a coalition, in the mean of every sampler.
-        return self._cost.seconds(key, players / 2.0)
-
-    def _kind(self, unit: WorkUnit) -> tuple[str, int]:
-        return unit.cost_key, self._players.get(unit.row_index, NOMINAL_PLAYERS)

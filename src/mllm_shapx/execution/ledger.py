@@ -1,15 +1,18 @@
-"""The queue's state machine: which unit is queued, leased, done or quarantined, and who is to blame."""
+"""The queue: which unit is queued, leased, done or quarantined, and which one a failure is charged to."""
 
 import heapq
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
 from mllm_shapx.planning.units import WorkUnit
 
+SAME_FAILURES = 10
+"""Rows that may fail with the same unforeseen error before any sample was made."""
+
 
 class UnitState(Enum):
-    """Where a unit stands."""
+    """The state of a unit."""
 
     QUEUED = "queued"
     LEASED = "leased"
@@ -21,16 +24,20 @@ class UnitState(Enum):
 class _Entry:
     unit: WorkUnit
     rank: int
+    open_runs: tuple[str, ...]
+    """Runs that are neither done nor given up."""
     state: UnitState = UnitState.QUEUED
     holder: str | None = None
     attempts: int = 0
     alone: bool = False
     """Whether the unit must have a worker to itself, because it shared one that died."""
+    failed: bool = False
+    """Whether one of its runs was given up."""
 
 
 @dataclass(frozen=True, slots=True)
 class Blame:
-    """What a lost worker, or an error, meant for one unit."""
+    """What a lost worker, or an error, means for one unit."""
 
     unit: WorkUnit
     attempts: int
@@ -39,19 +46,30 @@ class Blame:
     """Whether this loss was charged to it."""
     quarantined: bool
 
+    def note(self, worker: str, detail: str, max_attempts: int) -> str:
+        """Return what the loss of `worker` means for the unit, in words."""
+        row = self.unit.row_index
+        if not self.charged:
+            return f"row {row} goes back to the queue: worker {worker} is gone ({detail})"
+        verdict = "given up" if self.quarantined else "tried again"
+        return (
+            f"row {row} was alone in worker {worker} when it died (attempt {self.attempts} of "
+            f"{max_attempts}, {verdict}): {detail}"
+        )
+
 
 @dataclass(slots=True)
 class _Holder:
     units: set[str] = field(default_factory=set)
     draining: bool = False
-    """Whether the worker takes nothing new, so that a suspect can have it alone."""
+    """Whether the worker takes nothing new, so that a suspect can run alone in it."""
 
 
 class Ledger:
     """Every unit of a study and its state.
 
-    Units are handed out in the order in which they were given. All transitions may be repeated without
-    harm: messages can arrive twice, or after the unit has moved on.
+    Units are handed out in the given order. Every call may be repeated: messages can arrive twice, or after
+    the unit has changed its state.
     """
 
     def __init__(
@@ -62,7 +80,9 @@ class Ledger:
             msg = "max_attempts must be at least 1"
             raise ValueError(msg)
         self._max_attempts = max_attempts
-        self._entries = {unit.unit_id: _Entry(unit, rank) for rank, unit in enumerate(units)}
+        self._entries = {
+            unit.unit_id: _Entry(unit, rank, open_runs=unit.run_names) for rank, unit in enumerate(units)
+        }
         if len(self._entries) != len(units):
             msg = "two units have the same id"
             raise ValueError(msg)
@@ -90,7 +110,7 @@ class Ledger:
             heapq.heappop(self._suspects)
             holder.draining = False
             return self._hand_out(suspect, worker)
-        holder.draining = suspect is not None and (holder.draining or not self._somebody_drains(worker))
+        holder.draining = suspect is not None and (holder.draining or not self._another_drains(worker))
         if holder.draining:
             return None
         unit_id = self._first(self._queue, alone=False)
@@ -100,7 +120,7 @@ class Ledger:
         return self._hand_out(unit_id, worker)
 
     def reorder(self, cost: Callable[[WorkUnit], float]) -> None:
-        """Hand out what is queued by falling `cost` from now on."""
+        """Sort the queue by falling `cost`."""
         queued = [entry for entry in self._entries.values() if entry.state is UnitState.QUEUED]
         ranks = sorted(entry.rank for entry in queued)
         queued.sort(key=lambda entry: (-cost(entry.unit), entry.rank))
@@ -109,6 +129,26 @@ class Ledger:
         for queue in (self._queue, self._suspects):
             queue[:] = [(self._entries[unit_id].rank, unit_id) for _, unit_id in queue]
             heapq.heapify(queue)
+
+    def open_runs(self, unit_id: str) -> tuple[str, ...]:
+        """Return the runs of a unit that are neither done nor given up."""
+        entry = self._entries.get(unit_id)
+        return () if entry is None else entry.open_runs
+
+    def settle(self, unit_id: str, run_names: Collection[str], *, failed: bool = False) -> bool:
+        """Note that runs of a unit are done, or given up; return whether they were the last ones."""
+        entry = self._entries.get(unit_id)
+        if entry is None or not entry.open_runs:
+            return False
+        entry.open_runs = tuple(name for name in entry.open_runs if name not in run_names)
+        entry.failed = entry.failed or failed
+        if entry.open_runs:
+            return False
+        if entry.failed:
+            self.quarantine(unit_id)
+        else:
+            self.complete(unit_id)
+        return True
 
     def complete(self, unit_id: str) -> bool:
         """Note that all runs of a unit are done; return False when that was known already."""
@@ -120,7 +160,7 @@ class Ledger:
         return True
 
     def quarantine(self, unit_id: str) -> None:
-        """Give a unit up: trying again would not help."""
+        """Give a unit up, because trying again would not help."""
         entry = self._entries[unit_id]
         if entry.state is not UnitState.DONE:
             self._release(entry)
@@ -136,8 +176,8 @@ class Ledger:
     def worker_lost(self, worker: str, *, innocent: bool = False) -> list[Blame]:
         """Take back the units of a worker that is gone.
 
-        A unit that was alone in the worker is charged an attempt. Units that shared it are suspects: each
-        runs alone next. With `innocent` (a preempted or lost node) nobody is charged or suspected.
+        A unit that was alone in the worker is charged an attempt. Units that shared the worker are suspects:
+        each runs alone next. With `innocent` (a preempted or lost node) no unit is charged or suspected.
         """
         holder = self._holders.pop(worker, None)
         if holder is None:
@@ -174,7 +214,7 @@ class Ledger:
         return drop
 
     def claim(self, worker: str, unit_id: str) -> None:
-        """Lease a queued unit to the worker that turns out to hold it."""
+        """Lease a queued unit to the worker that holds it since before a restart."""
         entry = self._entries.get(unit_id)
         if entry is not None and entry.state is UnitState.QUEUED:
             self._hand_out(unit_id, worker)
@@ -210,12 +250,6 @@ class Ledger:
     def is_queue_empty(self) -> bool:
         """Whether no unit waits for a worker."""
         return self._counts[UnitState.QUEUED] == 0
-
-    def unfinished(self) -> Iterable[WorkUnit]:
-        """Yield the units that are neither done nor quarantined."""
-        for entry in self._entries.values():
-            if entry.state in {UnitState.QUEUED, UnitState.LEASED}:
-                yield entry.unit
 
     def _charge(self, entry: _Entry) -> Blame:
         entry.attempts += 1
@@ -253,14 +287,50 @@ class Ledger:
         self._counts[state] += 1
         entry.state = state
 
-    def _somebody_drains(self, worker: str) -> bool:
+    def _another_drains(self, worker: str) -> bool:
         return any(holder.draining for name, holder in self._holders.items() if name != worker)
 
     def _first(self, queue: list[tuple[int, str]], *, alone: bool) -> str | None:
-        """Return the first unit of a queue; what has moved on since it was queued is let go of here."""
+        """Return the first unit of a queue. Entries whose state has changed are removed on the way."""
         while queue:
             entry = self._entries[queue[0][1]]
             if entry.state is UnitState.QUEUED and entry.alone is alone:
                 return entry.unit.unit_id
             heapq.heappop(queue)
+        return None
+
+
+class FailureLimits:
+    """Decides when failures should stop a study.
+
+    Args:
+        allowed: Samples that may be quarantined; None for any number.
+        quarantined: Samples that this call has quarantined already, before a restart.
+    """
+
+    def __init__(self, allowed: int | None, quarantined: int) -> None:
+        self.quarantined = quarantined
+        self.has_explained = False
+        """Whether any sample was made."""
+        self._allowed = allowed
+        self._last_reason = ""
+        self._message = ""
+        self._alike = 0
+
+    def gave_up(self, reason: str, message: str) -> None:
+        """Count a row that was given up because of an unforeseen error."""
+        self._alike = self._alike + 1 if reason == self._last_reason else 1
+        self._last_reason, self._message = reason, message
+
+    @property
+    def reason_to_stop(self) -> str | None:
+        """Return in words why the study should stop, None when it should go on."""
+        if self._alike >= SAME_FAILURES and not self.has_explained:
+            return (
+                f"the first {self._alike} rows all failed with {self._last_reason}: {self._message}; "
+                "stopping early. Mend the cause, then try them again with retry"
+            )
+        if self._allowed is not None and self.quarantined > self._allowed:
+            counts = f"{self.quarantined} sample(s) were quarantined and {self._allowed} are allowed"
+            return f"{counts}; stopping early"
         return None

@@ -1,11 +1,11 @@
-"""Joining the shards of a set: one directory as a single run would have made it."""
+"""Joins the shards of a study into one directory, as a single run would have made it."""
 
 import contextlib
 
 from mllm_shapx.config.loading import LoadedConfig
 from mllm_shapx.execution.aggregator import write_summary
 from mllm_shapx.execution.options import RunOptions
-from mllm_shapx.execution.outcome import StudyOutcome
+from mllm_shapx.execution.outcome import StudyOutcome, outcome_of
 from mllm_shapx.execution.preparation import CONFIG, open_output, prepare
 from mllm_shapx.records.lock import OutputLock
 from mllm_shapx.records.runs import RunRecords
@@ -14,7 +14,7 @@ from mllm_shapx.records.storage import join_uri, open_storage
 
 
 def shard_config(directory: str) -> str:
-    """Return the path of the config that the shards of a set were made with.
+    """Return the path of the config that the shards of a study were made with.
 
     Raises:
         OutputError: When there are no shards, or not all.
@@ -23,7 +23,7 @@ def shard_config(directory: str) -> str:
 
 
 def merge_shards(loaded: LoadedConfig) -> StudyOutcome:
-    """Move what the shards of a config's set hold to the plain layout, and write what sums it up.
+    """Move the results of a study's shards to the plain layout, and write the summaries.
 
     Raises:
         UsageError: When shards are missing, are being written, or do not fit together; nothing is changed.
@@ -52,15 +52,5 @@ def merge_shards(loaded: LoadedConfig) -> StudyOutcome:
     rows = set(study.rows)
     done = {name: len(rows & found.completed) for name, found in output.inspections.items()}
     failed = {name: len(rows & found.failed) for name, found in output.inspections.items()}
-    complete = all(done[name] + failed[name] == len(rows) for name in done)
-    return StudyOutcome(
-        experiment_set_id=study.experiment_set_id,
-        output_uri=study.output_uri,
-        done=done,
-        failed=failed,
-        total=dict.fromkeys(done, len(rows)),
-        model_calls=0,
-        seconds=0.0,
-        exit_code=(3 if any(failed.values()) else 0) if complete else 1,
-        warnings=output.notes,
-    )
+    finished = all(done[name] + failed[name] == len(rows) for name in done)
+    return outcome_of(study, done, failed, finished=finished, warnings=output.notes)

@@ -1,20 +1,19 @@
-"""What coordinator, workers and driver tell each other: plain data that travels between processes."""
+"""The messages between coordinator, workers and driver: plain data that is sent between processes."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from mllm_shapx.config.models import DatasetConfig, EmbeddingConfig, RuntimeConfig, WandbConfig
 from mllm_shapx.config.servers import CONNECTOR
-from mllm_shapx.execution.sharing import HelpTask
-from mllm_shapx.explaining.coalitions import RowCoalitions, StoredAnswer
+from mllm_shapx.execution.helping import HelpTask
+from mllm_shapx.explaining.coalitions import RowCoalitions
 from mllm_shapx.explaining.similarity import Vector
-from mllm_shapx.models.base import ModelReport
-from mllm_shapx.models.steadiness import Version
-from mllm_shapx.planning.costs import Generated
+from mllm_shapx.models.base import Answer, ModelReport
+from mllm_shapx.models.identity import Version
 from mllm_shapx.planning.runs import RunSpec
-from mllm_shapx.planning.units import WorkUnit
+from mllm_shapx.planning.units import WorkUnit, plan_units
 from mllm_shapx.records.environments import Environment
 from mllm_shapx.records.likelihood import Likelihood, LikelihoodKey
 
@@ -23,18 +22,24 @@ from mllm_shapx.records.likelihood import Likelihood, LikelihoodKey
 class Answers:
     """Answers to coalitions of one conversation."""
 
-    by_mask: dict[int, StoredAnswer] = field(default_factory=dict)
+    by_mask: dict[int, Answer] = field(default_factory=dict)
     """Coalition (bit i = player i) -> its answer."""
     snapshot_id: str = ""
-    """mllm_shap's id of the conversation, empty where it is not known. Answers to another conversation, say
-    because a dataset file was changed in place, must not be taken for this one's."""
+    """mllm_shap's id of the conversation, empty where it is not known. It tells answers to another
+    conversation apart, for example after a dataset file was changed in place."""
     num_players: int = 0
     """Players of the row, 0 where they are not known."""
     vectors: dict[str, dict[bytes, Vector]] = field(default_factory=dict)
-    """Kind of embedding -> `AnswerRow.content_id` -> vector, for rescoring without the model."""
+    """Kind of embedding -> `Answer.content_id` -> vector, for rescoring without the model."""
 
     likelihoods: dict[LikelihoodKey, Likelihood] = field(default_factory=dict)
     """What is forced, and the coalition -> how likely it is."""
+
+    def give_to(self, row: RowCoalitions) -> None:
+        """Give `row` these answers and likelihoods, if they are those of its coalitions."""
+        if self.belong_to(row):
+            row.know(self.by_mask)
+            row.likelihoods.know(self.likelihoods)
 
     def belong_to(self, row: RowCoalitions) -> bool:
         """Return whether they are answers to the coalitions of `row`: its conversation, its players."""
@@ -46,7 +51,7 @@ class Answers:
 
 @dataclass(frozen=True)
 class Study:
-    """Everything that coordinator and workers need to know of one config's work."""
+    """Everything that coordinator and workers need to know of one config."""
 
     experiment_set_id: str
     output_uri: str
@@ -69,27 +74,27 @@ class Study:
     failures_allowed: int | None = None
     """Samples that may be quarantined in this call before it stops early; None for any number."""
     rows_in_flight: int | None = None
-    """Rows that a worker explains side by side; None for as many as fill its batches."""
+    """Rows that a worker explains at the same time; None for as many as fill its batches."""
     flush_s: float = 30.0
-    """Seconds after which answers of a row under way are written out."""
+    """Seconds after which answers of a running row are written."""
     retry_rows: Mapping[str, tuple[int, ...]] | None = None
     """For `retry`: run -> quarantined rows to try again; everything else is left alone."""
     dataset_content: str | None = None
     """Hash of what a local dataset holds; None for one of the hub, which has a commit."""
     model_version: Version | None = None
-    """What a worker holds the model's files against; None to load whatever is there."""
+    """The version of the model's files that workers must find; None to load any."""
     encoders: Mapping[EmbeddingConfig, Version] = field(default_factory=dict)
     """The external encoders of the runs."""
 
     server_patience_s: float = 600.0
-    """Seconds without any answer of a server after which the study stops."""
+    """Seconds without any answer of the server after which the study stops."""
 
     config: Mapping[str, Any] = field(default_factory=dict)
     """The config's JSON data, bases merged in."""
 
     @property
     def worker_device(self) -> str | None:
-        """Return the device of its workers; the processor where the model is behind a server."""
+        """Return the device of its workers; the CPU where the model is behind a server."""
         return "cpu" if self.runs[0].connector == CONNECTOR else self.runs[0].device
 
     def encoder_commit(self, run: RunSpec) -> str | None:
@@ -99,6 +104,22 @@ class Study:
     def run(self, name: str) -> RunSpec:
         """Return a run by its name."""
         return next(run for run in self.runs if run.name == name)
+
+    def units_left(
+        self, completed: Mapping[str, Collection[int]], failed: Mapping[str, Collection[int]]
+    ) -> list[WorkUnit]:
+        """Return the units of rows that are neither done nor given up; for `retry`, of its rows alone.
+
+        Args:
+            completed: Run -> rows with a sample.
+            failed: Run -> quarantined rows.
+        """
+        retried = {run.name: set((self.retry_rows or {}).get(run.name, ())) for run in self.runs}
+        settled = {name: {*completed[name], *(set(failed[name]) - rows)} for name, rows in retried.items()}
+        units = plan_units(self.runs, self.rows, self.players, settled)
+        if self.retry_rows is None:
+            return units
+        return [unit for unit in units if any(unit.row_index in retried[name] for name in unit.run_names)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,33 +153,33 @@ class LeaseReply:
     help: HelpTask | None = None
     """Coalitions of another worker's row to answer, when there is no unit."""
     drop: tuple[str, ...] = ()
-    """Units that the worker holds and should let go: somebody else has done them."""
+    """Units that the worker should drop: another worker holds them, or they are done."""
     order: Literal["go", "drain", "stop"] = "go"
-    """`drain`: finish what you hold; `stop`: nothing is left to do."""
+    """`drain`: finish the held units and take no more. `stop`: drop them, nothing is left to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class Beat:
-    """What a worker says of itself every second."""
+    """A worker's heartbeat."""
 
     held: tuple[str, ...]
     answers: int
     """Answers generated since it started."""
     busy_seconds: float
-    """Time that its device spent in the model."""
+    """Seconds that its device spent in the model."""
     unit_answers: Mapping[str, int] = field(default_factory=dict)
-    """Answers at hand for each unit that it holds."""
-    generated: Mapping[str, Generated] = field(default_factory=dict)
-    """Cost key -> answers generated since it started, for whomever."""
+    """Unit that it holds -> answers that the unit has."""
+    generated: Mapping[str, int] = field(default_factory=dict)
+    """Cost key -> answers generated since it started, also for other workers."""
     waiting_for: str = ""
-    """What the worker waits for, in words, where that is not the coordinator: a server that is away."""
+    """In words, what the worker waits for, such as a server that does not answer; empty otherwise."""
     report: ModelReport | None = None
-    """What its model has to say of itself; None when nothing is new."""
+    """The report of its model; None when nothing is new."""
 
 
 @dataclass(frozen=True, slots=True)
 class UnitFailure:
-    """Why a unit's runs, or one of them, failed in a worker that lives on."""
+    """Why a unit, or some of its runs, failed."""
 
     unit_id: str
     run_names: tuple[str, ...]
@@ -168,10 +189,16 @@ class UnitFailure:
     final: bool
     """Whether trying again would not help."""
 
+    @classmethod
+    def of_lost_worker(cls, unit_id: str, run_names: tuple[str, ...], detail: str) -> Self:
+        """Return the failure of a unit whose worker died."""
+        message = f"the worker's process died while it explained this row: {detail}"
+        return cls(unit_id, run_names, "worker_died", message, traceback=None, final=False)
+
 
 @dataclass(frozen=True, slots=True)
-class Snapshot:
-    """How the study stands, for progress and for the driver's decisions."""
+class StudyState:
+    """The state of a study, for the progress and for the driver."""
 
     done: Mapping[str, int]
     """Run -> rows with a sample."""
@@ -192,10 +219,10 @@ class Snapshot:
     stalled: tuple[str, ...]
     """Workers that hold units and have shown no progress for the stall timeout."""
     device_seconds: float = 0.0
-    """Time that the workers' devices have spent in the model."""
+    """Seconds that the workers' devices have spent in the model."""
     device_seconds_left: float | None = None
-    """What the rest is expected to take of it; None while too little was measured."""
+    """Expected device seconds of the rest; None while too little was measured."""
     notes: tuple[str, ...] = ()
-    """News since the last snapshot, in words."""
+    """News since the last state, in words."""
     fatal: str | None = None
     """Why the coordinator cannot go on, such as a full disk."""

@@ -1,4 +1,4 @@
-"""What the call asks for beside the config: resources, resuming, limits."""
+"""The options of a call beside the config: resources, resuming, limits."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class RunOptions:
     gpus_per_worker: float | None = None
     """GPUs that one worker takes; None for 1 / workers_per_gpu."""
     rows_in_flight: int | None = None
-    """Rows that a worker explains side by side; None for as many as fill its batches."""
+    """Rows that a worker explains at the same time; None for as many as fill its batches."""
     address: str | None = None
     """Ray cluster to join; None for RAY_ADDRESS, else a cluster of its own on this machine."""
     nodes: int = 1
@@ -70,7 +70,7 @@ class RunOptions:
 
 @dataclass(frozen=True, slots=True)
 class Again:
-    """How often a config that fails is tried again, and when."""
+    """How often a failed config is tried again, and when."""
 
     max_retries: int = 0
     retry_delay_s: float = 30.0

@@ -1,13 +1,13 @@
 """How a study ended."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
-from mllm_shapx.execution.messages import Snapshot
+from mllm_shapx.execution.messages import Study
 
-_INTERRUPTED_FROM = 128
-"""Exit codes above it say by which signal the work was ended."""
+INTERRUPTED_FROM = 128
+"""Exit codes above it tell which signal ended the work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class StudyOutcome:
     """0 all done; 3 done, with quarantined samples; 129, 130 or 143 interrupted; 1 stopped early."""
     warnings: tuple[str, ...] = ()
     missing: dict[str, int] = field(default_factory=dict)
-    """Run -> samples that were written and are not on disk any more."""
+    """Run -> samples that were written and are no longer on disk."""
 
     def to_text(self, go_on: str) -> str:
         """Return what the user should know at the end: what is done, what is not, and what to do next.
@@ -71,23 +71,49 @@ class StudyOutcome:
         }
 
 
-def counted(outcome: StudyOutcome, on_disk: Mapping[str, int]) -> StudyOutcome:
-    """Return the outcome with the samples that are on disk; fewer than were written are an error.
+def outcome_of(
+    study: Study,
+    done: Mapping[str, int],
+    failed: Mapping[str, int],
+    *,
+    finished: bool,
+    stopped_by: int | None = None,
+    model_calls: int = 0,
+    seconds: float = 0.0,
+    warnings: tuple[str, ...] = (),
+    on_disk: Mapping[str, int] | None = None,
+) -> StudyOutcome:
+    """Return how a study ended.
 
     Args:
-        outcome: What the writers of the files say.
-        on_disk: Run -> selected rows that have a sample.
+        study: What was studied.
+        done: Run -> rows whose samples were written.
+        failed: Run -> quarantined rows.
+        finished: Whether nothing is left to do.
+        stopped_by: The signal that came, if any.
+        model_calls: Answers that the model gave.
+        seconds: How long it took.
+        warnings: What the user should know.
+        on_disk: Run -> selected rows that have a sample, where they were counted; fewer than `done` are an
+            error.
     """
-    missing = {name: done - on_disk[name] for name, done in outcome.done.items() if on_disk[name] < done}
-    if not missing:
-        return outcome
-    # An interrupted study says so all the same: 130 and 143 are what scripts look for.
-    code = outcome.exit_code if outcome.exit_code > _INTERRUPTED_FROM else 1
-    return replace(outcome, done=dict(on_disk), missing=missing, exit_code=code)
-
-
-def ended(snapshot: Snapshot) -> int:
-    """Return the exit code of a study that was not interrupted."""
-    if not snapshot.finished:
-        return 1
-    return 3 if any(snapshot.failed.values()) else 0
+    found = done if on_disk is None else on_disk
+    missing = {name: count - found[name] for name, count in done.items() if found[name] < count}
+    if stopped_by is not None and not finished:
+        code = INTERRUPTED_FROM + stopped_by  # also where samples are missing: scripts look for it
+    elif missing or not finished:
+        code = 1
+    else:
+        code = 3 if any(failed.values()) else 0
+    return StudyOutcome(
+        experiment_set_id=study.experiment_set_id,
+        output_uri=study.output_uri,
+        done=dict(found) if missing else dict(done),
+        failed=dict(failed),
+        total=dict.fromkeys(done, len(study.rows)),
+        model_calls=model_calls,
+        seconds=seconds,
+        exit_code=code,
+        warnings=warnings,
+        missing=missing,
+    )

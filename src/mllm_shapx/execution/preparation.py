@@ -1,4 +1,4 @@
-"""From a config file to a study that can start: rows, model identity, and an output directory that agrees.
+"""Prepares a study: its rows, its model's version, and an output directory that matches the config.
 
 Nothing is written before `open_output`, so that a wrong config leaves no trace.
 """
@@ -15,49 +15,40 @@ from mllm_shapx.data.selection import select_rows
 from mllm_shapx.data.sources import open_table
 from mllm_shapx.errors import OutputError, UsageError
 from mllm_shapx.execution.answers import keys_in_use
-from mllm_shapx.execution.dataset import content_of, dataset_path, find_changed_rows, make_again, pinned
+from mllm_shapx.execution.dataset import OldPlayers, content_of, find_changed_rows, make_again, pinned
 from mllm_shapx.execution.environment import library_versions
 from mllm_shapx.execution.messages import Study
-from mllm_shapx.execution.old_players import OldPlayers
 from mllm_shapx.execution.options import RunOptions
-from mllm_shapx.execution.resolved import in_the_configs_words
+from mllm_shapx.execution.spec_content import ENCODER_COMMIT, run_spec
+from mllm_shapx.explaining.value_models import value_model
 from mllm_shapx.models.control_tokens import control_token_warnings
-from mllm_shapx.models.encoder_version import encoder_version
+from mllm_shapx.models.encoder import encoder_version
 from mllm_shapx.models.registry import model_version
 from mllm_shapx.planning.runs import RunSpec
-from mllm_shapx.planning.sweep import expand
+from mllm_shapx.planning.sweep import expand, player_rule
 from mllm_shapx.records.environments import ENVIRONMENTS, MODEL, history
 from mllm_shapx.records.layout import GENERATIONS, SHARDS
 from mllm_shapx.records.lock import OutputLock
 from mllm_shapx.records.runs import RunInspection, RunRecords
 from mllm_shapx.records.shards import found_shards
-from mllm_shapx.records.spec import (
-    DATASET_COMMIT,
-    DATASET_PATH,
-    RESULT_SETTINGS,
-    SELECTED_ROWS,
-    differences,
-    selected_rows,
-)
+from mllm_shapx.records.spec import RESULT_SETTINGS, differences
 from mllm_shapx.records.storage import Storage, join_uri, open_storage, write_json
 from mllm_shapx.records.store import CoalitionStore, PruneResult
 
-_ENCODER = "embedding_commit"
-
 CONFIG = "config.json"
-"""Copy of the config, bases merged in, beside the runs' folders: `retry` needs nothing else."""
+"""Copy of the config, bases merged in, beside the runs' folders. `retry` reads it."""
 
 
 @dataclass(frozen=True)
 class OpenOutput:
-    """An output directory that belongs to this driver until the lock is released."""
+    """An output directory whose lock this process holds."""
 
     lock: OutputLock
     inspections: Mapping[str, RunInspection]
     specs: Mapping[str, dict[str, Any]]
     """Run -> content of its `spec.json`."""
     notes: tuple[str, ...]
-    """What was healed, moved or replaced, in words."""
+    """What was repaired, moved or replaced, in words."""
 
 
 def prepare(loaded: LoadedConfig, options: RunOptions) -> tuple[Study, tuple[str, ...]]:
@@ -84,8 +75,8 @@ def prepare(loaded: LoadedConfig, options: RunOptions) -> tuple[Study, tuple[str
         experiment_set.dataset,
         chosen,
         experiment_set.modality,
-        experiment_set.shap.token_filter,
-        other_filters={run.shap.token_filter for run in sweep.runs},
+        player_rule(experiment_set, loaded.path),
+        other_rules=[run.player_rule for run in sweep.runs],
     )
     rows = selection.rows if shard is None else shard.rows(selection.rows)
     if shard is not None and not rows:
@@ -98,11 +89,12 @@ def prepare(loaded: LoadedConfig, options: RunOptions) -> tuple[Study, tuple[str
         for run in sweep.runs
         if run.embedding is not None
     }
-    model_path, model = model_version(sweep.runs[0], loaded.path)
+    runs = tuple(replace(run, value_model=value_model(run, loaded.path)) for run in sweep.runs)
+    model_path, model = model_version(sweep.runs[0].model_settings, loaded.path)
     study = Study(
         experiment_set_id=experiment_set.experiment_set_id,
         output_uri=output_uri,
-        runs=sweep.runs,
+        runs=runs,
         rows=rows,
         players=selection.players,
         config_path=loaded.path.resolve(),
@@ -123,7 +115,14 @@ def prepare(loaded: LoadedConfig, options: RunOptions) -> tuple[Study, tuple[str
         model_version=model,
         encoders=encoders,
     )
-    tokens = control_token_warnings(sweep.runs[0], loaded.path, table, rows)
+    tokens = control_token_warnings(
+        sweep.runs[0].model_settings,
+        loaded.path,
+        table,
+        rows,
+        dataset=sweep.runs[0].dataset,
+        modality=sweep.runs[0].modality,
+    )
     return study, (*loaded.warnings, *sweep.warnings, *selection.warnings, *tokens)
 
 
@@ -143,7 +142,7 @@ def check_output(study: Study, options: RunOptions) -> None:
     taken = {}
     for run in study.runs:
         records = RunRecords(storage, run.name)
-        if records.standing() == "started" and (count := records.sample_count()):
+        if records.state() == "started" and (count := records.sample_count()):
             taken[run.name] = count
     if taken:
         shown = ", ".join(f"{name} ({count})" for name, count in list(taken.items())[:5])
@@ -155,7 +154,7 @@ def check_output(study: Study, options: RunOptions) -> None:
 
 
 def _refuse_older_runs(study: Study, storage: Storage) -> None:
-    """Refuse to add to samples of the older runner: it draws other coalitions and keeps less of a sample."""
+    """Refuse to add to samples of the older runner, which draws other coalitions and stores less."""
     older = [run.name for run in study.runs if RunRecords(storage, run.name).is_of_older_runner()]
     if older:
         more = f" and {len(older) - 5} more" if len(older) > 5 else ""  # noqa: PLR2004
@@ -167,7 +166,7 @@ def _refuse_older_runs(study: Study, storage: Storage) -> None:
 
 
 def _check_shards(study: Study, options: RunOptions, storage: Storage) -> None:
-    """Refuse to compute in one layout what is there in the other."""
+    """Refuse to mix shards and the plain layout."""
     if options.shard is None:
         if found := found_shards(storage):
             raise OutputError(
@@ -177,7 +176,7 @@ def _check_shards(study: Study, options: RunOptions, storage: Storage) -> None:
         return
     whole = study.output_uri.removesuffix(f"/{options.shard.folder}")
     above = open_storage(whole)
-    if any(RunRecords(above, run.name).standing() != "empty" for run in study.runs):
+    if any(RunRecords(above, run.name).state() != "empty" for run in study.runs):
         raise OutputError(
             f"{whole} holds samples of the whole set already; leave --shard out to go on with them, or name "
             "another experiment_set_id"
@@ -187,11 +186,11 @@ def _check_shards(study: Study, options: RunOptions, storage: Storage) -> None:
 def has_begun(study: Study) -> bool:
     """Return whether the output directory holds anything of the study's runs."""
     storage = open_storage(study.output_uri)
-    return any(RunRecords(storage, run.name).standing() != "empty" for run in study.runs)
+    return any(RunRecords(storage, run.name).state() != "empty" for run in study.runs)
 
 
 def open_output(study: Study, options: RunOptions) -> OpenOutput:
-    """Take the output directory, bring it in order and write each run's `spec.json` and checkpoint.
+    """Lock the output directory, repair it, and write each run's `spec.json` and checkpoint.
 
     Raises:
         OutputError: Another driver holds it, or its results were made with other settings.
@@ -228,7 +227,7 @@ def _take_over(
     old_players = OldPlayers(study.players)
     for run in study.runs:
         records = RunRecords(storage, run.name)
-        standing = records.standing()
+        standing = records.state()
         if options.overwrite and standing != "empty":
             count = records.sample_count()
             # Stored answers are reused, so that where they come from still matters.
@@ -240,8 +239,8 @@ def _take_over(
                 "the run starts afresh"
             )
         inspection = records.inspect(study.rows, old_players.of_run(run))
-        notes += inspection.notes
-        # The moment that the checkpoint will name: W&B knows a run again by it.
+        notes += (*records.heal(inspection), *inspection.notes)
+        # The time that the checkpoint will name: W&B recognizes a run by it.
         created_at = time.time() if inspection.created_at is None else inspection.created_at
         inspections[run.name] = replace(inspection, created_at=created_at)
     changed = find_changed_rows(study, inspections, accept=options.accept_changed_rows)
@@ -259,7 +258,7 @@ def _take_over(
 
 
 def _check_settings(study: Study, specs: dict[str, dict[str, Any]], storage: Storage) -> list[str]:
-    """Refuse to mix results of different settings in one run's directory; carry the history of runs on."""
+    """Refuse to mix results of different settings in one run's directory; keep the runs' history."""
     notes: list[str] = []
     conflicts = []
     for run in study.runs:
@@ -269,8 +268,8 @@ def _check_settings(study: Study, specs: dict[str, dict[str, Any]], storage: Sto
             notes += _renamed(storage, run)
             continue
         new = specs[run.name][RESULT_SETTINGS]
-        # Older versions did not record the encoder's commit: what is not known is not compared.
-        keys = differences({_ENCODER: new[_ENCODER], **(old.get(RESULT_SETTINGS) or {})}, new)
+        # Older versions did not record the encoder's commit, which is then not compared.
+        keys = differences({ENCODER_COMMIT: new[ENCODER_COMMIT], **(old.get(RESULT_SETTINGS) or {})}, new)
         if keys:
             conflicts.append(f"  - {run.name}: {', '.join(keys)}")
         specs[run.name] |= {
@@ -289,41 +288,11 @@ def _check_settings(study: Study, specs: dict[str, dict[str, Any]], storage: Sto
 
 
 def _renamed(storage: Storage, run: RunSpec) -> list[str]:
-    """Return a note where an earlier version has done a run under another name; its draws were others."""
+    """Return a note if an earlier version has done the run under another name, with other draws."""
     former = run.former_name
-    if former is None or RunRecords(storage, former).standing() == "empty":
+    if former is None or RunRecords(storage, former).state() == "empty":
         return []
     return [f"{run.name}: an earlier version has done it as {former}, which is kept; it is done again"]
-
-
-def run_spec(study: Study, run: RunSpec) -> dict[str, Any]:
-    """Return the content of a run's `spec.json`: resolved settings and versions, no secrets."""
-    settings = {
-        **run.result_settings,
-        "model_commit": study.model_commit,
-        "dataset_commit": study.dataset_commit,
-        _ENCODER: study.encoder_commit(run),
-    }
-    return {
-        "schema_version": 2,
-        "experiment_set_id": study.experiment_set_id,
-        "run_name": run.name,
-        "run_slug": run.name,
-        "explainer_type": run.explainer_type,
-        **in_the_configs_words(study, run),
-        RESULT_SETTINGS: settings,
-        "generation_key": run.generation_key,
-        "batch_size": run.connector_kwargs.batch_size,
-        "attn_implementation": run.connector_kwargs.attn_implementation,
-        "seed": "sha256 of run name and row index; each sample records its own",
-        SELECTED_ROWS: selected_rows(study.rows),
-        "rows_total": len(study.rows),
-        DATASET_COMMIT: study.dataset_commit or study.dataset_content,
-        DATASET_PATH: dataset_path(study.dataset, study.config_path),
-        "libraries": library_versions(),
-        ENVIRONMENTS: [],
-        MODEL: None,
-    }
 
 
 def _absolute(uri: str) -> str:
@@ -334,7 +303,7 @@ def prune_answers(study: Study) -> PruneResult:
     """Remove stored answers that no run of the study needs: other settings, other models, other rows.
 
     Raises:
-        OutputError: When a driver is at work in the directory.
+        OutputError: When a driver is running in the directory.
     """
     storage = open_storage(study.output_uri)
     lock = OutputLock(storage)

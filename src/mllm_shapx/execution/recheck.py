@@ -1,4 +1,4 @@
-"""Stored answers generated once more, one at a time: `verify --again`."""
+"""Generates stored answers again, one at a time, and compares them: `verify --again`."""
 
 import random
 import time
@@ -17,7 +17,8 @@ from mllm_shapx.execution.options import RunOptions
 from mllm_shapx.execution.preparation import prepare, study_config
 from mllm_shapx.explaining.coalitions import RowCoalitions
 from mllm_shapx.explaining.sample import open_row
-from mllm_shapx.explaining.settings import answer_seed, decoding
+from mllm_shapx.explaining.settings import decoding
+from mllm_shapx.explaining.unit import seeds
 from mllm_shapx.models.base import Answer, Model, OutOfMemory
 from mllm_shapx.models.registry import load_model
 from mllm_shapx.planning.precision import ROUNDED
@@ -34,7 +35,7 @@ _SHOWN = 3
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """An answer that came out otherwise."""
+    """An answer that differs."""
 
     row_index: int
     mask: int
@@ -48,7 +49,7 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """How the answers of one generation key came out."""
+    """The comparison for one generation key."""
 
     runs: tuple[str, ...]
     """Runs that use these answers."""
@@ -62,7 +63,7 @@ class Agreement:
 
     @property
     def agree(self) -> int:
-        """Return how many came out equal."""
+        """Return how many answers are equal."""
         return self.answers - len(self.differences)
 
     @property
@@ -103,12 +104,12 @@ class Agreement:
 
 @dataclass(frozen=True, slots=True)
 class Recheck:
-    """What became of the stored answers of one directory."""
+    """The comparison for one directory."""
 
     directory: str
     agreements: tuple[Agreement, ...]
     changed: int
-    """Answers that were drawn and not compared, because their row is another one now."""
+    """Answers that were drawn and not compared, because their row has changed."""
 
     @property
     def ok(self) -> bool:
@@ -137,12 +138,12 @@ class Recheck:
 
 @dataclass(frozen=True, slots=True)
 class _Drawn:
-    """Stored answers of one row and generation key that are to be asked for again."""
+    """Stored answers of one row and generation key that are generated again."""
 
     entry: StoreEntry
     run: RunSpec
     numbers: tuple[int, ...]
-    """Their places among the coalitions of the entry, ascending."""
+    """Their positions among the coalitions of the entry, ascending."""
 
 
 def recheck(directory: str, number: int, seed: int, say: Callable[[str], None]) -> Recheck:
@@ -179,7 +180,7 @@ def _dtype(drawn: _Drawn) -> str:
 def _usable(
     store: CoalitionStore, study: Study, runs: Sequence[RunSpec], directory: str
 ) -> list[tuple[StoreEntry, RunSpec]]:
-    """Return what is stored for `runs`, by row and key.
+    """Return the entries of the store that belong to `runs`.
 
     Raises:
         OutputError: When there is nothing, or nothing of the model that the config names now.
@@ -221,7 +222,7 @@ def _draw(stored: Sequence[tuple[StoreEntry, RunSpec]], number: int, seed: int) 
 
 
 class _Progress:
-    """Says from time to time how far it is."""
+    """Shows the progress from time to time."""
 
     def __init__(self, wanted: int, say: Callable[[str], None]) -> None:
         self._wanted = wanted
@@ -230,7 +231,7 @@ class _Progress:
         self._said = time.monotonic()
 
     def step(self) -> None:
-        """Take note of one more answer."""
+        """Count one more answer."""
         self._done += 1
         if time.monotonic() - self._said > _SAY_S:
             self._said = time.monotonic()
@@ -238,7 +239,7 @@ class _Progress:
 
 
 class _Asker:
-    """Asks the model once more, prompt by prompt."""
+    """Asks the model again, prompt by prompt."""
 
     def __init__(self, study: Study, store: CoalitionStore, table: Table, progress: _Progress) -> None:
         self.changed = 0
@@ -248,10 +249,10 @@ class _Asker:
         self._progress = progress
 
     def compare(self, dtype: str, drawn: Sequence[_Drawn], runs: Sequence[RunSpec]) -> Iterator[Agreement]:
-        """Yield how the answers of each generation key come out, with the model loaded in `dtype`."""
+        """Yield the comparison of each generation key, with the model loaded in `dtype`."""
         kwargs = drawn[0].run.connector_kwargs.model_copy(update={"dtype": dtype})
         loaded = replace(drawn[0].run, connector_kwargs=kwargs)
-        model = load_model(loaded, self._study.model_path, self._study.model_commit)
+        model = load_model(loaded.model_settings, self._study.model_path, self._study.model_commit)
         try:
             for key, of_key in groupby(drawn, key=lambda each: each.run.generation_key):
                 answers, differences = 0, list[Difference]()
@@ -266,7 +267,7 @@ class _Asker:
             model.close()
 
     def _of_row(self, model: Model, drawn: _Drawn) -> Iterator[list[Difference]]:
-        """Yield for each answer of a row that can be compared how it differs: one difference, or none."""
+        """Yield for each comparable answer of a row a list with its difference, empty if there is none."""
         stored = self._store.peek(drawn.entry.row_index, drawn.entry.key)
         row = self._row(drawn, stored)
         masks = sorted(stored.answers)
@@ -283,7 +284,7 @@ class _Asker:
                 yield [Difference(drawn.entry.row_index, mask, before.text, now.text)]
 
     def _row(self, drawn: _Drawn, stored: StoredAnswers) -> RowCoalitions | None:
-        """Return the row's coalitions; None where they are others than those that were answered."""
+        """Return the row's coalitions; None if they are not the ones that were answered."""
         run, row_index = drawn.run, drawn.entry.row_index
         if row_index >= self._table.num_rows:
             return None
@@ -297,9 +298,10 @@ class _Asker:
     def _ask(self, model: Model, drawn: _Drawn, row: RowCoalitions, mask: int) -> Answer:
         run = drawn.run
         how = decoding(run)
-        seed = 0 if run.generation.is_greedy else answer_seed(run, drawn.entry.row_index, mask)
         try:
-            (answer,) = model.answer([model.encode(row.render(mask), how)], how, [seed])
+            (answer,) = model.answer(
+                [model.encode(row.render(mask), how)], how, seeds(run, drawn.entry.row_index, [mask])
+            )
         except OutOfMemory as error:
             raise ModelError(f"one prompt alone does not fit in the device's memory ({error})") from error
         return answer

@@ -1,40 +1,31 @@
-"""Runs computed again from stored answers alone: no model is loaded and none is asked."""
+"""Computes runs from stored answers alone, without a model."""
 
 import asyncio
 import os
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 
 from mllm_shap import ConversationSnapshot
 
 from mllm_shapx.config.loading import LoadedConfig
 from mllm_shapx.data.conversations import load_row
-from mllm_shapx.data.digests import row_digest
 from mllm_shapx.data.table import Table
-from mllm_shapx.errors import OutputError, RowError, StorageError, UsageError
-from mllm_shapx.execution.aggregator import Aggregator
-from mllm_shapx.execution.answers import AnswerFiles, content_id, stored_dtype, vector_kind
-from mllm_shapx.execution.coordinator import Coordinator
+from mllm_shapx.errors import OutputError, RowError, UsageError
+from mllm_shapx.execution.answers import AnswerFiles, stored_dtype, vector_kind
 from mllm_shapx.execution.dataset import open_study_table, refuse_changed_rows
-from mllm_shapx.execution.left import units_left
-from mllm_shapx.execution.messages import Answers, Lease, Study, UnitFailure, WorkerInfo
+from mllm_shapx.execution.inline import InProcessCrew
+from mllm_shapx.execution.lifecycle import run_to_end, taken
+from mllm_shapx.execution.messages import Answers, Lease, Study, StudyState, UnitFailure, WorkerInfo
 from mllm_shapx.execution.options import RunOptions
-from mllm_shapx.execution.outcome import StudyOutcome, ended
-from mllm_shapx.execution.preparation import (
-    OpenOutput,
-    check_output,
-    inspected_again,
-    open_output,
-    prepare,
-)
-from mllm_shapx.execution.progress import ProgressFeed
+from mllm_shapx.execution.outcome import StudyOutcome
+from mllm_shapx.execution.preparation import OpenOutput, check_output, inspected_again, prepare
 from mllm_shapx.execution.signals import StopRequest
 from mllm_shapx.explaining.coalitions import Keep
 from mllm_shapx.explaining.forcing import Forcer, KeepLikelihood
-from mllm_shapx.explaining.sample import explain_run, open_row
 from mllm_shapx.explaining.similarity import Embedder, Vector
+from mllm_shapx.explaining.unit import RowExplainer
 from mllm_shapx.models.base import Answer
 from mllm_shapx.planning.runs import RunSpec
 from mllm_shapx.planning.units import WorkUnit, plan_units
@@ -45,11 +36,12 @@ from mllm_shapx.records.storage import open_storage
 from mllm_shapx.records.store import CoalitionStore
 from mllm_shapx.reporting.progress import ProgressReporter
 
-_SHOW_S = 1.0
+STEP_S = 0.25
+"""Seconds of work between two looks at the lock and at signals; a row that takes longer is finished."""
 
 
 class _MissingError(Exception):
-    """Something that a run needs is not stored."""
+    """An answer, a vector or a likelihood that a run needs is not stored."""
 
     def __init__(self, coalitions: int = 0, vectors: int = 0, likelihoods: int = 0) -> None:
         super().__init__(coalitions, vectors, likelihoods)
@@ -66,41 +58,38 @@ class _Rescorer:
         self._files = files
         self._table = table
 
-    async def samples(self, unit: WorkUnit, known: Answers | None = None) -> list[SampleResult]:
-        """Return the unit's samples.
+    async def results(
+        self, unit: WorkUnit, known: Answers | None = None
+    ) -> AsyncIterator[tuple[tuple[str, ...], SampleResult | RowError]]:
+        """Yield the sample of each run, or the error of the runs that cannot explain the row.
 
         Raises:
             _MissingError: When an answer or a vector is not stored.
-            RowError: When the row cannot be explained.
         """
         runs = [self.study.run(name) for name in unit.run_names]
-        row = load_row(self._table, unit.row_index, runs[0].dataset, runs[0].modality)
-        coalitions = open_row(row, runs[0])
+        try:
+            row = load_row(self._table, unit.row_index, runs[0].dataset, runs[0].modality)
+            explainer = RowExplainer(row, runs[0])
+        except RowError as error:
+            yield unit.run_names, error
+            return
         stored = self._files.read(unit)[0] if known is None else known
-        if stored.belong_to(coalitions):
-            coalitions.know(stored.by_mask)
-            coalitions.likelihoods.know(stored.likelihoods)
-        samples = []
+        stored.give_to(explainer.coalitions)
         for run in runs:
-            forcer = Forcer(coalitions, run.name, _refuse_likelihoods)
-            sample = await explain_run(
-                row,
-                coalitions,
-                run,
-                _refuse,
-                self._embedder(unit, run),
-                force=forcer.force,
-                own_logprobs=forcer.with_logprobs,
-            )
-            samples.append(replace(sample, row_digest=row_digest(row)))
-        return samples
+            found: SampleResult | RowError
+            try:
+                forcer = Forcer(explainer.coalitions, run.name, _refuse_likelihoods)
+                found = await explainer.explain(run, _refuse, self._embedder(unit, run), forcer=forcer)
+            except RowError as error:
+                found = error
+            yield (run.name,), found
 
     def _embedder(self, unit: WorkUnit, run: RunSpec) -> Embedder:
         kind = vector_kind(run, self.study.encoder_commit(run))
 
         async def embed(answers: Sequence[Answer]) -> list[Vector]:
             vectors = self._files.vectors(unit, kind)
-            keys = [content_id(answer) for answer in answers]
+            keys = [answer.content_id for answer in answers]
             missing = sum(key not in vectors for key in keys)
             if missing:
                 raise _MissingError(vectors=missing)
@@ -125,11 +114,11 @@ def rescore_config(
     reporter: ProgressReporter,
     request: StopRequest | None = None,
 ) -> StudyOutcome:
-    """Compute the runs of a config from stored answers, those only that have no sample unless `overwrite`.
+    """Compute the samples of a config from stored answers: the missing ones, or all with `overwrite`.
 
     Args:
         loaded: The config.
-        options: What the call asks for beside it.
+        options: The options of the call.
         reporter: Shows progress.
         request: Says when a signal came; without one, signals are left to the caller.
 
@@ -153,26 +142,23 @@ def rescore_config(
         refuse_changed_rows(study)
     asyncio.run(_check(study, rescorer, loaded, overwrite=options.overwrite))
     request = request or StopRequest()
-    output = open_output(study, options)
-    for note in output.notes:
-        reporter.message(note)
-    try:
-        with request.at_the_last(output.lock.release), request.draining(options.grace_s):
-            work = _Work(output, rescorer, dtype, reporter, request=request)
-            asyncio.run(work.do_all())
-            return work.end()
-    finally:
-        output.lock.release()
+    with taken(study, options, reporter, request) as output:
+        crew = _StoredCrew(output, rescorer, dtype)
+        return run_to_end(crew, study, output, reporter=reporter, request=request, grace_s=options.grace_s)
 
 
 def finish_from_stored(
-    study: Study, output: OpenOutput, reporter: ProgressReporter, request: StopRequest
+    study: Study,
+    output: OpenOutput,
+    reporter: ProgressReporter,
+    request: StopRequest,
+    grace_s: float,
 ) -> StudyOutcome | OpenOutput:
-    """Finish a study whose samples are done or can be computed from stored answers; load no model.
+    """Finish a study whose samples are done or can be computed from stored answers.
 
     Returns:
-        The outcome. Where the model has something to answer, the output to go on with: what was computed
-        until that showed is written.
+        The outcome; the output to go on with, if the model has to answer something. What was computed until
+        then is written.
 
     Raises:
         StorageError: When results cannot be written any more.
@@ -181,9 +167,9 @@ def finish_from_stored(
     storage = open_storage(study.output_uri)
     completed = {name: found.completed for name, found in output.inspections.items()}
     failed = {name: found.failed for name, found in output.inspections.items()}
-    units = units_left(study, completed, failed)
+    units = study.units_left(completed, failed)
     dtype = stored_dtype(storage, study.runs, study.model_commit) if units else "none"
-    # A spoken answer becomes sound by the model's decoder.
+    # Only the model's decoder turns a spoken answer into sound.
     if dtype is None or (units and study.runs[0].modality.output_modality != "text"):
         return output
     files = AnswerFiles(storage, study.runs, study.model_commit, dtype)
@@ -191,15 +177,16 @@ def finish_from_stored(
     if not all(files.holds(unit, places) for unit in units):
         return output
     rescorer = _Rescorer(study, files, open_study_table(study))
-    work = _Work(output, rescorer, dtype, reporter, request=request)
+    crew = _StoredCrew(output, rescorer, dtype)
     try:
-        asyncio.run(work.do_all())
+        outcome = run_to_end(crew, study, output, reporter=reporter, request=request, grace_s=grace_s)
     except _MissingError:
-        work.leave()
+        for note in crew.leave():
+            reporter.message(note)
         return inspected_again(study, output)
     what = f"{len(units)} row(s) are computed from stored answers" if units else "everything is done"
     reporter.message(f"{what}: no model is loaded")
-    return work.end()
+    return outcome
 
 
 async def _check(study: Study, rescorer: _Rescorer, loaded: LoadedConfig, *, overwrite: bool) -> None:
@@ -212,14 +199,13 @@ async def _check(study: Study, rescorer: _Rescorer, loaded: LoadedConfig, *, ove
     coalitions = vectors = likelihoods = rows = 0
     for unit in plan_units(study.runs, study.rows, study.players, done):
         try:
-            await rescorer.samples(unit)
+            async for _ in rescorer.results(unit):
+                pass
         except _MissingError as missing:
             coalitions += missing.coalitions
             vectors += missing.vectors
             likelihoods += missing.likelihoods
             rows += 1
-        except RowError:
-            continue
     if rows:
         counts = {"coalition(s)": coalitions, "vector(s)": vectors, "likelihood(s)": likelihoods}
         what = [f"{count:,} {name}" for name, count in counts.items() if count]
@@ -229,97 +215,43 @@ async def _check(study: Study, rescorer: _Rescorer, loaded: LoadedConfig, *, ove
         )
 
 
-class _Work:
-    """The work of a study whose answers are stored."""
+class _StoredCrew(InProcessCrew):
+    """Explains rows from stored answers."""
 
-    def __init__(
-        self,
-        output: OpenOutput,
-        rescorer: _Rescorer,
-        dtype: str,
-        reporter: ProgressReporter,
-        *,
-        request: StopRequest,
-    ) -> None:
-        self._study = study = rescorer.study
-        self._output = output
+    def __init__(self, output: OpenOutput, rescorer: _Rescorer, dtype: str) -> None:
+        super().__init__(rescorer.study, output)
         self._rescorer = rescorer
-        self._request = request
-        self._started = time.monotonic()
-        self._coordinator = Coordinator(study, output.inspections, self._log)
-        self._maybe_aggregator: Aggregator | None = None
-        self._reporter = reporter
-        self._feed = ProgressFeed(reporter)
-        # What is computed here was answered before, in the one environment that there was.
+        # The answers were given before, in the one environment that is recorded.
         environment = sole_environment(output.specs.values())
         self._environment = None if environment is None else environment.id
         self._me = WorkerInfo("rescore", socket.gethostname(), os.getpid(), "none", dtype, environment)
 
-    async def do_all(self) -> None:
-        """Compute the samples of all units, until a signal comes.
+    def step(self) -> StudyState:
+        """See `Crew.step`.
 
         Raises:
             _MissingError: When an answer or a vector of a unit is not stored.
         """
-        shown = self._started
-        while self._request.signal is None:
-            lease = self._coordinator.lease(self._me, ()).lease
-            if lease is None:
-                return
-            await self._do(lease)
-            if time.monotonic() - shown > _SHOW_S:
-                self._output.lock.check()
-                self._feed.show(self._coordinator.snapshot())
-                shown = time.monotonic()
+        started = time.monotonic()
+        while lease := self._coordinator.lease(self._me, ()).lease:
+            self._runner.run(self._explain(lease))
+            if time.monotonic() - started >= STEP_S:
+                break
+        return self._coordinator.state()
 
-    async def _do(self, lease: Lease) -> None:
+    async def _explain(self, lease: Lease) -> None:
         unit = lease.unit
-        try:
-            for sample in await self._rescorer.samples(unit, lease.known):
-                sample = replace(sample, environment=self._environment)  # noqa: PLW2901
+        async for names, found in self._rescorer.results(unit, lease.known):
+            if isinstance(found, RowError):
+                failure = UnitFailure(unit.unit_id, names, found.reason, str(found), None, final=True)
+                self._coordinator.fail(self._me, failure)
+            else:
+                sample = replace(found, environment=self._environment)
                 self._coordinator.report(self._me, unit.unit_id, sample, Answers())
-        except RowError as error:
-            failure = UnitFailure(unit.unit_id, unit.run_names, error.reason, str(error), None, final=True)
-            self._coordinator.fail(self._me, failure)
 
-    def leave(self) -> None:
-        """Write out what was done, for others to go on."""
-        self._coordinator.finish()
-        for note in self._coordinator.snapshot().notes:
-            self._reporter.message(note)
+    def leave(self) -> tuple[str, ...]:
+        """Write what was computed, for a crew with a model to go on; return notes."""
+        self.save()
         if self._maybe_aggregator is not None:
             self._maybe_aggregator.finish()
-
-    def end(self) -> StudyOutcome:
-        """Write summaries and checkpoints, and return the outcome.
-
-        Raises:
-            StorageError: When results cannot be written any more.
-        """
-        self._coordinator.finish()
-        snapshot = self._coordinator.snapshot()
-        self._feed.show(snapshot)
-        if snapshot.fatal is not None:
-            raise StorageError(snapshot.fatal)
-        interrupted = self._request.signal is not None and not snapshot.finished
-        return StudyOutcome(
-            experiment_set_id=self._study.experiment_set_id,
-            output_uri=self._study.output_uri,
-            done=dict(snapshot.done),
-            failed=dict(snapshot.failed),
-            total=dict(snapshot.total),
-            model_calls=snapshot.model_calls,
-            seconds=time.monotonic() - self._started,
-            exit_code=self._request.exit_code if interrupted else ended(snapshot),
-            warnings=self._aggregator.finish(),
-        )
-
-    @property
-    def _aggregator(self) -> Aggregator:
-        # Made for the first sample: a study that goes on with a model makes another one.
-        if self._maybe_aggregator is None:
-            self._maybe_aggregator = Aggregator(self._study, self._output.specs, self._output.inspections)
-        return self._maybe_aggregator
-
-    def _log(self, sample: SampleResult) -> None:
-        self._aggregator.log(sample)
+        return self._coordinator.state().notes

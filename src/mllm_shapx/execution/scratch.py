@@ -1,4 +1,4 @@
-"""A folder of the run's own for what must not be seen by others: sockets, logs, the token, the study."""
+"""A private folder of the run: for sockets, logs, the token and the pickled study."""
 
 import contextlib
 import fcntl
@@ -25,8 +25,8 @@ _USUAL = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 -- folders are made in t
 def scratch_folder() -> Iterator[Path]:
     """Make a folder that only this user may enter, and remove it at the end.
 
-    Folders of runs that were killed are removed first. A folder belongs to a living run as long as that holds
-    the folder's lock, which the kernel releases when the process ends.
+    Folders of killed runs are removed first. A living run holds its folder's lock, which the kernel releases
+    when the process ends.
 
     Raises:
         ResourceError: When there is no place for it.
@@ -64,7 +64,7 @@ def remove_abandoned(folder: Path) -> None:
 def _end_orphans(folder: Path) -> None:
     """End Ray's processes that write to the folder of a run that has ended.
 
-    Agents live on for minutes where raylet and GCS were killed, and their titles name no folder.
+    Agents run on for minutes after raylet and GCS were killed, and their titles name no folder.
     """
     import psutil
 
@@ -77,7 +77,7 @@ def _end_orphans(folder: Path) -> None:
 
 
 def _make(base: Path) -> tuple[Path, int]:
-    """Return a new folder and its lock; another run may remove it before it is locked."""
+    """Return a new folder and its lock. Another run may remove it before it is locked."""
     while True:
         folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=base))
         with contextlib.suppress(FileNotFoundError):

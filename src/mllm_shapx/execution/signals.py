@@ -1,7 +1,7 @@
-"""SIGINT, SIGTERM and SIGHUP end a command in good order, from its first moment to its last.
+"""SIGINT, SIGTERM and SIGHUP end a command in an orderly way, from its start to its end.
 
-While a study runs, the first signal asks for a drain; at any other time it ends the command. A thread of its
-own sees every signal at once, and ends the process when the main thread does not get to it.
+While a study runs, the first signal asks for a drain. At any other time it ends the command. A separate
+thread sees every signal at once, and ends the process if the main thread does not react in time.
 """
 
 import contextlib
@@ -16,15 +16,15 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 
 ABORT_S = 10.0
-"""Seconds that the main thread gets to end when it has nothing to drain."""
+"""Seconds that the main thread may take to end when there is nothing to drain."""
 LATE_S = 15.0
 """Seconds beyond the grace period that the last writes may take."""
 SECOND_S = 3.0
-"""Seconds that the main thread gets to end at the second signal."""
+"""Seconds that the main thread may take to end after the second signal."""
 SAME_S = 1.0
-"""Seconds in which further signals belong to the first: `timeout` and shells send theirs twice."""
+"""Seconds in which a further signal counts as the first one: `timeout` and shells send it twice."""
 LAST_S = 3.0
-"""Seconds that locks and processes get to be released when the process is ended from outside."""
+"""Seconds to release locks and processes when the watching thread ends the process."""
 JOB_STOP_S = 3.0
 """Seconds from SIGTERM to SIGKILL at `ray job stop`, unless RAY_JOB_STOP_WAIT_TIME_S says otherwise."""
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -34,15 +34,15 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class StopNow(SystemExit):
-    """A signal ends the command. A `SystemExit`, which neither recovery nor an event loop holds up."""
+    """A signal ends the command. A `SystemExit`, because recovery code and event loops let it pass."""
 
 
 class StopRequest:
-    """Whether somebody asked the command to stop, and how.
+    """Whether a signal asked the command to stop, and which.
 
     Attributes:
-        again: The command that starts the work again; empty where there is none to go on with.
-        resume: The command that goes on once `begun`, when results have been touched.
+        again: The command that starts the work again; empty where there is none.
+        resume: The command that goes on with the work once it has `begun`, so that results may be there.
     """
 
     def __init__(self) -> None:
@@ -52,7 +52,7 @@ class StopRequest:
         self.seen: int | None = None
         """The first signal, as the watching thread saw it."""
         self.announced = False
-        """Whether the user has been told of the first signal; a further one is meant as a second."""
+        """Whether the user was told of the first signal. A further one counts as the second."""
         self._at = 0.0
         self._grace_s: float | None = None
         self._last: list[Callable[[], object]] = []
@@ -74,7 +74,7 @@ class StopRequest:
         return "" if self.signal is None else signal.Signals(self.signal).name
 
     def grace_s(self, wanted: float) -> float:
-        """Return the seconds that rows under way get: in a Ray job no more than Ray leaves."""
+        """Return the seconds that running rows get: in a Ray job at most what Ray allows."""
         if JOB_VARIABLE not in os.environ or self.signal != signal.SIGTERM:
             return wanted
         try:
@@ -84,7 +84,7 @@ class StopRequest:
         return min(wanted, left)
 
     def announcement(self, wanted_s: float) -> str:
-        """Return what the user should know at the first signal of a drain."""
+        """Return the message for the first signal of a drain."""
         self.announced = True
         text = f"{self.name}: finishing the rows under way, for {self.grace_s(wanted_s):g} s at most; "
         text += "a second signal stops at once"
@@ -92,7 +92,7 @@ class StopRequest:
 
     @contextlib.contextmanager
     def draining(self, grace_s: float) -> Iterator[None]:
-        """Let the first signal be noted only: the caller looks at `signal` and ends the work in time."""
+        """Only record the first signal: the caller looks at `signal` and ends the work in time."""
         self._grace_s = grace_s
         try:
             yield
@@ -101,7 +101,7 @@ class StopRequest:
 
     @contextlib.contextmanager
     def at_the_last(self, action: Callable[[], object]) -> Iterator[None]:
-        """Call `action` if the process has to be ended from outside; the caller does so otherwise."""
+        """Call `action` if the watching thread ends the process; otherwise the caller does it."""
         self._last.append(action)
         try:
             yield
@@ -109,7 +109,7 @@ class StopRequest:
             self._last.remove(action)
 
     def handle(self, number: int, _frame: FrameType | None) -> None:
-        """Note the first signal, or end where nothing is to be drained; end at the second."""
+        """Record the first signal, or end if there is nothing to drain; end at the second."""
         now = time.monotonic()
         if self.signal is None:
             self.signal, self._at = number, now
@@ -130,17 +130,17 @@ class StopRequest:
         return [number for number in SIGNALS if number != signal.SIGHUP or not _is_ignored(number)]
 
     def is_second(self, number: int, first_at: float, now: float) -> bool:
-        """Return whether a further signal is meant as a second one."""
+        """Return whether a further signal counts as a second one."""
         return number != signal.SIGHUP and (self.announced or now - first_at > SAME_S)
 
     def tell(self, number: int) -> None:
-        """Say once that the command ends, and how to go on."""
+        """Tell the user once that the command ends, and how to go on."""
         self.announced = True
         if next(self._told) == 0:
             self._write(f"{signal.Signals(number).name}: stopped")
 
     def force(self, code: int) -> None:
-        """End the process whatever its threads do."""
+        """End the process, even if its threads do not return."""
         self._write("the work under way did not end in time; what was written is valid")
         last = threading.Thread(target=self._clean_up, daemon=True)
         last.start()
@@ -154,7 +154,7 @@ class StopRequest:
 
     def _clean_up(self) -> None:
         for action in reversed(self._last):
-            with contextlib.suppress(Exception):  # the others are to be done all the same
+            with contextlib.suppress(Exception):  # the other actions must still run
                 action()
         with contextlib.suppress(OSError, ValueError):
             sys.stdout.flush()
@@ -168,15 +168,15 @@ class StopRequest:
 
 @contextlib.contextmanager
 def stop_requests(request: StopRequest) -> Iterator[StopRequest]:
-    """Handle the signals by `request`; outside of the main thread, which alone may, leave them alone."""
+    """Handle the signals by `request`. Does nothing outside of the main thread, which alone may do so."""
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
     receiver, sender = os.pipe()
     os.set_blocking(sender, False)
     watched = request.watched()
-    # A closed terminal sends SIGHUP to all its processes. Those that are started from here inherit the mask
-    # and outlive it until the drain is done; the watching thread alone receives it.
+    # A closed terminal sends SIGHUP to all its processes. Those that are started from here inherit the mask,
+    # so that they live until the drain is done. Only the watching thread receives the signal.
     masked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP} & set(watched))
     watcher = threading.Thread(target=_watch, args=(request, receiver), name="signals", daemon=True)
     watcher.start()
@@ -197,7 +197,7 @@ def stop_requests(request: StopRequest) -> Iterator[StopRequest]:
 
 
 def _watch(request: StopRequest, receiver: int) -> None:
-    """See signals as they arrive, whatever the main thread does, and end the process when it is late."""
+    """See signals as they arrive, and end the process when the main thread is late."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     first_at, code = 0.0, 0
     deadline: float | None = None

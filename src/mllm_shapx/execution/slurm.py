@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from mllm_shapx.errors import ShapxError, UsageError
 
 GRACE_S = 15
-"""Seconds that rows under way get. Slurm's KillWait leaves 30 s by default, and the last writes take some."""
+"""Seconds that running rows get. Slurm's KillWait is 30 s by default, and the last writes take some."""
 CPUS_PER_GPU = 4
 """CPUs asked for where the call names no number; the same for a node without GPUs."""
 _TIME = re.compile(r"\d+(:\d{1,2}){0,2}|\d+-\d{1,2}(:\d{1,2}){0,2}")

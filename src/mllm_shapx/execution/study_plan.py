@@ -1,14 +1,16 @@
-"""What a config will do on its rows and what of it is done, without loading a model or writing anything."""
+"""Plans one config: what it will do on its rows, and how much is done. Loads no model, writes nothing."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from mllm_shapx.config.loading import LoadedConfig
 from mllm_shapx.data.selection import Selection, select_rows
 from mllm_shapx.data.sources import open_table
 from mllm_shapx.errors import DatasetError
+from mllm_shapx.execution.options import RunOptions
 from mllm_shapx.models.control_tokens import control_token_warnings
 from mllm_shapx.planning.plan import Plan, make_plan
-from mllm_shapx.planning.sweep import Sweep, expand
+from mllm_shapx.planning.sweep import Sweep, expand, player_rule
 from mllm_shapx.records.storage import join_uri
 from mllm_shapx.reporting.outlook import Outlook
 from mllm_shapx.reporting.standing import Standing, standing
@@ -23,13 +25,114 @@ class StudyPlan:
     """How much of it is done; None when nothing is, or when the dataset was not read."""
     warnings: tuple[str, ...]
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the plan as JSON data, with `standing` beside it."""
+        return {**self.plan.to_json(), "standing": None if self.standing is None else self.standing.to_json()}
 
-def study_plan(loaded: LoadedConfig, *, skip_data: bool = False) -> StudyPlan:
-    """Return what a config will do.
+    def to_text(self) -> str:
+        """Return the plan as a table, and how much of it is done."""
+        text = self.plan.to_text()
+        return text if self.standing is None else f"{text}\n\n{self.standing.to_text()}"
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedConfig:
+    """A config in which no fault was found."""
+
+    runs: int
+    rows: int | None
+    """Selected rows; None where the dataset was not looked at."""
+    model: str | None
+    """What was found out about the model; None where it was not looked at."""
+    warnings: tuple[str, ...]
+
+
+def checked_config(loaded: LoadedConfig, *, dataset: bool, model: bool) -> CheckedConfig:
+    """Check the runs, encoders, and on request the dataset and the model of a config.
 
     Args:
         loaded: The config.
-        skip_data: Whether the dataset is left alone; the plan then has runs and no figures.
+        dataset: Whether the dataset is opened and rows are selected.
+        model: Whether the model is looked at, or its server asked.
+
+    Raises:
+        UsageError: When something cannot be used; the message names the config.
+    """
+    sweep = expand(loaded.experiment_set, str(loaded.path))
+    encoders = dict.fromkeys(run.embedding for run in sweep.runs if run.embedding is not None)
+    warnings = [*loaded.warnings, *sweep.warnings]
+    if encoders:
+        from mllm_shapx.models.encoder import check_encoder  # with it comes mllm_shap, which takes a second
+
+        warnings += [text for config in encoders if (text := check_encoder(config, loaded.path)) is not None]
+    scorers = [run for run in sweep.runs if run.shap.value_function is not None]
+    if scorers:
+        from mllm_shapx.explaining.value_models import check_value_model
+
+        found_models = dict.fromkeys(check_value_model(run, loaded.path) for run in scorers)
+        warnings += [text for text in found_models if text is not None]
+    rows = None
+    if dataset:
+        selection = selected(loaded, sweep)
+        rows = len(selection.rows)
+        warnings += [*selection.warnings, *_foreseen(loaded, sweep, selection)]
+    found = None
+    if model:
+        from mllm_shapx.models.registry import check_model
+
+        found = check_model(sweep.runs[0].model_settings, loaded.path)
+    return CheckedConfig(len(sweep.runs), rows, found, tuple(warnings))
+
+
+@dataclass(frozen=True, slots=True)
+class DryRun:
+    """What `run` would do."""
+
+    to_make: int
+    """Samples that are neither there nor given up."""
+    samples: int
+    runs: int
+    rows: int
+    output_uri: str
+    warnings: tuple[str, ...]
+
+    def to_text(self) -> str:
+        """Return it in a sentence."""
+        return (
+            f"would make {self.to_make:,} of {self.samples:,} samples, of {self.runs:,} run(s) "
+            f"and {self.rows:,} row(s), in {self.output_uri}"
+        )
+
+
+def dry_run(loaded: LoadedConfig, options: RunOptions) -> DryRun:
+    """Return what `run` with these options would do.
+
+    Raises:
+        UsageError: When it would be refused.
+    """
+    from mllm_shapx.execution.preparation import check_output, prepare
+
+    study, warnings = prepare(loaded, options)
+    check_output(study, options)
+    there = standing(study.output_uri, study.runs, study.rows, study.players)
+    samples = len(study.runs) * len(study.rows)
+    kept = 0 if there is None or options.overwrite else there.samples_done + there.samples_failed
+    return DryRun(
+        to_make=samples - kept,
+        samples=samples,
+        runs=len(study.runs),
+        rows=len(study.rows),
+        output_uri=study.output_uri,
+        warnings=tuple(warnings),
+    )
+
+
+def study_plan(loaded: LoadedConfig, *, skip_data: bool = False) -> StudyPlan:
+    """Return the plan of a config.
+
+    Args:
+        loaded: The config.
+        skip_data: Do not read the dataset; the plan then has runs and no figures.
 
     Raises:
         UsageError: When the runs contradict each other or the dataset cannot be used.
@@ -63,10 +166,33 @@ def selected(loaded: LoadedConfig, sweep: Sweep) -> Selection:
             settings.dataset,
             settings.selection,
             settings.modality,
-            settings.shap.token_filter,
-            other_filters={run.shap.token_filter for run in sweep.runs},
+            player_rule(settings, loaded.path),
+            other_rules=[run.player_rule for run in sweep.runs],
         )
-        more = control_token_warnings(sweep.runs[0], loaded.path, table, selection.rows)
+        more = control_token_warnings(
+            sweep.runs[0].model_settings,
+            loaded.path,
+            table,
+            selection.rows,
+            dataset=sweep.runs[0].dataset,
+            modality=sweep.runs[0].modality,
+        )
         return replace(selection, warnings=(*selection.warnings, *more))
     except DatasetError as error:
         raise DatasetError(f"{loaded.path}: {error}") from error
+
+
+def _foreseen(loaded: LoadedConfig, sweep: Sweep, selection: Selection) -> list[str]:
+    """Return warnings of rows that cannot be explained or take very long.
+
+    Raises:
+        DatasetError: When a run can explain no row.
+    """
+    settings = loaded.experiment_set
+    uri = join_uri(settings.output_root, settings.experiment_set_id)
+    outlook = Outlook(uri, sweep.runs, selection.rows, selection.players)
+    try:
+        outlook.refuse_hopeless(all_runs=False)
+    except DatasetError as error:
+        raise DatasetError(f"{loaded.path}: {error}") from error
+    return outlook.warnings()

@@ -1,7 +1,7 @@
-"""Players of spoken prompts as mllm_shap partition plugins: stretches of audio, and words beside them."""
+"""Players of prompts with recordings, as mllm_shap partition plugins: stretches of audio, and words."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from itertools import pairwise
@@ -25,6 +25,7 @@ from mllm_shapx.config.models import AudioSegmentation
 from mllm_shapx.data.audio import decode
 from mllm_shapx.data.tokens import player_spans
 from mllm_shapx.errors import ModelError, RowError
+from mllm_shapx.planning.players import PlayerRule
 
 ALIGNER = "facebook/wav2vec2-base-960h"
 ALIGNER_REVISION = "22aad52d435eb6dbaf354bdad9b0da84ce7d6156"
@@ -38,15 +39,17 @@ class RawWindowsOptions(PluginOptions):
     """Length of a window; the last one of a recording may be shorter."""
     token_filter: Literal["exclude_punctuation", "none"] = "exclude_punctuation"  # noqa: S105 -- no password
     """Which words of a written piece are players."""
+    kept_words: list[str] = Field(default_factory=list)
+    """Words of a written piece that are no players, casefolded and without punctuation around them."""
     roles: list[RoleName] = Field(default=["user"])
     """Roles whose pieces become players; other messages are always present."""
 
 
 class RawWindowPartitioner:
-    """Makes a player of every window of a spoken piece and of every word of a written one.
+    """Makes each window of a recording a player, and each word of a written message.
 
-    A message's recording is its first audio part; text beside a recording is its transcript and no player:
-    it is left out of every coalition.
+    A message's recording is its first audio part. Text beside a recording is its transcript: it is no player,
+    and no coalition holds it.
     """
 
     options_model: ClassVar[type[PluginOptions]] = RawWindowsOptions
@@ -58,6 +61,7 @@ class RawWindowPartitioner:
         if options is None:
             options = RawWindowsOptions.model_validate({} if context is None else dict(context.options))
         self._options = options
+        self._rule = PlayerRule(options.token_filter, kept_words=tuple(options.kept_words))
 
     @property
     def name(self) -> str:
@@ -80,7 +84,7 @@ class RawWindowPartitioner:
             if message.role.value not in self._options.roles:
                 continue
             spans = (
-                word_players(message, index, self._options.token_filter)
+                word_players(message, index, self._rule)
                 if recording is None
                 else _windows(recording, index, self._options.window_ms, message.speaker)
             )
@@ -100,10 +104,10 @@ class SgpaOptions(PluginOptions):
 
 
 class SgpaPartitioner:
-    """Makes a player of the stretch of audio that speaks each word of a transcript.
+    """Makes the stretch of audio of each word of a transcript a player.
 
-    The stretches are those of mllm_shap's `sgpa_segments`. The text beside a recording is its transcript and
-    serves the alignment alone: the model does not read it. Written messages are no players here.
+    The stretches are those of mllm_shap's `sgpa_segments`. The text beside a recording is its transcript. It
+    is used for the alignment only, and the model does not read it. Written messages are no players here.
     """
 
     options_model: ClassVar[type[PluginOptions]] = SgpaOptions
@@ -125,7 +129,7 @@ class SgpaPartitioner:
         Raises:
             RowError: `no_transcript` when a recording has no text to align, `not_aligned` when it does not
                 fit its recording, `no_players` when there is no recording.
-            ModelError: When the aligner's weights are not at hand.
+            ModelError: When the aligner cannot be loaded.
         """
         spoken = [index for index, _, message in _messages(snapshot) if _recording(message) is not None]
         if not spoken:
@@ -164,27 +168,31 @@ def _aligner(options: SgpaOptions) -> SpectrogramGuidedAligner:
 def audio_player_set(
     snapshot: ConversationSnapshot,
     segmentation: AudioSegmentation,
-    token_filter: Literal["exclude_punctuation", "none"],
-    explained_roles: Iterable[RoleName] = ("user",),
+    rule: PlayerRule,
 ) -> PlayerSet:
     """Return the players of a prompt with recordings, in conversation order.
 
     For method `sgpa` the spoken messages of `snapshot` hold their transcript beside the recording.
 
     Raises:
-        RowError: When this prompt cannot be cut into players; see the partitioners.
-        ModelError: When the aligner of `sgpa` is not at hand.
+        RowError: When the prompt cannot be split into players; see the partitioners.
+        ModelError: When the aligner of `sgpa` cannot be loaded.
     """
-    roles: list[RoleName] = list(explained_roles)
     if segmentation.method == "sgpa":
         options = SgpaOptions(device=segmentation.aligner_device or "cpu")
         return SgpaPartitioner(options=options).partition(snapshot)
-    windows = RawWindowsOptions(window_ms=segmentation.window_ms, token_filter=token_filter, roles=roles)
+    roles: list[RoleName] = [name for name in ("system", "user", "assistant") if name in rule.roles]
+    windows = RawWindowsOptions(
+        window_ms=segmentation.window_ms,
+        token_filter=rule.token_filter,
+        kept_words=list(rule.kept_words),
+        roles=roles,
+    )
     return RawWindowPartitioner(options=windows).partition(snapshot)
 
 
-def word_players(message: Message, message_index: int, token_filter: str) -> list[PlayerSpan]:
-    """Return one player per word of a written message that `token_filter` lets pass."""
+def word_players(message: Message, message_index: int, rule: PlayerRule) -> list[PlayerSpan]:
+    """Return the players that `rule` makes of a written message."""
     return [
         PlayerSpan(
             message_index=message_index,
@@ -193,7 +201,7 @@ def word_players(message: Message, message_index: int, token_filter: str) -> lis
             text=message.text[start:end],
             speaker=message.speaker,
         )
-        for start, end in player_spans(message.text, token_filter)
+        for start, end in player_spans(message.text, rule)
     ]
 
 

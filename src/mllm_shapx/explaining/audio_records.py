@@ -1,4 +1,4 @@
-"""What a sample keeps of its sound: the recordings that went in, and the answer's waveform or codes."""
+"""The audio files of a sample: the recordings of the prompt, and the answer's waveform or codes."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mllm_shapx.data.audio import decode, encode_wav
 from mllm_shapx.models.base import Answer
-from mllm_shapx.records.results import ASSISTANT, AUDIO, ConversationEntry
+from mllm_shapx.records.results import ASSISTANT, AUDIO, AudioPiece, ConversationEntry
 
 DecodeAudio = Callable[[Answer], tuple[NDArray[np.float32], int] | None]
 """From an answer to (mono samples in [-1, 1], hertz); None where the checkpoint has no decoder."""
@@ -62,7 +62,7 @@ def audio_records(
 
 
 def _input(part: AudioPart) -> tuple[bytes, dict[str, Any]]:
-    """Return a recording as WAV, and what there is to say about it."""
+    """Return a recording as WAV, and its sample rate and size."""
     data = part.data()
     waveform, rate = decode(data)
     wav = data if data[:4] == b"RIFF" else encode_wav(waveform, rate)
@@ -94,4 +94,8 @@ def _answer(
 def answer_entry(artifacts: dict[str, Any] | None) -> ConversationEntry | None:
     """Return the spoken answer as an entry of the conversation's last turn; None for an unspoken one."""
     answer = None if artifacts is None else artifacts["answer"]
-    return None if answer is None else ConversationEntry(AUDIO, (ASSISTANT,), (answer["num_bytes"],), None)
+    return (
+        None
+        if answer is None
+        else ConversationEntry(AUDIO, (ASSISTANT,), (AudioPiece(answer["num_bytes"]),), None)
+    )

@@ -1,10 +1,11 @@
-"""The coalition store: an answer is generated once and scored by every run that needs it."""
+"""The answers to a row's coalitions: each is generated once and used by every run that needs it."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 from mllm_shap import CoalitionMask, ConversationSnapshot, DeletePolicy, PlayerSet
+from mllm_shap.protocols.masking import AbsencePolicy
 
 from mllm_shapx.errors import first_of
 from mllm_shapx.explaining.likelihoods import RowLikelihoods
@@ -14,33 +15,22 @@ Keep = Callable[[int, Answer], None]
 """Takes one answer as it comes: `(mask, answer)`."""
 
 Generate = Callable[[Mapping[int, ConversationSnapshot], Keep], Awaitable[None]]
-"""Generates the answers to coalitions, given as mask -> prompt, and hands each to `Keep`. Calls may run side
-by side."""
+"""Generates the answers to coalitions (mask -> prompt) and hands each to `Keep`. Calls may overlap."""
 
 _SLICE = 1 << 10
-"""Prompts rendered at a time, while the ones before are being answered."""
+"""Prompts rendered at a time, while earlier ones are answered."""
 _SLICES_IN_HAND = 1 << 5
 """Slices held in memory at a time."""
 
 REUSED = ""
-"""`StoredAnswer.asked_by` of an answer that was copied from a coalition with the same prompt."""
-
-
-@dataclass(frozen=True, slots=True)
-class StoredAnswer:
-    """An answer and the run for which it was generated."""
-
-    answer: Answer
-    asked_by: str
-    """Name of the run that first needed it. It is kept with the answer, so that `model_calls` of a run
-    that is resumed counts what the undisturbed run would have counted."""
+"""`Answer.asked_by` of an answer that was copied from a coalition with the same prompt."""
 
 
 class RowCoalitions:
     """All answers of one row under one generation key.
 
-    A coalition is an integer: bit i is set when player i is present. Runs ask through `answers`; what is
-    not there yet is generated once, whichever run asks first.
+    A coalition is an integer: bit i is set when player i is present. Runs call `answers`; an answer that is
+    missing is generated once, for the run that asks first.
     """
 
     def __init__(
@@ -49,6 +39,7 @@ class RowCoalitions:
         players: PlayerSet,
         *,
         share_prompts: bool,
+        policy: AbsencePolicy | None = None,
     ) -> None:
         """Bind the row.
 
@@ -57,24 +48,25 @@ class RowCoalitions:
             players: Its players.
             share_prompts: Whether coalitions that give the same prompt share one answer: right for
                 greedy decoding, wrong for sampled answers.
+            policy: Renders absent players; None leaves them out.
         """
         self.snapshot = snapshot
         self.players = players
-        self.stored: dict[int, StoredAnswer] = {}
+        self.stored: dict[int, Answer] = {}
         self.likelihoods = RowLikelihoods()
-        self._policy = DeletePolicy()
-        self._fresh: dict[int, StoredAnswer] = {}
+        self._policy = DeletePolicy() if policy is None else policy
+        self._fresh: dict[int, Answer] = {}
         self._mask_of_prompt: dict[str, int] | None = {} if share_prompts else None
 
-    def know(self, stored: Mapping[int, StoredAnswer]) -> None:
-        """Take in answers that were generated before; they are not asked for again."""
+    def know(self, stored: Mapping[int, Answer]) -> None:
+        """Add answers that were generated before, so that they are not generated again."""
         self.stored.update(stored)
         if self._mask_of_prompt is not None:
             for mask in stored:
                 self._mask_of_prompt.setdefault(self.render(mask).snapshot_id, mask)
 
     def render(self, mask: int) -> ConversationSnapshot:
-        """Return the conversation with the players outside `mask` left out."""
+        """Return the conversation with the players outside `mask` absent."""
         present = tuple(bool(mask >> index & 1) for index in range(self.players.num_players))
         return self._policy.apply(self.snapshot, self.players, CoalitionMask(present))
 
@@ -85,7 +77,7 @@ class RowCoalitions:
     async def answers(self, masks: Sequence[int], run_name: str, generate: Generate) -> list[Answer]:
         """Return the answers to `masks`, generating the missing ones for `run_name`."""
         await self._generate(self.missing(masks), run_name, generate)
-        return [self.stored[mask].answer for mask in masks]
+        return [self.stored[mask] for mask in masks]
 
     def model_calls(self, masks: Sequence[int], run_name: str) -> int:
         """Return how many of the answers to `masks` were generated for `run_name`."""
@@ -93,11 +85,11 @@ class RowCoalitions:
 
     def distinct_answers(self, masks: Sequence[int]) -> int:
         """Return how many different texts and sounds are among the answers to `masks`."""
-        answers = (self.stored[mask].answer for mask in masks)
+        answers = (self.stored[mask] for mask in masks)
         return len({(answer.text, answer.audio_frames) for answer in answers})
 
-    def take_fresh(self) -> dict[int, StoredAnswer]:
-        """Return the answers that came since the last call, for writing out."""
+    def take_fresh(self) -> dict[int, Answer]:
+        """Return the answers since the last call, for the store."""
         fresh, self._fresh = self._fresh, {}
         return fresh
 
@@ -106,7 +98,7 @@ class RowCoalitions:
         room = asyncio.Semaphore(_SLICES_IN_HAND)
 
         async def ask(prompts: Mapping[int, ConversationSnapshot]) -> None:
-            await generate(prompts, lambda mask, answer: self._keep(mask, StoredAnswer(answer, run_name)))
+            await generate(prompts, lambda mask, answer: self._keep(mask, replace(answer, asked_by=run_name)))
             room.release()
 
         twin_of: dict[int, int] = {}
@@ -118,10 +110,10 @@ class RowCoalitions:
                     twin_of.update(twins)
                     group.create_task(ask(prompts))
         except ExceptionGroup as failures:
-            # One is enough: the others are the same, or follow from it.
+            # The first one tells the cause; the others repeat it or follow from it.
             raise first_of(failures) from None
         for mask, first in twin_of.items():
-            self._keep(mask, StoredAnswer(self.stored[first].answer, REUSED))
+            self._keep(mask, replace(self.stored[first], asked_by=REUSED))
 
     def _prompts(self, masks: Sequence[int]) -> tuple[dict[int, ConversationSnapshot], dict[int, int]]:
         """Return the prompts to ask, and for each other coalition the one that has the same prompt."""
@@ -138,6 +130,6 @@ class RowCoalitions:
                 twin_of[mask] = first
         return prompts, twin_of
 
-    def _keep(self, mask: int, stored: StoredAnswer) -> None:
-        self.stored[mask] = stored
-        self._fresh[mask] = stored
+    def _keep(self, mask: int, answer: Answer) -> None:
+        self.stored[mask] = answer
+        self._fresh[mask] = answer

@@ -1,4 +1,4 @@
-"""The explained conversation as the sample file holds it: turns, pieces, and the players' values on them."""
+"""The conversation of a sample file: turns, pieces, and the players' values."""
 
 from collections.abc import Sequence
 
@@ -11,6 +11,7 @@ from mllm_shapx.records.results import (
     TEXT,
     USER,
     AttributionSummary,
+    AudioPiece,
     ConversationEntry,
 )
 
@@ -42,13 +43,13 @@ def conversation_entries(
         else:
             turns.append(tuple(entries))
     answer = ConversationEntry(TEXT, (ASSISTANT,), (response,), None)
-    # An empty system prompt is no message, and still a turn.
+    # An empty system prompt is no message, but it is a turn.
     first = tuple(system) or (ConversationEntry(TEXT, (SYSTEM,), ("",), None),)
     return (first, *turns, (answer,))
 
 
 def attribution_summary(players: PlayerSet, values: Sequence[float]) -> AttributionSummary:
-    """Return how the absolute values are spread over text and audio players."""
+    """Return the sums of absolute values of text and of audio players."""
     text = [abs(value) for span, value in zip(players.spans, values, strict=True) if span.samples is None]
     audio = [
         abs(value) for span, value in zip(players.spans, values, strict=True) if span.samples is not None
@@ -76,7 +77,7 @@ def _message_entries(message: Message, players: list[tuple[PlayerSpan, float]]) 
 
 
 def _text_entry(text: str, role: int, players: list[tuple[PlayerSpan, float]]) -> ConversationEntry:
-    """Cut the text into pieces that give it when joined; the space before a player belongs to its piece."""
+    """Split the text into pieces that give it when joined. The space before a player belongs to its piece."""
     pieces: list[str] = []
     values: list[float | None] = []
     cursor = 0
@@ -101,18 +102,14 @@ def _text_entry(text: str, role: int, players: list[tuple[PlayerSpan, float]]) -
 def _audio_entry(part: AudioPart, role: int, players: list[tuple[PlayerSpan, float]]) -> ConversationEntry:
     """Give each stretch of the recording a piece; a recording without players is one piece."""
     if not players:
-        return ConversationEntry(AUDIO, (role,), (len(part.data()),), None)
+        return ConversationEntry(AUDIO, (role,), (AudioPiece(len(part.data())),), None)
     ordered = sorted(players, key=lambda item: item[0].samples or (0, 0))
     bytes_per_sample = 2
-    sizes = tuple(
-        (end - start) * bytes_per_sample for start, end in (span.samples or (0, 0) for span, _ in ordered)
-    )
     # Windows of `raw` have no text; the stretches of `sgpa` have the word that they speak.
-    words = tuple(span.text or None for span, _ in ordered)
+    pieces = []
+    for span, _ in ordered:
+        start, end = span.samples or (0, 0)
+        pieces.append(AudioPiece((end - start) * bytes_per_sample, span.text or None))
     return ConversationEntry(
-        AUDIO,
-        (role,) * len(ordered),
-        sizes,
-        tuple(value for _, value in ordered),
-        words if any(words) else None,
+        AUDIO, (role,) * len(ordered), tuple(pieces), tuple(value for _, value in ordered)
     )

@@ -1,7 +1,7 @@
-"""One cooperative game: sample coalitions, score their answers, estimate the players' values.
+"""One cooperative game: sample coalitions, score them, estimate the players' values.
 
-The sampling and the estimation are mllm_shap's plugins; what is ours is that all coalitions of a phase are
-asked for at once, and that answers which are stored are not asked for again.
+Sampling and estimation are mllm_shap's plugins. All coalitions of a phase are scored in one call, so that the
+model can answer them in full batches.
 """
 
 import math
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from mllm_shap import CoalitionMask, PlayerSet, PluginGroup
 from mllm_shap.protocols.estimator import TwoPhaseEstimator
 
+from mllm_shapx.config.vocabulary import EXPLAINERS
 from mllm_shapx.errors import RowError
 from mllm_shapx.explaining.settings import GameSettings, explain_config, resolve
 from mllm_shapx.explaining.values import Value
@@ -32,10 +33,13 @@ class GameResult:
 
 
 class Game:
-    """A game whose players are single players of the row or groups of them.
+    """A game whose players are single players of the row, or groups of them.
 
-    `groups[i]` is the bit mask of the row's players that player i of the game stands for; `context` is
-    the mask of the row's players that are present in every coalition of the game.
+    Args:
+        run: The run that plays it.
+        groups: For each player of the game, the bit mask of the row's players that it stands for.
+        context: The mask of the row's players that are present in every coalition.
+        value: Scores coalitions.
     """
 
     def __init__(self, run: RunSpec, groups: Sequence[int], context: int, value: Value) -> None:
@@ -48,7 +52,7 @@ class Game:
             self._everyone |= group
 
     async def play(self, settings: GameSettings) -> GameResult:
-        """Estimate the Shapley values of the game's players.
+        """Estimate the values of the game's players.
 
         Raises:
             RowError: `too_many_players` when the budget plans more coalitions than can be asked.
@@ -61,7 +65,7 @@ class Game:
         players = PlayerSet(player_ids=tuple(str(index) for index in range(count)))
         evaluations = settings.budget.evaluations(count)
         share = settings.budget.fraction if evaluations is None else min(1.0, evaluations / (1 << count))
-        if settings.explainer_type == "exact":
+        if not EXPLAINERS[settings.explainer_type].takes_budget:
             share = 1.0
         coalitions = _with_boundaries(
             list(
@@ -110,7 +114,7 @@ class Game:
 
 
 def _with_boundaries(coalitions: list[CoalitionMask], count: int) -> list[CoalitionMask]:
-    """Add the grand and the empty coalition where the sampler left them out."""
+    """Add the grand and the empty coalition where the sampler omits them."""
     present = {coalition.present for coalition in coalitions}
     boundaries = ((True,) * count, (False,) * count)
     return coalitions + [CoalitionMask(each) for each in boundaries if each not in present]

@@ -1,4 +1,4 @@
-"""Values of many players through games of few: groups first, then the members of each group."""
+"""Hierarchical values: a game of groups first, then a game of the members of each group."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from mllm_shapx.planning.runs import Budget, HierarchicalSpec, RunSpec
 
 @dataclass(frozen=True, slots=True)
 class HierarchicalResult:
-    """Values of the single players and what the games on the way were."""
+    """The values of the single players, and the games that gave them."""
 
     top: GameResult
     """The game of the first layer; its base and grand value are the row's."""
@@ -27,11 +27,11 @@ class HierarchicalResult:
 class HierarchicalExplainer:
     """Splits the row's players into groups of neighbours and plays a game at each level.
 
-    A game has at most k players. They are groups of neighbouring players of one message and modality;
-    a group is opened by a game of its own members in which everybody outside the group is present. The
-    members' values s_i of that game are fitted to the group's share phi by
-    phi_i = s_i + (phi - sum(s)) |s_i| / sum(|s|), so that they sum to phi and a member without influence
-    keeps 0; where all s_i are 0 the share is split evenly. A group with share 0 is not opened.
+    A game has at most k players: groups of neighbouring players of one message and modality. A group is
+    opened by a game of its members, in which all players outside the group are present. The members' values
+    s_i of that game are fitted to the group's share phi: phi_i = s_i + (phi - sum(s)) |s_i| / sum(|s|). They
+    sum to phi, and a member without influence keeps 0. Where all s_i are 0, the share is split evenly. A
+    group with share 0 is not opened.
     """
 
     def __init__(self, run: RunSpec, spec: HierarchicalSpec, players: PlayerSet, value: Value) -> None:
@@ -41,7 +41,7 @@ class HierarchicalExplainer:
         self._value = value
 
     async def explain(self, seed: int) -> HierarchicalResult:
-        """Play all games; the same seed gives the same values."""
+        """Play all games. The same seed gives the same values."""
         count = self._players.num_players
         everyone = (1 << count) - 1
         blocks = message_blocks(self._players)
@@ -97,10 +97,10 @@ def message_blocks(players: PlayerSet) -> list[list[int]]:
 
 
 def split(blocks: Sequence[Sequence[int]], k: int) -> list[list[int]]:
-    """Cut blocks of neighbours into groups for a game of at most k players.
+    """Split blocks of neighbours into groups for a game of at most k players.
 
-    The group size is the smallest power of k for which the groups are no more than k; with more than k
-    blocks each block is a group, since a group never spans two messages.
+    The group size is the smallest power of k that gives at most k groups. With more than k blocks, each block
+    is a group, since a group never spans two messages.
     """
     size, longest = 1, max(len(block) for block in blocks)
     while size < longest and sum(-(-len(block) // size) for block in blocks) > k:

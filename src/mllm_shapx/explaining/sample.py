@@ -1,4 +1,4 @@
-"""One row explained by one run, on answers that all runs of its unit share."""
+"""Explains one row by one run, on answers that the runs of a unit share."""
 
 import time
 from collections.abc import Sequence
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from mllm_shap import PluginGroup
 
 from mllm_shapx.data.conversations import Row, to_snapshot
+from mllm_shapx.explaining.absence import absence_policy
 from mllm_shapx.explaining.audio_records import AudioRecords, DecodeAudio, answer_entry, audio_records
 from mllm_shapx.explaining.coalitions import Generate, RowCoalitions
 from mllm_shapx.explaining.conversation import attribution_summary, conversation_entries
@@ -14,7 +15,7 @@ from mllm_shapx.explaining.forcing import OwnLogprobs
 from mllm_shapx.explaining.games import Game
 from mllm_shapx.explaining.hierarchical import HierarchicalExplainer
 from mllm_shapx.explaining.players import player_set
-from mllm_shapx.explaining.settings import GameSettings, explain_config, resolve
+from mllm_shapx.explaining.settings import GameSettings, flat_config, resolve
 from mllm_shapx.explaining.similarity import Embedder
 from mllm_shapx.explaining.values import Force, Sources, Value, build_value
 from mllm_shapx.models.base import Answer
@@ -28,7 +29,7 @@ NEYMAN_STEPS = 2
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What one run made of the row, before it is put into words."""
+    """The result of one run on a row, before normalizing."""
 
     values: tuple[float, ...]
     """One per player, before normalizing."""
@@ -47,7 +48,12 @@ def open_row(row: Row, run: RunSpec) -> RowCoalitions:
     """
     aligned = run.modality.has_audio_input and run.audio_segmentation.method == "sgpa"
     snapshot = to_snapshot(row, run.chat, run.modality, with_transcripts=aligned)
-    return RowCoalitions(snapshot, player_set(snapshot, run), share_prompts=run.generation.is_greedy)
+    return RowCoalitions(
+        snapshot,
+        player_set(snapshot, run),
+        share_prompts=run.generation.is_greedy,
+        policy=absence_policy(run),
+    )
 
 
 async def explain_run(
@@ -60,16 +66,14 @@ async def explain_run(
     decode_audio: DecodeAudio | None = None,
     force: Force | None = None,
     own_logprobs: OwnLogprobs | None = None,
-    value_model: tuple[str, str | None] | None = None,
 ) -> SampleResult:
     """Explain `row` by `run` and return the sample.
 
     `decode_audio` turns a spoken answer into sound, `force` gives the likelihood of texts, and `own_logprobs`
-    gives answers the log-probabilities that they were stored without, where the model can. `value_model` is
-    the directory or hub id, and the commit, of the model that the value function loads.
+    gives answers the log-probabilities that they were stored without, where the model can.
 
-    Runs of one generation key take the same `coalitions`, one after the other. Their order decides for
-    which run a shared answer is generated, and so their `model_calls`; nothing else.
+    Runs of one generation key use the same `coalitions`, one after the other. Their order decides which run
+    a shared answer is generated for, and so their `model_calls`; it changes nothing else.
 
     Raises:
         RowError: When this run cannot explain the row.
@@ -82,7 +86,7 @@ async def explain_run(
             return await own_logprobs(masks, answers)
         return answers
 
-    value = build_value(run, Sources(ask, embed, force), value_model)
+    value = build_value(run, Sources(ask, embed, force))
     outcome = await _explain(row, coalitions, run, value)
     seconds = time.perf_counter() - started
     return _sample(row, coalitions, run, outcome, seconds=seconds, decode_audio=decode_audio)
@@ -110,13 +114,12 @@ def _sample(
 ) -> SampleResult:
     players = coalitions.players
     seed = run.seed_for(row.row_index)
-    flat_type = "exact" if run.hierarchical is not None else run.explainer_type
-    config = explain_config(run, GameSettings(flat_type, run.budget, seed), players.num_players)
+    config = flat_config(run)
     normalizer = resolve(config, PluginGroup.NORMALIZERS, config.explanation.normalizer)
     values = normalizer.normalize(outcome.values)
     everyone = (1 << players.num_players) - 1
     answered = [mask for mask in outcome.masks if mask in coalitions.stored]
-    response = coalitions.stored[everyone].answer
+    response = coalitions.stored[everyone]
     conversation = conversation_entries(coalitions.snapshot, players, values, response.text)
     sound = AudioRecords({}, None)
     if run.modality.has_audio_input or run.modality.output_modality == "audio":

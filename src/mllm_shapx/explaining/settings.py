@@ -1,4 +1,4 @@
-"""A run's words into mllm_shap's: the one place where the config meets the library's settings."""
+"""Translates a run's settings into mllm_shap's; no other module builds the library's config."""
 
 import functools
 import hashlib
@@ -7,20 +7,9 @@ from typing import Any
 
 from mllm_shap import ExplainConfig, PluginContext, PluginGroup, PluginRegistry, default_registry
 
-from mllm_shapx.config.vocabulary import VALUE_FUNCTIONS
+from mllm_shapx.config.vocabulary import ABSENCE_OPTIONS, EXPLAINERS, VALUE_FUNCTIONS
 from mllm_shapx.models.base import Decoding
 from mllm_shapx.planning.runs import Budget, RunSpec
-
-_ESTIMATORS: dict[str, dict[str, Any]] = {
-    "exact": {"estimator": "exact"},
-    "limited_mc": {"estimator": "mc", "include_minimal_masks": True},
-    "standard_mc": {"estimator": "mc", "include_minimal_masks": False},
-    "limited_cc": {"estimator": "complementary", "include_minimal_masks": True},
-    "standard_cc": {"estimator": "complementary", "include_minimal_masks": False},
-    "limited_neyman": {"estimator": "neyman_cc", "neyman": {"use_standard_method": False}},
-    "standard_neyman": {"estimator": "neyman_cc", "neyman": {"use_standard_method": True}},
-}
-"""explainer_type -> the library's estimator settings (docs/formats.md)."""
 
 _NORMALIZERS = {
     "AbsSumNormalizer": "abs_sum",
@@ -28,6 +17,10 @@ _NORMALIZERS = {
     "MinMaxNormalizer": "min_max",
     "PowerShiftNormalizer": "power_shift",
 }
+
+
+_PARTITIONS = {"words": "tokens", "tokens": "tokens", "sentences": "sentences", "messages": "messages"}
+"""Kind of player -> the library's partition; the library has none of a model's own tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,28 +49,28 @@ def decoding(run: RunSpec) -> Decoding:
 
 
 def answer_seed(run: RunSpec, row_index: int, mask: int) -> int:
-    """Return the seed of one coalition's draws: it hangs on the generation key, the row and the coalition."""
+    """Return the seed of one coalition's draws, from the generation key, the row and the coalition."""
     digest = hashlib.sha256(f"{run.generation_key}\0{row_index}\0{mask:x}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def flat_config(run: RunSpec, model: tuple[str, str | None] | None = None) -> ExplainConfig:
+def flat_config(run: RunSpec) -> ExplainConfig:
     """Return the library's config of `run` for plugins that do not depend on the game's sampling."""
-    return explain_config(run, GameSettings("exact", Budget("all"), 0), 1, model)
+    return explain_config(run, GameSettings("exact", Budget("all"), 0), 1)
 
 
-def explain_config(
-    run: RunSpec, game: GameSettings, num_players: int, model: tuple[str, str | None] | None = None
-) -> ExplainConfig:
+def explain_config(run: RunSpec, game: GameSettings, num_players: int) -> ExplainConfig:
     """Return the library's config of one game of `run` on `num_players` players.
 
-    `mllm_shap.ExplainRunner` run with it on the same row gives the same values. `model` is the directory or
-    hub id, and the commit, of the model that the value function loads; None for what the run names.
+    `mllm_shap.ExplainRunner` run with it on the same row gives the same values.
     """
+    facts = EXPLAINERS[game.explainer_type]
     evaluations = game.budget.evaluations(num_players)
     budget = {"fraction": game.budget.fraction} if evaluations is None else {"evaluations": evaluations}
-    if game.explainer_type == "exact":
+    if facts.estimator == "exact":
         budget = {"fraction": 1.0}
+    elif not facts.takes_budget:  # the library refuses what would be too many if it were all of 2^n
+        budget = {"evaluations": facts.least(num_players)}
     dtype = run.connector_kwargs.dtype
     return ExplainConfig.model_validate(
         {
@@ -92,16 +85,18 @@ def explain_config(
                 "top_k": run.generation.text_top_k or 0,
             },
             "explanation": {
-                **_ESTIMATORS[game.explainer_type],
+                "estimator": facts.estimator,
+                "estimand": facts.estimand,
+                **facts.settings,
                 "value_fn": value_function_name(run),
                 "normalizer": _NORMALIZERS[run.shap.normalizer],
-                "players": "tokens",
-                "absence_policy": "delete",
+                "players": _PARTITIONS[run.shap.players],
+                "absence_policy": run.shap.absence,
                 "budget": budget,
                 "embedding_mode": run.shap.mode.lower(),
                 "seed": game.seed,
                 "archive": {"path": ""},
-                "plugin_options": _plugin_options(run, model),
+                "plugin_options": _plugin_options(run),
             },
         }
     )
@@ -114,23 +109,27 @@ def value_function_name(run: RunSpec) -> str:
     return "embedding_cosine" if run.shap.needs_embeddings else "tfidf_cosine"
 
 
-def _plugin_options(run: RunSpec, model: tuple[str, str | None] | None) -> dict[str, dict[str, object]]:
-    options: dict[str, dict[str, object]] = {"tokens": {"roles": ["user"]}}
+def _plugin_options(run: RunSpec) -> dict[str, dict[str, object]]:
+    options: dict[str, dict[str, object]] = {
+        _PARTITIONS[run.shap.players]: {"roles": list(run.player_rule.roles)}
+    }
+    option = ABSENCE_OPTIONS[run.shap.absence]
+    if option is not None and run.shap.absence_text is not None:
+        options[run.shap.absence] = {option: run.shap.absence_text}
     if run.shap.needs_embeddings:
         options["embedding_cosine"] = {"encoder": "model_states"}
     if run.shap.value_function is not None:
-        options[run.shap.value_function] = dict(run.shap.value_options or {}) | _value_model(run, model)
+        options[run.shap.value_function] = dict(run.shap.value_options or {}) | _value_model(run)
     return options
 
 
-def _value_model(run: RunSpec, model: tuple[str, str | None] | None) -> dict[str, object]:
-    """Return the options that name the value function's model: where it is, and its commit."""
-    name = run.shap.value_function
+def _value_model(run: RunSpec) -> dict[str, object]:
+    """Return the options that name the value function's model where it is known: its place and commit."""
+    name, model = run.shap.value_function, run.value_model
     key = None if name is None else VALUE_FUNCTIONS[name].model_option
     if key is None or model is None:
         return {}
-    source, commit = model
-    return {key: source} if commit is None else {key: source, "revision": commit}
+    return {key: model.source} if model.is_directory else {key: model.source, "revision": model.commit}
 
 
 def resolve(config: ExplainConfig, group: PluginGroup, name: str) -> Any:
@@ -141,5 +140,5 @@ def resolve(config: ExplainConfig, group: PluginGroup, name: str) -> Any:
 
 @functools.cache
 def plugins() -> PluginRegistry:
-    """Return the library's plugins and the installed ones; looking for them takes a moment, once."""
+    """Return the library's plugins and the installed ones. Cached: the search for entry points is slow."""
     return default_registry()

@@ -1,7 +1,7 @@
-"""Value functions: how close a coalition's answer is to the answer to the whole prompt.
+"""Similarities: how close a coalition's answer is to the answer to the whole prompt.
 
-TF-IDF and cosine are mllm_shap's, computed here once per distinct answer instead of once per coalition;
-the Euclidean similarity and the reducers are ours.
+TF-IDF and cosine are mllm_shap's, computed here once per distinct answer instead of once per coalition. The
+Euclidean similarity and the reducers are our own.
 """
 
 import asyncio
@@ -42,7 +42,7 @@ class TfIdfCosine:
 
     async def score(self, base: Answer, answers: Sequence[Answer]) -> list[float]:
         """Return the similarity of each answer to `base`."""
-        # In a thread: thousands of answers take a second, in which other rows want to go on.
+        # In a thread: thousands of answers take a second, and other rows must not wait for it.
         return await asyncio.to_thread(self._score, base, answers)
 
     @staticmethod
@@ -73,7 +73,7 @@ class TfIdfCosine:
 
 
 class EmbeddingSimilarity:
-    """A similarity of vectors, embedding each distinct answer once."""
+    """A similarity of vectors. Each distinct answer is embedded once."""
 
     def __init__(self, embed: Embedder, compare: Callable[[Vector, Vector], float]) -> None:
         self._embed = embed
@@ -89,14 +89,14 @@ class EmbeddingSimilarity:
 
 
 def cosine(first: Vector, second: Vector) -> float:
-    """Return the cosine of two vectors in [-1, 1]; the shorter one is filled up with zeros."""
+    """Return the cosine of two vectors in [-1, 1]; the shorter one is padded with zeros."""
     first, second = _same_length(first, second)
     norms = max(float(np.linalg.norm(first)), _EPSILON) * max(float(np.linalg.norm(second)), _EPSILON)
     return float(np.dot(first, second) / norms)
 
 
 def euclidean(first: Vector, second: Vector) -> float:
-    """Return 1 / (1 + Euclidean distance) in (0, 1]; the shorter vector is filled up with zeros."""
+    """Return 1 / (1 + Euclidean distance) in (0, 1]; the shorter vector is padded with zeros."""
     first, second = _same_length(first, second)
     return 1.0 / (1.0 + float(np.linalg.norm(first - second)))
 
@@ -114,7 +114,7 @@ def _content(answer: Answer) -> _Content:
 
 @functools.lru_cache(maxsize=1 << 14)
 def _term_frequencies(text: str, audio_frames: tuple[tuple[int, ...], ...]) -> dict[Hashable, float]:
-    """Return tf of an answer's terms; all runs of a row ask for the same ones."""
+    """Return tf of an answer's terms. Cached: all runs of a row score the same answers."""
     counts: Counter[Hashable] = Counter(text.split())
     counts.update(audio_frames)
     largest = max(counts.values(), default=1)

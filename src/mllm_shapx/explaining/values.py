@@ -15,10 +15,12 @@ from mllm_shap import GenerationRecord, PluginGroup
 from mllm_shap.domain.generation import ForcedScore
 from mllm_shap.pipeline.orchestrator import score_coalitions
 from mllm_shap.protocols.value import PreparesScores, RequiresTeacherForcing
+from mllm_shap.value.generation_records import generation_record_from_text
 
 from mllm_shapx.errors import ModelError
 from mllm_shapx.explaining.settings import flat_config, resolve
 from mllm_shapx.explaining.similarity import Embedder, Similarity, build_similarity
+from mllm_shapx.explaining.value_models import refuse_changed
 from mllm_shapx.models.base import Answer
 from mllm_shapx.planning.runs import RunSpec
 
@@ -55,20 +57,22 @@ class Value(Protocol):
         """
 
 
-def build_value(run: RunSpec, sources: Sources, model: tuple[str, str | None] | None = None) -> Value:
+def build_value(run: RunSpec, sources: Sources) -> Value:
     """Return the value function of `run`.
 
     Args:
         run: Names it, in `shap.value_function` or `shap.similarity`.
         sources: What it may read.
-        model: Directory or hub id, and hub commit, of the model that it loads; None for what the run names.
 
     Raises:
         ModelError: When it needs likelihoods and `sources` has none.
+        ModelChangedError: When the files of the model that it loads are others than when the study began.
     """
+    if run.value_model is not None:
+        refuse_changed(run.value_model)
     if run.shap.value_function is None:
         return _OfAnswers(build_similarity(run.shap.similarity, sources.embed), sources.ask)
-    function = resolve(flat_config(run, model), PluginGroup.VALUE_FNS, run.shap.value_function)
+    function = resolve(flat_config(run), PluginGroup.VALUE_FNS, run.shap.value_function)
     if not isinstance(function, RequiresTeacherForcing):
         return _OfAnswers(_LibrarySimilarity(function), sources.ask)
     if sources.force is None:
@@ -104,10 +108,10 @@ class _LibrarySimilarity:
 
     async def score(self, base: Answer, answers: Sequence[Answer]) -> list[float]:
         """See `Similarity`."""
-        record, records = base.to_record(), [answer.to_record() for answer in answers]
+        record, records = record_of(base), [record_of(answer) for answer in answers]
         if isinstance(self._function, PreparesScores):
             await self._function.prepare(record, records)
-        # In a thread: an encoder takes seconds, in which other rows want to go on.
+        # In a thread: an encoder takes seconds, and other rows must not wait for it.
         return await asyncio.to_thread(self._scored, record, records)
 
     def _scored(self, base: GenerationRecord, records: Sequence[GenerationRecord]) -> list[float]:
@@ -126,12 +130,13 @@ class _Forced:
     async def payoffs(self, everyone: int, coalitions: Sequence[int]) -> list[float]:
         """See `Value`."""
         (base,) = await self._ask([everyone])
-        texts = self._function.forced_continuations(base.to_record())
+        base_record = record_of(base)
+        texts = self._function.forced_continuations(base_record)
         wanted = [Answer(text) for text in texts]
         found = await self._force([everyone, *coalitions], wanted, self._function.forced_top_k)
 
         def scored() -> list[float]:
-            record = dataclasses.replace(base.to_record(), forced=dict(zip(texts, found[0], strict=True)))
+            record = dataclasses.replace(base_record, forced=dict(zip(texts, found[0], strict=True)))
             # One at a time: distributions of many coalitions take much memory.
             return [self._score(record, dict(zip(texts, scores, strict=True))) for scores in found[1:]]
 
@@ -140,3 +145,13 @@ class _Forced:
     def _score(self, base: GenerationRecord, forced: dict[str, ForcedScore]) -> float:
         (value,) = score_coalitions(self._function, base, [GenerationRecord(text="", forced=forced)])
         return value
+
+
+def record_of(answer: Answer) -> GenerationRecord:
+    """Return the record that mllm_shap's value functions score.
+
+    Text rows are the hashed whitespace words of the text, as in mllm_shap's own backends; audio rows are the
+    frames.
+    """
+    record = generation_record_from_text(answer.text)
+    return dataclasses.replace(record, audio_token_rows=answer.audio_frames, logprobs=answer.logprobs)

@@ -4,20 +4,19 @@ A `Model` is synchronous and owned by one thread; `models.engine` makes it answe
 once. Connectors (`hf_text`, `liquid_audio`) implement `Model`; nothing else knows torch.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
-from mllm_shap import ConversationSnapshot, GenerationRecord
-from mllm_shap.value.generation_records import generation_record_from_text
+from mllm_shap import ConversationSnapshot
 from numpy.typing import NDArray
 
-from mllm_shapx.records.likelihood import Likelihood as Likelihood  # noqa: PLC0414 -- part of this seam
+from mllm_shapx.records.answer import Answer as Answer  # noqa: PLC0414 -- part of this seam
+from mllm_shapx.records.answer import Ending as Ending  # noqa: PLC0414
+from mllm_shapx.records.likelihood import Likelihood as Likelihood  # noqa: PLC0414
 
 EmbeddingMode = Literal["CONTEXTUAL", "STATIC"]
-Ending = Literal["refusal", "content_filter", "empty"]
-"""What is unusual in how a server ended an answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,44 +57,6 @@ class ModelReport:
     """What the user should know, one sentence each."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """What decides its answers beside the study's config, as JSON data for `spec.json`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What the model said to one prompt."""
-
-    text: str
-    token_ids: tuple[int, ...] = ()
-    """Generated text tokens, the end token included when it was generated."""
-    logprobs: tuple[float, ...] | None = None
-    """Natural-log probability of each of `token_ids` before temperature and top-k; None: not asked for."""
-    audio_frames: tuple[tuple[int, ...], ...] = ()
-    """Generated audio frames, one code per codebook."""
-    ending: Ending | None = None
-    """What is unusual in how a server ended the answer; None for an end token or the limit of tokens."""
-    reasoning: str = ""
-    """Reasoning that a server sent apart from the text; it is never scored."""
-
-    def to_record(self) -> GenerationRecord:
-        """Return the record that mllm_shap's value functions score.
-
-        Text rows are the hashed whitespace words of the text, as in mllm_shap's own backends; audio rows
-        are the frames.
-        """
-        record = generation_record_from_text(self.text)
-        return GenerationRecord(
-            text=record.text,
-            text_token_rows=record.text_token_rows,
-            audio_token_rows=self.audio_frames,
-            logprobs=self.logprobs,
-            embedding=record.embedding,
-            contextual_embedding=record.contextual_embedding,
-        )
-
-
-def ending_of(written: str | None) -> Ending | None:
-    """Return the ending that a text names, None for any other text."""
-    return next((ending for ending in get_args(Ending) if ending == written), None)
 
 
 class Prompt(Protocol):
@@ -148,6 +109,7 @@ class Model(Protocol):
         """Release the weights."""
 
 
+@runtime_checkable
 class OrdersPrompts(Protocol):
     """A model that says which prompts are cheapest together; without it they are batched by length."""
 
@@ -155,6 +117,7 @@ class OrdersPrompts(Protocol):
         """Return what to sort waiting prompts by; neighbours share a batch. Keys compare with each other."""
 
 
+@runtime_checkable
 class BoundsBatches(Protocol):
     """A model that knows beyond which batch size its device gains nothing."""
 
@@ -163,6 +126,7 @@ class BoundsBatches(Protocol):
         """Return the most prompts that `auto` may put into a batch."""
 
 
+@runtime_checkable
 class EncodesTogether(Protocol):
     """A model that encodes several conversations in less time than one by one."""
 
@@ -170,6 +134,15 @@ class EncodesTogether(Protocol):
         """Return what `encode` returns for each of `snapshots`."""
 
 
+@runtime_checkable
+class SpeaksAudio(Protocol):
+    """A model whose answers may hold audio."""
+
+    def decode_audio(self, answer: Answer) -> tuple[NDArray[np.float32], int] | None:
+        """Return mono samples in [-1, 1] and their rate in hertz; None without a decoder or without audio."""
+
+
+@runtime_checkable
 class ReadsLikelihoods(Protocol):
     """A model that reads the probability of given tokens off forward passes (teacher forcing)."""
 
@@ -185,6 +158,91 @@ class ReadsLikelihoods(Protocol):
             OutOfMemory: When the device cannot hold the batch.
             RowError: When the model's logits are not numbers.
         """
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """What an engine has done so far."""
+
+    prompts: int
+    batches: int
+    busy_seconds: float
+    """Time in which the model was answering or embedding."""
+    encode_seconds: float
+    """Time in which prompts were encoded."""
+    padding_share: float
+    """Share of the batches' prompt positions that were padding, in [0, 1]."""
+    batch_size: int
+    """Prompts per batch, or requests in flight, at present."""
+    out_of_memory: int
+    """Batches that did not fit and were repeated in halves."""
+
+
+class PromptEngine(Protocol):
+    """Answers prompts of many concurrent callers with one model, which it owns.
+
+    `engine.Engine` batches them on a device, `server_engine.ServerEngine` sends them to a server.
+    """
+
+    @property
+    def model(self) -> Model:
+        """Return the model."""
+
+    @property
+    def stats(self) -> EngineStats:
+        """Return counts and times since the engine started."""
+
+    @property
+    def waiting_for(self) -> str:
+        """Return what the engine waits for, as a sentence; empty while it answers."""
+
+    async def answer(
+        self,
+        snapshots: Sequence[ConversationSnapshot],
+        decoding: Decoding,
+        seeds: Sequence[int],
+        on_answer: Callable[[int, Answer], None] | None = None,
+    ) -> list[Answer]:
+        """Answer `snapshots`, in their order; `seeds[i]` decides the random draws of snapshot i.
+
+        `on_answer(i, answer)` is called in the caller's event loop as answers come in. Cancelling the call
+        drops the prompts that were not begun.
+        """
+
+    async def embed(
+        self, answers: Sequence[Answer], mode: EmbeddingMode, reducer: str
+    ) -> list[NDArray[np.float64]]:
+        """Return one vector per answer from the model's own states (see `Model.embed`)."""
+
+    async def aclose(self) -> None:
+        """Fail what still waits, and close the model."""
+
+
+class EngineStoppedError(RuntimeError):
+    """A thread of the engine ended with an unexpected error. No prompt caused it."""
+
+
+States = NDArray[np.float64]
+
+REDUCERS: dict[str, Callable[[States], States]] = {
+    "MeanReducer": lambda states: states.mean(axis=0),
+    "MaxReducer": lambda states: states.max(axis=0),
+    "MinReducer": lambda states: states.min(axis=0),
+    "SumReducer": lambda states: states.sum(axis=0),
+    "FirstReducer": lambda states: states[0],
+    "ZeroReducer": lambda states: states.reshape(-1),
+}
+"""Config name -> function from (tokens, hidden) to (hidden,); `ZeroReducer` flattens."""
+
+
+def pool(states: States, reducer: str) -> States:
+    """Return one vector for the states of an answer, shaped (tokens, hidden); empty for no tokens.
+
+    Raises:
+        KeyError: When `reducer` is none of `REDUCERS`.
+    """
+    reduce = REDUCERS[reducer]
+    return reduce(states) if len(states) else np.zeros(0)
 
 
 class OutOfMemory(Exception):  # noqa: N818 -- it is a condition that the engine handles

@@ -8,10 +8,10 @@ from mllm_shap import ConversationSnapshot
 from mllm_shap.backends._chat import snapshot_to_chat_messages
 
 from mllm_shapx.config.chat_templates import template_variables
+from mllm_shapx.config.model_settings import ModelSettings
 from mllm_shapx.config.models import ChatConfig
 from mllm_shapx.errors import ModelError, RowError
 from mllm_shapx.models.control_tokens import control_tokens, first_match, matcher
-from mllm_shapx.planning.runs import RunSpec
 
 Messages = list[dict[str, str]]
 
@@ -33,11 +33,11 @@ class ChatSettings:
     """Whether the text between think tags is cut from answers."""
 
     @classmethod
-    def of(cls, run: RunSpec) -> "ChatSettings":
-        """Return the settings of a run."""
-        options = run.connector_kwargs
+    def of(cls, settings: ModelSettings) -> "ChatSettings":
+        """Return the settings of a study."""
+        options = settings.kwargs
         return cls(
-            system_prompt=run.chat.system_prompt,
+            system_prompt=settings.chat.system_prompt,
             template=options.chat_template,
             template_kwargs=options.chat_template_kwargs or {},
             strip_reasoning=options.strip_reasoning,

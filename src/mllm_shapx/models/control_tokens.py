@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from mllm_shapx.config.loading import resolve_path
+from mllm_shapx.config.model_settings import ModelSettings
+from mllm_shapx.config.models import DatasetConfig, ModalityConfig
 from mllm_shapx.data.columns import resolve_columns
 from mllm_shapx.data.conversations import sentences
 from mllm_shapx.data.table import Table, python_values
 from mllm_shapx.errors import RowError
-from mllm_shapx.planning.runs import RunSpec
 
 _FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
@@ -48,16 +49,23 @@ def are_readable(source: str) -> bool:
 
 
 def control_token_warnings(
-    run: RunSpec, config_path: Path | None, table: Table, rows: Sequence[int]
+    settings: ModelSettings,
+    config_path: Path | None,
+    table: Table,
+    rows: Sequence[int],
+    *,
+    dataset: DatasetConfig,
+    modality: ModalityConfig,
 ) -> tuple[str, ...]:
-    """Return a warning when texts of `rows` hold special tokens of the run's model.
+    """Return a warning when texts of `rows` hold special tokens of the model.
 
-    Tokens are known of a local directory and of a model in the local hub cache; of others nothing is said.
+    The tokens of a local directory and of a model in the local hub cache are known. Other models give no
+    warning.
     """
-    if run.connector != "hf_text" or run.modality.has_audio_input:
+    if settings.connector != "hf_text" or modality.has_audio_input:
         return ()
-    pattern = matcher(_tokens_of(run, config_path))
-    column = resolve_columns(table, run.dataset, run.modality).text
+    pattern = matcher(_tokens_of(settings, config_path))
+    column = resolve_columns(table, dataset, modality).text
     if pattern is None or column is None:
         return ()
     found = [
@@ -90,13 +98,13 @@ def _texts(table: Table, column: str, rows: Sequence[int]) -> Iterator[tuple[int
         start += batch.num_rows
 
 
-def _tokens_of(run: RunSpec, config_path: Path | None) -> tuple[str, ...]:
+def _tokens_of(settings: ModelSettings, config_path: Path | None) -> tuple[str, ...]:
     """Return the control tokens that the model's files name; none when there are no such files here."""
-    options = run.connector_kwargs
+    options = settings.kwargs
     if options.gguf_file is not None or (options.chat_template_kwargs or {}).get("sanitize_control_tokens"):
         return ()
-    directory = resolve_path(run.model_id, config_path)
-    paths = {name: directory / name for name in _FILES} if directory.is_dir() else _cached(run)
+    directory = resolve_path(settings.model_id, config_path)
+    paths = {name: directory / name for name in _FILES} if directory.is_dir() else _cached(settings)
     config, fast = (_json(paths.get(name)) for name in ("tokenizer_config.json", "tokenizer.json"))
     added = [*_list(fast.get("added_tokens")), *_dict(config.get("added_tokens_decoder")).values()]
     entries = ((_dict(each).get("content"), _dict(each).get("special")) for each in added)
@@ -107,13 +115,14 @@ def _tokens_of(run: RunSpec, config_path: Path | None) -> tuple[str, ...]:
     )
 
 
-def _cached(run: RunSpec) -> dict[str, Path]:
+def _cached(settings: ModelSettings) -> dict[str, Path]:
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
     try:
         found = {
-            name: try_to_load_from_cache(run.model_id, name, revision=run.model_revision) for name in _FILES
+            name: try_to_load_from_cache(settings.model_id, name, revision=settings.revision)
+            for name in _FILES
         }
     except HFValidationError:
         return {}

@@ -263,7 +263,7 @@ class _Chooser:
         self._rules = _RulesOfRows(settings, prompts, decoding, device) if settings.honoured else None
         self._draws: torch.Tensor | None = None
         if decoding.text_temperature > 0:
-            self._sample = Sampler(sampling_settings(settings.config, decoding))
+            self._sample = Sampler.of(sampling_settings(settings.config, decoding))
             self._draws = draws_for(seeds, decoding.max_new_tokens, device)
 
     def __call__(self, logits: torch.Tensor, step: int) -> torch.Tensor:

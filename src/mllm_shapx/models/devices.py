@@ -1,4 +1,4 @@
-"""Which device and dtype a model is loaded with, and what running out of memory looks like."""
+"""Devices, dtypes and memory: where a model is loaded and how running out of memory is recognized."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -151,3 +151,14 @@ def memory_errors(device: torch.device) -> Iterator[None]:
     if device.type == "cuda":
         torch.cuda.empty_cache()
     raise OutOfMemory(str(full)) from None
+
+
+def own_memory(network: Any) -> None:
+    """Copy weights in main memory, so that they no longer depend on the file they were loaded from.
+
+    safetensors maps files into memory: a program that writes to the file would change the loaded weights.
+    Weights on other devices are copies already. `network` is a `torch.nn.Module`.
+    """
+    for tensor in (*network.parameters(), *network.buffers()):
+        if tensor.device.type == "cpu":
+            tensor.data = tensor.data.clone()

@@ -1,7 +1,6 @@
-"""The engine: many awaiting prompts of many rows become a few forward passes on one device thread."""
+"""The engine: prompts of many rows become a few forward passes on one device thread."""
 
 import asyncio
-import heapq
 import itertools
 import logging
 import queue
@@ -9,28 +8,45 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from mllm_shap import ConversationSnapshot
 from numpy.typing import NDArray
 
 from mllm_shapx.errors import ModelError
-from mllm_shapx.models.base import Answer, Decoding, EmbeddingMode, Likelihood, Model, OutOfMemory, Prompt
+from mllm_shapx.models.base import (
+    Answer,
+    BoundsBatches,
+    Decoding,
+    EmbeddingMode,
+    EncodesTogether,
+    EngineStats,
+    EngineStoppedError,
+    Likelihood,
+    Model,
+    OrdersPrompts,
+    OutOfMemory,
+    Prompt,
+)
 from mllm_shapx.models.batch_size import LARGEST_SIZE, BatchSizer
-from mllm_shapx.models.likelihood_batches import SIZE, Forcing, LikelihoodBatch, encode_batches, read_batch
+from mllm_shapx.models.engine_queue import (
+    AnswerCall,
+    Batch,
+    DeviceQueue,
+    EmbedJob,
+    ForcingCall,
+    ForcingJob,
+    ForwardJob,
+    Item,
+    Request,
+)
+from mllm_shapx.models.likelihood_batches import SIZE, Forcing, encode_batches
 
 _log = logging.getLogger(__name__)
 
 EMBED_BATCH = 128
 """Answers embedded in one go."""
-STRETCH = 1.25
-"""How much larger than the batch size a batch may be when that finishes all that waits."""
-
-
-class EngineStoppedError(RuntimeError):
-    """A thread of the engine ended with an error that nothing expected: no prompt is to blame for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,137 +62,6 @@ class BatchReport:
     new_tokens: int
 
 
-@dataclass(frozen=True, slots=True)
-class EngineStats:
-    """What the engine has done so far."""
-
-    prompts: int
-    batches: int
-    busy_seconds: float
-    """Time that the device thread spent in the model."""
-    encode_seconds: float
-    """Time that the encoding thread spent in the model's `encode`."""
-    padding_share: float
-    """Share of the batches' prompt positions that were padding, in [0, 1]."""
-    batch_size: int
-    """Prompts per batch at present."""
-    out_of_memory: int
-    """Batches that did not fit and were redone in halves."""
-
-
-@dataclass(eq=False, slots=True, weakref_slot=True)
-class _Request:
-    """One call of the engine and what it waits for."""
-
-    loop: asyncio.AbstractEventLoop
-    future: "asyncio.Future[list[Any]]"
-    results: list[Any]
-    remaining: int
-    on_result: Callable[[int, Any], None] | None
-    dropped: bool = False
-    """Nobody waits any more: cancelled or failed."""
-
-    @classmethod
-    def create(cls, size: int, on_result: Callable[[int, Any], None] | None = None) -> "_Request":
-        loop = asyncio.get_running_loop()
-        return cls(loop, loop.create_future(), [None] * size, size, on_result)
-
-    def deliver(self, found: Sequence[tuple[int, Any]]) -> None:
-        """Hand over results from any thread."""
-        self._call(self._accept, found)
-
-    def fail(self, error: Exception) -> None:
-        """Fail the whole call from any thread; its pending prompts are dropped."""
-        self.dropped = True
-        self._call(self._reject, error)
-
-    def _call(self, function: Callable[[Any], None], argument: Any) -> None:
-        try:
-            self.loop.call_soon_threadsafe(function, argument)
-        except RuntimeError:  # the caller's loop is closed: nobody waits
-            self.dropped = True
-
-    def _accept(self, found: Sequence[tuple[int, Any]]) -> None:
-        if self.future.done():
-            return
-        try:
-            for index, result in found:
-                self.results[index] = result
-                if self.on_result is not None:
-                    self.on_result(index, result)
-        except Exception as error:  # noqa: BLE001 -- the callback is the caller's: its error is the caller's
-            self.dropped = True
-            self.future.set_exception(error)
-            return
-        self.remaining -= len(found)
-        if self.remaining == 0:
-            self.future.set_result(self.results)
-
-    def _reject(self, error: Exception) -> None:
-        if not self.future.done():
-            self.future.set_exception(error)
-
-
-@dataclass(frozen=True, slots=True)
-class _AnswerCall:
-    """What the encoding thread gets: the prompts of one request."""
-
-    request: _Request
-    snapshots: Sequence[ConversationSnapshot]
-    decoding: Decoding
-    seeds: Sequence[int]
-
-
-@dataclass(frozen=True, slots=True)
-class _ForcingCall:
-    """What the encoding thread gets of `Engine.likelihoods`."""
-
-    request: _Request
-    forcing: Forcing
-
-
-@dataclass(frozen=True, slots=True)
-class _ForcingJob:
-    """Prompts of one request whose continuations are read in one go."""
-
-    request: _Request
-    batch: LikelihoodBatch
-
-
-@dataclass(frozen=True, slots=True)
-class _Item:
-    """One encoded prompt that waits for the device."""
-
-    request: _Request
-    index: int
-    prompt: Prompt
-    seed: int
-
-
-@dataclass(frozen=True, slots=True)
-class _EmbedJob:
-    """Some answers of one request to be embedded in one go."""
-
-    request: _Request
-    first: int
-    answers: Sequence[Answer]
-    mode: EmbeddingMode
-    reducer: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Batch:
-    """Prompts taken from the queue for one forward pass."""
-
-    decoding: Decoding
-    entries: list[tuple[int, Any, int, _Item]]
-    """Heap entries, so that a batch that did not fit goes back as it was."""
-
-    @property
-    def items(self) -> list[_Item]:
-        return [entry[3] for entry in self.entries]
-
-
 @dataclass(slots=True)
 class _Counters:
     prompts: int = 0
@@ -188,25 +73,12 @@ class _Counters:
     out_of_memory: int = 0
 
 
-@dataclass(slots=True)
-class _Queue:
-    """All that waits for the device. Guarded by `changed`."""
-
-    changed: threading.Condition = field(default_factory=threading.Condition)
-    heaps: dict[Decoding, list[tuple[int, Any, int, _Item]]] = field(default_factory=dict)
-    jobs: list[_EmbedJob | _ForcingJob] = field(default_factory=list)
-    """What a forward pass without generating answers; it goes first."""
-    encoding: int = 0
-    """Calls that are being encoded: more prompts are about to come."""
-    closed: bool = False
-
-
 class Engine:
     """Answers prompts of many concurrent callers with one model, batched.
 
-    Calls that arrive together are batched together: first come, first served between them, ordered inside
-    by the model's `batch_key` (else by length), so that a batch is of one kind. One thread runs the model,
-    another encodes the next prompts meanwhile. The engine may be used from several event loops.
+    Calls that arrive together are batched together, ordered by the model's `batch_key` (else by length).
+    Earlier calls come first. One thread runs the model while another encodes the next prompts. The engine may
+    be used from several event loops.
 
     Args:
         model: The loaded model; the engine owns it and closes it.
@@ -216,15 +88,16 @@ class Engine:
     def __init__(self, model: Model, *, on_batch: Callable[[BatchReport], None] | None = None) -> None:
         self.model = model
         self._on_batch = on_batch
-        self._sizer = BatchSizer(model.max_batch_size, getattr(model, "largest_batch", LARGEST_SIZE))
-        self._batch_key: Callable[[Any], Any] = getattr(model, "batch_key", _longest_first)
-        self._queue = _Queue()
+        largest = model.largest_batch if isinstance(model, BoundsBatches) else LARGEST_SIZE
+        self._sizer = BatchSizer(model.max_batch_size, largest)
+        self._batch_key = model.batch_key if isinstance(model, OrdersPrompts) else _longest_first
+        self._encode_together = model.encode_all if isinstance(model, EncodesTogether) else self._encode_each
+        self._queue = DeviceQueue(self._sizer, may_stretch=model.max_batch_size is None)
         self._counters = _Counters()
-        self._arrivals: dict[asyncio.AbstractEventLoop, list[_AnswerCall | _ForcingCall]] = {}
-        self._to_encode: queue.SimpleQueue[list[_AnswerCall | _ForcingCall] | None] = queue.SimpleQueue()
-        self._sequence = itertools.count()
-        self._closed_by: Exception = _closed()
-        self._requests: weakref.WeakSet[_Request] = weakref.WeakSet()
+        self._arriving = threading.Lock()
+        self._arrivals: dict[asyncio.AbstractEventLoop, list[AnswerCall | ForcingCall]] = {}
+        self._to_encode: queue.SimpleQueue[list[AnswerCall | ForcingCall] | None] = queue.SimpleQueue()
+        self._requests: weakref.WeakSet[Request] = weakref.WeakSet()
         self._encoder = threading.Thread(
             target=self._guarded, args=(self._encode_all,), name="shapx-encode", daemon=True
         )
@@ -236,7 +109,7 @@ class Engine:
 
     @property
     def stats(self) -> EngineStats:
-        """Return what has been done so far."""
+        """Return counts and times since the engine started."""
         seen = self._counters
         return EngineStats(
             prompts=seen.prompts,
@@ -247,6 +120,11 @@ class Engine:
             batch_size=self._sizer.size,
             out_of_memory=seen.out_of_memory,
         )
+
+    @property
+    def waiting_for(self) -> str:
+        """Return an empty text: a device is always there."""
+        return ""
 
     async def answer(
         self,
@@ -269,9 +147,9 @@ class Engine:
             raise ValueError(f"{len(snapshots)} prompts need as many seeds, not {len(seeds)}")
         if not snapshots:
             return []
-        request = _Request.create(len(snapshots), on_answer)
-        self._arrive(_AnswerCall(request, snapshots, decoding, seeds))
-        return await _result(request)
+        request = Request.create(len(snapshots), on_answer)
+        self._arrive(AnswerCall(request, snapshots, decoding, seeds))
+        return await request.wait()
 
     async def embed(
         self, answers: Sequence[Answer], mode: EmbeddingMode, reducer: str
@@ -279,17 +157,14 @@ class Engine:
         """Return one vector per answer from the model's own states (see `Model.embed`)."""
         if not answers:
             return []
-        request = _Request.create(len(answers))
+        request = Request.create(len(answers))
         jobs = [
-            _EmbedJob(request, first, answers[first : first + EMBED_BATCH], mode, reducer)
+            EmbedJob(request, first, answers[first : first + EMBED_BATCH], mode, reducer)
             for first in range(0, len(answers), EMBED_BATCH)
         ]
-        with self._queue.changed:
-            self._check_open()
-            self._requests.add(request)
-            self._queue.jobs.extend(jobs)
-            self._queue.changed.notify_all()
-        return await _result(request)
+        self._requests.add(request)
+        self._queue.put_jobs(jobs)
+        return await request.wait()
 
     async def likelihoods(
         self, forcing: Forcing, on_likelihood: Callable[[int, Likelihood], None] | None = None
@@ -305,9 +180,9 @@ class Engine:
         """
         if not forcing.snapshots:
             return []
-        request = _Request.create(len(forcing.snapshots), on_likelihood)
-        self._arrive(_ForcingCall(request, forcing))
-        return await _result(request)
+        request = Request.create(len(forcing.snapshots), on_likelihood)
+        self._arrive(ForcingCall(request, forcing))
+        return await request.wait()
 
     async def aclose(self) -> None:
         """Stop the threads after the batch in hand, fail what still waits, and close the model."""
@@ -322,49 +197,36 @@ class Engine:
         self.model.close()
 
     def _stop(self, error: Exception) -> bool:
-        """Take no more work and fail what waits; say whether the engine was open."""
-        with self._queue.changed:
-            if self._queue.closed:
+        """Take no more work and fail what waits; return whether the engine was open."""
+        with self._arriving:
+            waiting = self._queue.close(error)
+            if waiting is None:
                 return False
-            self._queue.closed, self._closed_by = True, error
-            waiting = self._waiting_requests()
-            self._queue.changed.notify_all()
+            waiting.update(call.request for calls in self._arrivals.values() for call in calls)
+            self._arrivals.clear()
         self._to_encode.put(None)
         for request in waiting:
             request.fail(error)
         return True
 
     def _guarded(self, work: Callable[[], None]) -> None:
-        """Run one thread's work; should it ever break, its callers learn of it instead of waiting forever."""
+        """Run one thread's work; if it breaks, fail the callers instead of leaving them waiting."""
         try:
             work()
-        except BaseException as error:  # noqa: BLE001 -- nobody else would hear of it
+        except BaseException as error:  # noqa: BLE001 -- a thread's error would go unnoticed
             failure = EngineStoppedError(f"the model's engine stopped working: {error!r}")
             failure.__cause__ = error
             _log.warning("the model's engine stopped working", exc_info=True)
             self._stop(failure)
-            for request in set(self._requests):  # those of the batch in hand too
+            for request in set(self._requests):  # those of the current batch too
                 request.fail(failure)
-
-    def _waiting_requests(self) -> set[_Request]:
-        found = {entry[3].request for heap in self._queue.heaps.values() for entry in heap}
-        found.update(job.request for job in self._queue.jobs)
-        found.update(call.request for calls in self._arrivals.values() for call in calls)
-        self._queue.heaps.clear()
-        self._queue.jobs.clear()
-        self._arrivals.clear()
-        return found
-
-    def _check_open(self) -> None:
-        if self._queue.closed:
-            raise self._closed_by
 
     # --- event loop: calls of the same moment are collected, so that single prompts share batches
 
-    def _arrive(self, call: _AnswerCall | _ForcingCall) -> None:
+    def _arrive(self, call: AnswerCall | ForcingCall) -> None:
         loop = call.request.loop
-        with self._queue.changed:
-            self._check_open()
+        with self._arriving:
+            self._queue.check_open()
             self._requests.add(call.request)
             calls = self._arrivals.setdefault(loop, [])
             calls.append(call)
@@ -372,145 +234,77 @@ class Engine:
             loop.call_soon(self._flush, loop)
 
     def _flush(self, loop: asyncio.AbstractEventLoop) -> None:
-        with self._queue.changed:
+        with self._arriving:
             calls = self._arrivals.pop(loop, [])
-            self._queue.encoding += len(calls)
+            self._queue.expect(len(calls))
         self._to_encode.put(calls)
 
     # --- encoding thread
 
     def _encode_all(self) -> None:
-        for flush in itertools.count():
+        for arrival in itertools.count():
             calls = self._to_encode.get()
             if calls is None:
                 return
             for call in calls:
                 try:
-                    if isinstance(call, _ForcingCall):
+                    if isinstance(call, ForcingCall):
                         self._encode_forcing(call)
                     else:
-                        self._encode(flush, call)
+                        self._encode(arrival, call)
                 finally:
-                    with self._queue.changed:
-                        self._queue.encoding -= 1
-                        self._queue.changed.notify_all()
+                    self._queue.encoded()
 
-    def _encode(self, flush: int, call: _AnswerCall) -> None:
+    def _encode(self, arrival: int, call: AnswerCall) -> None:
         """Queue the prompts of one call, a piece at a time, so that the device starts on the first."""
         piece = self._sizer.size
         first = 0
         while first < len(call.snapshots):
-            if call.request.dropped or self._queue.closed:
+            if call.request.dropped or self._queue.closed_by is not None:
                 break
             started = time.perf_counter()
             try:
-                entries = self._entries(flush, call, first, piece)
-            except Exception as error:  # noqa: BLE001 -- it is the caller's prompt: the caller gets the error
+                prompts = self._encode_together(call.snapshots[first : first + piece], call.decoding)
+                items = [
+                    (self._batch_key(prompt), Item(call.request, index, prompt, call.seeds[index]))
+                    for index, prompt in enumerate(prompts, start=first)
+                ]
+            except Exception as error:  # noqa: BLE001 -- the caller's prompt failed, so the caller gets the error
                 call.request.fail(error)
                 return
             self._counters.encoding += time.perf_counter() - started
-            with self._queue.changed:
-                heap = self._queue.heaps.setdefault(call.decoding, [])
-                for entry in entries:
-                    heapq.heappush(heap, entry)
-                self._queue.changed.notify_all()
-            # One batch is enough to start on; the more wait together, the better batches are composed.
+            self._queue.put(arrival, call.decoding, items)
+            # One batch is enough to start on. The more prompts wait together, the better batches are sorted.
             first, piece = first + piece, 4 * piece
-        if self._queue.closed:
-            call.request.fail(self._closed_by)
+        if self._queue.closed_by is not None:
+            call.request.fail(self._queue.closed_by)
 
-    def _encode_forcing(self, call: _ForcingCall) -> None:
+    def _encode_forcing(self, call: ForcingCall) -> None:
         """Queue the batches of one call."""
         if call.request.dropped:
             return
         size = self.model.max_batch_size or max(SIZE, self._sizer.size)
         started = time.perf_counter()
         try:
-            batches = encode_batches(self.model, call.forcing, self._batch_key, size)
-        except Exception as error:  # noqa: BLE001 -- it is the caller's prompt: the caller gets the error
+            batches = encode_batches(self._encode_together, call.forcing, self._batch_key, size)
+            self._counters.encoding += time.perf_counter() - started
+            self._queue.put_jobs([ForcingJob(call.request, batch) for batch in batches])
+        except Exception as error:  # noqa: BLE001 -- the caller's prompt failed, so the caller gets the error
             call.request.fail(error)
-            return
-        self._counters.encoding += time.perf_counter() - started
-        with self._queue.changed:
-            self._queue.jobs.extend(_ForcingJob(call.request, batch) for batch in batches)
-            self._queue.changed.notify_all()
-        if self._queue.closed:
-            call.request.fail(self._closed_by)
 
-    def _entries(
-        self, flush: int, call: _AnswerCall, first: int, count: int
-    ) -> list[tuple[int, Any, int, _Item]]:
-        key = self._batch_key
-        prompts = self._encode_piece(call.snapshots[first : first + count], call.decoding)
-        entries = []
-        for index, prompt in enumerate(prompts, start=first):
-            item = _Item(call.request, index, prompt, call.seeds[index])
-            entries.append((flush, key(prompt), next(self._sequence), item))
-        return entries
-
-    def _encode_piece(
-        self, snapshots: Sequence[ConversationSnapshot], decoding: Decoding
-    ) -> Sequence[Prompt]:
-        together = getattr(self.model, "encode_all", None)
-        if together is None:
-            return [self.model.encode(snapshot, decoding) for snapshot in snapshots]
-        prompts: Sequence[Prompt] = together(snapshots, decoding)
-        return prompts
+    def _encode_each(self, snapshots: Sequence[ConversationSnapshot], decoding: Decoding) -> Sequence[Prompt]:
+        return [self.model.encode(snapshot, decoding) for snapshot in snapshots]
 
     # --- device thread
 
     def _run_all(self) -> None:
-        while (job := self._next_job()) is not None:
-            if isinstance(job, _EmbedJob):
-                self._embed(job)
-            elif isinstance(job, _ForcingJob):
-                self._force(job)
-            else:
+        while (job := self._queue.next_job()) is not None:
+            if isinstance(job, Batch):
                 self._answer(job)
+            else:
+                self._forward(job)
 
-    def _next_job(self) -> _EmbedJob | _ForcingJob | _Batch | None:
-        """Wait for work: forward passes first (a row waits for them to end), else the oldest prompts."""
-        with self._queue.changed:
-            while not self._queue.closed:
-                if self._queue.jobs:
-                    return self._queue.jobs.pop(0)
-                batch = self._take_batch()
-                if batch is not None:
-                    return batch
-                self._queue.changed.wait()
-        return None
-
-    def _take_batch(self) -> _Batch | None:
-        heaps = self._queue.heaps
-        for decoding in [decoding for decoding, heap in heaps.items() if not _drop_unwanted(heap)]:
-            del heaps[decoding]
-        if not heaps:
-            return None
-        decoding = min(heaps, key=lambda each: heaps[each][0][:1])
-        heap = heaps[decoding]
-        size = self._sizer.size_for(decoding)
-        if self._queue.encoding and len(heap) < size:
-            return None  # more is on its way, and soon
-        if self.model.max_batch_size is None and len(heap) <= STRETCH * size:
-            size = len(heap)
-        return _Batch(decoding, self._pop(heap, size, decoding.max_new_tokens))
-
-    def _pop(
-        self, heap: list[tuple[int, Any, int, _Item]], size: int, new_tokens: int
-    ) -> list[tuple[int, Any, int, _Item]]:
-        entries: list[tuple[int, Any, int, _Item]] = []
-        longest = 0
-        while heap and len(entries) < size:
-            item = heap[0][3]
-            if not item.request.dropped:
-                longest = max(longest, item.prompt.length + new_tokens)
-                if not self._sizer.fits(len(entries) + 1, longest):
-                    break
-                entries.append(heap[0])
-            heapq.heappop(heap)
-        return entries
-
-    def _answer(self, batch: _Batch) -> None:
+    def _answer(self, batch: Batch) -> None:
         items = batch.items
         prompts = [item.prompt for item in items]
         started = time.perf_counter()
@@ -525,24 +319,22 @@ class Engine:
             self._counters.busy += time.perf_counter() - started
             self._blame(batch, error)
             return
-        found: dict[_Request, list[tuple[int, Answer]]] = {}
+        found: dict[Request, list[tuple[int, Answer]]] = {}
         for item, answer in zip(items, answers, strict=True):
             found.setdefault(item.request, []).append((item.index, answer))
         for request, delivery in found.items():
             request.deliver(delivery)
 
-    def _blame(self, batch: _Batch, error: Exception) -> None:
-        """Fail the request whose prompts a batch failed at; who only shared the batch is answered alone."""
-        by_request: dict[_Request, list[tuple[int, Any, int, _Item]]] = {}
-        for entry in batch.entries:
-            by_request.setdefault(entry[3].request, []).append(entry)
-        if len(by_request) == 1:
+    def _blame(self, batch: Batch, error: Exception) -> None:
+        """Fail the request whose prompts the batch failed at; requests that shared it are answered alone."""
+        batches = batch.by_request()
+        if len(batches) == 1:
             batch.items[0].request.fail(error)
             return
-        for entries in by_request.values():
-            self._answer(_Batch(batch.decoding, entries))
+        for each in batches:
+            self._answer(each)
 
-    def _shrink(self, batch: _Batch, error: BaseException) -> None:
+    def _shrink(self, batch: Batch, error: BaseException) -> None:
         """Put a batch that did not fit back into the queue, to be taken in halves."""
         items = batch.items
         longest = max(item.prompt.length for item in items) + batch.decoding.max_new_tokens
@@ -551,12 +343,9 @@ class Engine:
             items[0].request.fail(_too_long(self.model, items[0].prompt.length, batch.decoding, error))
             return
         self._sizer.too_large(len(items), longest)
-        with self._queue.changed:
-            heap = self._queue.heaps.setdefault(batch.decoding, [])
-            for entry in batch.entries:
-                heapq.heappush(heap, entry)
+        self._queue.put_back(batch)
 
-    def _count(self, batch: _Batch, answers: Sequence[Answer], seconds: float) -> None:
+    def _count(self, batch: Batch, answers: Sequence[Answer], seconds: float) -> None:
         lengths = [item.prompt.length for item in batch.items]
         new_tokens = sum(len(answer.token_ids) + len(answer.audio_frames) for answer in answers)
         report = BatchReport(
@@ -576,69 +365,24 @@ class Engine:
         if self._on_batch is not None:
             self._on_batch(report)
 
-    def _embed(self, job: _EmbedJob) -> None:
+    def _forward(self, job: ForwardJob) -> None:
         if job.request.dropped:
             return
         started = time.perf_counter()
         try:
-            vectors = self._embed_halving(job.answers, job.mode, job.reducer)
+            found = job.run(self.model, self._count_halving)
         except Exception as error:  # noqa: BLE001 -- handed to the caller
             job.request.fail(error)
         else:
-            job.request.deliver(list(enumerate(vectors, start=job.first)))
-        self._counters.busy += time.perf_counter() - started
-
-    def _force(self, job: _ForcingJob) -> None:
-        if job.request.dropped:
-            return
-        started = time.perf_counter()
-        try:
-            found = read_batch(self.model, job.batch, self._count_halving)
-        except Exception as error:  # noqa: BLE001 -- handed to the caller
-            job.request.fail(error)
-        else:
-            job.request.deliver(list(zip(job.batch.places, found, strict=True)))
+            job.request.deliver(found)
         self._counters.busy += time.perf_counter() - started
 
     def _count_halving(self) -> None:
         self._counters.out_of_memory += 1
 
-    def _embed_halving(
-        self, answers: Sequence[Answer], mode: EmbeddingMode, reducer: str
-    ) -> list[NDArray[np.float64]]:
-        try:
-            return self.model.embed(answers, mode, reducer)
-        except (OutOfMemory, MemoryError) as error:
-            self._count_halving()
-            if len(answers) == 1:
-                raise ModelError(
-                    f"model {self.model.identity.model_id!r}: the memory does not hold one answer of "
-                    f"{len(answers[0].token_ids)} tokens to embed; use a smaller dtype or a larger device"
-                ) from error
-        half = len(answers) // 2
-        return [
-            *self._embed_halving(answers[:half], mode, reducer),
-            *self._embed_halving(answers[half:], mode, reducer),
-        ]
-
 
 def _longest_first(prompt: Prompt) -> int:
     return -prompt.length
-
-
-def _drop_unwanted(heap: list[tuple[int, Any, int, _Item]]) -> bool:
-    """Pop prompts nobody waits for from the top; say whether any is left."""
-    while heap and heap[0][3].request.dropped:
-        heapq.heappop(heap)
-    return bool(heap)
-
-
-async def _result(request: _Request) -> list[Any]:
-    try:
-        return await request.future
-    except asyncio.CancelledError:
-        request.dropped = True
-        raise
 
 
 def _closed() -> ModelError:

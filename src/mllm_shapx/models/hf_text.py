@@ -13,6 +13,7 @@ from mllm_shap import ConversationSnapshot
 from mllm_shap.backends._chat import snapshot_has_audio
 from numpy.typing import NDArray
 
+from mllm_shapx.config.model_settings import ModelSettings
 from mllm_shapx.errors import ResourceError, RowError
 from mllm_shapx.models.base import (
     Answer,
@@ -22,12 +23,13 @@ from mllm_shapx.models.base import (
     ModelIdentity,
     ModelReport,
     OutOfMemory,
+    pool,
 )
 from mllm_shapx.models.batch_size import LARGEST_SIZE
 from mllm_shapx.models.chat_prompts import ChatPrompts, ChatSettings
 from mllm_shapx.models.control_tokens import are_readable
 from mllm_shapx.models.decoder_choice import Decoder
-from mllm_shapx.models.devices import free_memory, memory_errors, pick_dtype, place_model
+from mllm_shapx.models.devices import free_memory, memory_errors, own_memory, pick_dtype, place_model
 from mllm_shapx.models.generation_settings import (
     GENERATION_FILE,
     Vocabulary,
@@ -36,13 +38,10 @@ from mllm_shapx.models.generation_settings import (
 )
 from mllm_shapx.models.hf_loading import TextFiles, load_text
 from mllm_shapx.models.likelihood import Likelihoods
-from mllm_shapx.models.memory import own_memory
 from mllm_shapx.models.plain_generate import Generated
-from mllm_shapx.models.pooling import pool
-from mllm_shapx.models.position_tables import position_limit
+from mllm_shapx.models.positions import position_limit
 from mllm_shapx.models.reasoning import ReasoningCut, opens_reasoning
 from mllm_shapx.models.text_source import split_commit, text_source
-from mllm_shapx.planning.runs import RunSpec
 
 MEMORY_SHARE = 0.5
 """Share of the free main memory that a batch on the CPU may take: workers share a machine."""
@@ -367,10 +366,10 @@ def _position_bytes(model: Any) -> int:
     return int(2 * config.num_hidden_layers * kept * size * model.dtype.itemsize)
 
 
-def load(run: RunSpec, model_path: Path | None, revision: str | None) -> HfTextModel:
+def load(settings: ModelSettings, model_path: Path | None, revision: str | None) -> HfTextModel:
     """Load the model of a run (see `registry.LOADERS`)."""
-    options = run.connector_kwargs
-    source = text_source(run, model_path, None)
+    options = settings.kwargs
+    source = text_source(settings, model_path, None)
     commit, adapter_commit = split_commit(revision or "")
     adapter = source.adapter
     files = TextFiles(
@@ -385,11 +384,11 @@ def load(run: RunSpec, model_path: Path | None, revision: str | None) -> HfTextM
     return HfTextModel.load(
         files.source,
         dtype=options.dtype,
-        device=run.device,
+        device=settings.device,
         attn_implementation=options.attn_implementation,
         max_batch_size=None if options.batch_size == "auto" else options.batch_size,
-        model_id=run.model_id,
+        model_id=settings.model_id,
         recorded_revision=revision,
         files=files,
-        chat=ChatSettings.of(run),
+        chat=ChatSettings.of(settings),
     )

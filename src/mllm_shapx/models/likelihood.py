@@ -138,7 +138,7 @@ class Likelihoods:
             further["logits_to_keep"] = tail
         if "use_cache" in self._parameters:
             further["use_cache"] = False
-        with self._decoder.fresh_positions():
+        with self._decoder.changing_positions.reset():
             output = self._model(input_ids=torch.tensor(rows, device=self._model.device), **further)
         logits: torch.Tensor = output.logits
         return logits

@@ -7,7 +7,7 @@ from typing import Any
 from mllm_shap import ConversationSnapshot
 
 from mllm_shapx.errors import ModelError
-from mllm_shapx.models.base import Decoding, Likelihood, Model, OutOfMemory
+from mllm_shapx.models.base import Decoding, Likelihood, Model, OutOfMemory, Prompt
 
 SIZE = 128
 """Prompts of a batch where the config names no number: several pieces of a prefix tree."""
@@ -38,20 +38,19 @@ class LikelihoodBatch:
 
 
 def encode_batches(
-    model: Any, forcing: Forcing, batch_key: Callable[[Any], Any], size: int
+    encode: Callable[[Sequence[ConversationSnapshot], Decoding], Sequence[Prompt]],
+    forcing: Forcing,
+    batch_key: Callable[[Any], Any],
+    size: int,
 ) -> list[LikelihoodBatch]:
-    """Encode the prompts and cut them into batches of `size`, neighbours by `batch_key` together.
+    """Encode the prompts by `encode` and cut them into batches of `size`, neighbours by `batch_key` together.
 
     Raises:
         RowError: When a prompt cannot be encoded, or leaves no room for its continuation.
     """
     longest = max(map(len, forcing.continuations))
     decoding = replace(forcing.decoding, max_new_tokens=longest)
-    together = getattr(model, "encode_all", None)
-    if together is None:
-        prompts = [model.encode(snapshot, decoding) for snapshot in forcing.snapshots]
-    else:
-        prompts = together(forcing.snapshots, decoding)
+    prompts = encode(forcing.snapshots, decoding)
     order = sorted(range(len(prompts)), key=lambda place: batch_key(prompts[place]))
     groups = [order[first : first + size] for first in range(0, len(order), size)]
     return [

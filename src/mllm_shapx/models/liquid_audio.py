@@ -9,9 +9,18 @@ import torch
 from mllm_shap import ConversationSnapshot
 from numpy.typing import NDArray
 
+from mllm_shapx.config.model_settings import ModelSettings
 from mllm_shapx.errors import ModelError
-from mllm_shapx.models.base import Answer, Decoding, EmbeddingMode, Likelihood, ModelIdentity, ModelReport
-from mllm_shapx.models.devices import memory_errors, pick_device, pick_dtype
+from mllm_shapx.models.base import (
+    Answer,
+    Decoding,
+    EmbeddingMode,
+    Likelihood,
+    ModelIdentity,
+    ModelReport,
+    pool,
+)
+from mllm_shapx.models.devices import memory_errors, own_memory, pick_device, pick_dtype
 from mllm_shapx.models.liquid_chat import ChatEncoder, LiquidPrompt
 from mllm_shapx.models.liquid_checkpoint import LiquidCheckpoint, load_checkpoint
 from mllm_shapx.models.liquid_decoding import (
@@ -25,9 +34,6 @@ from mllm_shapx.models.liquid_decoding import (
 from mllm_shapx.models.liquid_encoding import PromptEmbedder
 from mllm_shapx.models.liquid_likelihood import read_batch
 from mllm_shapx.models.liquid_waveform import OUTPUT_RATE, FrameDecoder
-from mllm_shapx.models.memory import own_memory
-from mllm_shapx.models.pooling import pool
-from mllm_shapx.planning.runs import RunSpec
 
 _STEERING = frozenset({IM_END, AUDIO_START, TEXT_END})
 
@@ -227,16 +233,16 @@ class LiquidAudioModel:
         return [next(output)[: len(states)] if len(states) else states for states in inputs]
 
 
-def load(run: RunSpec, model_path: Path | None, revision: str | None) -> LiquidAudioModel:
+def load(settings: ModelSettings, model_path: Path | None, revision: str | None) -> LiquidAudioModel:
     """Load the model of a run (see `registry.LOADERS`)."""
-    options = run.connector_kwargs
+    options = settings.kwargs
     return LiquidAudioModel.load(
-        _download(run.model_id, revision) if model_path is None else model_path,
+        _download(settings.model_id, revision) if model_path is None else model_path,
         dtype=options.dtype,
-        device=run.device,
+        device=settings.device,
         attn_implementation=options.attn_implementation,
         max_batch_size=None if options.batch_size == "auto" else options.batch_size,
-        model_id=run.model_id,
+        model_id=settings.model_id,
         revision=revision,
     )
 

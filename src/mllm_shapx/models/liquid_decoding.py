@@ -8,7 +8,7 @@ import torch
 
 from mllm_shapx.models.base import Decoding
 from mllm_shapx.models.liquid_encoding import PrefillBatch
-from mllm_shapx.models.sampling import FiniteLogits, draws_for, pick
+from mllm_shapx.models.sampling import FiniteLogits, Sampler, draws_for
 
 IM_END, AUDIO_START, TEXT_END = 7, 128, 130
 """Text tokens that steer the generation; the package holds the same ids in its code."""
@@ -74,36 +74,33 @@ class Generation:
         self.steps.append(frame)
 
 
-@dataclass(frozen=True, slots=True)
-class _Sampler:
+class _Chooser:
     """Chooses one entry per row of logits, greedily or from each row's own draws."""
 
-    temperature: float | None
-    top_k: int | None
-    finite: FiniteLogits
+    def __init__(self, temperature: float | None, top_k: int | None, finite: FiniteLogits) -> None:
+        self._finite = finite
+        self._sample: Sampler | None = None
+        if temperature is not None and temperature > 0 and top_k != 1:
+            self._sample = Sampler(temperature, top_k)
 
     @property
-    def greedy(self) -> bool:
-        return self.temperature is None or self.temperature <= 0 or self.top_k == 1
+    def is_greedy(self) -> bool:
+        return self._sample is None
 
     def choose(self, logits: torch.Tensor, draws: torch.Tensor | None) -> torch.Tensor:
         """Return the chosen entries, shaped (rows,), from logits shaped (rows, vocabulary)."""
-        self.finite.add(logits)
-        if draws is None or self.temperature is None or self.greedy:
+        self._finite.add(logits)
+        if draws is None or self._sample is None:
             return logits.argmax(dim=-1)
-        scores = logits.float() / self.temperature
-        if self.top_k is not None:
-            least = scores.topk(min(self.top_k, scores.shape[-1])).values[:, -1:]
-            scores = scores.masked_fill(scores < least, -torch.inf)
-        return pick(scores, draws)
+        return self._sample(logits, draws)
 
 
 @dataclass(frozen=True, slots=True)
 class _Sampling:
     """How both modalities are chosen, and whether log-probabilities are kept."""
 
-    text: _Sampler
-    audio: _Sampler
+    text: _Chooser
+    audio: _Chooser
     logprobs: bool
     finite: FiniteLogits
 
@@ -111,8 +108,8 @@ class _Sampling:
     def of(cls, decoding: Decoding) -> Self:
         finite = FiniteLogits()
         return cls(
-            _Sampler(decoding.text_temperature, decoding.text_top_k, finite),
-            _Sampler(decoding.audio_temperature, decoding.audio_top_k, finite),
+            _Chooser(decoding.text_temperature, decoding.text_top_k, finite),
+            _Chooser(decoding.audio_temperature, decoding.audio_top_k, finite),
             decoding.logprobs,
             finite,
         )
@@ -155,7 +152,7 @@ class BatchDecoder:
         self, decoding: Decoding, seeds: Sequence[int], sampling: _Sampling, device: Any
     ) -> torch.Tensor | None:
         """Return draws shaped (prompts, steps, codebooks), None when nothing is sampled."""
-        if sampling.text.greedy and sampling.audio.greedy:
+        if sampling.text.is_greedy and sampling.audio.is_greedy:
             return None
         flat = draws_for(seeds, decoding.max_new_tokens * self._codebooks, device)
         return flat.view(len(seeds), decoding.max_new_tokens, self._codebooks)
@@ -191,7 +188,7 @@ class BatchDecoder:
             sequences[row].take_frame(tuple(frame))
         return inputs[:, None]
 
-    def _frames(self, hidden: torch.Tensor, sampler: _Sampler, draws: torch.Tensor | None) -> torch.Tensor:
+    def _frames(self, hidden: torch.Tensor, chooser: _Chooser, draws: torch.Tensor | None) -> torch.Tensor:
         """Return one audio frame per row, shaped (rows, codebooks), from states shaped (rows, hidden)."""
         model = self._model
         inputs = model.depth_linear(hidden).view(len(hidden), self._codebooks, model.depthformer_dim)
@@ -201,7 +198,7 @@ class BatchDecoder:
         for book in range(self._codebooks):
             output, cache = model.depthformer.forward_cached((inputs[:, book] + previous)[:, None], cache)
             logits = model.depth_embeddings[book].get_logits(output[:, 0])
-            code = sampler.choose(logits, None if draws is None else draws[:, book])
+            code = chooser.choose(logits, None if draws is None else draws[:, book])
             codes.append(code)
             previous = model.depth_embeddings[book](code)
         frames = torch.stack(codes, dim=1)

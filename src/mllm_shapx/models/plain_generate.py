@@ -148,7 +148,7 @@ class _Draw:
     def __init__(
         self, settings: GenerationSettings, decoding: Decoding, seeds: Sequence[int], device: Any
     ) -> None:
-        self._sample = Sampler(sampling_settings(settings.config, decoding))
+        self._sample = Sampler.of(sampling_settings(settings.config, decoding))
         self._draws = draws_for(seeds, decoding.max_new_tokens, device)
         self._step = 0
 

@@ -7,29 +7,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mllm_shapx.config.loading import resolve_path
+from mllm_shapx.config.model_settings import ModelSettings
 from mllm_shapx.config.servers import CONNECTOR
 from mllm_shapx.errors import ModelError
 from mllm_shapx.models.checkpoint_files import check_files
 from mllm_shapx.models.identity import (
     MODEL_ID,
+    Version,
     check_model_directory,
     directory_digest,
     hub_commit,
     local_directory,
 )
-from mllm_shapx.models.steadiness import Version
 from mllm_shapx.models.text_source import text_commit, text_source
-from mllm_shapx.planning.runs import RunSpec
 
 if TYPE_CHECKING:
-    from mllm_shapx.models.base import Model
+    from mllm_shapx.models.base import Model, PromptEngine
 
 LOADERS = {
     "hf_text": "mllm_shapx.models.hf_text:load",
     "liquid_audio": "mllm_shapx.models.liquid_audio:load",
     CONNECTOR: "mllm_shapx.models.server_text:load",
 }
-"""Connector -> `load(run, model_path, revision) -> Model`, imported when asked for.
+"""Connector -> `load(settings, model_path, revision) -> Model`, imported when asked for.
 
 `model_path` is the model's local directory, None for a hub id; `revision` is the commit that
 `model_identity` found, recorded in the model's identity. A local adapter is named by its absolute path.
@@ -39,12 +39,15 @@ _EXTRA_MODULES = {"liquid_audio": "liquid_audio"}
 
 
 def load_model(
-    run: RunSpec, model_path: Path | None, revision: str | None = None, config_path: Path | None = None
+    settings: ModelSettings,
+    model_path: Path | None,
+    revision: str | None = None,
+    config_path: Path | None = None,
 ) -> "Model":
-    """Load the model that `run` asks for.
+    """Load the model that `settings` asks for.
 
     Args:
-        run: Names the connector, the model and how to load it.
+        settings: Names the connector, the model and how to load it.
         model_path: Its local directory; None when it comes from the hub.
         revision: What `model_identity` found; found again when None.
         config_path: The config file that a relative adapter may start from.
@@ -53,17 +56,17 @@ def load_model(
         ModelError: When the connector's extra is not installed or the model cannot be loaded.
         ResourceError: When the device is not there.
     """
-    check_connector(run.connector)
+    check_connector(settings.connector)
     if revision is None:
-        revision = model_revision(run, model_path, config_path)
-    module, function = LOADERS[run.connector].split(":")
-    run = _with_absolute_adapter(run, config_path)
-    loaded: Model = getattr(importlib.import_module(module), function)(run, model_path, revision)
+        revision = model_revision(settings, model_path, config_path)
+    module, function = LOADERS[settings.connector].split(":")
+    settings = _with_absolute_adapter(settings, config_path)
+    loaded: Model = getattr(importlib.import_module(module), function)(settings, model_path, revision)
     return loaded
 
 
-def model_identity(run: RunSpec, config_path: Path) -> tuple[Path | None, str]:
-    """Return (local directory or None, digest of the directory or hub commit) of the model `run` names.
+def model_identity(settings: ModelSettings, config_path: Path) -> tuple[Path | None, str]:
+    """Return (local directory or None, digest of the directory or hub commit) of the model `settings` names.
 
     With an adapter the second is `BASE+ADAPTER`: the digest or commit of each. Loads nothing; reads a local
     directory's files once for the digest.
@@ -72,60 +75,76 @@ def model_identity(run: RunSpec, config_path: Path) -> tuple[Path | None, str]:
         ModelError: When the directory is not a model, its files are not whole, the model is not one that the
             connector takes, the hub does not have it, or an extra is not installed.
     """
-    check_connector(run.connector)
-    directory = _directory(run, config_path)
-    return directory, model_revision(run, directory, config_path)
+    check_connector(settings.connector)
+    directory = _directory(settings, config_path)
+    return directory, model_revision(settings, directory, config_path)
 
 
-def check_model(run: RunSpec, config_path: Path) -> str:
-    """Look at the model that `run` names without loading it, and say what it is.
+def check_model(settings: ModelSettings, config_path: Path) -> str:
+    """Look at the model that `settings` names without loading it, and say what it is.
 
     A server is asked for its list of models and for one answer of one token.
 
     Raises:
         ModelError: As `model_identity`.
     """
-    _, revision = model_identity(run, config_path)
-    where = f" at {run.connector_kwargs.base_url}" if run.connector == CONNECTOR else ""
-    return f"model {run.model_id}{where} ({revision[:16]})"
+    _, revision = model_identity(settings, config_path)
+    where = f" at {settings.kwargs.base_url}" if settings.connector == CONNECTOR else ""
+    return f"model {settings.model_id}{where} ({revision[:16]})"
 
 
-def model_version(run: RunSpec, config_path: Path) -> tuple[Path | None, Version]:
-    """Return the local directory, None for a hub id, and the version of the model that `run` names.
+def model_version(settings: ModelSettings, config_path: Path) -> tuple[Path | None, Version]:
+    """Return the local directory, None for a hub id, and the version of the model that `settings` names.
 
     Raises:
         ModelError: As `model_identity`, and when files change while they are read.
     """
-    check_connector(run.connector)
-    directory = _directory(run, config_path)
+    check_connector(settings.connector)
+    directory = _directory(settings, config_path)
     version = Version.of(
         MODEL_ID,
-        [each.resolve() for each in model_directories(run, directory, config_path)],
-        lambda: model_revision(run, directory, config_path),
+        [each.resolve() for each in model_directories(settings, directory, config_path)],
+        lambda: model_revision(settings, directory, config_path),
     )
     return directory, version
 
 
 def load_version(
-    run: RunSpec, model_path: Path | None, version: Version, config_path: Path | None = None
+    settings: ModelSettings, model_path: Path | None, version: Version, config_path: Path | None = None
 ) -> "Model":
-    """Load the model that `run` asks for in the version that was found when the study began.
+    """Load the model that `settings` asks for in the version that was found when the study began.
 
     Raises:
         ModelError, ResourceError: As `load_model`.
         ModelChangedError: When the files are others now.
     """
     return version.loaded(
-        lambda: load_model(run, model_path, version.commit, config_path),
-        lambda: model_revision(run, model_path, config_path),
+        lambda: load_model(settings, model_path, version.commit, config_path),
+        lambda: model_revision(settings, model_path, config_path),
     )
 
 
-def _directory(run: RunSpec, config_path: Path) -> Path | None:
-    """Return the local directory of a run's model, None for a hub id and for a model behind a server."""
-    if run.connector == CONNECTOR:
+def engine_for(model: "Model", *, server_patience_s: float) -> "PromptEngine":
+    """Return the engine of a loaded model; it owns the model and closes it.
+
+    Args:
+        model: The loaded model.
+        server_patience_s: Seconds without any answer of a server after which the study stops.
+    """
+    from mllm_shapx.models.engine import Engine
+    from mllm_shapx.models.server_engine import ServerEngine
+    from mllm_shapx.models.server_text import ServerModel
+
+    if isinstance(model, ServerModel):
+        return ServerEngine(model, patience_s=server_patience_s)
+    return Engine(model)
+
+
+def _directory(settings: ModelSettings, config_path: Path) -> Path | None:
+    """Return the local directory of the model, None for a hub id and for a model behind a server."""
+    if settings.connector == CONNECTOR:
         return None
-    return local_directory(run.model_id, resolve_path(run.model_id, config_path))
+    return local_directory(settings.model_id, resolve_path(settings.model_id, config_path))
 
 
 def check_connector(connector: str) -> None:
@@ -143,45 +162,45 @@ def check_connector(connector: str) -> None:
 
 
 def model_directories(
-    run: RunSpec, directory: Path | None, config_path: Path | None = None
+    settings: ModelSettings, directory: Path | None, config_path: Path | None = None
 ) -> tuple[Path, ...]:
-    """Return the local directories that a run's model is loaded from: the base's and the adapter's.
+    """Return the local directories that the model is loaded from: the base's and the adapter's.
 
     Args:
-        run: Names the connector, the model and how to load it.
+        settings: Names the connector, the model and how to load it.
         directory: The local directory of `model_id`; None for a hub id.
         config_path: The config file that a relative adapter may start from.
 
     Raises:
         ModelError: When one is not there.
     """
-    if run.connector != "hf_text":
+    if settings.connector != "hf_text":
         return () if directory is None else (directory,)
-    source = text_source(run, directory, config_path)
+    source = text_source(settings, directory, config_path)
     places = (source.base, source.adapter)
     return tuple(place.directory for place in places if place is not None and place.directory is not None)
 
 
-def model_revision(run: RunSpec, directory: Path | None, config_path: Path | None = None) -> str:
+def model_revision(settings: ModelSettings, directory: Path | None, config_path: Path | None = None) -> str:
     """Return what tells one version of the model from another (see `model_identity`)."""
-    if run.connector == "hf_text":
-        return text_commit(text_source(run, directory, config_path), run)
-    if run.connector == CONNECTOR:
+    if settings.connector == "hf_text":
+        return text_commit(text_source(settings, directory, config_path), settings)
+    if settings.connector == CONNECTOR:
         from mllm_shapx.models.server_identity import served_model
 
-        return served_model(run).commit
+        return served_model(settings).commit
     if directory is None:
-        return hub_commit(run.model_id, run.model_revision)
-    named = f"{MODEL_ID}: directory {run.model_id!r}"
+        return hub_commit(settings.model_id, settings.revision)
+    named = f"{MODEL_ID}: directory {settings.model_id!r}"
     check_model_directory(named, directory)
     check_files(named, directory)
     return directory_digest(directory)
 
 
-def _with_absolute_adapter(run: RunSpec, config_path: Path | None) -> RunSpec:
-    written = run.connector_kwargs.adapter
+def _with_absolute_adapter(settings: ModelSettings, config_path: Path | None) -> ModelSettings:
+    written = settings.kwargs.adapter
     found = None if written is None else resolve_path(written, config_path)
     if found is None or not found.is_dir():
-        return run
-    kwargs = run.connector_kwargs.model_copy(update={"adapter": str(found.resolve())})
-    return replace(run, connector_kwargs=kwargs)
+        return settings
+    kwargs = settings.kwargs.model_copy(update={"adapter": str(found.resolve())})
+    return replace(settings, kwargs=kwargs)

@@ -1,6 +1,6 @@
 """Drawing the next token of each prompt from that prompt's own random numbers."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,17 +9,17 @@ import torch
 from mllm_shapx.errors import RowError
 
 ALMOST_ONE = 1.0 - 2.0**-40
-"""Largest draw, so that rounding never points behind the last token."""
+"""Largest draw, so that rounding never gives a place after the last token."""
 
 
 class FiniteLogits:
-    """Whether all logits of a batch are numbers; asked once at its end, so that no step waits for it."""
+    """Whether all logits of a batch are finite; checked at its end, so that no step waits for the device."""
 
     def __init__(self) -> None:
         self._finite: torch.Tensor | None = None
 
     def add(self, logits: torch.Tensor) -> None:
-        """Take the logits of one step, (prompts, vocabulary). A NaN among them makes the largest one NaN."""
+        """Add the logits of one step, (prompts, vocabulary). One NaN makes the largest logit NaN."""
         finite = logits.amax(dim=-1).isfinite().all()
         self._finite = finite if self._finite is None else self._finite & finite
 
@@ -42,8 +42,7 @@ def not_finite() -> RowError:
 def draws_for(seeds: Sequence[int], steps: int, device: Any) -> torch.Tensor:
     """Return uniform draws in [0, 1), shaped (prompts, steps).
 
-    Row i hangs on `seeds[i]` alone (Philox, counter-based), so that an answer does not change with its
-    batch-mates.
+    Row i depends on `seeds[i]` alone (Philox, counter-based), not on the other rows of the batch.
     """
     rows = [np.random.Generator(np.random.Philox(key=seed & (2**64 - 1))).random(steps) for seed in seeds]
     dtype = torch.float32 if device.type == "mps" else torch.float64  # mps has no float64
@@ -62,23 +61,48 @@ def pick(scores: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
     return torch.searchsorted(mass, targets, right=True)[:, 0].clamp_(max=scores.shape[-1] - 1)
 
 
-class Sampler:
-    """Draws tokens with the temperature, top-k, top-p and what else a generation config asks for.
+Step = Callable[[Any, torch.Tensor], torch.Tensor]
+"""A logits processor of transformers: (token ids, which none of ours reads; scores) -> scores."""
 
-    The steps and their order are those of transformers' `generate` with `do_sample=True`; behind top-k they
-    see the k likeliest tokens only, instead of the whole vocabulary.
+
+class Sampler:
+    """Draws tokens with a temperature, a top-k and further steps.
+
+    With `Sampler.of` the steps and their order are those of transformers' `generate` with `do_sample=True`.
+    Steps after top-k see the k likeliest tokens only, instead of the whole vocabulary.
+
+    Args:
+        temperature: Above 0.
+        top_k: Tokens that may be drawn; None or 0 for all.
+        before: Steps between temperature and top-k.
+        after: Steps after top-k.
     """
 
-    def __init__(self, settings: Any) -> None:
+    def __init__(
+        self,
+        temperature: float,
+        top_k: int | None,
+        *,
+        before: Sequence[Step] = (),
+        after: Sequence[Step] = (),
+    ) -> None:
+        self._temperature = temperature
+        self._top_k = top_k or 0
+        self._before = before
+        self._after = after
+
+    @classmethod
+    def of(cls, settings: Any) -> "Sampler":
+        """Return the sampler that a generation config of transformers asks for."""
         from transformers.generation import logits_process as steps
 
-        self._top_k = int(settings.top_k or 0)
-        self._before: list[Any] = []
-        if settings.temperature not in {None, 1.0}:
-            self._before.append(steps.TemperatureLogitsWarper(float(settings.temperature)))
-        if getattr(settings, "top_h", None) is not None:
-            self._before.append(steps.TopHLogitsWarper(settings.top_h))
-        self._behind = _behind_top_k(settings)
+        before = [] if settings.top_h is None else [steps.TopHLogitsWarper(settings.top_h)]
+        return cls(
+            1.0 if settings.temperature is None else float(settings.temperature),
+            settings.top_k,
+            before=before,
+            after=_after_top_k(settings),
+        )
 
     def __call__(self, logits: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
         """Return one token per row.
@@ -87,24 +111,24 @@ class Sampler:
             logits: The model's, shaped (prompts, vocabulary).
             draws: One number in [0, 1) per prompt.
         """
-        scores = logits.float()
+        scores = logits.float() / self._temperature
         for step in self._before:
             scores = step(None, scores)
         ids: torch.Tensor | None = None
         if 0 < self._top_k < scores.shape[-1]:
-            # In the order of the vocabulary, so that ties do not hang on how the device sorts.
+            # In the order of the vocabulary, so that ties do not depend on how the device sorts.
             ids = scores.topk(self._top_k, dim=-1).indices.sort(dim=-1).values
             scores = scores.gather(1, ids)
-        for step in self._behind:
+        for step in self._after:
             scores = step(None, scores)
         chosen = pick(scores, draws)
         return chosen if ids is None else ids.gather(1, chosen[:, None])[:, 0]
 
 
-def _behind_top_k(settings: Any) -> list[Any]:
+def _after_top_k(settings: Any) -> list[Step]:
     from transformers.generation import logits_process as steps
 
-    found: list[Any] = []
+    found: list[Step] = []
     if settings.top_p is not None and settings.top_p < 1.0:
         found.append(steps.TopPLogitsWarper(settings.top_p))
     if settings.min_p is not None:

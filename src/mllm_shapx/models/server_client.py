@@ -11,11 +11,11 @@ from typing import Any, NoReturn
 
 import httpx
 
+from mllm_shapx.config.model_settings import ModelSettings
 from mllm_shapx.errors import ModelError, RowError, ServerError
 from mllm_shapx.models.base import Answer, Decoding, Ending
 from mllm_shapx.models.reasoning import cut_reasoning
 from mllm_shapx.plaintext import printable
-from mllm_shapx.planning.runs import RunSpec
 
 MAX_CONCURRENCY = 256
 TIMEOUT_S = 300.0
@@ -70,13 +70,13 @@ class Service:
     strip_reasoning: bool = False
 
     @classmethod
-    def of(cls, run: RunSpec) -> "Service":
-        """Return the service of a run, with the secrets of this process's environment.
+    def of(cls, settings: ModelSettings) -> "Service":
+        """Return the service of a study, with the secrets of this process's environment.
 
         Raises:
             ModelError: When a variable is not set.
         """
-        kwargs = run.connector_kwargs
+        kwargs = settings.kwargs
         headers = {
             header: _secret("headers_env", variable)
             for header, variable in (kwargs.headers_env or {}).items()
@@ -85,7 +85,7 @@ class Service:
             headers["Authorization"] = f"Bearer {_secret('api_key_env', kwargs.api_key_env)}"
         return cls(
             base_url=kwargs.base_url or "",
-            model=run.model_id,
+            model=settings.model_id,
             headers=headers,
             key_variable=kwargs.api_key_env,
             max_concurrency=kwargs.max_concurrency or MAX_CONCURRENCY,

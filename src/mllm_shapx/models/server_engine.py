@@ -12,8 +12,7 @@ from mllm_shap import ConversationSnapshot
 from numpy.typing import NDArray
 
 from mllm_shapx.errors import ModelChangedError, ModelError, RowError, ServerError, StudyError, first_of
-from mllm_shapx.models.base import Answer, Decoding, EmbeddingMode
-from mllm_shapx.models.engine import EngineStats
+from mllm_shapx.models.base import Answer, Decoding, EmbeddingMode, EngineStats
 from mllm_shapx.models.server_client import Reply, ServerClient, Setback
 from mllm_shapx.models.server_identity import ServedModel, look
 from mllm_shapx.models.server_text import ServerModel, ServerPrompt
@@ -182,7 +181,7 @@ class ServerEngine:
             if self._is_sure:
                 return
             try:
-                served = await look(self._client, self.model.run)
+                served = await look(self._client, self.model.settings)
             except ModelError as error:
                 self._changed(str(error))
             before = self._served

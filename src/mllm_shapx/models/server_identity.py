@@ -6,10 +6,10 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from mllm_shapx.config.model_settings import ModelSettings
 from mllm_shapx.errors import ModelError, RowError, ServerError
 from mllm_shapx.models.base import Decoding
 from mllm_shapx.models.server_client import Messages, Reply, ServerClient, Service, Setback
-from mllm_shapx.planning.runs import RunSpec
 
 TRIES = 4
 PAUSE_S = 1.0
@@ -52,21 +52,21 @@ class ServedModel:
         return ", ".join(found) or None
 
 
-def served_model(run: RunSpec) -> ServedModel:
+def served_model(settings: ModelSettings) -> ServedModel:
     """Ask the server which model it has, by its list and one answer of one token.
 
     Raises:
         ModelError: When it cannot be reached, does not have the model or does not take the study's requests.
     """
-    return asyncio.run(_served_model(run, Service.of(run)))
+    return asyncio.run(_served_model(settings, Service.of(settings)))
 
 
-async def _served_model(run: RunSpec, service: Service) -> ServedModel:
+async def _served_model(settings: ModelSettings, service: Service) -> ServedModel:
     client = ServerClient(service)
     try:
         for attempt in range(1, TRIES + 1):
             try:
-                return await look(client, run)
+                return await look(client, settings)
             except Setback as setback:
                 if attempt == TRIES or (setback.wait_s or 0) > LONGEST_PAUSE_S:
                     raise ModelError(
@@ -81,7 +81,7 @@ async def _served_model(run: RunSpec, service: Service) -> ServedModel:
     raise AssertionError
 
 
-async def look(client: ServerClient, run: RunSpec) -> ServedModel:
+async def look(client: ServerClient, settings: ModelSettings) -> ServedModel:
     """Return which model the server has.
 
     Raises:
@@ -92,7 +92,7 @@ async def look(client: ServerClient, run: RunSpec) -> ServedModel:
     service = client.service
     entries = await _entries(client)
     try:
-        reply = await client.ask(_question(run), Decoding(1, run.generation.text_temperature), 0)
+        reply = await client.ask(_question(settings), Decoding(1, settings.generation.text_temperature), 0)
     except RowError as error:
         message = f"the server at {service.base_url} does not take the study's requests: {error}"
         raise ModelError(message) from None
@@ -123,8 +123,8 @@ def check_name(service: Service, reply: Reply, listed: list[str]) -> None:
         )
 
 
-def _question(run: RunSpec) -> Messages:
-    system = run.chat.system_prompt
+def _question(settings: ModelSettings) -> Messages:
+    system = settings.chat.system_prompt
     opening: Messages = ({"role": "system", "content": system},) if system else ()
     return (*opening, {"role": "user", "content": "Hello"})
 

@@ -10,11 +10,11 @@ from mllm_shap import ConversationSnapshot
 from mllm_shap.backends._chat import snapshot_has_audio, snapshot_to_chat_messages
 from numpy.typing import NDArray
 
+from mllm_shapx.config.model_settings import ModelSettings
 from mllm_shapx.config.servers import CONNECTOR
 from mllm_shapx.errors import ModelError, RowError
 from mllm_shapx.models.base import Answer, Decoding, EmbeddingMode, ModelIdentity, ModelReport
 from mllm_shapx.models.server_client import Messages, Reply, ServerClient, Service, Setback
-from mllm_shapx.planning.runs import RunSpec
 
 SERVER = "server"
 """Stands for the device and the dtype, which are the server's."""
@@ -41,15 +41,15 @@ class ServerModel:
     """A model behind a server. `server_engine.ServerEngine` sends its prompts.
 
     Args:
-        run: Says where the server is, which model is asked for and how.
+        settings: Says where the server is, which model is asked for and how.
         service: The same with the secrets of this process.
         commit: What `server_identity.ServedModel.commit` was when the study began.
     """
 
-    def __init__(self, run: RunSpec, service: Service, commit: str) -> None:
-        self.run = run
+    def __init__(self, settings: ModelSettings, service: Service, commit: str) -> None:
+        self.settings = settings
         self.service = service
-        self._identity = ModelIdentity(CONNECTOR, run.model_id, commit, dtype=SERVER, device=SERVER)
+        self._identity = ModelIdentity(CONNECTOR, settings.model_id, commit, dtype=SERVER, device=SERVER)
         self._notes: dict[str, None] = {}
         self._name: str | None = None
         self._fingerprint: str | None = None
@@ -143,6 +143,6 @@ _ENDINGS = {
 }
 
 
-def load(run: RunSpec, model_path: Path | None, revision: str | None) -> ServerModel:  # noqa: ARG001
-    """Return the model of a run (see `registry.LOADERS`); asks the server nothing."""
-    return ServerModel(run, Service.of(run), revision or "")
+def load(settings: ModelSettings, model_path: Path | None, revision: str | None) -> ServerModel:  # noqa: ARG001
+    """Return the model of a study (see `registry.LOADERS`); asks the server nothing."""
+    return ServerModel(settings, Service.of(settings), revision or "")

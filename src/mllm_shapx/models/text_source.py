@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mllm_shapx.config.loading import resolve_path
+from mllm_shapx.config.model_settings import ModelSettings
 from mllm_shapx.errors import ModelError
 from mllm_shapx.models.checkpoint_files import (
     ADAPTER_CONFIG,
@@ -29,7 +30,6 @@ from mllm_shapx.models.identity import (
     hub_file,
     local_directory,
 )
-from mllm_shapx.planning.runs import RunSpec
 
 TRUST = "connector_kwargs.trust_remote_code"
 _GGUF = "connector_kwargs.gguf_file"
@@ -72,25 +72,25 @@ class TextSource:
     adapter: Place | None
 
 
-def text_source(run: RunSpec, directory: Path | None, config_path: Path | None) -> TextSource:
-    """Return where the base and the adapter of a run lie.
+def text_source(settings: ModelSettings, directory: Path | None, config_path: Path | None) -> TextSource:
+    """Return where the base and the adapter of a model lie.
 
     A relative `adapter` starts where `model_id` does. The base of a directory that holds an adapter alone
     is the one that its adapter_config.json names: an absolute path, a path relative to the adapter's
     directory or to the working directory, or a hub id.
 
     Args:
-        run: Names the model and the adapter.
+        settings: Names the model and the adapter.
         directory: The local directory of `model_id`; None for a hub id.
         config_path: The config file that relative paths may start from.
 
     Raises:
         ModelError: When a directory is not there, or holds both a model and an adapter.
     """
-    named = Place(MODEL_ID, run.model_id, directory, run.model_revision if directory is None else None)
-    written = run.connector_kwargs.adapter
+    named = Place(MODEL_ID, settings.model_id, directory, settings.revision if directory is None else None)
+    written = settings.kwargs.adapter
     if directory is not None and has_adapter(directory):
-        if has_weights(directory) or run.connector_kwargs.gguf_file is not None:
+        if has_weights(directory) or settings.kwargs.gguf_file is not None:
             raise ModelError(
                 f"{named.named} holds a model and an adapter ({ADAPTER_CONFIG}) side by side; move the "
                 f"adapter's files to a directory of their own, and name that in {ADAPTER} to use it"
@@ -99,7 +99,7 @@ def text_source(run: RunSpec, directory: Path | None, config_path: Path | None) 
             raise ModelError(
                 f"{named.named} holds an adapter and no model; name the base model there, or remove {ADAPTER}"
             )
-        return TextSource(_base_of(named, run), named)
+        return TextSource(_base_of(named, settings), named)
     if written is None:
         return TextSource(named, None)
     found = local_directory(written, resolve_path(written, config_path), ADAPTER)
@@ -110,7 +110,7 @@ def text_source(run: RunSpec, directory: Path | None, config_path: Path | None) 
     return TextSource(named, Place(ADAPTER, written, found))
 
 
-def _base_of(adapter: Place, run: RunSpec) -> Place:
+def _base_of(adapter: Place, settings: ModelSettings) -> Place:
     assert adapter.directory is not None  # noqa: S101 -- for the type checker
     config = read_json(adapter.named, adapter.directory / ADAPTER_CONFIG)
     written = config.get(_BASE)
@@ -126,18 +126,18 @@ def _base_of(adapter: Place, run: RunSpec) -> Place:
         raise ModelError(
             f"{key}: directory {written!r} holds an adapter itself; merge it into its base first"
         )
-    revision = run.connector_kwargs.revision or config.get("revision")
+    revision = settings.kwargs.revision or config.get("revision")
     return Place(key, written, found, None if found is not None else revision)
 
 
-def text_commit(source: TextSource, run: RunSpec) -> str:
+def text_commit(source: TextSource, settings: ModelSettings) -> str:
     """Check what can be checked without loading, and return the commit: the base's, or `BASE+ADAPTER`.
 
     Raises:
         ModelError: When files are not whole, the model is no causal one, or an extra is not installed.
     """
-    kwargs = run.connector_kwargs
-    _check_extras(run)
+    kwargs = settings.kwargs
+    _check_extras(settings)
     commit = _commit(source.base, kwargs.gguf_file)
     if kwargs.gguf_file is None:
         _check_config(source.base, commit, trusted=kwargs.trust_remote_code)
@@ -152,8 +152,8 @@ def split_commit(commit: str) -> tuple[str, str | None]:
     return base, adapter or None
 
 
-def _check_extras(run: RunSpec) -> None:
-    kwargs = run.connector_kwargs
+def _check_extras(settings: ModelSettings) -> None:
+    kwargs = settings.kwargs
     if kwargs.quantization is not None:
         _need("bitsandbytes", "quantization", f"connector_kwargs.quantization: {kwargs.quantization!r}")
     if kwargs.gguf_file is not None:

@@ -38,7 +38,7 @@ def hopeless_runs(
     """Return the runs that cannot explain some of `rows`; none where the players are not known."""
     found = []
     for run in runs:
-        of_rows = players_under(players, run.shap.token_filter) or {}
+        of_rows = players_under(players, run.player_rule) or {}
         counts = [of_rows[row] for row in rows if row in of_rows]
         refused = [count for count in counts if run.is_hopeless(count)]
         if refused:

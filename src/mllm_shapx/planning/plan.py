@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+from mllm_shapx.config.vocabulary import EXPLAINERS
+from mllm_shapx.planning.bounds import bound_notes, budget_bounds
 from mllm_shapx.planning.hopeless import hopeless_runs, without_players
 from mllm_shapx.planning.players import players_under
 from mllm_shapx.planning.runs import Budget, HierarchicalSpec, RunSpec
@@ -126,6 +128,7 @@ class Plan:
             "explainer_type": run.explainer_type,
             **_budget_json(run.budget),
             "hierarchical": None if run.hierarchical is None else _hierarchical_json(run.hierarchical),
+            "budget_bounds": budget_bounds(run, self.rows or (), self.players),
             "seed": run.seed,
             "generation_key": run.generation_key,
             "samples": None if self.rows is None else len(self.rows),
@@ -149,7 +152,7 @@ def make_plan(
 
     `rows` is None where the dataset was not looked at, `players` None where a row's players are known only
     once it is read. Model calls after sharing are counted where every game is asked alone or beside one that
-    asks for everything, else expected (`planning.coverage`); answers stored by earlier work are not known
+    asks for everything, else estimated (`planning.coverage`); answers stored by earlier work are not known
     here and make it less.
     """
     notes = [*notes, *_notes(runs)]
@@ -161,7 +164,7 @@ def make_plan(
     work = {run.name: Work(0, 0.0, 0) for run in runs}
     is_estimate = False
     for sharing in runs_by_key(runs).values():
-        of_rows = players_under(players, sharing[0].shap.token_filter) or {}
+        of_rows = players_under(players, sharing[0].player_rule) or {}
         counts = Counter(of_rows[row] for row in rows)
         for num_players, number in sorted(counts.items()):
             is_estimate |= _is_estimate(sharing, num_players)
@@ -169,8 +172,9 @@ def make_plan(
                 work[name] = _sum(work[name], asked)
     notes += without_players(rows, players)
     notes += [each.to_text() for each in hopeless_runs(runs, rows, players)]
+    notes += bound_notes(runs, rows, players)
     items = tuple(RunPlan(run, work[run.name]) for run in runs)
-    return Plan(experiment_set_id, items, tuple(rows), dict(players), is_estimate, tuple(notes))
+    return Plan(experiment_set_id, items, tuple(rows), players, is_estimate, tuple(notes))
 
 
 def _work(sharing: Sequence[RunSpec], num_players: int, number: int) -> dict[str, Work]:
@@ -238,7 +242,8 @@ def _hierarchical_json(spec: HierarchicalSpec) -> dict[str, Any]:
 def _budget_text(run: RunSpec) -> str:
     spec = run.hierarchical
     if spec is None:
-        return _amount(run.budget)
+        facts = EXPLAINERS[run.explainer_type]
+        return _amount(run.budget) if facts.takes_budget or facts.floor == "2^n" else facts.floor
     first, inner = _amount(spec.first_layer_budget), _amount(spec.inner_budget)
     return f"k {spec.k}, first {first}, lower {inner}"
 

@@ -8,19 +8,21 @@ from fractions import Fraction
 from functools import cached_property
 from typing import Any, Literal
 
+from mllm_shapx.config.model_settings import ModelSettings
 from mllm_shapx.config.models import (
     AudioSegmentation,
     ChatConfig,
     ConnectorKwargs,
     DatasetConfig,
     EmbeddingConfig,
-    ExplainerType,
-    FlatExplainerType,
     GenerationBlock,
     ModalityConfig,
-    ShapConfig,
 )
-from mllm_shapx.planning.coverage import coverage
+from mllm_shapx.config.scoring import ShapConfig
+from mllm_shapx.config.sources import TokenizerSource, ValueModel
+from mllm_shapx.config.vocabulary import EXPLAINERS, ExplainerType, ShapleyType
+from mllm_shapx.planning.coverage import has_complements
+from mllm_shapx.planning.players import PlayerRule
 
 MAX_LOG2_COALITIONS = 24
 """A game that plans more than 2^24 coalitions is refused, as mllm_shap refuses it."""
@@ -58,9 +60,9 @@ class HierarchicalSpec:
 
     k: int
     """Most neighbouring players in a group, at least 2."""
-    inner_type: FlatExplainerType
+    inner_type: ShapleyType
     inner_budget: Budget
-    first_layer_type: FlatExplainerType
+    first_layer_type: ShapleyType
     first_layer_budget: Budget
     use_importance_sampling: bool
     importance_min_fraction: float
@@ -87,10 +89,27 @@ class RunSpec:
     audio_segmentation: AudioSegmentation
     shap: ShapConfig
     embedding: EmbeddingConfig | None
+    tokenizer: TokenizerSource | None = field(default=None, compare=False)
+    """Where token players come from; None where the model's tokenizer is not ours to read."""
+    value_model: ValueModel | None = field(default=None, compare=False)
+    """The model of the value function, found when a study is prepared; None where there is none."""
     seed: int | None = None
     """Which repetition it is; None where the config names no seed. The name ends in it."""
     variant: Mapping[str, Any] = field(default_factory=dict, compare=False)
     """The run as an entry of `experiments`, in the config's own words (formats.md, `spec.json`)."""
+
+    @property
+    def model_settings(self) -> ModelSettings:
+        """Return what loads the run's model."""
+        return ModelSettings(
+            connector=self.connector,
+            model_id=self.model_id,
+            revision=self.model_revision,
+            kwargs=self.connector_kwargs,
+            device=self.device,
+            generation=self.generation,
+            chat=self.chat,
+        )
 
     @cached_property
     def generation_settings(self) -> dict[str, Any]:
@@ -109,7 +128,7 @@ class RunSpec:
             "chat": self.chat.model_dump(mode="json"),
             "modality": self.modality.model_dump(mode="json"),
             "token_filter": self.shap.token_filter,
-            "absence_policy": "delete",
+            "absence_policy": self.shap.absence,
         }
         if self.modality.has_audio_input:
             settings["audio_segmentation"] = self.audio_segmentation.model_dump(
@@ -117,19 +136,27 @@ class RunSpec:
             )
         # Absent unless set: answers that are stored without them stay known.
         settings |= self.connector_kwargs.chat_settings
+        settings |= self.shap.prompt_settings
         if not self.shares_answers:
             settings["run"] = self.name
         return settings
 
     @cached_property
+    def player_rule(self) -> PlayerRule:
+        """Which pieces of a written message are players."""
+        return PlayerRule.of(self.shap, self.chat, self.tokenizer)
+
+    @cached_property
     def generation_key(self) -> str:
         """Hash of `generation_settings`, 16 hex digits; the model's commit is added where it is known."""
-        return _digest(self.generation_settings)
+        return settings_digest(self.generation_settings)
 
     @cached_property
     def cost_key(self) -> str:
         """Hash of what decides an answer's cost: runs that draw answers of their own cost alike."""
-        return _digest({key: value for key, value in self.generation_settings.items() if key != "run"})
+        return settings_digest(
+            {key: value for key, value in self.generation_settings.items() if key != "run"}
+        )
 
     @property
     def shares_answers(self) -> bool:
@@ -219,35 +246,40 @@ class RunSpec:
 
     def is_hopeless(self, num_players: int) -> bool:
         """Whether a game of the run plans more coalitions than can be asked for."""
-        games = [(self.explainer_type, self.budget, num_players)]
-        if self.hierarchical is not None:
-            spec, size = self.hierarchical, min(num_players, self.hierarchical.k)
-            games = [
-                (spec.first_layer_type, spec.first_layer_budget, size),
-                (spec.inner_type, spec.inner_budget, size),
-            ]
-        return any(flat_coalitions(*game) > 1 << MAX_LOG2_COALITIONS for game in games)
+        size = num_players if self.hierarchical is None else min(num_players, self.hierarchical.k)
+        return any(
+            flat_coalitions(kind, budget, size) > 1 << MAX_LOG2_COALITIONS for kind, budget in self.games
+        )
+
+    @property
+    def games(self) -> tuple[tuple[str, Budget], ...]:
+        """Return explainer and budget of the run's kinds of game: one, or the first and the lower layers."""
+        spec = self.hierarchical
+        if spec is None:
+            return ((self.explainer_type, self.budget),)
+        return (spec.first_layer_type, spec.first_layer_budget), (spec.inner_type, spec.inner_budget)
 
 
 def flat_coalitions(explainer_type: str, budget: Budget, num_players: int) -> int:
     """Return the coalitions that a flat game evaluates: the budget between the estimator's floor and 2^n.
 
-    The rules are mllm_shap's: the floor is 2 for `standard_mc`, n + 2 for `limited_mc`, 2n + 2 for the
-    complementary family, which also rounds down to whole pairs.
+    The floors are mllm_shap's (`config.vocabulary`). An estimator of complementary pairs also rounds a budget
+    down to whole pairs.
     """
-    table = 1 << num_players
-    if explainer_type == "exact" or budget.kind == "all":
+    facts, table = EXPLAINERS[explainer_type], 1 << num_players
+    if not facts.takes_budget:
+        return facts.least(num_players)
+    if budget.kind == "all":
         return table
-    asked = budget.evaluations(num_players)
+    target = asked_coalitions(budget, num_players)
+    return min(max(facts.least(num_players), target - target % 2 if facts.in_pairs else target), table)
+
+
+def asked_coalitions(budget: Budget, num_players: int) -> int:
+    """Return the coalitions that a budget asks for, at most 2^n, before any floor."""
+    asked, table = budget.evaluations(num_players), 1 << num_players
     # Fraction is exact and takes any number of players; so is the library's float product, while it fits.
-    target = int(table * Fraction(budget.fraction)) if asked is None else min(asked, table)
-    if explainer_type == "standard_mc":
-        floor = 2
-    elif explainer_type == "limited_mc":
-        floor = num_players + 2
-    else:
-        floor, target = 2 * num_players + 2, target - target % 2
-    return min(max(floor, target), table)
+    return int(table * Fraction(budget.fraction)) if asked is None else min(asked, table)
 
 
 def _hierarchical_coalitions(spec: HierarchicalSpec, num_players: int) -> int:
@@ -263,12 +295,13 @@ def _hierarchical_coalitions(spec: HierarchicalSpec, num_players: int) -> int:
 
 
 def _tree_coalitions(
-    spec: HierarchicalSpec, explainer_type: FlatExplainerType, budget: Budget, num_players: int
+    spec: HierarchicalSpec, explainer_type: ShapleyType, budget: Budget, num_players: int
 ) -> int:
     size = _group_size(num_players, spec.k)
     groups = -(-num_players // size)
     total = flat_coalitions(explainer_type, budget, groups)
-    known = 1 + coverage(explainer_type, total, groups).has_complements(groups)
+    # A lower game knows its grand coalition, and its empty one where the game above lacked just this group.
+    known = 1 + has_complements(explainer_type, total, groups)
     for members, count in _group_counts(num_players, size):
         if members > 1:
             below = _tree_coalitions(spec, spec.inner_type, spec.inner_budget, members)
@@ -289,7 +322,7 @@ def _group_counts(num_players: int, size: int) -> list[tuple[int, int]]:
     return [(size, full)] if rest == 0 else [(size, full), (rest, 1)]
 
 
-def _digest(settings: Mapping[str, Any]) -> str:
+def settings_digest(settings: Mapping[str, Any]) -> str:
     """Return the hash of JSON data, 16 hex digits."""
     text = json.dumps(settings, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -4,17 +4,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from math import prod
+from pathlib import Path
 from typing import Any
 
-from mllm_shapx.config.models import (
-    EmbeddingConfig,
-    ExperimentSet,
-    FlatExplainerType,
-    HierarchicalConfig,
-    Variant,
-    canonical_type,
-)
+from mllm_shapx.config.loading import resolve_path
+from mllm_shapx.config.models import EmbeddingConfig, ExperimentSet
+from mllm_shapx.config.sources import TokenizerSource
+from mllm_shapx.config.values import canonical_type
+from mllm_shapx.config.variants import HierarchicalConfig, Variant
+from mllm_shapx.config.vocabulary import EXPLAINERS, ShapleyType
 from mllm_shapx.errors import ConfigError, Problem
+from mllm_shapx.planning.players import PlayerRule
 from mllm_shapx.planning.precision import rounding_warnings
 from mllm_shapx.planning.runs import Budget, HierarchicalSpec, RunSpec
 from mllm_shapx.records.layout import name_fault
@@ -65,6 +65,7 @@ def expand(experiment_set: ExperimentSet, source: str | None = None) -> Sweep:
     origins: dict[str, str] = {}
     problems: list[Problem] = []
     warnings: list[str] = []
+    tokenizer = tokenizer_source(experiment_set, None if source is None else Path(source))
     _refuse_too_many(experiment_set.experiments, source or experiment_set.experiment_set_id)
     for index, variant in enumerate(experiment_set.experiments):
         path = f"experiments[{index}]"
@@ -72,7 +73,7 @@ def expand(experiment_set: ExperimentSet, source: str | None = None) -> Sweep:
         if not entries:
             lacking = "a hierarchical block" if variant.explainer_type == "hierarchical" else "a budget"
             problems.append(Problem(path, f'explainer "{variant.explainer_type}" needs {lacking}'))
-        for run in _runs(experiment_set, variant, entries):
+        for run in _runs(experiment_set, variant, entries, tokenizer):
             first = runs.setdefault(run.name, run)
             origin = origins.setdefault(run.name, path)
             fault = name_fault(run.name)
@@ -134,7 +135,29 @@ def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
     }
 
 
-def _runs(experiment_set: ExperimentSet, variant: Variant, entries: Sequence[_Entry]) -> Iterator[RunSpec]:
+def tokenizer_source(experiment_set: ExperimentSet, config_path: Path | None) -> TokenizerSource | None:
+    """Return where the model's tokenizer is; None where the model is behind a server or speaks."""
+    if experiment_set.connector != "hf_text":
+        return None
+    kwargs, written = experiment_set.connector_kwargs, experiment_set.model_id
+    path = resolve_path(written, config_path)
+    model = str(path.resolve()) if path.is_dir() else written
+    return TokenizerSource(model, experiment_set.model_revision, kwargs.gguf_file, kwargs.trust_remote_code)
+
+
+def player_rule(experiment_set: ExperimentSet, config_path: Path | None) -> PlayerRule:
+    """Return the rule of the config itself, by which rows are selected."""
+    return PlayerRule.of(
+        experiment_set.shap, experiment_set.chat, tokenizer_source(experiment_set, config_path)
+    )
+
+
+def _runs(
+    experiment_set: ExperimentSet,
+    variant: Variant,
+    entries: Sequence[_Entry],
+    tokenizer: TokenizerSource | None,
+) -> Iterator[RunSpec]:
     shap = experiment_set.shap.changed_by(variant.shap_override)
     for entry in entries:
         yield RunSpec(
@@ -154,6 +177,7 @@ def _runs(experiment_set: ExperimentSet, variant: Variant, entries: Sequence[_En
             audio_segmentation=experiment_set.audio_segmentation,
             shap=shap,
             embedding=_encoder(experiment_set, variant) if shap.needs_embeddings else None,
+            tokenizer=tokenizer,
             seed=entry.seed,
             variant=_in_words(variant, entry),
         )
@@ -195,8 +219,8 @@ def _entries(variant: Variant) -> Iterator[_Entry]:
 def _budgets(variant: Variant) -> Iterator[_Entry]:
     prefix = f"{variant.name}_" if variant.name else ""
     kind = variant.explainer_type
-    if kind == "exact":
-        yield _Entry(variant.name or "exact", Budget("all"), {})
+    if kind != "hierarchical" and not EXPLAINERS[kind].takes_budget:
+        yield _Entry(variant.name or kind, Budget("all"), {})
     elif kind != "hierarchical":
         for count in variant.num_samples:
             written: dict[str, Any] = {"num_samples": count}
@@ -212,8 +236,8 @@ def _budgets(variant: Variant) -> Iterator[_Entry]:
 
 
 def _hierarchical_entries(prefix: str, block: HierarchicalConfig) -> Iterator[_Entry]:
-    inner: FlatExplainerType = canonical_type(block.shap_type)
-    first_layer: FlatExplainerType = canonical_type(block.first_layer_type or inner)
+    inner: ShapleyType = canonical_type(block.shap_type)
+    first_layer: ShapleyType = canonical_type(block.first_layer_type or inner)
     first_label = f"_fl{block.first_layer_type}" if block.first_layer_type else ""
     grid = product(
         block.ks,

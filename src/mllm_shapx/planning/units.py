@@ -4,7 +4,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from mllm_shapx.planning.coverage import Coverage, coverage, expected_union, scattered
+from mllm_shapx.planning.coverage import Drawn, distinct, drawn, evenly
 from mllm_shapx.planning.players import players_under
 from mllm_shapx.planning.runs import RunSpec
 
@@ -46,10 +46,9 @@ def plan_units(
         players: Players per row; None, or a row missing, where they are not known yet.
         done: Run name -> row indices that need no more work.
 
-    Keys differ in what an answer costs, by a multiple where they generate more tokens. Longest first, the
-    keys of shorter games would be met late, and until then nobody could say how long the study takes. So
-    where there are several, units of middling cost of each further key follow on the longest, and again when
-    a few hundredths of the work are done.
+    An answer's cost depends on its key: settings that generate more tokens cost more. With the longest units
+    first, keys of shorter games are measured late, and the time left is wrong until then. So one unit of
+    medium cost of each further key (a scout) follows the longest unit, and another one after 4% of the work.
 
     The order is the same for the same arguments: by cost, then selection order, then generation key.
     """
@@ -57,7 +56,7 @@ def plan_units(
     planner = _Planner()
     units = []
     for key, sharing in runs_by_key(runs).items():
-        counts = players_under(players, sharing[0].shap.token_filter) or {}
+        counts = players_under(players, sharing[0].player_rule) or {}
         for position, row_index in enumerate(rows):
             needed = tuple(run for run in sharing if row_index not in finished.get(run.name, ()))
             if not needed:
@@ -69,14 +68,14 @@ def plan_units(
 
 
 def _with_scouts(units: list[WorkUnit]) -> list[WorkUnit]:
-    """Return `units`, longest first, with scouts of the keys that the first of them tells nothing of."""
+    """Return `units`, longest first, with scouts of all keys but that of the longest unit."""
     by_key: dict[str, list[WorkUnit]] = {}
     for unit in units:
         by_key.setdefault(unit.cost_key, []).append(unit)
     others = [of_key for key, of_key in by_key.items() if key != units[0].cost_key]
     if not others:
-        return units  # of one key, or none at all
-    # The first ones are explained while devices warm up; the second ones tell more.
+        return units
+    # The first scouts run while devices warm up; the second ones are more accurate.
     scouts = [[of_key[place * len(of_key) // 3] for of_key in others] for place in (1, 2)]
     sent = {unit.unit_id for side_by_side in scouts for unit in side_by_side}
     first, *rest = [unit for unit in units if unit.unit_id not in sent]
@@ -120,7 +119,7 @@ def _expected_union(runs: Sequence[RunSpec], num_players: int) -> float:
     """Return how many distinct coalitions `runs` are expected to evaluate together.
 
     2^n when one of them needs all, infinity where a float cannot hold it. Exact for one run; for several
-    sampling runs the expectation of `planning.coverage`. Without players it is the one empty prompt.
+    sampling runs what their samplers draw once (`planning.coverage`). Without players it is the empty prompt.
     """
     if not runs:
         return 0.0
@@ -132,14 +131,14 @@ def _expected_union(runs: Sequence[RunSpec], num_players: int) -> float:
         return _as_float(1 << num_players)
     if len(runs) == 1:
         return _as_float(most)
-    covered = [_coverage(run, count, num_players) for run, count in zip(runs, counts, strict=True)]
-    return min(max(expected_union(covered, num_players), _as_float(most)), _as_float(sum(counts)))
+    sets = [_drawn(run, count, num_players) for run, count in zip(runs, counts, strict=True)]
+    return min(max(distinct(sets, num_players), _as_float(most)), _as_float(sum(counts)))
 
 
-def _coverage(run: RunSpec, evaluations: int, num_players: int) -> Coverage:
+def _drawn(run: RunSpec, evaluations: int, num_players: int) -> Drawn:
     if run.hierarchical is not None:
-        return scattered(evaluations, num_players)
-    return coverage(run.explainer_type, evaluations, num_players)
+        return evenly(evaluations)
+    return drawn(run.explainer_type, evaluations, num_players, run.seed_for(0))
 
 
 def _as_float(count: int) -> float:
@@ -150,7 +149,7 @@ def _as_float(count: int) -> float:
 
 
 class _Planner:
-    """Remembers order and cost per set of runs and player count: rows are many, these are few."""
+    """Caches order and cost per set of runs and player count, of which there are few."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[tuple[str, ...], int], tuple[tuple[str, ...], float]] = {}

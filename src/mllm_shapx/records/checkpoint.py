@@ -1,4 +1,4 @@
-"""`checkpoint.json`: a run's progress, at a cost per completion that does not grow with the run."""
+"""`checkpoint.json`: a run's progress. The cost per completed row does not grow with the run."""
 
 import json
 import time
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from mllm_shapx.records.sample_file import MOST_ROW
+from mllm_shapx.records.fields import MOST_ROW
 from mllm_shapx.records.storage import Storage, decode_json
 
 VERSION = 2
@@ -71,9 +71,8 @@ class Checkpoint:
 class CheckpointWriter:
     """Keeps one run's checkpoint, written every few seconds rather than for each sample.
 
-    The samples on disk are the truth and the file follows them, so what it lacks after a crash is found
-    again by `RunRecords.inspect`. Write it once before the first sample: a run with samples and no
-    checkpoint counts as abandoned.
+    The samples on disk decide what is done; `RunReader.inspect` finds those that the file lacks after a
+    crash. Write it once before the first sample: a run with samples and no checkpoint counts as abandoned.
     """
 
     def __init__(
@@ -114,11 +113,6 @@ class CheckpointWriter:
         if row_index not in self._completed:
             self._failed.add(row_index)
             self._dirty = True
-
-    def retry(self, row_index: int) -> None:
-        """Note that a quarantined row is tried again."""
-        self._failed.discard(row_index)
-        self._dirty = True
 
     @property
     def interval_s(self) -> float:

@@ -1,4 +1,4 @@
-"""What samples were made with beside their settings, and its history in `spec.json`."""
+"""The software and hardware that samples were made with, and its history in `spec.json`."""
 
 import hashlib
 import json
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 ENVIRONMENTS = "environments"
-"""Key of the history in `spec.json`: what the run's samples were made in, oldest first."""
+"""Key of the environments of a run's samples in `spec.json`, oldest first."""
 
 MODEL = "model"
-"""Key of what the loaded model says of itself: `notes`, and settings of its own that decide its answers."""
+"""Key of the loaded model's report: `notes`, and settings that decide its answers."""
 
 _DECISIVE = ("mllm-shap", "torch", "transformers", "tokenizers", "liquid-audio")
 """Libraries whose versions may change a model's texts."""
@@ -18,7 +18,7 @@ _DECISIVE = ("mllm-shap", "torch", "transformers", "tokenizers", "liquid-audio")
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """What a worker computes with."""
+    """The software and hardware of a worker."""
 
     libraries: Mapping[str, str]
     """Library -> version; `python` is one of them."""
@@ -68,7 +68,7 @@ def sole_environment(specs: Iterable[Mapping[str, Any]]) -> Environment | None:
 
 
 def history(spec: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    """Return the environments that a spec records; a spec of an older version gives the one that it had."""
+    """Return the environments that a spec records; a spec of an older version has one."""
     if spec is None:
         return []
     found = spec.get(ENVIRONMENTS)
@@ -76,7 +76,7 @@ def history(spec: Mapping[str, Any] | None) -> list[dict[str, Any]]:
         return [entry for entry in found if isinstance(entry, dict)]
     if not isinstance(spec.get("libraries"), dict):
         return []
-    # Device and dtype were those that the config asked for, not those that were found.
+    # Device and dtype are left out: the older version recorded those of the config, not those in use.
     return [
         {
             "id": None,
@@ -91,7 +91,7 @@ def history(spec: Mapping[str, Any] | None) -> list[dict[str, Any]]:
 def with_environment(
     spec: Mapping[str, Any], environment: Environment, samples: int, at: float
 ) -> dict[str, Any] | None:
-    """Return `spec` with one more entry in its history, None when the environment stands there already.
+    """Return `spec` with one more entry in its history, None when it has the environment already.
 
     Args:
         spec: Content of a `spec.json`.
@@ -111,7 +111,7 @@ def with_environment(
 def with_model_report(
     spec: Mapping[str, Any], notes: Sequence[str], settings: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return `spec` with what a loaded model says of itself; notes that stand there already stay."""
+    """Return `spec` with a loaded model's report added; existing notes are kept."""
     before = spec.get(MODEL)
     known = before.get("notes") if isinstance(before, dict) else None
     known = known if isinstance(known, list) else []

@@ -1,4 +1,4 @@
-"""A row that could not be explained, as it stands in `failures/sample_*.json`."""
+"""A row that could not be explained: `failures/sample_*.json`."""
 
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from mllm_shapx.records.sample_file import Real, Whole
+from mllm_shapx.records.fields import Real, Whole, in_words
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +47,7 @@ class FailureRecord:
         try:
             return _adapter().validate_python(data)
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise ValueError(f"{where or 'a failure'}: {first['msg']}") from error
+            raise ValueError(in_words(error)) from error
 
 
 @lru_cache(maxsize=1)

@@ -23,7 +23,7 @@ RESERVED = {
 """Names that no run may have, and what they are: a folder of that name would be taken for something else."""
 
 _LONGEST_NAME = 200
-"""Characters of a run's name: file systems take 255 bytes, and other tools put something before or behind."""
+"""Characters of a run's name: file systems allow 255 bytes, and other tools add a prefix or a suffix."""
 
 _SAMPLE = re.compile(r"sample_(\d{5,})_result\.json")
 _FAILURE = re.compile(r"sample_(\d{5,})\.json")
@@ -163,7 +163,7 @@ class GenerationLayout:
 
     @property
     def parts(self) -> str:
-        """Return the folder of what was flushed while the row was under way."""
+        """Return the folder of answers that were flushed before the row was complete."""
         return f"{GENERATIONS}/{self.stem}.parts"
 
     @classmethod

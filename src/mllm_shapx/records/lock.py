@@ -18,9 +18,9 @@ from mllm_shapx.records.process import UNKNOWN_TICKS, ProcessIdentity, process_s
 from mllm_shapx.records.storage import Storage, encode_json
 
 STALE_AFTER_S = 60.0
-"""A lock whose process cannot be seen from here is believed at once when its heartbeat is younger."""
+"""Where the process cannot be seen, a heartbeat younger than this counts as alive."""
 WATCH_S = 35.0
-"""Otherwise its heartbeat is watched for so long: clocks differ and are set, a file that changes is alive."""
+"""An older heartbeat is watched for this long. Clocks differ, but a heartbeat that changes is alive."""
 
 _HEARTBEAT_S = 15.0
 _LOOK_S = 0.25
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class LockHolder:
-    """Who holds an output directory, as it stands in `.lock`."""
+    """The holder of an output directory: the content of `.lock`."""
 
     token: str
     """Different for every lock ever taken."""
@@ -47,7 +47,7 @@ class LockHolder:
     started_at: float
     """When the lock was taken, seconds since 1970."""
     heartbeat: float
-    """When the holder was last known to be alive, seconds since 1970."""
+    """When the holder last renewed the lock, seconds since 1970."""
     pid_namespace: str = ""
     """Where the process id is valid; empty in locks of older versions and outside Linux."""
     start_ticks: int = UNKNOWN_TICKS
@@ -96,11 +96,11 @@ class LockHolder:
         return process.is_running(self.process_started_at)
 
     def is_fresh(self, now: float) -> bool:
-        """Return whether the heartbeat is young, if the holder's clock and ours agree."""
+        """Return whether the heartbeat is recent, provided that both hosts' clocks agree."""
         return 0.0 <= now - self.heartbeat < STALE_AFTER_S
 
     def seems_alive(self, now: float) -> bool:
-        """Return whether the holder may still be running, by a single look."""
+        """Return whether the holder may still be running, without watching its heartbeat."""
         running = self.is_running()
         return self.is_fresh(now) if running is None else running
 
@@ -110,7 +110,7 @@ class OutputLock:
 
     `acquire` takes the lock or refuses; from then on a thread renews the heartbeat, so that a driver that is
     busy for minutes still counts as alive on other hosts. Works on network file systems; on object stores
-    without an exclusive create two drivers that start within the same moment are not told apart.
+    without conditional writes, two drivers that start at the same moment may both get the lock.
     """
 
     def __init__(
@@ -138,7 +138,7 @@ class OutputLock:
         """Take the lock; return notes for the user, such as that a dead process's lock was taken over.
 
         Raises:
-            OutputError: When another driver is at work here; the message names its host, pid and start.
+            OutputError: When another driver uses the directory; the message names its host, pid and start.
             StorageError: When the lock cannot be written.
         """
         mine = LockHolder.of_this_process()
@@ -170,7 +170,7 @@ class OutputLock:
         self._storage.write_bytes(LOCK, encode_json(fresh))
 
     def check(self) -> None:
-        """Make sure that the lock is still ours.
+        """Check that this process still holds the lock.
 
         Raises:
             OutputError: When another driver took it, which happens when this one could not renew it.
@@ -181,7 +181,7 @@ class OutputLock:
             )
 
     def release(self) -> None:
-        """Give the lock up, if it is held and still ours."""
+        """Release the lock if this process still holds it."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
@@ -259,7 +259,9 @@ class OutputLock:
                 f"(kill {holder.pid}), then run again with --resume"
             )
         age = time.time() - holder.heartbeat
-        heard = f"heard of {age:.0f} s ago" if holder.is_fresh(time.time()) else "which still renews its lock"
+        heard = (
+            f"last seen {age:.0f} s ago" if holder.is_fresh(time.time()) else "which still renews its lock"
+        )
         return (
             f"{self._storage.uri} is in use by {holder}, {heard}; wait until it is done. "
             f"If that process is dead, run again in {STALE_AFTER_S:.0f} s, or remove {place}"
@@ -282,7 +284,7 @@ class OutputLock:
 
 
 def lock_holder(storage: Storage) -> LockHolder | None:
-    """Return who holds a directory now, None when nobody does; for `status`."""
+    """Return the holder of a directory, None when there is none; for `status`."""
     try:
         holder = LockHolder.from_bytes(storage.read_bytes(LOCK))
     except (FileNotFoundError, ValueError, ShapxError):

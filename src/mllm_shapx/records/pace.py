@@ -1,4 +1,4 @@
-"""`pace.json` of an experiment set: what answers were measured to cost, left behind for `plan`."""
+"""`pace.json` of an experiment set: the measured cost of answers, for `plan`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,20 +10,16 @@ from mllm_shapx.records.storage import Storage, read_json, write_json
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How fast a study went when it was last at work."""
+    """How fast a study went when it last ran."""
 
     workers: int
-    """Workers that were there at a time, at most."""
-    seconds: Mapping[str, Mapping[int, float]]
-    """`RunSpec.cost_key` -> players of a row -> seconds of a worker's device per expected answer."""
+    """Most workers at a time."""
+    seconds: Mapping[str, float]
+    """`RunSpec.cost_key` -> seconds of a worker's device per expected answer."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the file's content."""
-        keys = {
-            key: {str(players): each for players, each in sorted(of_key.items())}
-            for key, of_key in self.seconds.items()
-        }
-        return {"workers": self.workers, "seconds_per_answer": keys}
+        return {"workers": self.workers, "seconds_per_answer": dict(self.seconds)}
 
 
 def write_pace(storage: Storage, pace: Pace) -> None:
@@ -32,13 +28,10 @@ def write_pace(storage: Storage, pace: Pace) -> None:
 
 
 def read_pace(storage: Storage) -> Pace | None:
-    """Return what was left behind; None when there is nothing, or nothing that can be read."""
+    """Return the measured pace; None when the file is missing or damaged."""
     try:
         data = read_json(storage, PACE)
-        seconds = {
-            str(key): {int(players): float(each) for players, each in of_key.items()}
-            for key, of_key in data["seconds_per_answer"].items()
-        }
+        seconds = {str(key): float(each) for key, each in data["seconds_per_answer"].items()}
         return Pace(max(1, int(data["workers"])), seconds)
     except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError):
         return None

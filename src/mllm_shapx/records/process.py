@@ -1,4 +1,4 @@
-"""Which process is meant: an id that holds across reboots, PID namespaces, reused ids and set clocks."""
+"""The identity of a process, across reboots, PID namespaces, reused ids and changed clocks."""
 
 import contextlib
 import os
@@ -25,7 +25,7 @@ class ProcessIdentity:
     """Clock ticks from boot to the start of the process, UNKNOWN_TICKS where that is not known."""
 
     def is_running(self, started_at: float) -> bool | None:
-        """Return whether the process runs, None when that cannot be told from here.
+        """Return whether the process runs, None when it cannot be seen from here.
 
         Args:
             started_at: Its start in seconds since 1970, which decides where ticks are unknown.

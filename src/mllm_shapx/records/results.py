@@ -1,77 +1,107 @@
-"""One row explained by one run, as it stands in `samples/sample_*_result.json` (docs/formats.md)."""
+"""One row explained by one run: `samples/sample_*_result.json` (docs/formats.md)."""
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Self
+from dataclasses import dataclass, field, fields
+from functools import lru_cache
+from typing import Annotated, Any, ClassVar, Self
 
-from mllm_shapx.records.sample_file import AttributionFile, EntryFile, SampleFile, check_sample, nan_for_null
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+from mllm_shapx.records.fields import STRICT, AllKnown, Known, Real, Whole, finite, in_words
+from mllm_shapx.records.storage import refuse_deep
 
 SCHEMA_VERSION = 2
 
 TEXT, AUDIO = 0, 1
 USER, ASSISTANT, SYSTEM = 0, 1, 2
 
-_KNOWN_FIELDS = frozenset(SampleFile.__annotations__)
+
+@dataclass(frozen=True, slots=True)
+class AudioPiece:
+    """A piece of audio."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    num_bytes: Whole
+    text: str | None = None
+    """The word that it speaks, None where that is not known."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the piece as JSON data."""
+        spoken = {} if self.text is None else {"text": self.text}
+        return {"_binary": True, "num_bytes": self.num_bytes, **spoken}
 
 
 @dataclass(frozen=True, slots=True)
 class ConversationEntry:
     """One entry of a turn: pieces of one content type."""
 
-    content_type: int
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    content_type: Annotated[int, Field(ge=TEXT, le=AUDIO)]
     """0 text, 1 audio."""
-    roles: tuple[int, ...]
+    roles: tuple[Annotated[int, Field(ge=USER, le=SYSTEM)], ...]
     """0 user, 1 assistant, 2 system; one per piece."""
-    content: tuple[str | int, ...]
-    """Pieces: text, or for audio the number of bytes of the piece. Text pieces joined give the text."""
-    shap_values: tuple[float | None, ...] | None
+    content: tuple[str | AudioPiece, ...]
+    """Text pieces joined give the text."""
+    shap_values: tuple[Real | None, ...] | None
     """One per piece, None for a piece that is no player; None altogether for a turn without players."""
-    words: tuple[str | None, ...] | None = None
-    """For audio, the word that each piece speaks, None where it is not known; None altogether for text, and
-    where the segmentation knows no words."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the entry as JSON data; values that JSON cannot hold become null."""
-        words = self.words or (None,) * len(self.content)
-        content = [_piece(piece, word) for piece, word in zip(self.content, words, strict=True)]
-        values = None if self.shap_values is None else [_finite(value) for value in self.shap_values]
         return {
             "content_type": self.content_type,
             "roles": list(self.roles),
-            "content": content,
-            "shap_values": values,
+            "content": [piece if isinstance(piece, str) else piece.to_json() for piece in self.content],
+            "shap_values": _in_file(self.shap_values),
         }
+
+    @property
+    def is_consistent(self) -> bool:
+        """Whether every piece has its role, and its value where there are values."""
+        pieces = len(self.content)
+        return len(self.roles) == pieces and (self.shap_values is None or len(self.shap_values) == pieces)
 
 
 @dataclass(frozen=True, slots=True)
 class AttributionSummary:
     """How much of the attribution lies on text and on audio (docs/formats.md, `attr_summary`)."""
 
-    abs_sum_text: float
-    abs_sum_audio: float
-    frac_text: float
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    abs_sum_text: Known
+    abs_sum_audio: Known
+    frac_text: Known
     """Share of the absolute values that lies on text players, in [0, 1]; 0 when all values are 0."""
-    frac_audio: float
-    count_text_tokens: int
-    count_audio_segments: int
+    frac_audio: Known
+    count_text_tokens: Whole
+    count_audio_segments: Whole
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the summary as JSON data."""
+        return {each.name: _in_file(getattr(self, each.name)) for each in fields(self)}
 
 
-@dataclass(frozen=True, slots=True)
-class SampleResult:
-    """A sample: one dataset row explained by one run."""
+@dataclass(frozen=True, kw_only=True)
+class SampleFile:
+    """The fields of a sample's file, in the order in which they are written.
 
-    run_name: str
-    row_index: int
+    Values that are not known are NaN, and null in the file.
+    """
+
+    # Later versions add fields. Those of today may be missing only where they have a default.
+    __pydantic_config__: ClassVar[ConfigDict] = {**STRICT, "extra": "allow"}
+
+    row_index: Whole
     language: str
     original_language: str
-    runtime_sec: float
+    runtime_sec: Real
     """Seconds from the first coalition asked to the values, time shared with other runs included."""
-    n_calls: int
+    n_calls: Whole
     """Coalitions that the run evaluated."""
-    model_calls: int
+    model_calls: Whole
     """Answers that were generated for this run and not for another one. Where the row was resumed or done
     again, those of the earlier tries count."""
     prompt_texts: tuple[str, ...]
@@ -79,125 +109,35 @@ class SampleResult:
     output_modality: str
     attr_summary: AttributionSummary
     conversation: tuple[tuple[ConversationEntry, ...], ...]
-    base_value: float
-    """v(empty coalition); NaN where it is not known."""
-    grand_value: float
-    """v(all players); NaN where it is not known."""
+    base_value: Known
+    """v(empty coalition)."""
+    grand_value: Known
+    """v(all players)."""
+    values_sum: Known
+    """Sum of the values before normalizing; equals grand - base when the estimator is efficient."""
     response: str
     """The model's answer to the whole prompt."""
-    seed: int | None
+    seed: Whole | None
     """Seed of the run's draws; None in samples of the older runner, which does not record it."""
-    num_players: int
-    values_sum: float
-    """Sum of the values before normalizing; equals grand - base when the estimator is efficient."""
-    raw_values: tuple[float, ...] | None = None
-    """The values before normalizing, in player order; None in samples that were written before they were
-    kept."""
-    neyman_steps: int | None = None
+    num_players: Whole
+    neyman_steps: Whole | None = None
     """Sampling steps of a Neyman explainer, 2: pilot and allocation; None for all others."""
-    distinct_answers: int | None = None
-    """Different answers among the run's coalitions; None in samples that were written before it was kept."""
+    raw_values: AllKnown | None = None
+    """The values before normalizing, in player order. This and what follows is None where an earlier version
+    did not record it."""
+    distinct_answers: Whole | None = None
+    """Different answers among the run's coalitions."""
     audio_artifacts: dict[str, Any] | None = None
-    num_levels: int | None = None
+    num_levels: Whole | None = None
     row_digest: str | None = None
-    """What the row was: 32 hex digits over its texts, recordings and languages; None in old files."""
+    """What the row was: 32 hex digits over its texts, recordings and languages."""
     environment: str | None = None
-    """Id of the entry of `environments` in `spec.json` that it was made in; None where that is not known."""
-    audio_files: Mapping[str, bytes] = field(default_factory=dict, compare=False, repr=False)
-    """Recordings and answers that are written beside the sample: path below the run's directory ->
-    content. They are not part of the JSON, and are not read back with it."""
-    extra: dict[str, Any] = field(default_factory=dict)
-    """Fields read from a file that this version does not know; kept."""
+    """Id of the entry of `environments` in `spec.json` that it was made in."""
 
     @property
     def efficiency_residual(self) -> float:
         """|sum of values - (v(N) - v(empty))|, before normalizing."""
         return abs(self.values_sum - (self.grand_value - self.base_value))
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the file's JSON data, without NaN or infinities."""
-        summary = self.attr_summary
-        data: dict[str, Any] = {
-            "schema_version": SCHEMA_VERSION,
-            "row_index": self.row_index,
-            "language": self.language,
-            "original_language": self.original_language,
-            "runtime_sec": self.runtime_sec,
-            "n_calls": self.n_calls,
-            "model_calls": self.model_calls,
-            "prompt_texts": list(self.prompt_texts),
-            "input_modality": self.input_modality,
-            "output_modality": self.output_modality,
-            "attr_summary": {
-                "abs_sum_text": _finite(summary.abs_sum_text),
-                "abs_sum_audio": _finite(summary.abs_sum_audio),
-                "frac_text": _finite(summary.frac_text),
-                "frac_audio": _finite(summary.frac_audio),
-                "count_text_tokens": summary.count_text_tokens,
-                "count_audio_segments": summary.count_audio_segments,
-            },
-            "conversation": [[entry.to_json() for entry in turn] for turn in self.conversation],
-            "base_value": _finite(self.base_value),
-            "grand_value": _finite(self.grand_value),
-            "values_sum": _finite(self.values_sum),
-            "response": self.response,
-            "seed": self.seed,
-            "num_players": self.num_players,
-            "neyman_steps": self.neyman_steps,
-        }
-        if self.raw_values is not None:
-            data["raw_values"] = [_finite(value) for value in self.raw_values]
-        if self.distinct_answers is not None:
-            data["distinct_answers"] = self.distinct_answers
-        if self.audio_artifacts is not None:
-            data["audio_artifacts"] = self.audio_artifacts
-        if self.num_levels is not None:
-            data["num_levels"] = self.num_levels
-        if self.row_digest is not None:
-            data["row_digest"] = self.row_digest
-        if self.environment is not None:
-            data["environment"] = self.environment
-        return {**self.extra, **data}
-
-    @classmethod
-    def from_json(cls, run_name: str, data: Any) -> Self:
-        """Read the file's JSON data back.
-
-        Raises:
-            ValueError: When a field is missing or of the wrong type; the message names it.
-        """
-        file = check_sample(data)
-        number = nan_for_null
-        return cls(
-            run_name=run_name,
-            row_index=file["row_index"],
-            language=file["language"],
-            original_language=file["original_language"],
-            runtime_sec=file["runtime_sec"],
-            n_calls=file["n_calls"],
-            model_calls=file["model_calls"],
-            prompt_texts=tuple(file["prompt_texts"]),
-            input_modality=file["input_modality"],
-            output_modality=file["output_modality"],
-            attr_summary=_attribution_from_file(file["attr_summary"]),
-            conversation=tuple(
-                tuple(_entry_from_file(entry) for entry in turn) for turn in file["conversation"]
-            ),
-            base_value=number(file["base_value"]),
-            grand_value=number(file["grand_value"]),
-            values_sum=number(file["values_sum"]),
-            response=file["response"],
-            seed=file["seed"],
-            num_players=file["num_players"],
-            raw_values=_raw_values(file),
-            neyman_steps=file.get("neyman_steps"),
-            distinct_answers=file.get("distinct_answers"),
-            audio_artifacts=file.get("audio_artifacts"),
-            num_levels=file.get("num_levels"),
-            row_digest=file.get("row_digest"),
-            environment=file.get("environment"),
-            extra={key: value for key, value in data.items() if key not in _KNOWN_FIELDS},
-        )
 
     @property
     def is_constant(self) -> bool:
@@ -215,10 +155,68 @@ class SampleResult:
             value
             for turn in self.conversation
             for entry in turn
-            if entry.shap_values is not None
-            for value in entry.shap_values
+            for value in entry.shap_values or ()
             if value is not None
         ]
+
+
+FIELDS = tuple(each.name for each in fields(SampleFile))
+"""Names of the file's fields beside `schema_version`."""
+
+_LEFT_OUT = frozenset(FIELDS[FIELDS.index("raw_values") :])
+"""Fields that are left out of the file where they are None."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleResult(SampleFile):
+    """A sample: one dataset row explained by one run."""
+
+    run_name: str
+    audio_files: Mapping[str, bytes] = field(default_factory=dict, compare=False, repr=False)
+    """Recordings and answers that are written beside the sample: path below the run's directory ->
+    content. They are not part of the JSON, and are not read back with it."""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Fields read from a file that this version does not know; kept."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the file's JSON data, without NaN or infinities."""
+        values = ((name, getattr(self, name)) for name in FIELDS)
+        known = {
+            name: _in_file(value) for name, value in values if value is not None or name not in _LEFT_OUT
+        }
+        return {**self.extra, "schema_version": SCHEMA_VERSION, **known}
+
+    @classmethod
+    def from_bytes(cls, run_name: str, data: bytes) -> Self:
+        """Read a file back.
+
+        Raises:
+            ValueError: When it is not JSON, or a field is missing or of the wrong type; the message names it.
+        """
+        content = dict(vars(parse_sample(data)))
+        known = {name: content.pop(name) for name in FIELDS}
+        content.pop("schema_version", None)
+        return cls(run_name=run_name, extra=content, **known)
+
+
+def parse_sample(data: bytes) -> SampleFile:
+    """Return the content of a sample's file, checked in full as fast as it can be parsed.
+
+    Raises:
+        ValueError: When it is not JSON, or a field is missing or of the wrong type; the message names it.
+    """
+    if not data.strip(b" \t\r\n\0"):
+        raise ValueError("it is empty")
+    try:
+        sample = _adapter().validate_json(data)
+    except ValidationError as error:
+        sample = _parse_older(data, error)
+    if not all(entry.is_consistent for turn in sample.conversation for entry in turn):
+        raise ValueError("conversation: an entry's roles, content and shap_values differ in length")
+    if len(vars(sample)) > len(FIELDS) + 1 or sample.audio_artifacts is not None:
+        refuse_deep([value for name, value in vars(sample).items() if name not in FIELDS])
+        refuse_deep(sample.audio_artifacts)
+    return sample
 
 
 def texts_digest(texts: Sequence[str]) -> str:
@@ -227,44 +225,44 @@ def texts_digest(texts: Sequence[str]) -> str:
     return f"texts:{hashlib.blake2b(content, digest_size=16).hexdigest()}"
 
 
-def _entry_from_file(entry: EntryFile) -> ConversationEntry:
-    values = entry["shap_values"]
-    return ConversationEntry(
-        content_type=entry["content_type"],
-        roles=tuple(entry["roles"]),
-        content=tuple(piece if isinstance(piece, str) else piece["num_bytes"] for piece in entry["content"]),
-        shap_values=None if values is None else tuple(values),
-        words=_words(entry),
-    )
+@lru_cache(maxsize=1)
+def _adapter() -> TypeAdapter[SampleFile]:
+    return TypeAdapter(SampleFile)
 
 
-def _words(entry: EntryFile) -> tuple[str | None, ...] | None:
-    words = tuple(None if isinstance(piece, str) else piece.get("text") for piece in entry["content"])
-    return words if any(word is not None for word in words) else None
+def _parse_older(data: bytes, error: ValidationError) -> SampleFile:
+    """Return a sample of the older runner, or of a version that did not count model calls.
+
+    Raises:
+        ValueError: When something else is wrong with the file.
+    """
+    if any(each["type"] != "missing" for each in error.errors(include_url=False)):
+        raise ValueError(in_words(error)) from error
+    content = json.loads(data)
+    filled = {"model_calls": content.get("n_calls")}
+    if "schema_version" not in content:
+        filled |= dict.fromkeys(("base_value", "grand_value", "values_sum", "seed"))
+        filled |= {"response": "", "num_players": 0}
+    try:
+        sample = _adapter().validate_json(json.dumps({**filled, **content}))
+    except ValidationError as left:
+        raise ValueError(in_words(left)) from left
+    if "schema_version" in content:
+        return sample
+    counts, turn = sample.attr_summary, sample.conversation[-1] if sample.conversation else ()
+    # The last turn is the model's answer.
+    derived = {
+        "response": "".join(piece for entry in turn for piece in entry.content if isinstance(piece, str)),
+        "num_players": counts.count_text_tokens + counts.count_audio_segments,
+    }
+    vars(sample).update({name: value for name, value in derived.items() if name not in content})
+    return sample
 
 
-def _piece(content: str | int, word: str | None) -> str | dict[str, Any]:
-    if isinstance(content, str):
-        return content
-    spoken = {} if word is None else {"text": word}
-    return {"_binary": True, "num_bytes": content, **spoken}
-
-
-def _raw_values(file: SampleFile) -> tuple[float, ...] | None:
-    values = file.get("raw_values")
-    return None if values is None else tuple(nan_for_null(value) for value in values)
-
-
-def _attribution_from_file(summary: AttributionFile) -> AttributionSummary:
-    return AttributionSummary(
-        abs_sum_text=nan_for_null(summary["abs_sum_text"]),
-        abs_sum_audio=nan_for_null(summary["abs_sum_audio"]),
-        frac_text=nan_for_null(summary["frac_text"]),
-        frac_audio=nan_for_null(summary["frac_audio"]),
-        count_text_tokens=summary["count_text_tokens"],
-        count_audio_segments=summary["count_audio_segments"],
-    )
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
+def _in_file(value: Any) -> Any:
+    """Return a field's value as JSON data."""
+    if isinstance(value, float):
+        return finite(value)
+    if isinstance(value, tuple):
+        return [_in_file(item) for item in value]
+    return value.to_json() if isinstance(value, ConversationEntry | AttributionSummary) else value

@@ -1,4 +1,4 @@
-"""The parts of a set that several jobs made: `shards/I-of-N/`, each laid out like a set of its own."""
+"""Shards: the parts of a set that separate jobs wrote to `shards/I-of-N/`, each laid out like a set."""
 
 import itertools
 import re
@@ -9,6 +9,7 @@ from typing import Any
 from mllm_shapx.errors import OutputError
 from mllm_shapx.records.environments import ENVIRONMENTS, MODEL, history
 from mllm_shapx.records.layout import GENERATIONS, SHARDS, GenerationLayout, RunLayout
+from mllm_shapx.records.run_reader import RunReader
 from mllm_shapx.records.runs import RunRecords
 from mllm_shapx.records.spec import RESULT_SETTINGS, differences
 from mllm_shapx.records.storage import Storage, join_uri, open_storage
@@ -17,7 +18,7 @@ _NAME = re.compile(r"(\d+)-of-(\d+)")
 _SHOWN = 5
 _MADE_ANEW = frozenset({"config.json", "pace.json", ".lock"})
 _MOVED = frozenset({"spec.json", "checkpoint.json", "summary", "samples", "failures", "audio"})
-"""Names in a run's directory that hold nothing any more, or what the merged directory has anew."""
+"""Names in a run's directory that are empty after a merge, or that the merged directory writes again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,7 @@ def all_shards(storage: Storage) -> list[Shard]:
 
 
 class ShardMerger:
-    """Moves what shards hold to the plain layout of their set.
+    """Moves the results of shards to the plain layout of their set.
 
     Files are moved one by one, and a merge that was cut short is done again by the next one. What a shard
     holds beside results (files that were set aside, W&B's offline runs) stays in `shards/merged-I-of-N.1/`.
@@ -102,6 +103,8 @@ class ShardMerger:
 
     def move(self) -> int:
         """Move the results and remove the shards' emptied directories; return the number of files."""
+        for storage, name in itertools.product(self._storages(), self._runs):
+            RunRecords(storage, name).heal_spec()
         moves = self._moves()
         for source, target in moves:
             if self._storage.exists(target):
@@ -115,9 +118,11 @@ class ShardMerger:
     def _spec(self, name: str) -> dict[str, Any] | None:
         """Return the spec of a run, from the plain layout and all shards."""
         merged: dict[str, Any] | None = None
-        for root in ("", *(shard.folder for shard in self._shards)):
-            storage = open_storage(join_uri(self._storage.uri, root)) if root else self._storage
-            spec, _ = RunRecords(storage, name).heal_spec()
+        for storage in self._storages():
+            try:
+                spec = RunReader(storage, name).read_usable_spec()
+            except ValueError:
+                spec = None  # `move` sets it aside
             if spec is None:
                 continue
             if merged is None:
@@ -138,8 +143,13 @@ class ShardMerger:
             }
         return merged
 
+    def _storages(self) -> list[Storage]:
+        """Return the plain layout's directory and those of all shards."""
+        folders = [open_storage(join_uri(self._storage.uri, shard.folder)) for shard in self._shards]
+        return [self._storage, *folders]
+
     def _moves(self) -> list[tuple[str, str]]:
-        """Return the files and folders to move, samples after what belongs to them."""
+        """Return the files and folders to move; samples come after their recordings and failures."""
         moves = []
         for shard in self._shards:
             inside = [

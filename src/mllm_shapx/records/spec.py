@@ -1,4 +1,4 @@
-"""`spec.json`: what of it must not change between the runs of one directory, and which rows it plans."""
+"""`spec.json`: the settings that must not change within a directory, and the planned rows."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -8,7 +8,7 @@ RESULT_SETTINGS = "result_settings"
 """Key of the settings that decide the values (`RunSpec.result_settings`)."""
 
 DATASET_COMMIT = "dataset_commit"
-"""Key of what tells one version of the dataset from another: a hub commit, or a hash of local files."""
+"""Key of the version of the dataset: a hub commit, or a hash of local files."""
 
 DATASET_PATH = "dataset_path"
 """Key of a local dataset's absolute path when the study was last started."""
@@ -67,7 +67,7 @@ def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
             path = f"{prefix}.{key}" if prefix else str(key)
             found += differences(old.get(key), new.get(key), path)
         return found
-    # A block that appeared or went away is named by its keys.
+    # A block that was added or removed is named by its keys.
     if isinstance(old, dict) and new is None:
         return differences(old, {}, prefix)
     if isinstance(new, dict) and old is None:

@@ -5,16 +5,17 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from mllm_shapx.records.answer import Answer
 from mllm_shapx.records.layout import GENERATIONS, GenerationLayout
 from mllm_shapx.records.likelihood import Likelihood, LikelihoodKey, likelihoods_of
 from mllm_shapx.records.storage import TEMP_PREFIX, Storage
 from mllm_shapx.records.store_codec import (
-    AnswerRow,
     StoreHeader,
     check_bytes,
     decode_answers,
     decode_embeddings,
     decode_table,
+    decode_texts,
     encode_answers,
     encode_embeddings,
     encode_likelihoods,
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["AnswerRow", "CoalitionStore", "PruneResult", "StoreEntry", "StoreHeader", "StoredAnswers"]
+__all__ = ["CoalitionStore", "PruneResult", "StoreEntry", "StoreHeader", "StoredAnswers"]
 
 _DAMAGED = f"{GENERATIONS}/damaged"
 _SET_ASIDE = f"{GENERATIONS}/set_aside"
@@ -35,7 +36,7 @@ _SET_ASIDE = f"{GENERATIONS}/set_aside"
 class StoredAnswers:
     """What is stored of one row under one generation key."""
 
-    answers: dict[int, AnswerRow] = field(default_factory=dict)
+    answers: dict[int, Answer] = field(default_factory=dict)
     """Coalition (bit i is set when player i is present) -> its answer."""
     notes: tuple[str, ...] = ()
     """What was damaged or did not fit and was moved aside, in words."""
@@ -74,7 +75,7 @@ class PruneResult:
 
 
 class CoalitionStore:
-    """Reads and writes `generations/`: one file per row and key, and parts of rows that are under way.
+    """Reads and writes `generations/`: one file per row and key, and parts of incomplete rows.
 
     A row's answers are flushed as parts, `ROW-KEY.parts/000001.parquet` and on, each as large as what is new;
     `merge` packs them into `ROW-KEY.parquet` when the row is done. `read` takes whatever is there, so that a
@@ -87,11 +88,11 @@ class CoalitionStore:
     def read(self, row_index: int, key: str, header: StoreHeader) -> StoredAnswers:
         """Return the stored answers; files that are damaged or contradict `header` are moved aside."""
         place = GenerationLayout(row_index, key)
-        answers: dict[int, AnswerRow] = {}
+        answers: dict[int, Answer] = {}
         notes: list[str] = []
         parts = self._parts(place)
         if parts and not header.snapshot_id:
-            # Where the row was changed between two starts, the last part tells what it is now.
+            # The row may have changed between two starts: the last part has the present one.
             _, newest = self._read_file(parts[-1], header, decode_answers, notes)
             header = header if newest is None else replace(header, snapshot_id=newest.snapshot_id)
         for path in (place.answers, *parts):
@@ -112,7 +113,7 @@ class CoalitionStore:
     def peek(self, row_index: int, key: str) -> StoredAnswers:
         """Return the stored answers as `read` does, and leave files that do not fit where they are."""
         place = GenerationLayout(row_index, key)
-        answers: dict[int, AnswerRow] = {}
+        answers: dict[int, Answer] = {}
         known: StoreHeader | None = None
         for path in (place.answers, *self._parts(place)):
             try:
@@ -126,8 +127,36 @@ class CoalitionStore:
             return StoredAnswers()
         return StoredAnswers(answers, (), known.snapshot_id, known.num_players)
 
-    def append(self, row_index: int, key: str, header: StoreHeader, answers: Mapping[int, AnswerRow]) -> None:
-        """Write new answers of a row under way as one more part; its cost hangs on their number alone."""
+    def texts(self, row_index: int, key: str, masks: Collection[int]) -> tuple[dict[int, str], int]:
+        """Return the stored texts of some coalitions, and the row's players (0 where no writer knew them).
+
+        Faster than `peek`; nothing is changed.
+        """
+        place = GenerationLayout(row_index, key)
+        texts: dict[int, str] = {}
+        known: StoreHeader | None = None
+        for path in (place.answers, *self._parts(place)):
+            try:
+                found, header = decode_texts(self._storage.read_bytes(path), masks)
+            except (FileNotFoundError, ValueError):
+                continue
+            if known is None or known.conflict(header) is None:
+                known = known or header
+                texts = found | texts
+        return texts, 0 if known is None else known.num_players
+
+    def settings(self, row_index: int, key: str) -> Mapping[str, Any] | None:
+        """Return what decides the stored answers of a row, None where no file of it can be read."""
+        place = GenerationLayout(row_index, key)
+        for path in (place.answers, *self._parts(place)):
+            try:
+                return decode_table(self._storage.read_bytes(path))[1].settings
+            except (FileNotFoundError, ValueError):
+                continue
+        return None
+
+    def append(self, row_index: int, key: str, header: StoreHeader, answers: Mapping[int, Answer]) -> None:
+        """Write new answers of an incomplete row as one more part. The cost depends on their number alone."""
         if not answers:
             return
         place = GenerationLayout(row_index, key)
@@ -136,7 +165,7 @@ class CoalitionStore:
         self._storage.write_bytes(path, encode_answers(header, answers))
 
     def merge(
-        self, row_index: int, key: str, header: StoreHeader, answers: Mapping[int, AnswerRow] | None = None
+        self, row_index: int, key: str, header: StoreHeader, answers: Mapping[int, Answer] | None = None
     ) -> tuple[str, ...]:
         """Pack what is stored of a row and `answers` into its one file; return notes as `read` does.
 
@@ -163,7 +192,7 @@ class CoalitionStore:
     def read_embeddings(
         self, row_index: int, key: str, header: StoreHeader, kind: str
     ) -> tuple[dict[bytes, "NDArray[np.float64]"], tuple[str, ...]]:
-        """Return the stored vectors of one kind by `AnswerRow.content_id`, and notes as `read` does."""
+        """Return the stored vectors of one kind by `Answer.content_id`, and notes as `read` does."""
         notes: list[str] = []
         path = GenerationLayout(row_index, key).embeddings
         found, _ = self._read_file(path, header, decode_embeddings, notes)
@@ -177,7 +206,7 @@ class CoalitionStore:
         kind: str,
         vectors: Mapping[bytes, "NDArray[np.float64]"],
     ) -> tuple[str, ...]:
-        """Add vectors of answers, each by its `AnswerRow.content_id`.
+        """Add vectors of answers, each by its `Answer.content_id`.
 
         `kind` names encoder, mode and reducer, such as `own/CONTEXTUAL/MeanReducer`; an answer that several
         coalitions share is stored once. Vectors may differ in length and are kept exactly, as float64.

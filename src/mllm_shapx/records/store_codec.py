@@ -2,10 +2,11 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
+from mllm_shapx.records.answer import Answer, ending_of
 from mllm_shapx.records.likelihood import Likelihood, LikelihoodKey, likelihood_table
 
 if TYPE_CHECKING:
@@ -19,29 +20,6 @@ _HEADER = b"mllm_shapx"
 _CHECKSUM = "mllm_shapx_checksum"
 _SEAL = b"mllm_shapx_checksum_is:"
 _BLANK = b"0" * 32
-
-
-class AnswerRow(NamedTuple):
-    """One answer as it is stored."""
-
-    text: str
-    token_ids: tuple[int, ...] = ()
-    logprobs: tuple[float, ...] | None = None
-    """Natural-log probability of each of `token_ids`; None when they were not asked for."""
-    audio_frames: tuple[tuple[int, ...], ...] = ()
-    """One code per codebook for each frame."""
-    asked_by: str = ""
-    """Name of the run that it was generated for, empty for a copy of another coalition's answer."""
-    ending: str | None = None
-    """What is unusual in how a server ended it: `refusal`, `content_filter` or `empty`."""
-    reasoning: str = ""
-    """Reasoning that a server sent apart from the text."""
-
-    @property
-    def content_id(self) -> bytes:
-        """Return 16 bytes that are equal for answers of equal content; the key of its embeddings."""
-        content = json.dumps([self.text, self.token_ids, self.audio_frames]).encode()
-        return hashlib.blake2b(content, digest_size=16).digest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +44,7 @@ class StoreHeader:
         return None
 
 
-def encode_answers(header: StoreHeader, answers: Mapping[int, AnswerRow]) -> bytes:
+def encode_answers(header: StoreHeader, answers: Mapping[int, Answer]) -> bytes:
     """Return a file of answers, ordered by coalition.
 
     A coalition takes ceil(players / 8) bytes, little-endian: bit i of the whole is player i.
@@ -93,17 +71,17 @@ def encode_answers(header: StoreHeader, answers: Mapping[int, AnswerRow]) -> byt
     return _encode_table(table, header)
 
 
-def _of_servers(rows: "Sequence[AnswerRow]") -> "dict[str, pa.Array]":
+def _of_servers(rows: "Sequence[Answer]") -> "dict[str, pa.Array]":
     """Return the columns that only answers of servers have, where one has something to say in them."""
     import pyarrow as pa
 
     endings = [row.ending for row in rows]
     texts = [row.reasoning.encode(errors="replace").decode() or None for row in rows]
-    found = {"ending": endings, "reasoning": texts}
+    found: dict[str, list[Any]] = {"ending": endings, "reasoning": texts}
     return {name: pa.array(column, pa.string()) for name, column in found.items() if any(column)}
 
 
-def decode_answers(table: "pa.Table") -> Iterator[tuple[int, AnswerRow]]:
+def decode_answers(table: "pa.Table") -> Iterator[tuple[int, Answer]]:
     """Yield the coalitions and answers of a table.
 
     Raises:
@@ -115,8 +93,39 @@ def decode_answers(table: "pa.Table") -> Iterator[tuple[int, AnswerRow]]:
     unusual = (_optional(table, name) for name in ("ending", "reasoning"))
     rows = zip(masks, texts, *columns, askers, *unusual, strict=True)
     for mask, text, token_ids, logprobs, frames, asker, ending, reasoning in rows:
-        answer = AnswerRow(text, token_ids or (), logprobs, frames or (), asker, ending, reasoning or "")
-        yield int.from_bytes(mask, "little"), answer
+        yield (
+            int.from_bytes(mask, "little"),
+            Answer(
+                text,
+                token_ids or (),
+                logprobs,
+                frames or (),
+                ending_of(ending) if ending else None,
+                reasoning or "",
+                asker,
+            ),
+        )
+
+
+def decode_texts(data: bytes, masks: Collection[int]) -> tuple[dict[int, str], StoreHeader]:
+    """Return the texts of some coalitions' answers and the header, without decoding the others.
+
+    Raises:
+        ValueError: As `decode_table`, or when a column is missing.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    table, header = decode_table(data, ("mask", "text"))
+    column, texts = _column(table, "mask"), _column(table, "text")
+    width = column.type.byte_width
+    found = {}
+    for mask in masks:
+        if mask.bit_length() <= 8 * width:
+            place = pc.index(column, pa.scalar(mask.to_bytes(width, "little"), column.type)).as_py()
+            if place >= 0:
+                found[mask] = texts[place].as_py()
+    return found, header
 
 
 def encode_embeddings(
@@ -152,8 +161,8 @@ def encode_likelihoods(header: StoreHeader, likelihoods: Mapping[LikelihoodKey, 
     return _encode_table(likelihood_table(likelihoods, header.num_players), header)
 
 
-def decode_table(data: bytes) -> "tuple[pa.Table, StoreHeader]":
-    """Return a file's table and header.
+def decode_table(data: bytes, columns: Sequence[str] | None = None) -> "tuple[pa.Table, StoreHeader]":
+    """Return a file's table, or some of its columns, and its header.
 
     Raises:
         ValueError: When the file is damaged or of another schema version; the message says how.
@@ -164,7 +173,7 @@ def decode_table(data: bytes) -> "tuple[pa.Table, StoreHeader]":
     check_bytes(data)
     try:
         file = pq.ParquetFile(pa.BufferReader(data))
-        table = file.read()
+        table = file.read(columns=columns, use_threads=columns is None)
         fields = json.loads(file.metadata.metadata[_HEADER])
         version = fields["schema_version"]
         header = StoreHeader(fields["settings"], fields["snapshot_id"], fields["num_players"])

@@ -1,12 +1,12 @@
-"""A run's aggregate metrics: exact sums, so that they do not depend on the order of completion."""
+"""A run's aggregate metrics. Sums are exact, so that they do not depend on the order of completion."""
 
 import math
+from array import array
+from collections import defaultdict
 from dataclasses import dataclass, field
-from fractions import Fraction
 from typing import Any, Self
 
-from mllm_shapx.records.results import SampleResult, texts_digest
-from mllm_shapx.records.sample_file import SampleFile, nan_for_null
+from mllm_shapx.records.results import SampleFile
 
 N_CONSTANT = "n_constant"
 """Key of the samples in which every coalition has the same answer; summaries of earlier versions lack it."""
@@ -33,11 +33,11 @@ class SampleMetrics:
     is_constant: bool
     """Whether every coalition is known to have the same answer."""
     made_from: str
-    """Digest of the row, see `SampleResult.made_from`."""
+    """Digest of the row, see `SampleFile.made_from`."""
 
     @classmethod
-    def of(cls, sample: SampleResult) -> Self:
-        """Return the metrics of a sample in memory."""
+    def of(cls, sample: SampleFile) -> Self:
+        """Return the metrics of a sample."""
         return cls(
             row_index=sample.row_index,
             language=sample.language,
@@ -52,53 +52,36 @@ class SampleMetrics:
             made_from=sample.made_from,
         )
 
-    @classmethod
-    def of_file(cls, file: SampleFile) -> Self:
-        """Return the metrics of a sample's file."""
-        base, grand, total = (nan_for_null(file[key]) for key in ("base_value", "grand_value", "values_sum"))
-        return cls(
-            row_index=file["row_index"],
-            language=file["language"],
-            runtime_sec=file["runtime_sec"],
-            n_calls=file["n_calls"],
-            model_calls=file["model_calls"],
-            frac_text=nan_for_null(file["attr_summary"]["frac_text"]),
-            frac_audio=nan_for_null(file["attr_summary"]["frac_audio"]),
-            efficiency_residual=abs(total - (grand - base)),
-            num_players=file["num_players"],
-            is_constant=file.get("distinct_answers") == 1,
-            made_from=file.get("row_digest") or texts_digest(file["prompt_texts"]),
-        )
-
 
 class ExactSum:
-    """A sum of floats that is rounded once, at the end: `math.fsum` in constant memory.
+    """The sum of floats by `math.fsum`: the same numbers in any order give the same sum.
 
-    The same numbers in any order give the same sum. NaN and infinities are left out.
+    NaN and infinities are left out. Every number takes 8 bytes until the end.
     """
 
-    __slots__ = ("_exact", "count")
+    __slots__ = ("_values",)
 
     def __init__(self) -> None:
-        self._exact = Fraction(0)
-        self.count = 0
-        """How many numbers were added."""
+        self._values = array("d")
 
     def add(self, value: float) -> None:
         """Add one number."""
         if math.isfinite(value):
-            self.count += 1
-            self._exact += Fraction(value)
+            self._values.append(value)
+
+    def extend(self, other: "ExactSum") -> None:
+        """Add the numbers of another sum."""
+        self._values.extend(other._values)  # noqa: SLF001 -- of this class
 
     @property
     def total(self) -> float:
         """Return the correctly rounded sum; 0 when nothing was added."""
-        return float(self._exact)
+        return math.fsum(self._values)
 
     @property
     def mean(self) -> float:
         """Return the mean; 0 when nothing was added."""
-        return self.total / self.count if self.count else 0.0
+        return self.total / len(self._values) if self._values else 0.0
 
 
 @dataclass(slots=True)
@@ -125,6 +108,16 @@ class _Group:
         # In this order NaN never wins.
         self.residual_max = max(self.residual_max, metrics.efficiency_residual)
 
+    def extend(self, other: "_Group") -> None:
+        self.samples += other.samples
+        self.n_calls += other.n_calls
+        self.model_calls += other.model_calls
+        self.runtime.extend(other.runtime)
+        self.frac_text.extend(other.frac_text)
+        self.frac_audio.extend(other.frac_audio)
+        self.residual.extend(other.residual)
+        self.residual_max = max(self.residual_max, other.residual_max)
+
     def to_json(self) -> dict[str, Any]:
         return {
             "n_samples": self.samples,
@@ -140,37 +133,27 @@ class _Group:
 
 
 class RunSummary:
-    """`summary/aggregate_metrics.json` of one run, kept up to date sample by sample.
+    """`summary/aggregate_metrics.json` of one run, fed sample by sample.
 
-    Memory does not grow with the samples. Resuming feeds the samples on disk back in; nothing is added twice
-    only if the caller adds each row once.
+    A sample takes 32 bytes. Add each row once: a row that is added twice counts twice.
     """
 
     def __init__(self) -> None:
-        self._all = _Group()
-        self._languages: dict[str, _Group] = {}
+        self._languages: defaultdict[str, _Group] = defaultdict(_Group)
         self._failed = 0
-        self._constant = 0
+        self.n_constant = 0
+        """Samples in which every coalition has the same answer."""
 
     @property
     def n_samples(self) -> int:
         """Return how many samples were added."""
-        return self._all.samples
+        return sum(group.samples for group in self._languages.values())
 
-    @property
-    def n_constant(self) -> int:
-        """Return in how many of them every coalition has the same answer."""
-        return self._constant
-
-    def add(self, sample: SampleResult | SampleMetrics) -> None:
+    def add(self, sample: SampleFile | SampleMetrics) -> None:
         """Add one sample."""
         metrics = sample if isinstance(sample, SampleMetrics) else SampleMetrics.of(sample)
-        self._all.add(metrics)
-        self._constant += metrics.is_constant
-        group = self._languages.get(metrics.language)
-        if group is None:
-            group = self._languages[metrics.language] = _Group()
-        group.add(metrics)
+        self.n_constant += metrics.is_constant
+        self._languages[metrics.language].add(metrics)
 
     def add_failure(self) -> None:
         """Count one row that was quarantined."""
@@ -178,12 +161,15 @@ class RunSummary:
 
     def to_json(self) -> dict[str, Any]:
         """Return the file's data (docs/formats.md); means are 0 where there are no samples."""
+        whole = _Group()
+        for group in self._languages.values():
+            whole.extend(group)
         return {
-            **self._all.to_json(),
+            **whole.to_json(),
             "n_failed": self._failed,
-            N_CONSTANT: self._constant,
+            N_CONSTANT: self.n_constant,
             "by_language": [
-                {"language": language, **self._languages[language].to_json()}
-                for language in sorted(self._languages)
+                {"language": language, **group.to_json()}
+                for language, group in sorted(self._languages.items())
             ],
         }

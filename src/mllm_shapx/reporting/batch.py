@@ -4,8 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mllm_shapx.reporting.grid import Column, grid
+
 _OUTCOMES = {0: "done", 1: "stopped", 2: "refused", 3: "done, with quarantined samples"}
-_HEADS = ("config", "outcome", "samples", "tries", "time")
+_COLUMNS = tuple(map(Column, ("config", "outcome", "samples", "tries", "time")))
+_UNBOUNDED = 1 << 20
+"""Columns of text; paths of configs are never cut."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +47,7 @@ class BatchItem:
 
 def batch_table(items: Sequence[BatchItem]) -> str:
     """Return a table of configs, outcomes and times (hours:minutes:seconds)."""
-    rows = [_HEADS, *(_row(item) for item in items)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADS))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    return "\n".join(line.rstrip() for line in lines)
+    return "\n".join(grid(_COLUMNS, [_row(item) for item in items], _UNBOUNDED))
 
 
 def _row(item: BatchItem) -> tuple[str, ...]:

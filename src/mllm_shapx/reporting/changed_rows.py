@@ -15,7 +15,7 @@ from mllm_shapx.records.spec import DATASET_PATH, RESULT_SETTINGS
 from mllm_shapx.reporting.reading import RunFiles
 
 type MadeFrom = Mapping[int, str]
-"""Row -> `SampleResult.made_from` of its sample."""
+"""Row -> `SampleFile.made_from` of its sample."""
 
 
 def same_content(one: SampleResult, other: SampleResult) -> bool:

@@ -1,12 +1,11 @@
 """What each run cost and how close its values are to the exact ones."""
 
 import math
-import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from mllm_shapx.records.results import SampleResult
-from mllm_shapx.reporting.changed_rows import same_content
+from mllm_shapx.reporting.agreement import Obstacle, compare_samples
 from mllm_shapx.reporting.pieces import prompt_pieces, rank_of
 from mllm_shapx.reporting.reading import RunFiles, StudyFiles
 
@@ -40,20 +39,12 @@ class RunFigures:
     marked_first: float | None
     """Share of the marked rows whose marked word has the largest value."""
     not_compared: int = 0
-    """Rows that the exact run explained from other content; they are left out of the correlation."""
+    """Rows that the exact run explained from other content or players; the correlation leaves them out."""
 
 
 def compare_runs(study: StudyFiles, marks: Mapping[int, Mark] | None = None) -> list[RunFigures]:
     """Return the figures of every run, exact ones first."""
     return [_figures(study, run, marks or {}) for run in study.runs]
-
-
-def pearson(first: Sequence[float], second: Sequence[float]) -> float | None:
-    """Return Pearson's correlation, None for fewer than two points or a constant side."""
-    try:
-        return max(-1.0, min(1.0, statistics.correlation(first, second)))
-    except statistics.StatisticsError:
-        return None
 
 
 def evenly(rows: Sequence[int], most: int) -> list[int]:
@@ -67,7 +58,7 @@ def mixing_notes(figures: Sequence[RunFigures]) -> list[str]:
     """Return a line for each run of which rows are left out of the comparison."""
     return [
         f"{run.name}: {run.not_compared} row(s) are not compared: the exact run explained other prompts "
-        "there (`verify` says more)"
+        "or players there (`verify` says more)"
         for run in figures
         if run.not_compared
     ]
@@ -101,10 +92,11 @@ def _compared(
     not_compared = 0
     for row, sample in _some_samples(run, wanted=None if reference is not None else marks):
         if reference is not None and (other := reference.sample(row)) is not None:
-            is_same = same_content(sample, other)
-            found = _correlation(sample, other) if is_same else None
-            correlations += [] if found is None else [found]
-            not_compared += not is_same
+            found = compare_samples(sample, other)
+            if isinstance(found, Obstacle):
+                not_compared += 1
+            elif found.pearson is not None:
+                correlations.append(found.pearson)
         if row in marks:
             rank = rank_of(marks[row].word, prompt_pieces(sample))
             firsts.append(rank is not None and rank[0] == 1)
@@ -117,15 +109,6 @@ def _some_samples(run: RunFiles, wanted: Mapping[int, Mark] | None) -> Iterator[
         sample = run.sample(row)
         if sample is not None:
             yield row, sample
-
-
-def _correlation(sample: SampleResult, exact: SampleResult) -> float | None:
-    pairs = [
-        (piece.value, other.value)
-        for piece, other in zip(prompt_pieces(sample), prompt_pieces(exact), strict=False)
-        if piece.value is not None and other.value is not None
-    ]
-    return pearson([pair[0] for pair in pairs], [pair[1] for pair in pairs])
 
 
 def _mean(values: Sequence[float]) -> float | None:

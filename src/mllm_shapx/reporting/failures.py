@@ -54,6 +54,13 @@ class FailureList:
         """Return how many there are of each reason, the most frequent first."""
         return dict(Counter(failure.record.reason for failure in self.failures).most_common())
 
+    def rows_by_run(self) -> dict[str, tuple[int, ...]]:
+        """Return run -> its rows that were given up."""
+        rows: dict[str, list[int]] = {}
+        for failure in self.failures:
+            rows.setdefault(failure.record.run_name, []).append(failure.record.row_index)
+        return {name: tuple(indices) for name, indices in rows.items()}
+
     def to_json(self) -> dict[str, Any]:
         """Return the same as JSON data."""
         return {

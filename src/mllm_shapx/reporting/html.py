@@ -1,37 +1,69 @@
 """One self-contained HTML page of a study's results, to open in any browser or send to anyone."""
 
+import html
 import json
-import math
-import stat
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from importlib import resources
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from mllm_shapx.config.paths import expanded
-from mllm_shapx.errors import StorageError, UsageError
-from mllm_shapx.records.results import SampleResult
+from mllm_shapx.errors import UsageError
 from mllm_shapx.records.storage import LocalStorage
+from mllm_shapx.reporting.agreement import TOP_K
 from mllm_shapx.reporting.changed_rows import compare_with_dataset
-from mllm_shapx.reporting.comparison import MOST_COMPARED, RunFigures, compare_runs, evenly, mixing_notes
-from mllm_shapx.reporting.pieces import Piece, prompt_pieces
+from mllm_shapx.reporting.charts import PAGE as PAGE_THEME
+from mllm_shapx.reporting.charts import charts
+from mllm_shapx.reporting.comparison import evenly
+from mllm_shapx.reporting.drawing import INSTALL, can_draw, svg
+from mllm_shapx.reporting.output import refuse_special, write_output
+from mllm_shapx.reporting.page_audio import MOST_SOUND, Recordings
+from mllm_shapx.reporting.page_rows import PageRows
 from mllm_shapx.reporting.reading import RunFiles, StudyFiles, open_study
+from mllm_shapx.reporting.study_figures import RunSeries, StudyFigures, StudyRows, mean
 
 MOST_ROWS = 5000
 """Rows in one page; of more, as many evenly spread ones are taken, and the page says so."""
 
+MOST_DATA = 20_000_000
+"""Bytes of prompts, values and answers in one page, about; where rows are long, fewer are taken."""
+
 PAGE = "report.html"
 
-_PLACE = "/*DATA*/"
-_DIGITS = 5
+_PROBED = 32
+"""Rows from which the size of all is estimated."""
+
+
+@dataclass(frozen=True, slots=True)
+class PageSettings:
+    """What a page holds."""
+
+    most_rows: int = MOST_ROWS
+    most_sound: int = MOST_SOUND
+    """Bytes of recordings."""
+    title: str | None = None
+    """The experiment set's name when None."""
+    subtitle: str | None = None
+    """The directory when None."""
+    names: Sequence[str] | None = None
+    """What the runs are called; their own names when None."""
+    pairs: Sequence[Mapping[str, Any]] = ()
+    """Rows of a table of compared runs (`compare`)."""
+    top_k: int = TOP_K
+    """What that table's share of most important players is of."""
+    notes: Sequence[str] = ()
+    """Sentences to begin with."""
+    side_by_side: bool = False
+    """Whether all runs of a row are shown at first."""
 
 
 def report(
     directory: str,
     output: Path | None = None,
     *,
-    most_rows: int = MOST_ROWS,
+    settings: PageSettings | None = None,
     accept_changed_rows: bool = False,
 ) -> Path:
     """Write the page and return where it is.
@@ -40,7 +72,7 @@ def report(
         directory: An experiment set's directory or one run's.
         output: The file to write; `report.html` in the directory when None, in the working directory when
             the results are not on this machine.
-        most_rows: Rows to put into the page.
+        settings: What the page holds.
         accept_changed_rows: Show samples of rows that were changed in the dataset since.
 
     Raises:
@@ -49,21 +81,21 @@ def report(
     """
     study = open_study(directory)
     if not accept_changed_rows:
-        _refuse_changed_rows(study)
+        refuse_changed_rows(study)
     if output is None:
         is_local = isinstance(study.storage, LocalStorage)
         output = expanded(directory) / PAGE if is_local else Path(PAGE)
-    _refuse_special(output)
-    content = page(study, most_rows=most_rows).encode(errors="replace")
-    try:
-        # A file of its own that takes the old one's place: nobody reads half a page.
-        LocalStorage(output.parent).write_bytes(output.name, content)
-    except StorageError as error:
-        raise StorageError(f"{output} cannot be written: {_cause(error)}; name another file") from error
+    refuse_special(output)
+    write_output(output, page(study, settings).encode(errors="replace"))
     return output
 
 
-def _refuse_changed_rows(study: StudyFiles) -> None:
+def refuse_changed_rows(study: StudyFiles) -> None:
+    """Refuse samples of rows that were changed in the dataset since.
+
+    Raises:
+        UsageError: When there are some; the message names them.
+    """
     changes, _ = compare_with_dataset([(run, run.records.read_made_from()) for run in study.runs])
     if changes:
         raise UsageError(
@@ -73,65 +105,88 @@ def _refuse_changed_rows(study: StudyFiles) -> None:
         )
 
 
-def _refuse_special(output: Path) -> None:
-    """Refuse to write through a link, or over a folder or a device.
+def page(study: StudyFiles, settings: PageSettings | None = None) -> str:
+    """Return the page's HTML."""
+    content, figures = _content(study, settings or PageSettings())
+    data = json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    # In a script element only "<" could end it; the escape means the same to JSON.
+    data = data.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+    # The data comes last: it may hold anything.
+    parts = {
+        "/*STYLE*/": _template("report.css"),
+        "<!--PLOTS-->": _plots(figures),
+        "/*SCRIPT*/": _template("report.js"),
+        "/*DATA*/": data,
+    }
+    made = _template("report.html")
+    for place, part in parts.items():
+        made = made.replace(place, part, 1)
+    return made
 
-    Raises:
-        UsageError: When something other than a file is there.
-    """
-    try:
-        mode = output.lstat().st_mode
-    except OSError:
-        return  # not there; what else may be wrong is found by writing
-    if stat.S_ISREG(mode):
-        return
-    what = "a link" if stat.S_ISLNK(mode) else "a folder" if stat.S_ISDIR(mode) else "no ordinary file"
-    raise UsageError(
-        f"{output} is {what}, and is not written to; remove it, or name another file: --output FILE"
+
+def _template(name: str) -> str:
+    return resources.files(__package__).joinpath("page", name).read_text(encoding="utf-8")
+
+
+def _plots(figures: StudyFigures) -> str:
+    if not can_draw():
+        return ""
+    return "".join(
+        f"<figure><h3>{html.escape(chart.title)}</h3><figcaption>{html.escape(chart.caption)}</figcaption>"
+        f"{_inline(svg(chart.spec), chart.title)}</figure>"
+        for chart in charts(figures, PAGE_THEME)
     )
 
 
-def _cause(error: StorageError) -> str:
-    cause = error.__cause__
-    return (cause.strerror if isinstance(cause, OSError) else None) or str(error)
+def _inline(drawn: str, title: str) -> str:
+    """Return an SVG document as an element of the page."""
+    element = re.sub(r' (?:xmlns(?::\w+)?|version|class)="[^"]*"', "", drawn[: drawn.index(">")])
+    name = html.escape(title, quote=True)
+    return (
+        element.replace("<svg", f'<svg class="plot" role="group" aria-label="{name}"', 1)
+        + drawn[drawn.index(">") :]
+    )
 
 
-def page(study: StudyFiles, *, most_rows: int = MOST_ROWS) -> str:
-    """Return the page's HTML."""
-    template = resources.files(__package__).joinpath("report.html").read_text(encoding="utf-8")
-    # In a script element only "<" could end it; the escape means the same to JSON.
-    data = json.dumps(_content(study, most_rows), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    return template.replace(_PLACE, data.replace("<", "\\u003c"))
-
-
-def _content(study: StudyFiles, most_rows: int) -> dict[str, Any]:
-    answers = _Answers()
-    shown = evenly(study.rows, most_rows)
-    rows = [row for index in shown if (row := _row(study, index, answers)) is not None]
-    figures = compare_runs(study)
+def _content(study: StudyFiles, settings: PageSettings) -> tuple[dict[str, Any], StudyFigures]:
+    names = settings.names or [run.name for run in study.runs]
+    recordings = Recordings(settings.most_sound)
+    rows, figures = PageRows(study.runs, recordings), StudyFigures(study, names)
+    shown = evenly(study.rows, min(settings.most_rows, _rows_that_fit(study)))
+    wanted, samples_of = frozenset(shown), StudyRows(study)
+    made = []
+    for index, samples in samples_of:
+        figures.add(samples)
+        if index in wanted and (row := rows.row(index, samples)) is not None:
+            made.append(row)
+    notes = [
+        *settings.notes,
+        *_notes(study, len(shown), figures),
+        *samples_of.notes(names),
+        *recordings.notes(),
+    ]
+    place = settings.subtitle or study.storage.uri
     return {
-        "title": _title(study),
-        "subtitle": f"{len(study.rows):,} rows, {len(study.runs):,} runs · {study.storage.uri}",
-        "notes": [*_notes(study, len(shown)), *mixing_notes(figures)],
-        "runs": [_run(run, of_run) for run, of_run in zip(study.runs, figures, strict=True)],
-        "answers": answers.texts,
-        "rows": rows,
-    }
+        "title": settings.title or _title(study),
+        "subtitle": f"{len(study.rows):,} row(s), {len(study.runs):,} run(s) · {place}",
+        "notes": notes,
+        "runs": [_run(run, series) for run, series in zip(study.runs, figures.runs, strict=True)],
+        "pairs": [dict(pair) for pair in settings.pairs],
+        "top_k": settings.top_k,
+        "side": settings.side_by_side,
+        "answers": rows.answers.texts,
+        "recordings": recordings.entries,
+        "rows": made,
+    }, figures
 
 
-class _Answers:
-    """Every answer once: most runs of a row have the same."""
-
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-        self._places: dict[str, int] = {}
-
-    def place(self, text: str) -> int:
-        """Return the answer's position in `texts`."""
-        if text not in self._places:
-            self._places[text] = len(self.texts)
-            self.texts.append(text)
-        return self._places[text]
+def _rows_that_fit(study: StudyFiles) -> int:
+    """Return how many rows a page takes, from the size of some."""
+    probe, samples_of = PageRows(study.runs, Recordings(0)), StudyRows(study)
+    probed = evenly(study.rows, _PROBED)
+    found = [probe.row(index, samples_of.read(index)) for index in probed]
+    size = len(json.dumps([found, probe.answers.texts], ensure_ascii=False).encode(errors="replace"))
+    return max(1, int(MOST_DATA / (size / max(1, len(probed)))))
 
 
 def _title(study: StudyFiles) -> str:
@@ -139,70 +194,44 @@ def _title(study: StudyFiles) -> str:
     return str(named) if named else study.storage.uri.rstrip("/").rpartition("/")[2]
 
 
-def _notes(study: StudyFiles, shown: int) -> Iterator[str]:
+def _notes(study: StudyFiles, shown: int, figures: StudyFigures) -> list[str]:
+    notes = []
     if shown < len(study.rows):
-        yield f"The page holds {shown:,} of {len(study.rows):,} rows, evenly spread."
-    if any(len(run.sample_rows) > MOST_COMPARED for run in study.runs):
-        yield f"Correlations are over {MOST_COMPARED:,} rows per run, evenly spread."
+        notes.append(
+            f"The page holds {shown:,} of {len(study.rows):,} rows, evenly spread; "
+            "tables and plots are of all."
+        )
+    for run in figures.runs:
+        for obstacle, count in run.obstacles.items():
+            notes.append(
+                f"{run.name}: {count:,} row(s) are not compared: the exact run has {obstacle.value} there."
+            )
+    if any(run.agreements for run in figures.runs):
+        notes.append(
+            "Error: mean over players of the difference from the exact value. Same first: share of rows "
+            "whose value of largest size belongs to the same player as in the exact run."
+        )
+    if not can_draw():
+        notes.append(f"There are no plots: they need the package vl-convert-python ({INSTALL}).")
+    return notes
 
 
-def _run(run: RunFiles, figures: RunFigures) -> dict[str, Any]:
-    summary = run.summary
-    has_samples = bool(summary.get("n_samples"))
+def _run(run: RunFiles, series: RunSeries) -> dict[str, Any]:
+    residual = run.summary.get("efficiency_residual_mean")
+    agreements = [asdict(agreement) for agreement in series.agreements]
     return {
-        "name": run.name,
-        "samples": figures.samples,
-        "failed": figures.failed,
-        "n_calls": figures.mean_n_calls,
-        "model_calls": figures.model_calls,
-        "seconds": figures.seconds_per_sample,
-        "correlation": figures.correlation,
-        "frac_text": summary.get("avg_frac_text") if has_samples else None,
-        "frac_audio": summary.get("avg_frac_audio") if has_samples else None,
-        "residual": summary.get("efficiency_residual_mean") if has_samples else None,
+        "name": series.name,
+        "samples": len(series.n_calls),
+        "failed": len(run.records.quarantined_rows()),
+        "n_calls": mean(series.n_calls),
+        # The older runner does not say which answers were generated for a run.
+        "model_calls": None if run.is_of_older_runner or not series.model_calls else sum(series.model_calls),
+        "seconds": mean(series.seconds),
+        "error": mean([found["error"] for found in agreements]),
+        "correlation": mean([found["pearson"] for found in agreements]),
+        "spearman": mean([found["spearman"] for found in agreements]),
+        "same_first": mean([found["same_first"] for found in agreements]),
+        "frac_text": mean(series.text),
+        "frac_audio": mean(series.audio),
+        "residual": residual if run.summary.get("n_samples") else None,
     }
-
-
-def _row(study: StudyFiles, index: int, answers: _Answers) -> dict[str, Any] | None:
-    """Return a row with each run's values, None when no sample can be read."""
-    samples = [run.sample(index) for run in study.runs]
-    first = next((sample for sample in samples if sample is not None), None)
-    if first is None:
-        return None
-    prompts: list[list[list[Any]]] = []
-    runs = [None if sample is None else _values(sample, prompts, answers) for sample in samples]
-    return {"i": index, "l": first.language, "o": first.original_language, "p": prompts, "r": runs}
-
-
-def _values(sample: SampleResult, prompts: list[list[list[Any]]], answers: _Answers) -> dict[str, Any]:
-    """Return a run's part of a row; its prompt is added to `prompts` unless another run has the same."""
-    pieces = prompt_pieces(sample)
-    prompt = _prompt(pieces)
-    if prompt not in prompts:
-        prompts.append(prompt)
-    return {
-        "q": prompts.index(prompt),
-        "v": [_rounded(piece.value) for piece in pieces if piece.value is not None],
-        "a": answers.place(sample.response),
-        "b": _rounded(sample.base_value),
-        "g": _rounded(sample.grand_value),
-        "n": sample.n_calls,
-        "m": sample.model_calls,
-        "s": _rounded(sample.runtime_sec),
-    }
-
-
-def _prompt(pieces: Sequence[Piece]) -> list[list[Any]]:
-    """Return [text or null for sound, 1 for a player, 1 where a further message begins] for each piece."""
-    turns = [piece.turn for piece in pieces]
-    begins = [0, *(int(turn != before) for before, turn in pairwise(turns))]
-    return [
-        [None if piece.num_bytes is not None else piece.text, int(piece.value is not None), begin]
-        for piece, begin in zip(pieces, begins, strict=False)
-    ]
-
-
-def _rounded(value: float | None) -> float | None:
-    if value is None or not math.isfinite(value):
-        return None
-    return float(f"{value:.{_DIGITS}g}")

@@ -19,13 +19,13 @@ NOMINAL_PER_SECOND = 100.0
 
 
 class Outlook:
-    """What `runs` are up to on `rows`.
+    """What `runs` cannot do on `rows`, and what takes very long.
 
     Args:
         uri: The experiment set's directory, for the pace that was measured there.
         runs: The sweep.
         rows: Row indices in selection order.
-        players: Players per row; nothing is foreseen where they are not known.
+        players: Players per row; nothing is said where they are not known.
     """
 
     def __init__(
@@ -55,10 +55,11 @@ class Outlook:
         answers, seconds = 0.0, 0.0
         rows, names = set[int](), dict[str, None]()
         for sharing, large in groups:
+            each = math.nan if pace is None else pace.seconds.get(sharing[0].cost_key, math.nan)
             for row, count, runs in large:
                 asked = expected_answers([run for run in sharing if not run.is_hopeless(count)], count)
                 answers += asked
-                seconds += asked * _seconds_each(pace, sharing[0].cost_key, count)
+                seconds += asked * each
                 rows.add(row)
                 names.update(dict.fromkeys(run.name for run in runs))
         first, *more = names
@@ -94,7 +95,7 @@ def _large(
     sharing: Sequence[RunSpec], rows: Sequence[int], players: Mapping[int, int] | None
 ) -> Iterator[tuple[int, int, list[RunSpec]]]:
     """Yield each row with a large game, its players, and the runs that play one."""
-    of_rows = players_under(players, sharing[0].shap.token_filter) or {}
+    of_rows = players_under(players, sharing[0].player_rule) or {}
     by_count: dict[int, list[RunSpec]] = {}
     for row in rows:
         count = of_rows.get(row, 0)
@@ -108,15 +109,6 @@ def _large(
             ]
         if by_count[count]:
             yield row, count, by_count[count]
-
-
-def _seconds_each(pace: Pace | None, cost_key: str, players: int) -> float:
-    """Return what an answer costs in a row of so many players, or of the nearest number that was measured.
-
-    NaN where nothing was measured.
-    """
-    of_key = {} if pace is None else pace.seconds.get(cost_key, {})
-    return of_key[min(of_key, key=lambda known: abs(known - players))] if of_key else math.nan
 
 
 def _time(answers: float, seconds: float, pace: Pace | None) -> str:

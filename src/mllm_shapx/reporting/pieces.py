@@ -24,6 +24,11 @@ class Piece:
         """The piece in one short word."""
         return self.text.strip() or ("" if self.num_bytes is None else "♪")
 
+    @property
+    def modality(self) -> str:
+        """`text` or `audio`."""
+        return "text" if self.num_bytes is None else "audio"
+
 
 def prompt_pieces(sample: SampleResult) -> list[Piece]:
     """Return the user's pieces in the order of the conversation."""
@@ -31,14 +36,14 @@ def prompt_pieces(sample: SampleResult) -> list[Piece]:
     for turn, entries in enumerate(sample.conversation):
         for entry in entries:
             values = entry.shap_values or (None,) * len(entry.content)
-            words = entry.words or (None,) * len(entry.content)
-            for role, content, value, word in zip(entry.roles, entry.content, values, words, strict=True):
+            for role, content, value in zip(entry.roles, entry.content, values, strict=True):
                 if role != USER:
                     continue
-                is_sound = entry.content_type == AUDIO or not isinstance(content, str)
-                text = word or "" if is_sound or not isinstance(content, str) else content
-                num_bytes = content if isinstance(content, int) else 0
-                pieces.append(Piece(text, num_bytes if is_sound else None, value, turn))
+                if isinstance(content, str):
+                    sound = entry.content_type == AUDIO
+                    pieces.append(Piece("" if sound else content, 0 if sound else None, value, turn))
+                else:
+                    pieces.append(Piece(content.text or "", content.num_bytes, value, turn))
     return pieces
 
 

@@ -1,4 +1,4 @@
-"""A finished or unfinished study as its files tell it; nothing here needs the job, or writes."""
+"""A study read from its files. Nothing here writes, or needs the study to be running."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,11 +6,11 @@ from functools import cached_property
 from typing import Any
 
 from mllm_shapx.errors import StorageError, UsageError
+from mllm_shapx.records.fields import MOST_ROW
 from mllm_shapx.records.results import SampleResult
-from mllm_shapx.records.runs import RunRecords, find_runs
-from mllm_shapx.records.sample_file import MOST_ROW
+from mllm_shapx.records.run_reader import RunReader, find_runs
 from mllm_shapx.records.spec import explainer_type, is_of_older_runner, planned_rows, result_settings
-from mllm_shapx.records.storage import Storage, read_json
+from mllm_shapx.records.storage import Storage
 
 _ESTIMATOR_KEYS = frozenset({"explainer_type", "budget", "hierarchical", "seed"})
 """Settings in which an approximation may differ from the exact run that it is compared with."""
@@ -20,7 +20,7 @@ _ESTIMATOR_KEYS = frozenset({"explainer_type", "budget", "hierarchical", "seed"}
 class RunFiles:
     """One run's files."""
 
-    records: RunRecords
+    records: RunReader
 
     @property
     def name(self) -> str:
@@ -71,10 +71,9 @@ class RunFiles:
     def summary(self) -> Mapping[str, float]:
         """The numbers of `aggregate_metrics.json`; those that are missing or damaged are left out."""
         try:
-            content = read_json(self.records.storage, self.records.layout.summary)
-        except (FileNotFoundError, ValueError):
+            return _numbers(self.records.read_summary() or {})
+        except ValueError:
             return {}
-        return _numbers(content) if isinstance(content, dict) else {}
 
     def sample(self, row_index: int) -> SampleResult | None:
         """Return a row's sample, None where it is missing or damaged."""
@@ -133,7 +132,7 @@ def open_study(directory: str) -> StudyFiles:
             "or a folder samples. Give the directory of an experiment set (OUTPUT_ROOT/EXPERIMENT_SET_ID) or "
             "of one of its runs"
         )
-    return StudyFiles(storage, tuple(RunFiles(RunRecords(storage, name)) for name in _exact_first(names)))
+    return StudyFiles(storage, tuple(RunFiles(RunReader(storage, name)) for name in _exact_first(names)))
 
 
 def _numbers(content: Mapping[str, Any]) -> dict[str, float]:

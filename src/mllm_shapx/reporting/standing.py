@@ -5,9 +5,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from mllm_shapx.planning.runs import RunSpec
-from mllm_shapx.planning.units import NOMINAL_PLAYERS, WorkUnit, plan_units
+from mllm_shapx.planning.units import WorkUnit, plan_units
 from mllm_shapx.records.pace import Pace, read_pace
-from mllm_shapx.records.runs import RunRecords
+from mllm_shapx.records.run_reader import RunReader
 from mllm_shapx.records.storage import open_storage
 from mllm_shapx.reporting.timing import format_duration
 
@@ -50,15 +50,15 @@ def standing(
 ) -> Standing | None:
     """Return how far the plan is in the experiment set's directory `uri`; None when nothing of it is there.
 
-    The time left is what was measured when the study was last at work (`pace.json`), for the rows and runs
-    that the plan has now. Answers stored for rows that are not done make it less.
+    The time left is computed from what answers cost when the study last ran (`pace.json`), for the rows and
+    runs that the plan has now. Answers stored for rows that are not done make it less.
 
     Raises:
         StorageError: When the directory cannot be read.
     """
     storage = open_storage(uri)
     planned = frozenset(rows)
-    records = {run.name: RunRecords(storage, run.name) for run in runs}
+    records = {run.name: RunReader(storage, run.name) for run in runs}
     done = {name: planned.intersection(of_run.sample_rows()) for name, of_run in records.items()}
     failed = {name: planned & of_run.quarantined_rows() - done[name] for name, of_run in records.items()}
     if not any(done.values()):
@@ -69,18 +69,13 @@ def standing(
         samples_done=sum(map(len, done.values())),
         samples_failed=sum(map(len, failed.values())),
         samples=len(planned) * len(runs),
-        seconds_left=None if pace is None else _seconds(left, players or {}, pace),
+        seconds_left=None if pace is None else _seconds(left, pace),
         workers=None if pace is None else pace.workers,
     )
 
 
-def _seconds(units: Sequence[WorkUnit], players: Mapping[int, int], pace: Pace) -> float | None:
+def _seconds(units: Sequence[WorkUnit], pace: Pace) -> float | None:
     """Return the time that units take with as many workers as before; None when some cost is not known."""
-    total = 0.0
-    for unit in units:
-        of_key = pace.seconds.get(unit.cost_key, {})
-        each = of_key.get(players.get(unit.row_index, NOMINAL_PLAYERS))
-        if each is None:
-            return None
-        total += unit.cost * each
-    return total / pace.workers
+    if any(unit.cost_key not in pace.seconds for unit in units):
+        return None
+    return sum(unit.cost * pace.seconds[unit.cost_key] for unit in units) / pace.workers

@@ -1,4 +1,4 @@
-"""How far a study on disk is: done, failed and left per run, and whether anyone works on it."""
+"""The progress of a study on disk: rows done, failed and left per run, and who is running it."""
 
 import os
 import time
@@ -44,12 +44,12 @@ class RunStatus:
 
 @dataclass(frozen=True, slots=True)
 class StudyStatus:
-    """A study, or one run of it, as its files tell it."""
+    """The progress of a study, or of one run of it."""
 
     directory: str
     runs: tuple[RunStatus, ...]
     holder: str | None
-    """The driver at work here, in words; None when there is none."""
+    """The driver that is running it, in words; None when there is none."""
 
     @property
     def damaged(self) -> int:
@@ -130,7 +130,7 @@ class StudyStatus:
 
 
 def status(directory: str, *, check: bool = False) -> StudyStatus:
-    """Return how far the study in an experiment set's directory, or in one run's, is.
+    """Return the progress of the study in an experiment set's directory, or in one run's.
 
     Sample files are counted by name and not opened, so that a large study answers at once; with `check`
     every one is read, and those that are damaged are not done.
@@ -174,7 +174,7 @@ def _state(total: int | None, done: int, failed: int, *, is_held: bool) -> State
 
 
 def _activities(run: RunFiles) -> Iterator[float]:
-    """Yield when the run's files changed, as far as can be told without opening samples."""
+    """Yield when the run's files changed, without opening samples."""
     try:
         checkpoint = run.records.read_checkpoint()
     except ValueError:

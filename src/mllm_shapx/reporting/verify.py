@@ -1,24 +1,19 @@
-"""Checks a finished directory: every file readable, nothing missing, and the numbers add up."""
+"""Checks a directory of results: every file is readable, none is missing, and the numbers add up."""
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mllm_shapx.records.layout import row_of_failure, row_of_sample
 from mllm_shapx.records.lock import lock_holder
-from mllm_shapx.records.results import SampleResult
-from mllm_shapx.records.runs import RunRecords
-from mllm_shapx.records.spec import is_of_older_runner, planned_rows, result_settings
-from mllm_shapx.records.storage import TEMP_PREFIX, Storage, read_json
+from mllm_shapx.records.run_reader import RunReader, decode_failure
+from mllm_shapx.records.spec import is_of_older_runner, planned_rows
+from mllm_shapx.records.storage import Storage
 from mllm_shapx.records.store import CoalitionStore
 from mllm_shapx.records.summary import N_CONSTANT, OLDER_KEYS, RunSummary
+from mllm_shapx.reporting.axioms import ValueCheck, value_checks
 from mllm_shapx.reporting.changed_rows import MadeFrom, compare_with_dataset, mixed_rows
 from mllm_shapx.reporting.differing import different_keys
 from mllm_shapx.reporting.reading import StudyFiles, open_study
-
-TOLERANCE = 1e-6
-"""How far values may be off an axiom, absolutely and relative to the numbers compared."""
 
 _SHOWN_ROWS = 5
 
@@ -56,9 +51,9 @@ class VerifyReport:
     runs: tuple[VerifiedRun, ...]
     problems: tuple[VerifyProblem, ...]
     notes: tuple[str, ...]
-    """What the reader should know and is no fault."""
+    """What the reader should know; these are not faults."""
     warnings: tuple[str, ...] = ()
-    """What may be true of a sound study, and may as well be the sign of a broken model."""
+    """Findings that a sound study may have, and that may also be the sign of a broken model."""
 
     @property
     def ok(self) -> bool:
@@ -140,7 +135,7 @@ def verify(directories: Sequence[str]) -> VerifyReport:
 class _RunCheck:
     """The checks of one run."""
 
-    def __init__(self, records: RunRecords) -> None:
+    def __init__(self, records: RunReader) -> None:
         self._records = records
         self._storage = records.storage
         self._layout = records.layout
@@ -154,7 +149,7 @@ class _RunCheck:
         spec = self._spec()
         planned = self._planned(spec)
         summary = RunSummary()
-        completed = self._samples(_value_checks(spec), summary)
+        completed = self._samples(value_checks(spec), summary)
         failed = self._failures(completed)
         for _ in failed:
             summary.add_failure()
@@ -208,9 +203,8 @@ class _RunCheck:
             self._add(self._layout.spec, "it does not say which rows were selected")
         return planned
 
-    def _samples(self, checks: Sequence["_ValueCheck"], summary: RunSummary) -> frozenset[int]:
-        names = {name: row_of_sample(name) for name in self._storage.list(self._layout.samples)}
-        rows = {f"{self._layout.samples}/{name}": row for name, row in names.items() if row is not None}
+    def _samples(self, checks: Sequence[ValueCheck], summary: RunSummary) -> frozenset[int]:
+        rows = self._records.sample_paths()
         completed = set()
         for path, content in self._storage.read_many(list(rows)):
             if isinstance(content, OSError):
@@ -231,16 +225,15 @@ class _RunCheck:
 
     def _failures(self, completed: frozenset[int]) -> frozenset[int]:
         failed = set()
-        readable = {failure.row_index: failure for failure in self._records.read_failures()}
-        for name in self._storage.list(self._layout.failures):
-            row, path = row_of_failure(name), f"{self._layout.failures}/{name}"
-            if row is None:
-                continue
-            if row not in readable:
+        for path, row, content in self._records.failure_files():
+            try:
+                failure = decode_failure(content, row)
+            except (ValueError, OSError):
                 self._add(path, "it is damaged: no failure can be read from it")
-            elif row in completed:
+                continue
+            if row in completed:
                 self._add(path, "the row has a sample as well")
-            elif readable[row].quarantined:
+            elif failure.quarantined:
                 failed.add(row)
         return frozenset(failed)
 
@@ -278,15 +271,15 @@ class _RunCheck:
     def _summary(self, summary: RunSummary, spec: dict[str, Any]) -> None:
         path = self._layout.summary
         try:
-            found = read_json(self._storage, path)
-        except FileNotFoundError:
-            self._add(path, "it is missing")
-            return
+            found = self._records.read_summary()
         except ValueError as error:
             self._add(path, str(error))
             return
+        if found is None:
+            self._add(path, "it is missing")
+            return
         expected = summary.to_json()
-        if isinstance(found, dict) and N_CONSTANT not in found:
+        if N_CONSTANT not in found:
             del expected[N_CONSTANT]  # written by an earlier version
         if is_of_older_runner(spec):
             expected = {key: expected[key] for key in OLDER_KEYS}
@@ -303,118 +296,14 @@ class _RunCheck:
             )
 
     def _leftovers(self) -> None:
-        layout = self._layout
-        for folder in (self._records.run_name, layout.samples, layout.failures, layout.summary_folder):
-            for name in self._storage.list(folder):
-                if name.startswith(TEMP_PREFIX):
-                    self._add(f"{folder}/{name}", "it is left over from a write that was cut short")
-
-
-type _ValueCheck = Callable[[SampleResult], Iterator[str]]
-
-
-def _value_checks(spec: dict[str, Any]) -> list[_ValueCheck]:
-    """Return what a run's samples must satisfy, as far as its spec tells."""
-    settings = result_settings(spec) or {}
-    checks: list[_ValueCheck] = [_counts, _attribution, _raw_values]
-    if settings.get("explainer_type") == "exact":
-        checks.append(_efficiency)
-    shap = settings.get("shap")
-    normalizer = _NORMALIZED.get(shap.get("normalizer", "")) if isinstance(shap, dict) else None
-    if normalizer is not None:
-        checks.append(normalizer)
-    return checks
-
-
-def _efficiency(sample: SampleResult) -> Iterator[str]:
-    """The values of an exact run sum to v(N) - v(empty) before normalizing (Shapley 1953, efficiency)."""
-    gain = sample.grand_value - sample.base_value
-    if math.isnan(gain) or math.isnan(sample.values_sum):
-        return  # a value that is no number is written as null, and no axiom holds for it
-    if not _close(sample.values_sum, gain):
-        yield (
-            f"the values sum to {sample.values_sum:.9g}, not to v(all) - v(none) = {gain:.9g} "
-            "as exact Shapley values do"
-        )
-
-
-def _counts(sample: SampleResult) -> Iterator[str]:
-    values = len(sample.player_values())
-    is_finite = math.isfinite(sample.values_sum)
-    if values > sample.num_players or (is_finite and values != sample.num_players):
-        yield f"it has {values} values for {sample.num_players} players"
-    counted = sample.attr_summary.count_text_tokens + sample.attr_summary.count_audio_segments
-    if counted != sample.num_players:
-        yield f"attr_summary counts {counted} players of {sample.num_players}"
-
-
-def _raw_values(sample: SampleResult) -> Iterator[str]:
-    """The values before normalizing are one per player and sum to `values_sum`."""
-    values = sample.raw_values
-    if values is None:
-        return  # written by an earlier version
-    if len(values) != sample.num_players:
-        yield f"it has {len(values)} raw_values for {sample.num_players} players"
-    elif math.isfinite(sample.values_sum) and not _close(math.fsum(values), sample.values_sum):
-        yield f"raw_values sum to {math.fsum(values):.9g}, values_sum says {sample.values_sum:.9g}"
-
-
-def _attribution(sample: SampleResult) -> Iterator[str]:
-    summary = sample.attr_summary
-    total = math.fsum(abs(value) for value in sample.player_values() if value is not None)
-    stated = summary.abs_sum_text + summary.abs_sum_audio
-    if math.isfinite(stated) and not _close(stated, total):
-        yield f"attr_summary's sums give {stated:.9g}, the values {total:.9g}"
-    shares = summary.frac_text + summary.frac_audio
-    if math.isfinite(shares) and not _close(shares, 1.0 if stated else 0.0):
-        yield f"attr_summary's shares sum to {shares:.9g}"
-
-
-def _identity(sample: SampleResult) -> Iterator[str]:
-    values = _known_values(sample)
-    if values and not _close(math.fsum(values), sample.values_sum):
-        yield f"the values sum to {math.fsum(values):.9g}, values_sum says {sample.values_sum:.9g}"
-
-
-def _abs_sum(sample: SampleResult) -> Iterator[str]:
-    values = _known_values(sample)
-    total = math.fsum(abs(value) for value in values)
-    if any(values) and not _close(total, 1.0):
-        yield f"the absolute values sum to {total:.9g}, not to 1 as AbsSumNormalizer leaves them"
-
-
-def _shares(sample: SampleResult) -> Iterator[str]:
-    """MinMax and PowerShift leave shares of 1; equal values may stay as they were."""
-    values = _known_values(sample)
-    if not values or max(values) == min(values):
-        return
-    total = math.fsum(values)
-    if min(values) < -TOLERANCE or not _close(total, 1.0):
-        yield f"the values are no shares of 1: they sum to {total:.9g}, the least is {min(values):.9g}"
-
-
-_NORMALIZED: dict[str, _ValueCheck] = {
-    "IdentityNormalizer": _identity,
-    "AbsSumNormalizer": _abs_sum,
-    "MinMaxNormalizer": _shares,
-    "PowerShiftNormalizer": _shares,
-}
-
-
-def _known_values(sample: SampleResult) -> list[float]:
-    """Return all the players' values, none when one of them is no number."""
-    values = [value for value in sample.player_values() if value is not None]
-    return values if len(values) == sample.num_players and math.isfinite(sample.values_sum) else []
-
-
-def _close(one: float, other: float) -> bool:
-    return math.isclose(one, other, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
+        for path in self._records.temp_files():
+            self._add(path, "it is left over from a write that was cut short")
 
 
 def _content_problems(
     study: StudyFiles, made_from: Mapping[str, MadeFrom]
 ) -> tuple[list[VerifyProblem], tuple[str, ...]]:
-    """Return the samples that were made from other rows than the dataset's or the other runs', and notes."""
+    """Return samples whose rows differ from the dataset's or from the other runs', and notes."""
     changes, notes = compare_with_dataset([(run, made_from[run.name]) for run in study.runs])
     problems = [
         VerifyProblem(

@@ -1,0 +1,231 @@
+"""How true the time left is: what the progress line and `plan` say while a study runs, over what it took.
+
+    python benchmarks/bench_estimates.py                  # studies of a minute and of several, in one process
+    python benchmarks/bench_estimates.py --workers 2 --rows 24
+
+The studies are real: a random Llama answers, rows have 4 to 11 words, exact and sampling explainers share
+answers, and a part of the runs generates three times as many tokens. `plan` is asked as from another
+terminal: it reads the files of the study under way. Afterwards the study is done once more and stopped, as by
+Ctrl-C, after a tenth; `plan` says how long the rest takes, and it is resumed.
+"""
+
+import json
+import os
+import signal
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+from bench_engine import build
+from bench_grid import SYLLABLES
+
+from mllm_shapx.config.loading import LoadedConfig, load_config
+from mllm_shapx.data.selection import select_rows
+from mllm_shapx.data.sources import open_table
+from mllm_shapx.execution.options import RunOptions
+from mllm_shapx.execution.run import run_config
+from mllm_shapx.execution.signals import StopRequest, stop_requests
+from mllm_shapx.planning.sweep import expand, player_rule
+from mllm_shapx.records.storage import join_uri
+from mllm_shapx.reporting.progress import ProgressReporter
+from mllm_shapx.reporting.standing import standing
+from mllm_shapx.reporting.study_progress import StudyProgress
+
+TENTH = 0.1
+PLAYERS = (4, 11)
+EVERY_S = 1.0
+"""Seconds between two looks at what `plan` says."""
+
+
+@dataclass(frozen=True)
+class Said:
+    """What was said at one moment."""
+
+    at: float
+    share: float
+    """Of the expected coalitions, done at that moment."""
+    line: float | None
+    """Seconds left by the progress line."""
+    plan: float | None
+    """Seconds left by `plan`; None where it was not asked or did not know."""
+
+
+class Plan:
+    """What `mllm-shapx plan` says of a config."""
+
+    def __init__(self, loaded: LoadedConfig) -> None:
+        settings = loaded.experiment_set
+        self._runs = expand(settings, str(loaded.path)).runs
+        self._selection = select_rows(
+            open_table(settings.dataset, loaded.path),
+            settings.dataset,
+            settings.selection,
+            settings.modality,
+            player_rule(settings, loaded.path),
+        )
+        self._uri = join_uri(settings.output_root, settings.experiment_set_id)
+
+    def seconds_left(self) -> float | None:
+        """Read the files of the study as they are now."""
+        found = standing(self._uri, self._runs, self._selection.rows, self._selection.players)
+        return None if found is None else found.seconds_left
+
+
+class Listener(ProgressReporter):
+    """Notes what a user would read, and may interrupt the study.
+
+    Args:
+        plan: Asked every second.
+        stop_at: Share of the coalitions at which the study is interrupted; None for never.
+    """
+
+    def __init__(self, plan: Plan, stop_at: float | None) -> None:
+        self.said: list[Said] = []
+        self.messages: list[str] = []
+        self._plan = plan
+        self._asked = 0.0
+        self._stop_at = stop_at
+
+    def update(self, progress: StudyProgress) -> None:
+        """Note the time left; ask `plan` when it is time."""
+        now = time.monotonic()
+        # A resumed study first looks for runs that stored answers suffice for, and may have none.
+        total = progress.coalitions_total
+        share = progress.coalitions_done / total if total else 0.0
+        said = None
+        if now - self._asked > EVERY_S and share > TENTH / 2:
+            said, self._asked = self._plan.seconds_left(), now
+        self.said.append(Said(now, share, progress.eta_s, said))
+        if self._stop_at is not None and share >= self._stop_at:
+            self._stop_at = None
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def message(self, text: str) -> None:
+        """Keep a message."""
+        self.messages.append(text)
+
+    def close(self) -> None:
+        """Keep everything."""
+
+
+def write_study(folder: Path, model: Path, rows: int) -> Path:
+    """Write rows and config of a study of several explainers with two ways of generating."""
+    import random
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rng = random.Random(rows)
+    words = sorted({"".join(rng.choices(SYLLABLES, k=rng.randint(1, 3))) for _ in range(400)})
+    prompts = [" ".join(rng.sample(words, rng.randint(*PLAYERS))) for _ in range(rows)]
+    pq.write_table(pa.table({"prompt": prompts}), folder / "rows.parquet")
+    experiments: list[dict[str, Any]] = [
+        {"explainer_type": "exact"},
+        {"explainer_type": "limited_mc", "fractions": [0.2, 0.5]},
+        {
+            "explainer_type": "standard_cc",
+            "linear": [2.0],
+            "generation_override": {"max_new_tokens": 24},
+        },
+    ]
+    path = folder / "study.json"
+    path.write_text(
+        json.dumps(
+            {
+                "experiment_set_id": "study",
+                "output_root": str(folder / "out"),
+                "connector": "hf_text",
+                "connector_kwargs": {"model_id": str(model), "dtype": "float32"},
+                "device": "cpu",
+                "dataset": {"source": "local_parquet", "path": str(folder / "rows.parquet")},
+                "generation": {"max_new_tokens": 8, "text_temperature": 0.0},
+                "wandb": {"enabled": False},
+                "experiments": experiments,
+            }
+        )
+    )
+    return path
+
+
+def run(loaded: LoadedConfig, workers: int, stop_at: float | None, *, resume: bool) -> tuple[Listener, float]:
+    """Run a study and return what was said, and the moment at which it ended."""
+    listener = Listener(Plan(loaded), stop_at)
+    options = RunOptions(num_workers=workers or None, resume=resume)
+    with stop_requests(StopRequest()) as request:
+        outcome = run_config(loaded, options, listener, inline=workers == 0, request=request)
+    ended = time.monotonic()
+    if outcome.exit_code not in {0, 130}:
+        raise click.ClickException("\n".join(listener.messages))
+    return listener, ended
+
+
+def over_truth(said: list[Said], ended: float, what: str) -> list[tuple[float, float]]:
+    """Return (share done, time left as said over the truth), from a tenth to nine tenths of the work."""
+    found = []
+    for each in said:
+        value = getattr(each, what)
+        if value is not None and TENTH <= each.share <= 1 - TENTH:
+            found.append((each.share, value / (ended - each.at)))
+    return found
+
+
+def show(name: str, ratios: list[tuple[float, float]]) -> None:
+    """Print what was said first, around the half, and what was furthest from the truth."""
+    if not ratios:
+        click.echo(f"{name:32} nothing was said")
+        return
+    half = min(ratios, key=lambda each: abs(each[0] - 0.5))
+    worst = max(ratios, key=lambda each: abs(each[1] - 1))
+    cells = (f"{ratio:5.2f} at {share:4.0%}" for share, ratio in (ratios[0], half, worst))
+    click.echo(f"{name:32} " + "   ".join(cells))
+
+
+def measure(folder: Path, model: Path, rows: int, workers: int) -> None:
+    """Do one study twice and print how true the estimates were."""
+    folder.mkdir()
+    loaded = load_config(write_study(folder, model, rows))
+    listener, ended = run(loaded, workers, None, resume=False)
+    seconds = ended - next(each.at for each in listener.said if each.share > 0)
+    where = "one process" if not workers else f"{workers} workers"
+    click.echo(f"{rows} rows, {where}: {seconds:.0f} s from the first answer, load {os.getloadavg()[0]:.1f}")
+    show("  progress line / truth", over_truth(listener.said, ended, "line"))
+    show("  plan, under way / truth", over_truth(listener.said, ended, "plan"))
+    (folder / "again").mkdir()
+    again = load_config(write_study(folder / "again", model, rows))
+    stopped = run(again, workers, TENTH, resume=False)[0].said[-1].share
+    promised = Plan(again).seconds_left()
+    began = time.monotonic()
+    listener, ended = run(again, workers, None, resume=True)
+    first = next(each.at for each in listener.said if each.share > listener.said[0].share)
+    if promised is None:
+        click.echo("  plan, after an interruption: nothing was said")
+    else:
+        click.echo(
+            f"  plan, interrupted at {stopped:4.0%}: {promised:.1f} s; it took {ended - began:.1f} s, "
+            f"{ended - first:.1f} s of it from the first answer: {promised / (ended - first):.2f}"
+        )
+
+
+@click.command()
+@click.option("--parameters", type=click.Choice(["5m", "200m"]), default="5m")
+@click.option("--rows", type=int, multiple=True, help="Rows of a study; default 8, 24 and 96.")
+@click.option("--workers", type=int, default=0, help="Workers on Ray; 0 for one process without it.")
+@click.option("--rounds", type=int, default=1, help="How often to measure.")
+def main(parameters: str, rows: tuple[int, ...], workers: int, rounds: int) -> None:
+    """Measure how true the time left is."""
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+    with tempfile.TemporaryDirectory(prefix="shapx-estimates-") as name:
+        folder = Path(name)
+        (folder / "model").mkdir()
+        build(parameters, folder / "model")
+        click.echo("columns: at the first moment after a tenth; at the half; furthest from the truth")
+        for number in range(rounds):
+            for count in rows or (8, 24, 96):
+                measure(folder / f"{number}-{count}", folder / "model", count, workers)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""Commands that read a study's directory: status, failures, store info, verify."""
+
+import functools
+import sys
+from collections.abc import Sequence
+
+import click
+
+from mllm_shapx.cli.group import main
+from mllm_shapx.cli.options import ANSWERS
+from mllm_shapx.terminal import Location, say, say_json, terminal_width, whole
+
+
+@main.command()
+@click.argument("directory", type=Location())
+@click.option("--check", is_flag=True, help="Read every sample; exit code 1 when one is damaged.")
+@click.option("--json", "as_json", is_flag=True, help="Print the status as data.")
+def status(directory: str, check: bool, as_json: bool) -> None:
+    """Say how far a study is, from its files alone."""
+    from mllm_shapx.reporting.status import status as read_status
+
+    found = read_status(directory, check=check)
+    if as_json:
+        say_json(found.to_json())
+    else:
+        say(found.to_text(terminal_width()), nl=False)
+    if found.damaged:
+        sys.exit(1)
+
+
+@main.command()
+@click.argument("directory", type=Location())
+@click.option("--reason", "reasons", multiple=True, help="Only failures of this reason; may be repeated.")
+@click.option("--json", "as_json", is_flag=True, help="Print the failures as data.")
+def failures(directory: str, reasons: Sequence[str], as_json: bool) -> None:
+    """List the samples that were given up, and why."""
+    from mllm_shapx.reporting.failures import failures as read_failures
+
+    found = read_failures(directory, reasons=reasons)
+    if as_json:
+        say_json(found.to_json())
+    else:
+        say(found.to_text(terminal_width()), nl=False)
+
+
+@main.group()
+def store() -> None:
+    """Look after the answers that are kept for other runs."""
+
+
+@store.command("info")
+@click.argument("directory", type=Location())
+@click.option("--json", "as_json", is_flag=True, help="Print it as data.")
+def store_info(directory: str, as_json: bool) -> None:
+    """Say what answers a study keeps."""
+    from mllm_shapx.reporting.stored import stored
+
+    found = stored(directory)
+    if as_json:
+        say_json(found.to_json())
+    else:
+        say(found.to_text(terminal_width()), nl=False)
+
+
+@main.command()
+@click.argument("directories", nargs=-1, required=True, type=Location(), metavar="DIRECTORY...")
+@click.option(
+    "--again",
+    type=ANSWERS,
+    metavar="N",
+    help="Load the model, generate N random stored answers again, one at a time, and compare them.",
+)
+@click.option(
+    "--seed",
+    type=whole(0, 2**32 - 1, "which is the largest seed"),
+    default=0,
+    show_default=True,
+    help="Which answers --again draws.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as data.")
+def verify(directories: Sequence[str], again: int | None, seed: int, as_json: bool) -> None:
+    """Check finished directories: every sample, the counts, the efficiency of exact values."""
+    from mllm_shapx.reporting.verify import verify as check
+
+    found = check(directories)
+    if not as_json:
+        say(found.text())
+    rechecks = []
+    if again is not None:
+        from mllm_shapx.execution.recheck import recheck
+
+        tell = functools.partial(say, err=True)
+        rechecks = [recheck(directory, again, seed, tell) for directory in directories]
+    if as_json:
+        asked = {} if again is None else {"again": [each.to_json() for each in rechecks]}
+        say_json({**found.to_json(), **asked})
+    else:
+        for each in rechecks:
+            say(each.to_text())
+    if not (found.ok and all(each.ok for each in rechecks)):
+        sys.exit(1)

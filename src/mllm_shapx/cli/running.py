@@ -1,0 +1,227 @@
+"""Commands that do the work: run, demo, retry, rescore, merge, and removing stored answers."""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mllm_shapx.cli.go_on import note_left, say_what_is_left, stop_request
+from mllm_shapx.cli.group import main
+from mllm_shapx.cli.options import (
+    A_YEAR,
+    ROWS,
+    SHARD,
+    WORKERS,
+    YEAR_S,
+    shard_of,
+    with_configs,
+    with_resources,
+    with_shard,
+)
+from mllm_shapx.cli.reading import store
+from mllm_shapx.config.files import load_configs
+from mllm_shapx.errors import UsageError
+from mllm_shapx.terminal import FilePath, Location, Number, say, say_json, whole
+
+if TYPE_CHECKING:
+    from mllm_shapx.config.loading import LoadedConfig
+    from mllm_shapx.execution.options import RunOptions
+
+
+@main.command()
+@with_configs
+@click.option("--resume", is_flag=True, help="Skip what is done and go on with the rest.")
+@click.option(
+    "--overwrite", is_flag=True, help="Start again; old samples are moved aside, answers are reused."
+)
+@click.option(
+    "--accept-changed-rows",
+    is_flag=True,
+    help="With --resume: explain rows again that were changed in the dataset; old samples are moved aside.",
+)
+@click.option("--max-samples", type=ROWS, help="Explain at most so many rows.")
+@with_shard
+@with_resources
+@click.option(
+    "--max-retries",
+    type=whole(0, 100, "for a study that fails so often needs a look"),
+    default=0,
+    show_default=True,
+    help="Times that a config that fails is tried again.",
+)
+@click.option(
+    "--retry-delay",
+    "retry_delay_s",
+    type=Number(0, YEAR_S, A_YEAR),
+    default=30.0,
+    show_default=True,
+    help="Seconds before it is tried again.",
+)
+@click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
+@click.option("--inline", is_flag=True, help="Do the work in this process, without Ray.")
+@click.option("--json", "as_json", is_flag=True, help="Print the outcome as data.")
+@click.option("--table", is_flag=True, help="Show some rows and all runs at the end.")
+@click.option(
+    "--mark", metavar="COLUMN", help="With --table: rank the word that this column of the dataset holds."
+)
+def run(
+    configs: Sequence[Path],
+    *,
+    inline: bool,
+    as_json: bool,
+    table: bool,
+    mark: str | None,
+    dry_run: bool,
+    **options: Any,
+) -> None:
+    """Explain the rows of configs by all their runs."""
+    from mllm_shapx.cli.several import Show, run_configs
+    from mllm_shapx.execution.options import Again, RunOptions
+
+    if options["resume"] and options["overwrite"]:
+        raise UsageError("--resume and --overwrite exclude each other; give one of them")
+    if options["accept_changed_rows"] and not options["resume"]:
+        raise UsageError("--accept-changed-rows goes with --resume; give both")
+    shard = shard_of(*(options.pop(name) for name in SHARD))
+    again = Again(options.pop("max_retries"), options.pop("retry_delay_s"))
+    loaded, wanted = load_configs(configs), RunOptions(shard=shard, **options)
+    if dry_run:
+        _dry_run(loaded, wanted)
+    else:
+        run_configs(loaded, wanted, again, Show(as_json, table, mark), inline=inline)
+
+
+def _dry_run(loaded: "Sequence[LoadedConfig]", options: "RunOptions") -> None:
+    """Say of each config what a run would do; exit with 2 when one would be refused."""
+    from mllm_shapx.execution.study_plan import dry_run
+
+    refused = False
+    for config in loaded:
+        try:
+            found = dry_run(config, options)
+        except UsageError as error:
+            refused = True
+            say(f"{config.path}: would be refused: {error}")
+            continue
+        for warning in found.warnings:
+            say(f"warning: {config.path}: {warning}", err=True)
+        say(f"{config.path}: {found.to_text()}")
+    if refused:
+        sys.exit(2)
+
+
+@main.command()
+@click.option(
+    "--config",
+    "config",
+    type=FilePath(),
+    default="configs/demo.json",
+    show_default=True,
+    help="Config of the demo.",
+)
+@click.option("--num-workers", type=WORKERS, default=2, show_default=True, help="Workers on the CPU.")
+@click.option("--inline", is_flag=True, help="Do the work in this process, without Ray.")
+def demo(config: Path, num_workers: int, inline: bool) -> None:
+    """Explain the rows that the repository ships with the model that it ships."""
+    from mllm_shapx.cli.several import Show, run_configs
+    from mllm_shapx.execution.options import Again, RunOptions
+
+    if not config.is_file():
+        raise UsageError(f"{config} is not there; run this in a checkout of the repository, or give --config")
+    options = RunOptions(overwrite=True, num_workers=num_workers)
+    shown = Show(table=True, mark="planted_word")
+    run_configs(load_configs([config]), options, Again(), shown, inline=inline)
+
+
+@main.command()
+@click.argument("directory", type=Location(), required=False)
+@click.option("--config", type=FilePath(), help="Config of the set; the shards' copy of it by default.")
+@click.option("--json", "as_json", is_flag=True, help="Print the outcome as data.")
+def merge(directory: str | None, config: Path | None, as_json: bool) -> None:
+    """Join the shards in a set's DIRECTORY, as if one run had made them."""
+    from mllm_shapx.execution.merging import merge_shards, shard_config
+
+    if directory is None and config is None:
+        raise UsageError("no set is named; give its directory, or --config FILE")
+    (loaded,) = load_configs([config or Path(shard_config(str(directory)))])
+    outcome = merge_shards(loaded)
+    if as_json:
+        say_json(outcome.to_json())
+    else:
+        for note in outcome.warnings:
+            say(note, err=True)
+        say(outcome.to_text(f"mllm-shapx run --config {shlex.quote(str(loaded.path))} --resume"))
+    if outcome.exit_code:
+        sys.exit(outcome.exit_code)
+
+
+@main.command()
+@click.argument("directory", type=Location())
+@click.option("--only", "reasons", multiple=True, metavar="REASON", help="Only failures of this reason.")
+@with_resources
+@click.option("--inline", is_flag=True, help="Do the work in this process, without Ray.")
+def retry(directory: str, reasons: Sequence[str], inline: bool, **options: Any) -> None:
+    """Try the samples again that were given up, and nothing else."""
+    from mllm_shapx.cli.several import Show, run_configs
+    from mllm_shapx.execution.options import Again, RunOptions
+    from mllm_shapx.execution.preparation import study_config
+    from mllm_shapx.reporting.failures import failures
+
+    rows = failures(directory, reasons=reasons).rows_by_run()
+    if not rows:
+        say(f"{directory}: no sample to try again")
+        return
+    loaded = load_configs([study_config(directory)])
+    wanted = RunOptions(resume=True, retry_rows=rows, **options)
+    run_configs(loaded, wanted, Again(), Show(), inline=inline)
+
+
+@main.command()
+@with_configs
+@click.option("--overwrite", is_flag=True, help="Compute all samples again; old ones are moved aside.")
+@click.option("--max-samples", type=ROWS, help="Take at most so many rows.")
+def rescore(configs: Sequence[Path], overwrite: bool, max_samples: int | None) -> None:
+    """Compute runs from stored answers alone, without loading the model."""
+    from mllm_shapx.execution.options import RunOptions
+    from mllm_shapx.execution.outcome import INTERRUPTED_FROM
+    from mllm_shapx.execution.rescoring import rescore_config
+    from mllm_shapx.reporting.progress import ProgressReporter
+
+    options = RunOptions(resume=not overwrite, overwrite=overwrite, max_samples=max_samples)
+    codes = [0]
+    request = stop_request()
+    files = load_configs(configs)
+    for number, loaded in enumerate(files):
+        note_left(request, files[number:])
+        interactive = None if loaded.experiment_set.runtime.progress_bar else False
+        with ProgressReporter(sys.stderr, interactive) as reporter:
+            outcome = rescore_config(loaded, options, reporter, request)
+        say(outcome.to_text(request.go_on))
+        codes.append(outcome.exit_code)
+        if request.signal is not None and number + 1 < len(files):
+            codes.append(request.exit_code)
+            if outcome.exit_code <= INTERRUPTED_FROM:
+                note_left(request, files[number + 1 :])
+                say_what_is_left(request, len(files) - number - 1)
+            break
+    if max(codes):
+        sys.exit(max(codes))
+
+
+@store.command("prune")
+@with_configs
+def store_prune(configs: Sequence[Path]) -> None:
+    """Remove answers that no run of the configs needs."""
+    from mllm_shapx.execution.options import RunOptions
+    from mllm_shapx.execution.preparation import prepare, prune_answers
+
+    for loaded in load_configs(configs):
+        study, _ = prepare(loaded, RunOptions())
+        removed = prune_answers(study)
+        say(
+            f"{study.output_uri}: removed the answers of {removed.entries} row(s) and generation key(s), "
+            f"{removed.num_bytes / 1e6:.1f} MB"
+        )

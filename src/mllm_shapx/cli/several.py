@@ -1,0 +1,130 @@
+"""Does the work of the configs of a call, one after another, and prints what came out."""
+
+import functools
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from mllm_shapx.cli.go_on import no_audience_needed, note_left, say_what_is_left, stop_request
+from mllm_shapx.cli.group import leave
+from mllm_shapx.config.loading import LoadedConfig
+from mllm_shapx.errors import ShapxError
+from mllm_shapx.execution.batch import ConfigResult, run_with_retries, worst
+from mllm_shapx.execution.options import Again, RunOptions
+from mllm_shapx.execution.outcome import StudyOutcome
+from mllm_shapx.execution.signals import StopRequest
+from mllm_shapx.reporting.batch import BatchItem, batch_table
+from mllm_shapx.reporting.progress import ProgressReporter
+from mllm_shapx.terminal import say, say_json, terminal_width
+
+
+@dataclass(frozen=True, slots=True)
+class Show:
+    """What is printed at the end."""
+
+    as_json: bool = False
+    table: bool = False
+    """Whether some rows and all runs are shown."""
+    mark: str | None = None
+    """With `table`: the dataset's column whose word is ranked."""
+
+
+def run_configs(
+    loaded: Sequence[LoadedConfig], options: RunOptions, again: Again, show: Show, *, inline: bool
+) -> None:
+    """Do the work of each config, print what came out, and exit with the worst code.
+
+    A config that fails does not keep the next ones from being done.
+
+    Raises:
+        ShapxError: The error of the only config.
+    """
+    results: list[ConfigResult] = []
+    request = stop_request()
+    for number, config in enumerate(loaded):
+        note_left(request, loaded[number:], overwrite=options.overwrite)
+        result = _result(config, options, again, request, inline=inline)
+        results.append(result)
+        with no_audience_needed(request):
+            if not isinstance(result.found, ShapxError):
+                _print_outcome(result.found, config, request, show)
+            elif len(loaded) == 1:
+                raise result.found
+            else:
+                say(f"error: {result.found}", err=True)
+        if request.signal is not None and (result.is_interrupted or config is not loaded[-1]):
+            break
+    with no_audience_needed(request):
+        _sum_up(loaded, results, as_json=show.as_json)
+    code = worst(result.exit_code for result in results)
+    if request.signal is not None:
+        if len(results) < len(loaded):
+            # With --overwrite, the interrupted config goes on by another command than those after it.
+            is_half_done = results[-1].is_interrupted and not options.overwrite
+            left = loaded[len(results) - is_half_done :]
+            note_left(request, left, overwrite=options.overwrite)
+            say_what_is_left(request, len(left))
+            code = request.exit_code
+        leave(code)
+    if code:
+        sys.exit(code)
+
+
+def _result(
+    config: LoadedConfig, options: RunOptions, again: Again, request: StopRequest, *, inline: bool
+) -> ConfigResult:
+    from mllm_shapx.execution.run import run_config
+
+    interactive = None if config.experiment_set.runtime.progress_bar else False
+
+    def work(options: RunOptions) -> StudyOutcome:
+        with ProgressReporter(sys.stderr, interactive) as reporter:
+            return run_config(config, options, reporter, inline=inline, request=request)
+
+    tell = functools.partial(say, err=True)
+    return run_with_retries(work, config, options=options, again=again, request=request, tell=tell)
+
+
+def _print_outcome(outcome: StudyOutcome, config: LoadedConfig, request: StopRequest, show: Show) -> None:
+    for warning in outcome.warnings:
+        say(f"warning: {warning}", err=True)
+    if show.table:
+        _print_table(config, outcome.output_uri, show.mark)
+    if not show.as_json:
+        say(outcome.to_text(request.go_on))
+
+
+def _print_table(config: LoadedConfig, directory: str, column: str | None) -> None:
+    from mllm_shapx.data.sources import open_table
+    from mllm_shapx.reporting.comparison import Mark
+    from mllm_shapx.reporting.table import results_table, wants_color
+
+    marks = {}
+    table = open_table(config.experiment_set.dataset, config.path)
+    if column is not None and column in table.columns:
+        words = table.column(column)
+        marks = {index: Mark(column, str(word)) for index, word in enumerate(words) if word is not None}
+    say(results_table(directory, marks=marks, width=terminal_width(), color=wants_color(sys.stdout)))
+
+
+def _sum_up(loaded: Sequence[LoadedConfig], results: Sequence[ConfigResult], *, as_json: bool) -> None:
+    """Print the outcomes as data, or a table where there are several configs."""
+    # A signal may have kept some configs from starting.
+    items = [_item(config, result) for config, result in zip(loaded, results, strict=False)]
+    if as_json:
+        data = [
+            item.to_json() if isinstance(result.found, ShapxError) else result.found.to_json()
+            for item, result in zip(items, results, strict=True)
+        ]
+        say_json(data[0] if len(data) == 1 else data)
+    elif len(loaded) > 1:
+        items += [BatchItem(str(config.path), None) for config in loaded[len(results) :]]
+        say(f"\n{batch_table(items)}")
+
+
+def _item(config: LoadedConfig, result: ConfigResult) -> BatchItem:
+    found = result.found
+    item = BatchItem(str(config.path), result.exit_code, tries=result.tries, seconds=result.seconds)
+    if isinstance(found, ShapxError):
+        return replace(item, error=str(found))
+    return replace(item, done=sum(found.done.values()), total=sum(found.total.values()))

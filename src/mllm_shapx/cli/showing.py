@@ -1,0 +1,100 @@
+"""Commands that show a study's results to others: report, compare, export."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from mllm_shapx.cli.group import main
+from mllm_shapx.terminal import FilePath, Location, Number, say, say_json, terminal_width, whole
+
+if TYPE_CHECKING:
+    from mllm_shapx.reporting.export import Format
+
+_MEGABYTES = Number(0, 1000, "since browsers do not open larger pages")
+
+
+@main.command()
+@click.argument("directory", type=Location())
+@click.option("--output", type=FilePath(), help="The page to write; report.html in DIRECTORY.")
+@click.option(
+    "--figures",
+    type=FilePath(),
+    help="Write the plots (SVG, PDF) and the errors (CSV, LaTeX) into this folder.",
+)
+@click.option(
+    "--audio-limit",
+    type=_MEGABYTES,
+    default=15,
+    show_default=True,
+    metavar="MB",
+    help="Recordings in the page.",
+)
+@click.option(
+    "--accept-changed-rows", is_flag=True, help="Show samples of rows that were changed in the dataset too."
+)
+def report(
+    directory: str, output: Path | None, figures: Path | None, audio_limit: float, accept_changed_rows: bool
+) -> None:
+    """Write an HTML page of a study: tables, plots, prompts with their values.
+
+    With --figures, the page is written only where --output names it.
+    """
+    if figures is not None:
+        from mllm_shapx.reporting.figures import write_figures
+
+        for path in write_figures(directory, figures, accept_changed_rows=accept_changed_rows):
+            say(path)
+        if output is None:
+            return
+    from mllm_shapx.reporting.html import PageSettings
+    from mllm_shapx.reporting.html import report as write_report
+
+    settings = PageSettings(most_sound=int(audio_limit * 1e6))
+    say(write_report(directory, output, settings=settings, accept_changed_rows=accept_changed_rows))
+
+
+@main.command()
+@click.argument("directories", nargs=-1, required=True, type=Location(), metavar="DIRECTORY...")
+@click.option(
+    "--top-k",
+    type=whole(1, 1000, "which is more than prompts have"),
+    default=3,
+    show_default=True,
+    help="How many players count as the most important ones.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the comparison as data.")
+@click.option(
+    "--html", "output", type=FilePath(), help="Write a page with the runs of each row side by side."
+)
+def compare(directories: Sequence[str], top_k: int, as_json: bool, output: Path | None) -> None:
+    """Compare the first run with the others, on the rows that they share.
+
+    Runs may be of different sets and models. An experiment set's directory stands for all its runs.
+    """
+    from mllm_shapx.reporting.compare import compare as compare_runs
+    from mllm_shapx.reporting.output import refuse_inside, write_output
+
+    found = compare_runs(directories, top_k)
+    if as_json:
+        say_json(found.to_json())
+    else:
+        say(found.to_text(terminal_width()), nl=False)
+    if output is not None:
+        for run in found.study.runs:
+            refuse_inside(run.records.storage, output)
+        write_output(output, found.to_html().encode(errors="replace"))
+        say(output, err=as_json)
+
+
+@main.command()
+@click.argument("directory", type=Location())
+@click.option("--format", "form", type=click.Choice(["csv", "parquet"]), required=True, help="What to write.")
+@click.option("--output", type=FilePath(), help="The file; named after the set, in the working directory.")
+@click.option("--overwrite", is_flag=True, help="Replace a file that is there.")
+def export(directory: str, form: "Format", output: Path | None, overwrite: bool) -> None:
+    """Write one table of all values: a line for each player of every sample."""
+    from mllm_shapx.reporting.export import export as write_export
+
+    say(write_export(directory, form, output, overwrite=overwrite).to_text())

@@ -1,0 +1,25 @@
+"""Where a tokenizer and the model of a value function are loaded from, once a config is resolved."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerSource:
+    """Where the explained model's tokenizer is loaded from."""
+
+    model: str
+    """Absolute directory, or hub id."""
+    revision: str | None = None
+    gguf_file: str | None = None
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ValueModel:
+    """The model that a value function loads."""
+
+    source: str
+    """Absolute directory, or hub id."""
+    commit: str
+    """Digest of the directory, or hub commit."""
+    is_directory: bool

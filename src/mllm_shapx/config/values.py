@@ -1,0 +1,231 @@
+"""Types of the config's values: what each may hold, and the message where it does not."""
+
+import re
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import AfterValidator, BeforeValidator, Field, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+from mllm_shapx.config import servers
+from mllm_shapx.config.paths import location, name_fault
+from mllm_shapx.config.vocabulary import (
+    EXPLAINER_ALIASES,
+    ConnectorName,
+    EmbeddingMode,
+    ExplainerType,
+    OtherFlatType,
+    ShapleyType,
+    TypeAlias,
+    ValueFunctionName,
+    canonical_value_function,
+)
+
+_SEGMENT = re.compile(r"[A-Za-z0-9._-]+")
+_LONGEST_SEGMENT = 150
+_LONGEST_NUMBER = 30
+_DEVICE = re.compile(r"cuda(:\d+)?|cpu|mps")
+
+
+def _path_segment(value: str) -> str:
+    if not _SEGMENT.fullmatch(value) or value in {".", ".."}:
+        msg = f'"{value}" must be one path segment: letters, digits and . _ - only'
+        raise ValueError(msg)
+    if len(value) > _LONGEST_SEGMENT:
+        msg = f"is a directory's name and takes at most {_LONGEST_SEGMENT} characters, not {len(value)}"
+        raise ValueError(msg)
+    return value
+
+
+def canonical_type(value: Any) -> Any:
+    """Return the explainer type that a name or alias means, in any case; anything unknown as it is."""
+    if not isinstance(value, str):
+        return value
+    return EXPLAINER_ALIASES.get(value.lower(), value.lower())
+
+
+def _connector(value: Any) -> Any:
+    return servers.CONNECTOR_ALIASES.get(value, value) if isinstance(value, str) else value
+
+
+def _upper(value: Any) -> Any:
+    return value.upper() if isinstance(value, str) else value
+
+
+def _as_list(value: Any) -> Any:
+    """Let a single number stand for a list of one: `"ks": 10` is `"ks": [10]`."""
+    return [value] if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+@dataclass(frozen=True)
+class AtMost:
+    """An upper bound with its reason, in messages and in the JSON Schema."""
+
+    most: float
+    why: str
+    """What a larger value would mean."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self._check, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return {**handler(schema), "maximum": self.most}
+
+    def _check[Value: float](self, value: Value) -> Value:
+        if value > self.most:
+            text = str(value)
+            found = text if len(text) <= _LONGEST_NUMBER else f"{text[:_LONGEST_NUMBER]}…"
+            msg = f"{found} is too large: at most {self.most:,}, {self.why}"
+            raise ValueError(msg)
+        return value
+
+
+def _num_samples(value: int) -> int:
+    if value != -1 and value < 1:
+        msg = f"{str(value)[:_LONGEST_NUMBER]} must be at least 1, or -1 for the estimator's floor"
+        raise ValueError(msg)
+    return value
+
+
+def _name(value: str) -> str:
+    """Refuse what no name, path or URI can be; the value itself stays as written."""
+    fault = name_fault(value)
+    if fault is not None:
+        raise ValueError(fault)
+    return value
+
+
+def _path(value: str) -> str:
+    """Refuse what cannot be a path; the value stays as written, since `~` is another one elsewhere."""
+    location(value)
+    return value
+
+
+def _flat_type_as_written(value: Any) -> Any:
+    allowed = get_args(ShapleyType)
+    if canonical_type(value) in get_args(OtherFlatType):
+        msg = f'"{value}" gives no shares of a whole, which "hierarchical" divides; take a Shapley type'
+        raise ValueError(msg)
+    if canonical_type(value) not in allowed:
+        expected = ", ".join(f"'{name}'" for name in allowed)
+        raise PydanticCustomError("unknown_name", "must be one of {expected}", {"expected": expected})
+    return value
+
+
+def _not_empty(value: str) -> str:
+    if not value.strip():
+        msg = "must not be empty"
+        raise ValueError(msg)
+    return value
+
+
+def _gguf_file(value: str) -> str:
+    path = PurePosixPath(value)
+    if path.suffix != ".gguf" or path.is_absolute() or ".." in path.parts:
+        msg = f'"{value}" must be the name of a *.gguf file inside the model\'s directory or repository'
+        raise ValueError(msg)
+    return value
+
+
+def _device(value: Any) -> Any:
+    return None if value == "auto" else value
+
+
+def _known_device(value: str | None) -> str | None:
+    if value is not None and not _DEVICE.fullmatch(value):
+        expected = "'cuda', 'cpu', 'mps', 'auto'"
+        raise PydanticCustomError("unknown_name", "must be one of {expected}", {"expected": expected})
+    return value
+
+
+Name = Annotated[str, AfterValidator(_name)]
+"""Text that names something; not empty, no control characters, no login."""
+WrittenPath = Annotated[str, AfterValidator(_path)]
+"""A path, hub id or URI; expanded where it is used."""
+GgufFile = Annotated[str, AfterValidator(_gguf_file)]
+PathSegment = Annotated[str, AfterValidator(_path_segment)]
+Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
+MinFraction = Annotated[float, Field(ge=0.0, le=1.0)]
+LinearFactor = Annotated[float, Field(gt=0.0, le=10.0)]
+NumSamples = Annotated[
+    int,
+    AfterValidator(_num_samples),
+    AtMost(1 << 24, "for a game of more than 2^24 coalitions is refused"),
+]
+MOST_PLAYERS = AtMost(1_000_000, "and no row has as many players")
+MOST_ROWS = AtMost(1_000_000_000, "and no dataset that is taken has as many rows")
+GroupSize = Annotated[int, Field(ge=2), MOST_PLAYERS]
+Players = Annotated[int, Field(ge=1), MOST_PLAYERS]
+Rows = Annotated[int, Field(ge=1), MOST_ROWS]
+BatchSize = Annotated[
+    int, Field(ge=1), AtMost(65_536, "for one forward pass holds the whole batch in memory")
+]
+NewTokens = Annotated[int, Field(ge=1), AtMost(131_072, "for no model here answers at such length")]
+TopK = Annotated[int, Field(ge=1), AtMost(10_000_000, "and no vocabulary is larger")]
+MaxLength = Annotated[int, Field(ge=1), AtMost(131_072, "and no encoder reads longer texts")]
+Temperature = Annotated[float, Field(ge=0.0), AtMost(100.0, "from where on answers are noise")]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+WindowMs = Annotated[float, Field(ge=1.0), AtMost(600_000.0, "which is the longest recording that is taken")]
+_TypeAsWritten = ExplainerType | TypeAlias
+_FlatTypeAsWritten = ShapleyType | TypeAlias
+Concurrency = Annotated[int, Field(ge=1), AtMost(4096, "for each request in flight holds a connection")]
+Timeout = Annotated[float, Field(ge=0.1), AtMost(86_400.0, "which is a day")]
+Connector = Annotated[
+    ConnectorName,
+    BeforeValidator(
+        _connector,
+        json_schema_input_type=ConnectorName | Literal["openai_compat_text", "lm_studio_text"],
+    ),
+]
+Explainer = Annotated[ExplainerType, BeforeValidator(canonical_type, json_schema_input_type=_TypeAsWritten)]
+FlatExplainer = Annotated[
+    str, BeforeValidator(_flat_type_as_written, json_schema_input_type=_FlatTypeAsWritten)
+]
+"""A flat explainer's type or alias as written: it is part of the run's name."""
+ValueFunction = Annotated[
+    ValueFunctionName,
+    BeforeValidator(
+        canonical_value_function, json_schema_input_type=ValueFunctionName | Literal["wer", "logprob"]
+    ),
+]
+EmbeddingModeName = Annotated[EmbeddingMode, BeforeValidator(_upper, json_schema_input_type=EmbeddingMode)]
+Device = Annotated[
+    str | None,
+    BeforeValidator(_device, json_schema_input_type=str | None),
+    AfterValidator(_known_device),
+]
+
+# A list in JSON, a tuple here: frozen and hashable. A single number may stand for a list of one.
+NumSamplesList = Annotated[
+    tuple[NumSamples, ...],
+    Field(strict=False),
+    BeforeValidator(_as_list, json_schema_input_type=tuple[NumSamples, ...] | NumSamples | None),
+]
+FractionList = Annotated[
+    tuple[Fraction, ...],
+    Field(strict=False),
+    BeforeValidator(_as_list, json_schema_input_type=tuple[Fraction, ...] | Fraction | None),
+]
+LinearList = Annotated[
+    tuple[LinearFactor, ...],
+    Field(strict=False),
+    BeforeValidator(_as_list, json_schema_input_type=tuple[LinearFactor, ...] | LinearFactor | None),
+]
+SeedList = Annotated[
+    tuple[Seed, ...],
+    Field(strict=False),
+    BeforeValidator(_as_list, json_schema_input_type=tuple[Seed, ...] | Seed | None),
+]
+GroupSizeList = Annotated[
+    tuple[GroupSize, ...],
+    Field(strict=False, min_length=1),
+    BeforeValidator(_as_list, json_schema_input_type=tuple[GroupSize, ...] | GroupSize | None),
+]
+MinFractionList = Annotated[
+    tuple[MinFraction, ...],
+    Field(strict=False, min_length=1),
+    BeforeValidator(_as_list, json_schema_input_type=tuple[MinFraction, ...] | MinFraction | None),
+]

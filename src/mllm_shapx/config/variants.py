@@ -1,0 +1,107 @@
+"""Entries of `experiments`: an explainer, its budgets, and its changes to the config's blocks."""
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import BeforeValidator
+
+from mllm_shapx.config.blocks import AliasedBlock, Block
+from mllm_shapx.config.scoring import ShapOverride
+from mllm_shapx.config.values import (
+    BatchSize,
+    Device,
+    Explainer,
+    FlatExplainer,
+    FractionList,
+    GroupSizeList,
+    LinearList,
+    MaxLength,
+    MinFractionList,
+    Name,
+    NewTokens,
+    NumSamplesList,
+    PathSegment,
+    SeedList,
+    Temperature,
+    TopK,
+    WrittenPath,
+    _upper,
+)
+
+
+class HierarchicalConfig(AliasedBlock):
+    """A variant's hierarchical grid."""
+
+    ks: GroupSizeList = (10,)
+    """Largest number of neighbouring players in a group."""
+    shap_type: FlatExplainer = "limited_mc"
+    """Explainer of the lower games. Kept as written: it is part of the run's name."""
+    shap_num_samples: NumSamplesList = ()
+    shap_fractions: FractionList = ()
+    first_layer_type: FlatExplainer | None = None
+    """Explainer of the top game; as `shap_type` when null. Kept as written: it is part of the run's name."""
+    first_layer_num_samples: NumSamplesList = ()
+    first_layer_fractions: FractionList = ()
+    use_importance_sampling: bool = True
+    """Whether the budgets of lower games shrink with their group's share."""
+    importance_min_fractions: MinFractionList = (0.1,)
+    mode: Annotated[
+        Literal["MULTI_MODAL_MULTI_USER"],
+        BeforeValidator(_upper, json_schema_input_type=Literal["MULTI_MODAL_MULTI_USER"]),
+    ] = "MULTI_MODAL_MULTI_USER"
+
+    aliases: ClassVar[dict[str, str]] = {
+        "shap_fraction": "shap_fractions",
+        "first_layer_fraction": "first_layer_fractions",
+    }
+    also_accepted: ClassVar[tuple[str, ...]] = tuple(aliases)
+
+
+class GenerationOverride(Block):
+    """A variant's changes to the `generation` block; absent keys keep the config's."""
+
+    max_new_tokens: NewTokens | None = None
+    text_temperature: Temperature | None = None
+    text_top_k: TopK | None = None
+    audio_temperature: Temperature | None = None
+    audio_top_k: TopK | None = None
+    reuse_sampled_answers: bool | None = None
+
+
+class EmbeddingOverride(Block):
+    """A variant's changes to the `embedding` block; absent keys keep the config's."""
+
+    model_id: WrittenPath | None = None
+    revision: Name | None = None
+    max_length: MaxLength | None = None
+    batch_size: BatchSize | None = None
+    l2_normalize: bool | None = None
+    local_files_only: bool | None = None
+    device: Device = None
+
+
+class Variant(AliasedBlock):
+    """One entry of `experiments`: an explainer and the budgets to run it with."""
+
+    explainer_type: Explainer = "limited_mc"
+    name: PathSegment | None = None
+    num_samples: NumSamplesList = ()
+    """Coalitions evaluated, the empty and the grand one included."""
+    fractions: FractionList = ()
+    """Shares of the 2^n coalitions."""
+    linear: LinearList = ()
+    """Factors f of a budget of int(f n^2) coalitions, rounded up to even."""
+    seeds: SeedList = ()
+    """Repetitions: one run for each seed, whose name ends in `_seedN`."""
+    hierarchical: HierarchicalConfig | None = None
+    shap_override: ShapOverride | None = None
+    generation_override: GenerationOverride | None = None
+    embedding_override: EmbeddingOverride | None = None
+
+    aliases: ClassVar[dict[str, str]] = {"fraction": "fractions"}
+    also_accepted: ClassVar[tuple[str, ...]] = tuple(aliases)
+
+    @property
+    def all_seeds(self) -> tuple[int, ...]:
+        """The seeds of its repetitions; none where it is run once."""
+        override = self.shap_override
+        return self.seeds or (() if override is None or override.seed is None else (override.seed,))

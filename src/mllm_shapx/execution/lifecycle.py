@@ -1,0 +1,195 @@
+"""A study from its lock to its outcome, whatever explains the rows: Ray, this process or the store."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import Protocol
+
+from mllm_shapx.errors import StorageError, StudyError
+from mllm_shapx.execution.messages import Study, StudyState
+from mllm_shapx.execution.options import RunOptions
+from mllm_shapx.execution.outcome import StudyOutcome, outcome_of
+from mllm_shapx.execution.preparation import OpenOutput, open_output
+from mllm_shapx.execution.signals import StopRequest
+from mllm_shapx.records.runs import RunRecords
+from mllm_shapx.records.storage import open_storage
+from mllm_shapx.reporting.progress import ProgressReporter
+from mllm_shapx.reporting.study_progress import RunProgress, StudyProgress
+from mllm_shapx.reporting.timing import TimeLeft
+
+
+class Crew(Protocol):
+    """What explains the rows of a study and writes its results.
+
+    `stopped` says that a signal came, so that time is short.
+    """
+
+    def step(self) -> StudyState | None:
+        """Work or wait for a moment; return the state of the study.
+
+        None while the state is not known, because the coordinator is being restarted.
+        """
+
+    def drain(self) -> None:
+        """Start no more rows, and write the answers of the running ones."""
+
+    def stop(self) -> None:
+        """Leave the running rows unfinished, after their answers are written."""
+
+    def finish(self, *, stopped: bool) -> StudyState:
+        """Let the workers end, write what is left, and return the last state."""
+
+    def save(self) -> None:
+        """Write what is left when a `StudyError` has ended the work."""
+
+    def summarize(self, *, stopped: bool) -> tuple[str, ...]:
+        """Write the summaries and end the tracking; return warnings."""
+
+    def close(self, *, stopped: bool) -> None:
+        """Release processes and threads."""
+
+
+@contextlib.contextmanager
+def taken(
+    study: Study, options: RunOptions, reporter: ProgressReporter, request: StopRequest
+) -> Iterator[OpenOutput]:
+    """Hold the lock of the output directory, which is brought in order first.
+
+    Raises:
+        OutputError: Another driver holds it, or its results were made with other settings.
+    """
+    output = open_output(study, options)
+    request.begun = True
+    try:
+        for note in output.notes:
+            reporter.message(note)
+        with request.at_the_last(output.lock.release):
+            yield output
+    finally:
+        output.lock.release()
+
+
+def run_to_end(
+    crew: Crew,
+    study: Study,
+    output: OpenOutput,
+    *,
+    reporter: ProgressReporter,
+    request: StopRequest,
+    grace_s: float,
+) -> StudyOutcome:
+    """Let `crew` explain everything that is left; return the outcome.
+
+    At the first signal the running rows get `grace_s` seconds to finish. `crew` is closed in any case.
+
+    Raises:
+        ModelError: When the model cannot be loaded.
+        StudyError: When it is not the model that the study began with, or its server does not answer.
+        StorageError: When results cannot be written any more.
+        OutputError: When another driver has taken the output directory.
+    """
+    started = time.monotonic()
+    feed = ProgressFeed(reporter)
+    try:
+        with request.draining(grace_s):
+            try:
+                _watch(crew, output, feed, reporter=reporter, request=request, grace_s=grace_s)
+                state = crew.finish(stopped=request.signal is not None)
+            except StudyError:
+                # The answers so far count: their model is the one that the study began with.
+                crew.save()
+                raise
+            feed.show(state)
+            if state.fatal is not None:
+                raise StorageError(state.fatal)
+            warnings = crew.summarize(stopped=request.signal is not None)
+    finally:
+        crew.close(stopped=request.signal is not None)
+    return outcome_of(
+        study,
+        state.done,
+        state.failed,
+        finished=state.finished,
+        stopped_by=request.signal,
+        model_calls=state.model_calls,
+        seconds=time.monotonic() - started,
+        warnings=warnings,
+        on_disk=_samples_on_disk(study),
+    )
+
+
+def _watch(
+    crew: Crew,
+    output: OpenOutput,
+    feed: "ProgressFeed",
+    *,
+    reporter: ProgressReporter,
+    request: StopRequest,
+    grace_s: float,
+) -> None:
+    """Return when the study is finished, has drained, has failed, or the grace period is over."""
+    deadline: float | None = None
+    while True:
+        output.lock.check()
+        state = crew.step()
+        if state is not None:
+            feed.show(state)
+            if state.finished or state.fatal is not None or (state.draining and not state.busy_workers):
+                return
+        if request.signal is not None and deadline is None:
+            deadline = time.monotonic() + request.grace_s(grace_s)
+            reporter.message(request.announcement(grace_s))
+            crew.drain()
+        if deadline is not None and time.monotonic() > deadline:
+            crew.stop()
+            return
+
+
+def _samples_on_disk(study: Study) -> dict[str, int]:
+    storage = open_storage(study.output_uri)
+    rows = frozenset(study.rows)
+    return {
+        run.name: len(rows.intersection(RunRecords(storage, run.name).sample_rows())) for run in study.runs
+    }
+
+
+class ProgressFeed:
+    """Shows the states of a study on a reporter."""
+
+    def __init__(self, reporter: ProgressReporter) -> None:
+        self._reporter = reporter
+        self._started = time.monotonic()
+        self._by_answers = TimeLeft()
+        self._by_device_seconds = TimeLeft()
+
+    def show(self, state: StudyState) -> None:
+        """Show a state and its notes."""
+        elapsed = time.monotonic() - self._started
+        if state.workers:
+            self._by_answers.update(state.coalitions_done, state.coalitions_total)
+            if state.device_seconds_left is not None:
+                total = state.device_seconds + state.device_seconds_left
+                self._by_device_seconds.update(state.device_seconds, total)
+        for note in state.notes:
+            self._reporter.message(note)
+        self._reporter.update(
+            StudyProgress(
+                runs=tuple(
+                    RunProgress(name, total, state.done[name], state.failed[name])
+                    for name, total in state.total.items()
+                ),
+                coalitions_done=round(state.coalitions_done),
+                coalitions_total=round(state.coalitions_total),
+                model_calls=state.model_calls,
+                workers=len(state.workers),
+                busy_workers=state.busy_workers,
+                elapsed_s=elapsed,
+                eta_s=self._seconds_left,
+            )
+        )
+
+    @property
+    def _seconds_left(self) -> float | None:
+        """Return the time left by the measured cost of answers; else as if all cost the same."""
+        measured = self._by_device_seconds.seconds
+        return self._by_answers.seconds if measured is None else measured

@@ -1,0 +1,124 @@
+"""What a worker holds in memory: the dataset, the model and the encoders of the runs."""
+
+import gc
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mllm_shapx.config.models import RuntimeConfig
+from mllm_shapx.data.conversations import load_row
+from mllm_shapx.data.table import Table
+from mllm_shapx.execution.dataset import open_study_table
+from mllm_shapx.execution.messages import Study
+from mllm_shapx.explaining.audio_records import DecodeAudio
+from mllm_shapx.explaining.settings import plugins
+from mllm_shapx.explaining.unit import ModelAnswers, RowExplainer
+from mllm_shapx.models.base import Model, PromptEngine, SpeaksAudio
+from mllm_shapx.models.encoder import TextEncoder
+from mllm_shapx.models.registry import engine_for, load_model, load_version
+from mllm_shapx.planning.runs import RunSpec
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a worker explains rows with."""
+
+    table: Table
+    engine: PromptEngine
+    answers: ModelAnswers
+    """Answers and vectors of the engine's model, and vectors of the external encoders."""
+
+    @property
+    def decode_audio(self) -> DecodeAudio | None:
+        """Return what turns audio frames into a waveform, None for a model that gives no sound."""
+        model = self.engine.model
+        return model.decode_audio if isinstance(model, SpeaksAudio) else None
+
+    def open_row(self, row_index: int, run: RunSpec) -> RowExplainer:
+        """Read a row for the runs of one generation key, of which `run` is any.
+
+        Raises:
+            RowError: When it cannot be explained.
+        """
+        return RowExplainer(load_row(self.table, row_index, run.dataset, run.modality), run)
+
+
+LoadModel = Callable[[Study], Model]
+"""Loads the model of a study. With Ray it is pickled and called in the worker's process."""
+
+
+def load_study_model(study: Study) -> Model:
+    """Load the model in the version that was found when the study began, where one is recorded.
+
+    Raises:
+        ModelError, ResourceError: When it cannot be loaded.
+        ModelChangedError: When its files have changed since.
+    """
+    settings = study.runs[0].model_settings
+    if study.model_version is None:
+        return load_model(settings, study.model_path, study.model_commit, study.config_path)
+    return load_version(settings, study.model_path, study.model_version, study.config_path)
+
+
+def load_all(study: Study, load: LoadModel) -> Loaded:
+    """Open the dataset; load the model by `load`, and the encoders.
+
+    Raises:
+        DatasetError, ModelError, ResourceError: When one of them cannot be used.
+        ModelChangedError: When files are not those that the study began with.
+    """
+    _silence_libraries()
+    plugins()  # the search for them takes a moment, which the first row should not pay for
+    table = open_study_table(study)
+    model = load(study)
+    # An encoder that cannot be loaded concerns every row, so that it is loaded before the first answer.
+    encoders = {config: TextEncoder.load(config, version) for config, version in study.encoders.items()}
+    engine = engine_for(model, server_patience_s=study.server_patience_s)
+    return Loaded(table, engine, ModelAnswers(engine, encoders))
+
+
+class DeviceLostError(RuntimeError):
+    """The device no longer works in this process; it may work in another one."""
+
+
+def is_device_lost(error: BaseException) -> bool:
+    """Return whether every later call to the device would fail too, as after CUDA's device-side assert."""
+    import torch
+
+    return isinstance(error, torch.AcceleratorError) and not isinstance(error, torch.OutOfMemoryError)
+
+
+def free_memory(runtime: RuntimeConfig, ended_units: int) -> None:
+    """Free memory as often as the config says, after so many units."""
+    interval = 1 if runtime.gc_after_each_sample else runtime.gc_interval
+    if interval and ended_units % interval == 0:
+        gc.collect()
+    if runtime.cuda_empty_cache:
+        import torch
+
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+class _Once(logging.Filter):
+    """Lets each warning through once, whatever numbers it names: some come with every row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        is_new = record.msg not in self._said
+        self._said.add(record.msg)
+        return is_new
+
+
+_once = _Once()
+
+
+def _silence_libraries() -> None:
+    """Keep libraries from writing between the lines of the progress."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("mllm_shap.estimation._shared").addFilter(_once)

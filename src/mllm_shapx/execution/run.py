@@ -1,0 +1,100 @@
+"""Runs one config: prepares the study, takes its directory, explains the rows, releases."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+from mllm_shapx.config.loading import LoadedConfig
+from mllm_shapx.errors import DatasetError, ModelError, OutputError
+from mllm_shapx.execution.inline import InlineCrew
+from mllm_shapx.execution.lifecycle import Crew, run_to_end, taken
+from mllm_shapx.execution.loading import LoadModel, load_study_model
+from mllm_shapx.execution.messages import Study
+from mllm_shapx.execution.options import RunOptions
+from mllm_shapx.execution.outcome import StudyOutcome
+from mllm_shapx.execution.preparation import OpenOutput, check_output, has_begun, prepare
+from mllm_shapx.execution.rescoring import finish_from_stored
+from mllm_shapx.execution.signals import JOB_VARIABLE, StopNow, StopRequest
+from mllm_shapx.reporting.outlook import Outlook
+from mllm_shapx.reporting.progress import ProgressReporter
+
+_UNPACKED = "/runtime_resources/working_dir_files/"
+"""Where Ray unpacks the working directory of a job."""
+
+
+def run_config(
+    loaded: LoadedConfig,
+    options: RunOptions,
+    reporter: ProgressReporter,
+    *,
+    inline: bool,
+    request: StopRequest | None = None,
+    load: LoadModel | None = None,
+) -> StudyOutcome:
+    """Explain the rows of one config by all its runs.
+
+    Args:
+        loaded: The config.
+        options: What the call asks for beside it.
+        reporter: Shows progress.
+        inline: Whether everything is done in this process, without Ray.
+        request: Says when a signal came; without one, signals are left to the caller.
+        load: Loads the model; None for the one that the config names.
+
+    Raises:
+        UsageError: For anything that the user can mend; nothing is written then.
+        StorageError: When results could not be written any more.
+    """
+    request = request or StopRequest()
+    with _naming(loaded):
+        study, warnings = prepare(loaded, options)
+        outlook = Outlook(study.output_uri, study.runs, study.rows, study.players)
+        outlook.refuse_hopeless(all_runs=True)
+        _check_that_it_stays(study)
+        check_output(study, options)
+    for warning in (*warnings, *outlook.warnings()):
+        reporter.message(f"warning: {warning}")
+    load = load or load_study_model
+    with contextlib.ExitStack() as stack:
+        output: OpenOutput | None = None
+        if options.resume and has_begun(study):
+            # Before Ray is started: what cannot go on is refused at once, and what is done needs no worker.
+            output = stack.enter_context(taken(study, options, reporter, request))
+            found = finish_from_stored(study, output, reporter, request, options.grace_s)
+            if isinstance(found, StudyOutcome):
+                return found
+            if request.signal is not None:
+                raise StopNow(request.exit_code)
+            output = found
+        if inline:
+            output = output or stack.enter_context(taken(study, options, reporter, request))
+            crew: Crew = InlineCrew(study, options, output, load)
+        else:
+            from mllm_shapx.execution.cluster import connected, plan_resources
+
+            folder = stack.enter_context(connected(options, request))
+            resources = plan_resources(options, study.worker_device)
+            from mllm_shapx.execution.driver import Driver
+
+            output = output or stack.enter_context(taken(study, options, reporter, request))
+            crew = Driver(study, options, resources, output, reporter, folder=folder, load=load)
+        return run_to_end(crew, study, output, reporter=reporter, request=request, grace_s=options.grace_s)
+
+
+def _check_that_it_stays(study: Study) -> None:
+    """Refuse to write into Ray's copy of a job's working directory, which Ray removes."""
+    if JOB_VARIABLE in os.environ and _UNPACKED in study.output_uri:
+        raise OutputError(
+            f"output_root is a relative path, which in this Ray job means {study.output_uri}: Ray's own "
+            "copy of the working directory, which is removed and which the next job does not have. Name an "
+            "absolute path, or a URL, that is there for the next job too"
+        )
+
+
+@contextlib.contextmanager
+def _naming(loaded: LoadedConfig) -> Iterator[None]:
+    """Put the config's path before errors of the dataset, the model and the output."""
+    try:
+        yield
+    except (DatasetError, ModelError, OutputError) as error:
+        raise type(error)(f"{loaded.path}: {error}") from error

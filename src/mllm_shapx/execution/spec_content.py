@@ -1,0 +1,123 @@
+"""The content of a run's `spec.json`: resolved settings in the config's own words, and versions."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from mllm_shapx.config.loading import resolve_path
+from mllm_shapx.config.paths import exists
+from mllm_shapx.config.vocabulary import VALUE_FUNCTIONS
+from mllm_shapx.execution.dataset import dataset_path
+from mllm_shapx.execution.environment import library_versions
+from mllm_shapx.execution.messages import Study
+from mllm_shapx.planning.bounds import budget_bounds
+from mllm_shapx.planning.runs import RunSpec
+from mllm_shapx.records.environments import ENVIRONMENTS, MODEL
+from mllm_shapx.records.spec import (
+    DATASET_COMMIT,
+    DATASET_PATH,
+    RESULT_SETTINGS,
+    SELECTED_ROWS,
+    selected_rows,
+)
+
+ENCODER_COMMIT = "embedding_commit"
+"""Key in the result settings for the version of the external encoder."""
+
+
+def run_spec(study: Study, run: RunSpec) -> dict[str, Any]:
+    """Return the content of a run's `spec.json`: resolved settings and versions, no secrets."""
+    settings = {
+        **run.result_settings,
+        "model_commit": study.model_commit,
+        "dataset_commit": study.dataset_commit,
+        ENCODER_COMMIT: study.encoder_commit(run),
+    }
+    if run.value_model is not None:  # absent where there is none: specs of earlier studies stay equal
+        settings["value_model_commit"] = run.value_model.commit
+    return {
+        "schema_version": 2,
+        "experiment_set_id": study.experiment_set_id,
+        "run_name": run.name,
+        "run_slug": run.name,
+        "explainer_type": run.explainer_type,
+        **_config_blocks(study, run),
+        RESULT_SETTINGS: settings,
+        "budget_bounds": budget_bounds(run, study.rows, study.players),
+        "generation_key": run.generation_key,
+        "batch_size": run.connector_kwargs.batch_size,
+        "attn_implementation": run.connector_kwargs.attn_implementation,
+        "seed": "sha256 of run name and row index; each sample records its own",
+        SELECTED_ROWS: selected_rows(study.rows),
+        "rows_total": len(study.rows),
+        DATASET_COMMIT: study.dataset_commit or study.dataset_content,
+        DATASET_PATH: dataset_path(study.dataset, study.config_path),
+        "libraries": library_versions(),
+        ENVIRONMENTS: [],
+        MODEL: None,
+    }
+
+
+def _config_blocks(study: Study, run: RunSpec) -> dict[str, Any]:
+    """Return the blocks of a config that give this run alone, and its entry of `experiments` as `variant`.
+
+    A variant's overrides are in the blocks. Paths of this machine are absolute, and revisions of the hub are
+    the commits that were used.
+    """
+    return {
+        "connector": run.connector,
+        "connector_kwargs": _connector_kwargs(study, run),
+        "device": run.device,
+        "dataset": _dataset(study, run),
+        "selection": study.config["selection"],
+        "generation": run.generation.model_dump(mode="json"),
+        "modality": run.modality.model_dump(mode="json"),
+        "audio_segmentation": run.audio_segmentation.model_dump(mode="json"),
+        "shap": _shap(run),
+        "embedding": _embedding(study, run),
+        "chat": run.chat.model_dump(mode="json"),
+        "variant": dict(run.variant),
+    }
+
+
+def _shap(run: RunSpec) -> dict[str, Any]:
+    block = run.shap.model_dump(mode="json")
+    if run.value_model is not None and run.shap.value_function is not None:
+        facts = VALUE_FUNCTIONS[run.shap.value_function]
+        options = {str(facts.model_option): run.value_model.source}
+        if not run.value_model.is_directory:
+            options["revision"] = run.value_model.commit
+        block["value_options"] = {**(block.get("value_options") or {}), **options}
+    return block
+
+
+def _connector_kwargs(study: Study, run: RunSpec) -> dict[str, Any]:
+    kwargs = run.connector_kwargs.model_dump(mode="json")
+    if study.model_path is None:
+        kwargs |= {"model_id": run.model_id, "revision": study.model_commit or run.model_revision}
+    else:
+        kwargs |= {"model_id": str(study.model_path), "revision": run.model_revision}
+    if kwargs["adapter"] is not None:
+        kwargs["adapter"] = _absolute(kwargs["adapter"], study.config_path)
+    return kwargs
+
+
+def _dataset(study: Study, run: RunSpec) -> dict[str, Any]:
+    dataset = run.dataset.model_dump(mode="json")
+    if study.dataset_commit is not None:
+        dataset["revision"] = study.dataset_commit
+    dataset["path"] = dataset_path(run.dataset, study.config_path) or dataset["path"]
+    return dataset
+
+
+def _embedding(study: Study, run: RunSpec) -> dict[str, Any]:
+    if run.embedding is None:
+        return {}
+    model_id = _absolute(run.embedding.model_id, study.config_path)
+    return {**run.embedding.model_dump(mode="json"), "model_id": model_id}
+
+
+def _absolute(written: str, config_path: Path) -> str:
+    """Return what is there as an absolute path, and a hub id as it is."""
+    path = resolve_path(written, config_path)
+    return os.path.abspath(path) if exists(path) else written  # noqa: PTH100 -- links stay as written

@@ -1,0 +1,301 @@
+"""The workers of a study on Ray: starts them, notices which ones end, and replaces them."""
+
+import contextlib
+import math
+import re
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from mllm_shapx.errors import ShapxError, first_of
+from mllm_shapx.execution.actors import CoordinatorClient, WorkerActor, log_tail
+from mllm_shapx.execution.cluster import WorkerResources
+from mllm_shapx.execution.coordinator import Coordinator
+from mllm_shapx.execution.loading import LoadModel
+from mllm_shapx.execution.messages import Study, StudyState
+
+TICK_S = 0.5
+"""Seconds between two looks at the workers."""
+START_FAILURES = 3
+"""Workers in a row that may die before they have loaded the model, when none has ever loaded it."""
+LATER_START_FAILURES = 10
+"""The same when a worker has loaded it before: the model is not the cause."""
+UNREACHABLE_S = 60.0
+"""Seconds that a worker may be out of reach before it is given up."""
+NO_PLACE_S = 60.0
+"""Seconds without any worker that has a place on the cluster, after which the user is told."""
+LOADING_S = 600.0
+"""Seconds that loading the model may take, however short the timeout for workers without progress is."""
+LOG_S = 10.0
+"""Seconds that fetching a dead worker's log may take."""
+CONNECT_S = 1.0
+"""Seconds that a node may take to accept a connection."""
+
+
+@dataclass(slots=True)
+class _Member:
+    """A worker's actor and what is known of its process."""
+
+    name: str
+    actor: Any
+    run: Any
+    """Reference that becomes ready when the worker has no work left, or is dead."""
+    place: Any
+    node_id: str | None = None
+    log: str | None = None
+    """Its log on that node."""
+    placed_at: float = 0.0
+    unreachable_since: float | None = None
+    """When its connection was lost; since then it is asked whether it is alive."""
+    stuck: bool = False
+    """Whether the driver killed it because it made no progress."""
+
+
+class WorkerPool:
+    """The actors of the workers.
+
+    Args:
+        study: What is studied.
+        load: Loads the model in a worker's process.
+        coordinator: The connection to the coordinator.
+        resources: What each worker takes.
+        stall_s: Seconds without progress after which a worker is replaced.
+        say: Shows a line to the user.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        load: LoadModel,
+        coordinator: CoordinatorClient,
+        *,
+        resources: WorkerResources,
+        stall_s: float,
+        say: Callable[[str], None],
+    ) -> None:
+        self._study_ref = ray.put(study)
+        self._load = load
+        self._coordinator = coordinator
+        self._resources = resources
+        self._stall_s = stall_s
+        self._say = say
+        self._here = ray.get_runtime_context().get_node_id()
+        self._members: dict[str, _Member] = {}
+        self._started = 0
+        self._start_failures = 0
+        self._loaded: set[str] = set()
+        """Workers that have loaded the model, dead ones too."""
+        self._placed_at = time.monotonic()
+
+    def grow(self, wanted: int) -> None:
+        """Start workers until there are `wanted`, or as many as there are places for."""
+        while len(self._members) < min(wanted, self._resources.workers):
+            self._started += 1
+            name = f"worker-{self._started}"
+            actor = (
+                ray.remote(WorkerActor)
+                .options(
+                    num_cpus=self._resources.cpus,
+                    num_gpus=self._resources.gpus,
+                    max_restarts=0,
+                    scheduling_strategy="SPREAD",
+                )
+                .remote(name, self._study_ref, self._coordinator.actor, self._load)
+            )
+            self._members[name] = _Member(name, actor, actor.run.remote(), actor.place.remote())
+
+    def look(self) -> None:
+        """Wait for a tick; remove workers that have ended, and note where new ones are.
+
+        Raises:
+            ShapxError: When the model or the dataset cannot be loaded, or workers die before they have.
+        """
+        runs = {member.run: member for member in self._members.values()}
+        if not runs:
+            time.sleep(TICK_S)
+            return
+        ready, _ = ray.wait(list(runs), num_returns=len(runs), timeout=TICK_S)
+        for member in self._members.values():
+            self._note_place(member)
+        for reference in ready:
+            member = runs[reference]
+            try:
+                ray.get(reference)
+            except ActorUnavailableError as error:
+                if self._ask_again(member):
+                    continue
+                self._lost(member, error)
+            except ShapxError as error:
+                # The model or the dataset cannot be loaded: other workers would fail too.
+                raise getattr(error, "cause", error) from None
+            except RayError as error:
+                self._lost(member, error)
+            else:
+                if member.unreachable_since is not None:
+                    self._lost(member, RayError("its connection was lost"))
+            ray.kill(member.actor, no_restart=True)
+            del self._members[member.name]
+
+    def compare(self, state: StudyState) -> None:
+        """Bring pool and coordinator in line: report ended workers, replace stuck ones."""
+        self._loaded.update(state.workers)
+        if self._loaded & set(self._members):
+            self._start_failures = 0
+        for name in state.workers:
+            if name not in self._members:
+                # The coordinator was restarted, or the worker has just ended.
+                self._report_lost(name, "it has ended", innocent=True)
+        self._replace_stuck(state)
+
+    def flush(self) -> list[Any]:
+        """Ask the workers for the answers that are not on disk yet; return references."""
+        return [member.actor.flush.remote() for member in self._members.values()]
+
+    def stop(self) -> None:
+        """Let the workers leave their units unfinished, after sending the answers."""
+        stops = [member.actor.stop.remote() for member in self._members.values()]
+        if stops:
+            ray.wait(stops, num_returns=len(stops), timeout=10.0)
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait for the workers to end by themselves."""
+        # A worker that has not loaded the model may have no place on the cluster, and holds no unit.
+        runs = [member.run for member in self._members.values() if member.name in self._loaded]
+        if runs:
+            ray.wait(runs, num_returns=len(runs), timeout=timeout_s)
+
+    def kill(self) -> None:
+        """End the workers' processes."""
+        for member in self._members.values():
+            with contextlib.suppress(RayError):
+                ray.kill(member.actor, no_restart=True)
+
+    def _ask_again(self, member: _Member) -> bool:
+        """Ask a worker that cannot be reached whether it is alive.
+
+        Returns:
+            False when it has been out of reach for too long, or its node is lost.
+        """
+        now = time.monotonic()
+        member.unreachable_since = member.unreachable_since or now
+        if now - member.unreachable_since > UNREACHABLE_S or self._is_node_lost(member):
+            return False
+        member.run = member.actor.place.remote()
+        return True
+
+    def _note_place(self, member: _Member) -> None:
+        if member.node_id is None:
+            with contextlib.suppress(RayError):
+                member.node_id, member.log = ray.get(member.place, timeout=0)
+                member.placed_at = time.monotonic()
+        now = time.monotonic()
+        if any(each.node_id for each in self._members.values()):
+            self._placed_at = now
+        elif now - self._placed_at > NO_PLACE_S:
+            self._placed_at = math.inf
+            self._say(
+                f"no worker has a place on the cluster yet: each needs {self._resources.cpus:g} CPU(s) and "
+                f"{self._resources.gpus:g} GPU(s), which others may hold, or a lost node had; waiting"
+            )
+
+    def _lost(self, member: _Member, error: RayError) -> None:
+        """Tell the coordinator of a worker that is gone.
+
+        Only a crash is charged to a row: not a lost node or connection, nor an error that the worker
+        reported before it ended.
+        """
+        node_lost = "node has died" in str(error) or self._is_node_lost(member)
+        is_crash = isinstance(error, ActorDiedError) and not _is_preempted(error) and not node_lost
+        detail = _describe(error, node_lost=node_lost)
+        if member.stuck:
+            detail = "it showed no progress and was replaced"
+            is_crash = True
+        if member.name not in self._loaded and not node_lost:
+            self._start_failures += 1
+            allowed = LATER_START_FAILURES if self._loaded else START_FAILURES
+            if self._start_failures >= allowed:
+                raise ShapxError(
+                    f"{allowed} workers in a row died before they had loaded the model; "
+                    f"the last one: {detail}"
+                ) from error
+        tail = () if node_lost else self._log_tail(member)
+        self._say(f"{member.name} is gone: {detail}")
+        self._report_lost(member.name, detail, innocent=not is_crash, tail=tail)
+
+    def _report_lost(self, name: str, detail: str, *, innocent: bool, tail: tuple[str, ...] = ()) -> None:
+        self._coordinator.tell(Coordinator.worker_lost, name, innocent=innocent, detail=detail, log_tail=tail)
+
+    def _log_tail(self, member: _Member) -> tuple[str, ...]:
+        """Return the worker's last log lines, from the node where it ran."""
+        if member.log is None or member.node_id is None:
+            return ()
+        if member.node_id == self._here:
+            return log_tail(member.log)
+        there = NodeAffinitySchedulingStrategy(node_id=member.node_id, soft=False)
+        task = ray.remote(log_tail).options(num_cpus=0, scheduling_strategy=there, max_retries=0)
+        try:
+            lines: tuple[str, ...] = ray.get(task.remote(member.log), timeout=LOG_S)
+        except RayError as error:
+            return (f"(its log could not be fetched: {type(error).__name__})",)
+        return lines
+
+    def _is_node_lost(self, member: _Member) -> bool:
+        if member.node_id is None:
+            return False
+        node = next((node for node in ray.nodes() if node["NodeID"] == member.node_id), None)
+        if node is None or not node["Alive"]:
+            return True
+        # Ray takes 15 s to notice, and the rows of the node's workers would wait as long.
+        return member.unreachable_since is not None and _is_refused(
+            node["NodeManagerAddress"], node["NodeManagerPort"]
+        )
+
+    def _replace_stuck(self, state: StudyState) -> None:
+        now = time.monotonic()
+        loading_too_long = {
+            member.name
+            for member in self._members.values()
+            if member.node_id is not None
+            and member.name not in self._loaded
+            and now - member.placed_at > max(self._stall_s, LOADING_S)
+        }
+        for name in sorted({*state.stalled, *loading_too_long}):
+            member = self._members.get(name)
+            if member is not None and not member.stuck:
+                member.stuck = True
+                self._say(f"{name} has shown no progress for {self._stall_s:g} s; it is replaced")
+                ray.kill(member.actor, no_restart=True)
+
+
+def _is_refused(host: str, port: int) -> bool:
+    """Return whether a connection to a port is refused; False when there is no reply."""
+    try:
+        socket.create_connection((host, port), timeout=CONNECT_S).close()
+    except ConnectionRefusedError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _is_preempted(error: RayError) -> bool:
+    return bool(getattr(error, "preempted", False))
+
+
+def _describe(error: RayError, *, node_lost: bool) -> str:
+    """Return in one line why a worker is gone."""
+    if node_lost:
+        return "its node was lost"
+    text = str(error).strip()
+    if isinstance(error, RayTaskError):
+        cause = first_of(getattr(error, "cause", error))
+        return f"it ended with {type(cause).__name__}: {' '.join(str(cause).split())}"
+    if found := re.search(r"Worker exit detail: (.+?)(?:\. Some common causes|$)", text, re.MULTILINE):
+        return f"its process died: {found[1].strip()}"
+    return " ".join(text.split()) or type(error).__name__

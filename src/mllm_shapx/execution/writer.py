@@ -1,0 +1,239 @@
+"""The results of a study on disk: samples, failures, checkpoints, stored answers, the pace."""
+
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+
+from mllm_shapx.execution.answers import AnswerFiles
+from mllm_shapx.execution.environment import record_environment, record_report
+from mllm_shapx.execution.messages import Answers, Study, UnitFailure, WorkerInfo
+from mllm_shapx.explaining.coalitions import REUSED
+from mllm_shapx.models.base import ModelReport
+from mllm_shapx.planning.precision import loaded_warnings
+from mllm_shapx.planning.units import WorkUnit
+from mllm_shapx.records.checkpoint import CheckpointWriter
+from mllm_shapx.records.failures import FailureRecord
+from mllm_shapx.records.pace import Pace, write_pace
+from mllm_shapx.records.results import SampleResult
+from mllm_shapx.records.runs import RunInspection, RunRecords
+from mllm_shapx.records.storage import open_storage
+
+OnSample = Callable[[SampleResult], None]
+
+
+@dataclass(slots=True)
+class _Run:
+    """One run's files and rows."""
+
+    records: RunRecords
+    checkpoint: CheckpointWriter
+    completed: set[int]
+    failed: set[int]
+    attempts: dict[int, int]
+    """Attempts found on disk, of rows that are not completed."""
+    failure_files: set[int]
+    """Rows with a file below `failures/`."""
+    done_now: int
+    """Selected rows among `completed`. Cached: recounting is O(rows) for each state."""
+    failed_now: int
+    """The same of `failed`."""
+
+
+class ResultWriter:
+    """Writes the results of one study and knows what is written.
+
+    Methods raise `StorageError` when a file cannot be written or read.
+
+    Args:
+        study: What is studied.
+        inspections: What was found in each run's directory; None to inspect the directories now.
+        on_sample: Gets each new sample, after it is on disk.
+        note: Gets news for the user, one sentence each.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        inspections: Mapping[str, RunInspection] | None,
+        on_sample: OnSample | None,
+        note: Callable[[str], None],
+    ) -> None:
+        self.model_calls = 0
+        """Answers and likelihoods that were written and that the model gave since the start."""
+        self._study = study
+        self._on_sample = on_sample
+        self._note = note
+        self._storage = open_storage(study.output_uri)
+        self._rows = frozenset(study.rows)
+        self._runs = {run.name: self._open(run.name, inspections) for run in study.runs}
+        self._answers: AnswerFiles | None = None
+        self._environments: set[str] = set()
+        self._model_notes: set[str] = set()
+
+    def _open(self, name: str, inspections: Mapping[str, RunInspection] | None) -> _Run:
+        records = RunRecords(self._storage, name)
+        if inspections is None:
+            inspection = records.inspect(self._study.rows)
+            for note in (*records.heal(inspection), *inspection.notes):
+                self._note(note)
+        else:
+            inspection = inspections[name]
+        return _Run(
+            records,
+            records.checkpoint_writer(self._study.rows, inspection),
+            completed=set(inspection.completed),
+            failed=set(inspection.failed),
+            attempts=dict(inspection.attempts),
+            failure_files=set(inspection.attempts),
+            done_now=len(inspection.completed & self._rows),
+            failed_now=len(inspection.failed & self._rows),
+        )
+
+    # --- what is written
+
+    @property
+    def completed(self) -> dict[str, Collection[int]]:
+        """Return run -> rows with a sample."""
+        return {name: run.completed for name, run in self._runs.items()}
+
+    @property
+    def failed(self) -> dict[str, Collection[int]]:
+        """Return run -> quarantined rows."""
+        return {name: run.failed for name, run in self._runs.items()}
+
+    @property
+    def done_now(self) -> dict[str, int]:
+        """Return run -> selected rows with a sample."""
+        return {name: run.done_now for name, run in self._runs.items()}
+
+    @property
+    def failed_now(self) -> dict[str, int]:
+        """Return run -> selected rows that are quarantined."""
+        return {name: run.failed_now for name, run in self._runs.items()}
+
+    def attempts(self, unit: WorkUnit) -> int:
+        """Return the attempts that earlier calls have charged to a unit."""
+        return max(self._runs[name].attempts.get(unit.row_index, 0) for name in unit.run_names)
+
+    def known(self, unit: WorkUnit) -> Answers:
+        """Return the stored answers of a unit."""
+        if self._answers is None:
+            return Answers()
+        answers, notes = self._answers.read(unit)
+        for note in notes:
+            self._note(note)
+        return answers
+
+    # --- writing
+
+    def welcome(self, worker: WorkerInfo) -> None:
+        """Record what a worker computes with; the first one decides the dtype of the answers."""
+        if self._answers is None:
+            self._answers = AnswerFiles(
+                self._storage, self._study.runs, self._study.model_commit, worker.dtype
+            )
+            for each in loaded_warnings(self._study.runs, worker.dtype):
+                self._note(f"warning: {each}")
+        environment = worker.environment
+        if environment is None or environment.id in self._environments:
+            return
+        self._environments.add(environment.id)
+        counts = [(run.records, len(run.completed)) for run in self._runs.values()]
+        warning = record_environment(counts, environment)
+        if warning is not None:
+            self._note(warning)
+
+    def record_report(self, report: ModelReport) -> None:
+        """Show a model's notes, each once, and keep the report in the specs."""
+        for note in report.notes:
+            if note not in self._model_notes:
+                self._model_notes.add(note)
+                self._note(f"note: {note}")
+        record_report((run.records for run in self._runs.values()), report)
+
+    def write_sample(self, sample: SampleResult) -> None:
+        """Write a sample, unless the row has one, and note it in the checkpoint."""
+        row, run = sample.row_index, self._runs[sample.run_name]
+        if row in run.completed:
+            return
+        run.records.write_sample(sample)
+        if row in run.failure_files:
+            run.records.clear_failure(row)
+            run.failure_files.discard(row)
+        run.completed.add(row)
+        if row in run.failed:
+            run.failed.discard(row)
+            run.failed_now -= row in self._rows
+        run.done_now += row in self._rows
+        run.checkpoint.complete(row)
+        run.checkpoint.maybe_write()
+        if self._on_sample is not None:
+            self._on_sample(sample)
+
+    def write_answers(self, unit: WorkUnit, answers: Answers, *, is_last: bool) -> None:
+        """Write what is new of a unit; its last answers are packed with all others into one file."""
+        if self._answers is None:
+            return
+        notes: tuple[str, ...] = ()
+        if is_last:
+            notes += self._answers.close(unit, answers)
+        elif answers.by_mask:
+            self._answers.add(unit, answers)
+        self.model_calls += sum(stored.asked_by != REUSED for stored in answers.by_mask.values())
+        self.model_calls += len(answers.likelihoods)
+        if answers.likelihoods:
+            notes += self._answers.add_likelihoods(unit, answers)
+        if answers.vectors:
+            notes += self._answers.add_vectors(unit, answers)
+        for note in notes:
+            self._note(note)
+
+    def write_failure(
+        self,
+        unit: WorkUnit,
+        failure: UnitFailure,
+        *,
+        attempts: int,
+        quarantined: bool,
+        worker: str,
+        node: str | None,
+        log_tail: tuple[str, ...] = (),
+    ) -> None:
+        """Write why runs of a unit failed, one file for each run."""
+        row = unit.row_index
+        for name in failure.run_names:
+            run = self._runs[name]
+            run.records.write_failure(
+                FailureRecord(
+                    row_index=row,
+                    run_name=name,
+                    reason=failure.reason,
+                    message=failure.message,
+                    attempts=attempts,
+                    quarantined=quarantined,
+                    node=node,
+                    worker=worker,
+                    traceback=failure.traceback,
+                    log_tail=log_tail,
+                    at=time.time(),
+                )
+            )
+            run.failure_files.add(row)
+            if quarantined:
+                run.failed_now += row not in run.failed
+                run.failed.add(row)
+                run.checkpoint.fail(row)
+                run.checkpoint.maybe_write()
+                self._note(f"{name}: row {row} is quarantined: {failure.reason}: {failure.message}")
+
+    def write_checkpoints(self, *, all_of_them: bool) -> None:
+        """Write the checkpoints that are due, or all of them."""
+        for run in self._runs.values():
+            if all_of_them:
+                run.checkpoint.write()
+            else:
+                run.checkpoint.maybe_write()
+
+    def write_pace(self, pace: Pace) -> None:
+        """Keep the measured seconds per answer for `plan`."""
+        write_pace(self._storage, pace)

@@ -1,0 +1,141 @@
+"""A unit of work explained: one row by all runs of one generation key, on answers that they share."""
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from mllm_shap import ConversationSnapshot
+
+from mllm_shapx.config.models import EmbeddingConfig
+from mllm_shapx.data.conversations import Row
+from mllm_shapx.data.digests import row_digest
+from mllm_shapx.explaining.audio_records import DecodeAudio
+from mllm_shapx.explaining.coalitions import Generate, Keep
+from mllm_shapx.explaining.forcing import Forcer, most_top_k
+from mllm_shapx.explaining.likelihood_reader import LikelihoodReader
+from mllm_shapx.explaining.sample import explain_run, open_row
+from mllm_shapx.explaining.settings import answer_seed, decoding
+from mllm_shapx.explaining.similarity import Embedder, Vector
+from mllm_shapx.models.base import Answer, PromptEngine, ReadsLikelihoods
+from mllm_shapx.models.encoder import TextEncoder
+from mllm_shapx.models.engine import Engine
+from mllm_shapx.planning.runs import RunSpec
+from mllm_shapx.records.results import SampleResult
+
+
+class RowExplainer:
+    """Explains one row by runs of one generation key, one after the other.
+
+    Args:
+        row: The row.
+        run: Any of the runs.
+
+    Raises:
+        RowError: When the row has no players or its recordings cannot be used.
+    """
+
+    def __init__(self, row: Row, run: RunSpec) -> None:
+        self.coalitions = open_row(row, run)
+        self._row = row
+        self._digest = row_digest(row)
+
+    @property
+    def num_players(self) -> int:
+        """Return the players of the row."""
+        return self.coalitions.players.num_players
+
+    async def explain(
+        self,
+        run: RunSpec,
+        generate: Generate,
+        embed: Embedder,
+        decode_audio: DecodeAudio | None = None,
+        forcer: Forcer | None = None,
+    ) -> SampleResult:
+        """Explain the row by `run` and return the sample.
+
+        Args:
+            run: A run of the generation key.
+            generate: Generates the answers that no earlier run has asked for.
+            embed: Gives the run's vectors.
+            decode_audio: Turns a spoken answer into sound, where the model can.
+            forcer: Gives likelihoods of texts, where the model can.
+
+        Raises:
+            RowError: When this run cannot explain the row.
+        """
+        sample = await explain_run(
+            self._row,
+            self.coalitions,
+            run,
+            generate,
+            embed,
+            decode_audio=decode_audio,
+            force=None if forcer is None else forcer.force,
+            own_logprobs=None if forcer is None else forcer.with_logprobs,
+        )
+        return replace(sample, row_digest=self._digest)
+
+
+class ModelAnswers:
+    """Answers, vectors and likelihoods of a loaded model.
+
+    Args:
+        engine: The model's engine.
+        encoders: External encoders that are loaded already; others are loaded once, when a run needs them.
+    """
+
+    def __init__(self, engine: PromptEngine, encoders: Mapping[EmbeddingConfig, TextEncoder]) -> None:
+        self._engine = engine
+        self._encoders = dict(encoders)
+
+    async def answer(
+        self, run: RunSpec, row_index: int, prompts: Mapping[int, ConversationSnapshot], keep: Keep
+    ) -> None:
+        """Answer `prompts` (mask -> prompt) of a row as `run` decodes them; `keep` gets each answer."""
+        masks = list(prompts)
+        await self._engine.answer(
+            list(prompts.values()),
+            decoding(run),
+            seeds(run, row_index, masks),
+            lambda index, answer: keep(masks[index], answer),
+        )
+
+    def embedder(self, run: RunSpec) -> Embedder:
+        """Return what gives the run's vectors: the model's own states, or the encoder of the config."""
+
+        async def embed(answers: Sequence[Answer]) -> list[Vector]:
+            if run.embedding is None:
+                return await self._engine.embed(answers, run.shap.mode, run.shap.reducer)
+            if run.embedding not in self._encoders:
+                self._encoders[run.embedding] = await asyncio.to_thread(TextEncoder.load, run.embedding)
+            texts = [answer.text for answer in answers]
+            return await asyncio.to_thread(self._encoders[run.embedding].embed, texts, run.shap.reducer)
+
+        return embed
+
+    def forcer(
+        self,
+        row: RowExplainer,
+        run: RunSpec,
+        runs: Iterable[RunSpec],
+        on_likelihood: Callable[[], None] = lambda: None,
+    ) -> Forcer | None:
+        """Return what gives `run` likelihoods of a row's coalitions; None where the model reads none.
+
+        Args:
+            row: The row.
+            run: The run that asks.
+            runs: All runs of the row: each likelihood is read for all of them.
+            on_likelihood: Called for each likelihood that the model has read.
+        """
+        engine = self._engine
+        if not isinstance(engine, Engine) or not isinstance(engine.model, ReadsLikelihoods):
+            return None
+        reader = LikelihoodReader(engine, engine.model, decoding(run), on_likelihood)
+        return Forcer(row.coalitions, run.name, reader, most_top_k(runs))
+
+
+def seeds(run: RunSpec, row_index: int, masks: Iterable[int]) -> list[int]:
+    """Return the seed of each coalition's draws; greedy decoding draws nothing, and all are 0."""
+    return [0 if run.generation.is_greedy else answer_seed(run, row_index, mask) for mask in masks]

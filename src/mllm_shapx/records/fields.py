@@ -1,0 +1,52 @@
+"""The types of numbers in files, and the words for a field that does not fit."""
+
+import math
+from collections.abc import Callable
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field, ValidationError, WrapValidator
+
+MOST_ROW = (1 << 53) - 1
+"""The largest row index: what a float holds exactly, so that every reader of JSON agrees on it."""
+
+STRICT = ConfigDict(strict=True, allow_inf_nan=False)
+"""A text is no number, and NaN is no JSON."""
+
+# Sums, squares and products of them must not overflow; no similarity comes near the bound.
+Real = Annotated[float, Field(ge=-1e100, le=1e100)]
+Whole = Annotated[int, Field(ge=0, le=MOST_ROW)]
+
+
+def _nan_for_null(value: Any, validate: Callable[[Any], float]) -> float:
+    return math.nan if value is None else validate(value)
+
+
+Known = Annotated[Real, WrapValidator(_nan_for_null)]
+"""A number that a file holds as null where it is not known; NaN in memory."""
+
+
+def _nan_for_nulls(values: Any, validate: Callable[[Any], tuple[float, ...]]) -> tuple[float, ...]:
+    if not isinstance(values, list) or None not in values:
+        return validate(values)
+    known = iter(validate([value for value in values if value is not None]))
+    return tuple(math.nan if value is None else next(known) for value in values)
+
+
+AllKnown = Annotated[tuple[Real, ...], Field(strict=False), WrapValidator(_nan_for_nulls)]
+"""The same for several numbers; one call for all of them keeps parsing fast."""
+
+
+def finite(value: float | None) -> float | None:
+    """Return a number as a file holds it: null for NaN and infinities."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def in_words(error: ValidationError) -> str:
+    """Return the first thing that does not fit, with the field's name."""
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "json_invalid":
+        return f"it is not JSON ({first['msg'].removeprefix('Invalid JSON: ')})"
+    if first["type"] == "missing":
+        return f"it lacks the field {where}"
+    return f"{where or 'it'}: {first['msg']}"

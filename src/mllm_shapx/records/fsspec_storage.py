@@ -1,0 +1,176 @@
+"""Files behind an fsspec URI: an object store, or a remote file system."""
+
+import contextlib
+import errno
+import uuid
+from collections.abc import Iterator, Sequence
+
+from mllm_shapx.errors import OutputError, StorageError
+from mllm_shapx.records.local_storage import READ_CHUNK, TEMP_PREFIX, translated
+
+
+class FsspecStorage:
+    """A directory behind any fsspec URI: an object store, or a remote file system.
+
+    Object stores publish an object as a whole when its upload ends. File systems that have a rename of their
+    own get a temporary file and the rename.
+    """
+
+    def __init__(self, uri: str) -> None:
+        import fsspec
+
+        self._uri = uri.rstrip("/")
+        try:
+            self._fs, self._root = fsspec.core.url_to_fs(uri)
+        except (ImportError, ValueError) as error:
+            raise OutputError(
+                f"output_root {uri!r} cannot be used: {error}; install the fsspec backend of that protocol, "
+                "or use a directory"
+            ) from error
+        self._root = self._root.rstrip("/")
+        self._renames = type(self._fs).mv is not fsspec.AbstractFileSystem.mv
+
+    @property
+    def uri(self) -> str:
+        """Return the URI."""
+        return self._uri
+
+    def __repr__(self) -> str:
+        return f"FsspecStorage({self._uri!r})"
+
+    def locate(self, path: str) -> str:
+        """Return the URI of a file."""
+        return f"{self._uri}/{path}" if path else self._uri
+
+    def write_bytes(self, path: str, data: bytes) -> None:
+        """Upload whole, or write beside and rename where the file system can."""
+        target = self._full(path)
+        with self._translated("write", self.locate(path)):
+            if not self._renames:
+                self._put(target, data)
+                return
+            folder, _, _ = target.rpartition("/")
+            temp = f"{folder}/{TEMP_PREFIX}{uuid.uuid4().hex}"
+            try:
+                self._put(temp, data)
+                self._fs.mv(temp, target)
+            except Exception:
+                with contextlib.suppress(Exception):  # the failure of the write itself is the one to report
+                    self._fs.rm_file(temp)
+                raise
+
+    def create_exclusive(self, path: str, data: bytes) -> bool:
+        """Create unless it exists; atomic where the backend offers it, else checked just before."""
+        target = self._full(path)
+        with self._translated("create", self.locate(path)):
+            if self._fs.exists(target):
+                return False
+            self._make_parent(target)
+            try:
+                self._fs.pipe_file(target, data, mode="create")
+            except FileExistsError:
+                return False
+            except (NotImplementedError, TypeError, ValueError):
+                # Backends that do not know `mode` say so in these ways.
+                self._put(target, data)
+            return bool(self._fs.cat_file(target) == data)
+
+    def read_bytes(self, path: str) -> bytes:
+        """Return the file's bytes."""
+        with self._translated("read", self.locate(path)):
+            return bytes(self._fs.cat_file(self._full(path)))
+
+    def read_many(self, paths: Sequence[str]) -> Iterator[tuple[str, bytes | OSError]]:
+        """Fetch chunk by chunk; backends that can, fetch a chunk's files at once."""
+        for start in range(0, len(paths), READ_CHUNK):
+            chunk = paths[start : start + READ_CHUNK]
+            with self._translated("read", self._uri):
+                found = self._fs.cat([self._full(path) for path in chunk], on_error="return")
+            if isinstance(found, bytes):
+                found = {self._full(chunk[0]): found}
+            for path in chunk:
+                content = found.get(self._full(path), FileNotFoundError(path))
+                if isinstance(content, bytes | OSError):
+                    yield path, content
+                else:
+                    yield path, OSError(errno.EIO, str(content), path)
+
+    def list(self, path: str = "") -> list[str]:
+        """Return the names below a folder."""
+        target = self._full(path)
+        with self._translated("list", self.locate(path)):
+            self._fs.invalidate_cache()
+            try:
+                found = self._fs.ls(target, detail=False)
+            except FileNotFoundError:
+                return []
+        paths = {str(name).rstrip("/") for name in found} - {target}
+        return sorted(path.rpartition("/")[2] for path in paths)
+
+    def exists(self, path: str) -> bool:
+        """Return whether a file or folder is there."""
+        with self._translated("look at", self.locate(path)):
+            self._fs.invalidate_cache()
+            return bool(self._fs.exists(self._full(path)))
+
+    def size(self, path: str) -> int:
+        """Return the file's length in bytes."""
+        with self._translated("look at", self.locate(path)):
+            return int(self._fs.size(self._full(path)))
+
+    def move(self, source: str, target: str) -> None:
+        """Rename, or copy and remove where the backend has no rename."""
+        full_source, full_target = self._full(source), self._full(target)
+        with self._translated("move a file to", self.locate(target)):
+            self._make_parent(full_target)
+            self._fs.mv(full_source, full_target, recursive=bool(self._fs.isdir(full_source)))
+
+    def remove(self, path: str) -> None:
+        """Remove a file or a folder."""
+        with self._translated("remove", self.locate(path)), contextlib.suppress(FileNotFoundError):
+            self._fs.rm(self._full(path), recursive=True)
+
+    def probe(self) -> None:
+        """Write and remove an object below the URI, and the folders that this made."""
+        missing: tuple[str, ...] = ()
+        try:
+            missing = self._missing_folders()
+            name = f"{TEMP_PREFIX}{uuid.uuid4().hex}"
+            self.write_bytes(name, b"probe")
+            self.remove(name)
+        except StorageError as error:
+            raise OutputError(
+                f"the output directory {self._uri} cannot be written: {error.__cause__}; "
+                "check its permissions and credentials, or choose another output_root"
+            ) from error
+        finally:
+            for folder in missing:
+                with contextlib.suppress(Exception):  # object stores have no folders to remove
+                    self._fs.rmdir(folder)
+
+    def _missing_folders(self) -> tuple[str, ...]:
+        """Return the folders of the root that do not exist yet, the deepest first."""
+        missing, folder = [], self._root
+        with self._translated("look at", self._uri):
+            while folder and folder != "/" and not self._fs.exists(folder):
+                missing.append(folder)
+                folder = folder.rpartition("/")[0]
+        return tuple(missing)
+
+    @staticmethod
+    def _translated(action: str, place: str) -> contextlib.AbstractContextManager[None]:
+        # Backends raise types of their own beside OSError.
+        return translated(action, place, Exception)
+
+    def _full(self, path: str) -> str:
+        return f"{self._root}/{path}" if path else self._root
+
+    def _make_parent(self, target: str) -> None:
+        self._fs.makedirs(target.rpartition("/")[0], exist_ok=True)
+
+    def _put(self, target: str, data: bytes) -> None:
+        try:
+            self._fs.pipe_file(target, data)
+        except FileNotFoundError:
+            self._make_parent(target)
+            self._fs.pipe_file(target, data)

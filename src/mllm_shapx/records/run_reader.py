@@ -1,0 +1,333 @@
+"""One run's directory, read: what is done, what is damaged, and what its files hold. Nothing is changed."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
+
+from mllm_shapx.errors import StorageError
+from mllm_shapx.records.checkpoint import Checkpoint
+from mllm_shapx.records.failures import FailureRecord
+from mllm_shapx.records.inspection import Fault, FaultKind, Notes, RunInspection
+from mllm_shapx.records.layout import GENERATIONS, RunLayout, row_of_failure, row_of_sample
+from mllm_shapx.records.results import SampleResult, parse_sample
+from mllm_shapx.records.spec import RESULT_SETTINGS, is_of_older_runner, result_settings
+from mllm_shapx.records.storage import (
+    TEMP_PREFIX,
+    Storage,
+    decode_json,
+    open_storage,
+    read_json,
+    unreadable,
+)
+from mllm_shapx.records.summary import RunSummary, SampleMetrics
+
+RunState = Literal["empty", "started", "abandoned"]
+"""`started`: there is a checkpoint; `abandoned`: there are samples without one."""
+
+_UNLISTED = "{} sample(s) that the checkpoint does not name taken as done"
+_VANISHED = "{} row(s) that the checkpoint names as completed have no sample, to be done again"
+_UNEXPLAINED = "{} row(s) that the checkpoint names as failed have no failure file, to be done again"
+_UNSELECTED = "{} sample(s) of rows that are not selected now are kept"
+
+
+class RunReader:
+    """The files of one run below an experiment set's directory, for reading."""
+
+    def __init__(self, storage: Storage, run_name: str) -> None:
+        self.storage = storage
+        self.run_name = run_name
+        self.layout = RunLayout(run_name)
+
+    def state(self) -> RunState:
+        """Return whether the run was begun here, from the names of its files alone."""
+        if self.storage.exists(self.layout.checkpoint):
+            return "started"
+        return "abandoned" if self.sample_count() else "empty"
+
+    def sample_count(self) -> int:
+        """Return how many samples there are by name; none is opened."""
+        return len(self.sample_rows())
+
+    def sample_rows(self) -> list[int]:
+        """Return the rows that have a sample by name, ascending."""
+        return sorted(self.sample_paths().values())
+
+    def sample_paths(self) -> dict[str, int]:
+        """Return the path of every sample and its row, by name."""
+        return _rows_in(self.storage, self.layout.samples, row_of_sample)
+
+    def temp_files(self) -> Iterator[str]:
+        """Yield the paths of temporary files that an interrupted write left in the run's folders."""
+        for folder in (self.run_name, self.layout.samples, self.layout.failures, self.layout.summary_folder):
+            for name in self.storage.list(folder):
+                if name.startswith(TEMP_PREFIX):
+                    yield f"{folder}/{name}"
+
+    def inspect(
+        self,
+        rows_in_order: Sequence[int],
+        on_sample: Callable[[SampleMetrics], None] | None = None,
+    ) -> RunInspection:
+        """Read every file of the run and return what is done, and which files are damaged or left over.
+
+        A readable sample that fits its name is done, whatever the checkpoint says; everything else is done
+        again. Nothing is changed: `RunRecords.heal` takes away what `faults` names.
+
+        Args:
+            rows_in_order: The selected rows, in selection order.
+            on_sample: Called with every readable sample, once for each.
+
+        Raises:
+            StorageError: When the directory cannot be read.
+        """
+        faults = [Fault("leftover", path) for path in self.temp_files()]
+        checkpoint = self._inspected_checkpoint(faults)
+        made_from, damaged = self._readable_samples(faults, on_sample)
+        completed = frozenset(made_from)
+        failures = self._readable_failures(completed, faults)
+        self._inspect_summary(faults)
+        notes = Notes(self.run_name)
+        notes.add_rows(_UNSELECTED, completed - set(rows_in_order))
+        known = frozenset(checkpoint.completed_indices if checkpoint else ())
+        notes.add_rows(_UNLISTED, completed - known)
+        notes.add_rows(_VANISHED, known - completed - damaged)
+        failed_before = frozenset(checkpoint.failed_indices if checkpoint else ())
+        notes.add_rows(_UNEXPLAINED, failed_before - failures.keys() - completed)
+        return RunInspection(
+            completed=completed,
+            failed=frozenset(row for row, failure in failures.items() if failure.quarantined),
+            attempts={row: failure.attempts for row, failure in failures.items()},
+            notes=notes.texts(),
+            created_at=None if checkpoint is None else checkpoint.created_at,
+            made_from=made_from,
+            faults=tuple(faults),
+        )
+
+    def summarize(self, rows: Sequence[int]) -> dict[str, Any]:
+        """Return the aggregate metrics of the run's readable samples and quarantined rows."""
+        summary = RunSummary()
+        for _ in self.inspect(rows, summary.add).failed:
+            summary.add_failure()
+        return summary.to_json()
+
+    def read_summary(self) -> dict[str, Any] | None:
+        """Return the aggregate metrics as they were written, None when there are none.
+
+        Raises:
+            ValueError: When the file is damaged.
+        """
+        content = self._read_object(self.layout.summary)
+        if content is not None and "n_samples" not in content:
+            raise ValueError("it holds no n_samples")
+        return content
+
+    def read_spec(self) -> dict[str, Any] | None:
+        """Return the resolved config, None when there is none.
+
+        Raises:
+            ValueError: When the file is damaged.
+        """
+        return self._read_object(self.layout.spec)
+
+    def read_usable_spec(self) -> dict[str, Any] | None:
+        """Return the resolved config with its result settings, None when there is none.
+
+        Raises:
+            ValueError: When the file is damaged, or holds no result settings.
+        """
+        spec = self.read_spec()
+        if spec is not None and result_settings(spec) is None:
+            raise ValueError(f"it holds no {RESULT_SETTINGS}")
+        return spec
+
+    def is_of_older_runner(self) -> bool:
+        """Return whether the older runner wrote the run's spec; False where none can be read."""
+        try:
+            return is_of_older_runner(self.read_spec() or {})
+        except ValueError:
+            return False
+
+    def read_sample(self, row_index: int) -> SampleResult:
+        """Return a sample.
+
+        Raises:
+            FileNotFoundError: When there is none.
+            ValueError: When the file is damaged or holds another row.
+        """
+        return self.decode_sample(row_index, self.storage.read_bytes(self.layout.sample(row_index)))
+
+    def decode_sample(self, row_index: int, data: bytes) -> SampleResult:
+        """Return the sample that a file's bytes hold.
+
+        Raises:
+            ValueError: When they are damaged or hold another row.
+        """
+        sample = SampleResult.from_bytes(self.run_name, data)
+        _check_row(sample.row_index, row_index)
+        return sample
+
+    def read_made_from(self) -> dict[int, str]:
+        """Return row -> what its sample was made from, for the samples that can be read."""
+        paths = self.sample_paths()
+        found = {}
+        for path, content in self.storage.read_many(list(paths)):
+            with contextlib.suppress(ValueError, OSError):
+                found[paths[path]] = _metrics(content, paths[path]).made_from
+        return found
+
+    def read_failures(self) -> Iterator[FailureRecord]:
+        """Yield the failures that can be read, by row."""
+        for _, row, content in self.failure_files():
+            # `inspect` and `verify` report a damaged file.
+            with contextlib.suppress(ValueError, OSError):
+                yield decode_failure(content, row)
+
+    def failure_files(self) -> Iterator[tuple[str, int, bytes | OSError]]:
+        """Yield path, row and content of every failure file, by row."""
+        paths = _rows_in(self.storage, self.layout.failures, row_of_failure)
+        for path, content in self.storage.read_many(list(paths)):
+            yield path, paths[path], content
+
+    def quarantined_rows(self) -> set[int]:
+        """Return the rows that were given up, as far as their failures can be read."""
+        return {failure.row_index for failure in self.read_failures() if failure.quarantined}
+
+    def read_checkpoint(self) -> Checkpoint | None:
+        """Return the checkpoint, None when there is none.
+
+        Raises:
+            ValueError: When the file is damaged.
+        """
+        try:
+            return Checkpoint.from_bytes(self.storage.read_bytes(self.layout.checkpoint))
+        except FileNotFoundError:
+            return None
+
+    def _read_object(self, path: str) -> dict[str, Any] | None:
+        try:
+            content = read_json(self.storage, path)
+        except FileNotFoundError:
+            return None
+        if not isinstance(content, dict):
+            raise ValueError("it is not a JSON object")  # noqa: TRY004 -- one error type for damaged content
+        return content
+
+    def _inspected_checkpoint(self, faults: list[Fault]) -> Checkpoint | None:
+        try:
+            return self.read_checkpoint()
+        except ValueError as error:
+            faults.append(Fault("damaged derived", self.layout.checkpoint, str(error)))
+            return None
+
+    def _readable_samples(
+        self, faults: list[Fault], on_sample: Callable[[SampleMetrics], None] | None
+    ) -> tuple[dict[int, str], frozenset[int]]:
+        """Return the rows that are done, with what they were made from, and those with a damaged sample."""
+        rows = self.sample_paths()
+        made_from: dict[int, str] = {}
+        damaged = set()
+        for path, content in self.storage.read_many(list(rows)):
+            try:
+                metrics = _metrics(content, rows[path])
+            except (ValueError, OSError) as error:
+                if self._is_fault(path, "damaged sample", error, faults):
+                    damaged.add(rows[path])
+                continue
+            made_from[metrics.row_index] = metrics.made_from
+            if on_sample is not None:
+                on_sample(metrics)
+        return made_from, frozenset(damaged)
+
+    def _readable_failures(self, completed: frozenset[int], faults: list[Fault]) -> dict[int, FailureRecord]:
+        failures = {}
+        for path, row, content in self.failure_files():
+            if row in completed:
+                faults.append(Fault("outdated failure", path))
+                continue
+            try:
+                failures[row] = decode_failure(content, row)
+            except (ValueError, OSError) as error:
+                self._is_fault(path, "damaged failure", error, faults)
+        return failures
+
+    def _inspect_summary(self, faults: list[Fault]) -> None:
+        try:
+            self.read_summary()
+        except ValueError as error:
+            faults.append(Fault("damaged derived", self.layout.summary, str(error)))
+
+    def _is_fault(self, path: str, kind: FaultKind, error: ValueError | OSError, faults: list[Fault]) -> bool:
+        """Return whether a file is damaged rather than gone, and note it.
+
+        Raises:
+            StorageError: When the directory cannot be read.
+        """
+        if isinstance(error, FileNotFoundError):
+            return False
+        if isinstance(error, OSError) and not isinstance(error, IsADirectoryError):
+            raise unreadable(self.storage.locate(path), error) from error
+        faults.append(Fault(kind, path, str(error.strerror if isinstance(error, OSError) else error)))
+        return True
+
+
+def find_runs(directory: str) -> tuple[Storage, tuple[str, ...]]:
+    """Return an experiment set's storage and its runs, for the directory of the set or of one run.
+
+    No run is returned when the directory holds none, or is not there.
+    """
+    root = directory.rstrip("/") or "/"
+    storage = open_storage(root)
+    if _is_run(storage.list()):
+        parent, _, name = storage.uri.rpartition("/")
+        return open_storage(parent or "/"), (name,)
+    names = [name for name in storage.list() if name != GENERATIONS and not name.startswith(".")]
+    return storage, tuple(name for name in names if _is_run(_names_below(storage, name)))
+
+
+def _names_below(storage: Storage, name: str) -> list[str]:
+    """Return the names in a folder; none for a file."""
+    try:
+        return storage.list(name)
+    except StorageError as error:
+        if isinstance(error.__cause__, NotADirectoryError):
+            return []
+        raise
+
+
+def _is_run(names: Sequence[str]) -> bool:
+    return bool({"spec.json", "checkpoint.json", "samples"} & set(names))
+
+
+def _metrics(content: bytes | OSError, row: int) -> SampleMetrics:
+    sample = parse_sample(_content(content))
+    _check_row(sample.row_index, row)
+    return SampleMetrics.of(sample)
+
+
+def decode_failure(content: bytes | OSError, row: int) -> FailureRecord:
+    """Return the failure that a file holds.
+
+    Raises:
+        ValueError: When it is damaged or holds another row.
+        OSError: When it could not be read.
+    """
+    failure = FailureRecord.from_json(decode_json(_content(content)))
+    _check_row(failure.row_index, row)
+    return failure
+
+
+def _content(content: bytes | OSError) -> bytes:
+    if isinstance(content, OSError):
+        raise content
+    return content
+
+
+def _check_row(found: int, expected: int) -> None:
+    if found != expected:
+        raise ValueError(f"it holds row {found}")
+
+
+def _rows_in(storage: Storage, folder: str, row_of: Callable[[str], int | None]) -> dict[str, int]:
+    """Return path -> row for the names in a folder that name a row."""
+    rows = {f"{folder}/{name}": row_of(name) for name in storage.list(folder)}
+    return {path: row for path, row in rows.items() if row is not None}

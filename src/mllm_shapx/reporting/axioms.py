@@ -1,0 +1,111 @@
+"""What the numbers of a sample must satisfy: counts, sums and the axioms of its explainer."""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from mllm_shapx.records.results import SampleResult
+from mllm_shapx.records.spec import result_settings
+
+TOLERANCE = 1e-6
+"""How far values may be off an axiom, absolutely and relative to the numbers compared."""
+
+type ValueCheck = Callable[[SampleResult], Iterator[str]]
+
+
+def value_checks(spec: dict[str, Any]) -> list[ValueCheck]:
+    """Return what a run's samples must satisfy, as far as its spec tells."""
+    settings = result_settings(spec) or {}
+    checks: list[ValueCheck] = [_counts, _attribution, _raw_values]
+    if settings.get("explainer_type") == "exact":
+        checks.append(_efficiency)
+    shap = settings.get("shap")
+    normalizer = _NORMALIZED.get(shap.get("normalizer", "")) if isinstance(shap, dict) else None
+    if normalizer is not None:
+        checks.append(normalizer)
+    return checks
+
+
+def _efficiency(sample: SampleResult) -> Iterator[str]:
+    """The values of an exact run sum to v(N) - v(empty) before normalizing (Shapley 1953, efficiency)."""
+    gain = sample.grand_value - sample.base_value
+    if math.isnan(gain) or math.isnan(sample.values_sum):
+        return  # a value that is no number is written as null, and no axiom holds for it
+    if not _close(sample.values_sum, gain):
+        yield (
+            f"the values sum to {sample.values_sum:.9g}, not to v(all) - v(none) = {gain:.9g} "
+            "as exact Shapley values do"
+        )
+
+
+def _counts(sample: SampleResult) -> Iterator[str]:
+    values = len(sample.player_values())
+    is_finite = math.isfinite(sample.values_sum)
+    if values > sample.num_players or (is_finite and values != sample.num_players):
+        yield f"it has {values} values for {sample.num_players} players"
+    counted = sample.attr_summary.count_text_tokens + sample.attr_summary.count_audio_segments
+    if counted != sample.num_players:
+        yield f"attr_summary counts {counted} players of {sample.num_players}"
+
+
+def _raw_values(sample: SampleResult) -> Iterator[str]:
+    """The values before normalizing are one per player and sum to `values_sum`."""
+    values = sample.raw_values
+    if values is None:
+        return  # written by an earlier version
+    if len(values) != sample.num_players:
+        yield f"it has {len(values)} raw_values for {sample.num_players} players"
+    elif math.isfinite(sample.values_sum) and not _close(math.fsum(values), sample.values_sum):
+        yield f"raw_values sum to {math.fsum(values):.9g}, values_sum says {sample.values_sum:.9g}"
+
+
+def _attribution(sample: SampleResult) -> Iterator[str]:
+    summary = sample.attr_summary
+    total = math.fsum(abs(value) for value in sample.player_values() if value is not None)
+    stated = summary.abs_sum_text + summary.abs_sum_audio
+    if math.isfinite(stated) and not _close(stated, total):
+        yield f"attr_summary's sums give {stated:.9g}, the values {total:.9g}"
+    shares = summary.frac_text + summary.frac_audio
+    if math.isfinite(shares) and not _close(shares, 1.0 if stated else 0.0):
+        yield f"attr_summary's shares sum to {shares:.9g}"
+
+
+def _identity(sample: SampleResult) -> Iterator[str]:
+    values = _known_values(sample)
+    if values and not _close(math.fsum(values), sample.values_sum):
+        yield f"the values sum to {math.fsum(values):.9g}, values_sum says {sample.values_sum:.9g}"
+
+
+def _abs_sum(sample: SampleResult) -> Iterator[str]:
+    values = _known_values(sample)
+    total = math.fsum(abs(value) for value in values)
+    if any(values) and not _close(total, 1.0):
+        yield f"the absolute values sum to {total:.9g}, not to 1 as AbsSumNormalizer leaves them"
+
+
+def _shares(sample: SampleResult) -> Iterator[str]:
+    """MinMax and PowerShift leave shares of 1; equal values may stay as they were."""
+    values = _known_values(sample)
+    if not values or max(values) == min(values):
+        return
+    total = math.fsum(values)
+    if min(values) < -TOLERANCE or not _close(total, 1.0):
+        yield f"the values are no shares of 1: they sum to {total:.9g}, the least is {min(values):.9g}"
+
+
+_NORMALIZED: dict[str, ValueCheck] = {
+    "IdentityNormalizer": _identity,
+    "AbsSumNormalizer": _abs_sum,
+    "MinMaxNormalizer": _shares,
+    "PowerShiftNormalizer": _shares,
+}
+
+
+def _known_values(sample: SampleResult) -> list[float]:
+    """Return all the players' values, none when one of them is no number."""
+    values = [value for value in sample.player_values() if value is not None]
+    return values if len(values) == sample.num_players and math.isfinite(sample.values_sum) else []
+
+
+def _close(one: float, other: float) -> bool:
+    return math.isclose(one, other, rel_tol=TOLERANCE, abs_tol=TOLERANCE)

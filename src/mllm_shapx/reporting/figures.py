@@ -1,0 +1,86 @@
+"""A study's plots and its table of errors as files for a paper (`report --figures`)."""
+
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mllm_shapx.reporting.charts import PAPER, charts
+from mllm_shapx.reporting.drawing import pdf, svg
+from mllm_shapx.reporting.html import refuse_changed_rows
+from mllm_shapx.reporting.output import refuse_inside, write_output
+from mllm_shapx.reporting.reading import open_study
+from mllm_shapx.reporting.study_figures import ErrorRow, study_figures
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_TITLES = {
+    "group": "run",
+    "rows": "samples",
+    "n_calls": "coalitions",
+    "error": "error",
+    "error_sd": "sd",
+    "pearson": "r",
+    "spearman": "rank r",
+    "top": "top 3",
+    "same_first": "first",
+    "sign_changes": "signs",
+}
+"""Columns of the LaTeX table, and their titles."""
+
+_CAPTION = (
+    "Errors against the exact values. Error: mean over players of the absolute difference, averaged over "
+    "samples, with its standard deviation; r and rank r: correlation; top 3 and first: share of the three "
+    "most important players, and of the most important one, that agree; signs: share of players whose sign "
+    "differs."
+)
+
+
+def write_figures(directory: str, folder: Path, *, accept_changed_rows: bool = False) -> list[Path]:
+    """Write each plot as SVG and PDF, and the errors as CSV and LaTeX; return the files.
+
+    Files of the same names are replaced. Without an exact run there are no errors to write.
+
+    Raises:
+        UsageError: When the directory holds no results, `folder` is in it, or vl-convert is not installed.
+        StorageError: When a file cannot be written.
+    """
+    study = open_study(directory)
+    refuse_inside(study.storage, folder)
+    if not accept_changed_rows:
+        refuse_changed_rows(study)
+    figures = study_figures(study)
+    contents: dict[str, bytes] = {}
+    for chart in charts(figures, PAPER):
+        contents[f"{chart.name}.svg"] = svg(chart.spec).encode()
+        contents[f"{chart.name}.pdf"] = pdf(chart.spec)
+    if errors := figures.errors():
+        table = _table(errors)
+        contents["errors.csv"] = table.to_csv(index=False, lineterminator="\n").encode(errors="replace")
+        contents["errors.tex"] = _latex(table).encode(errors="replace")
+    for name, content in contents.items():
+        write_output(folder / name, content)
+    return [folder / name for name in contents]
+
+
+def _table(errors: list[ErrorRow]) -> "pd.DataFrame":
+    import pandas as pd
+
+    rows = [{**asdict(row), "error_sd": math.nan if row.error_sd is None else row.error_sd} for row in errors]
+    return pd.DataFrame(rows)
+
+
+def _latex(table: "pd.DataFrame") -> str:
+    """Return a table for the package booktabs."""
+    shown = table[list(_TITLES)].set_axis(list(_TITLES.values()), axis="columns")
+    text: str = shown.to_latex(
+        index=False,
+        escape=True,
+        na_rep="--",
+        float_format="%.3f",
+        caption=_CAPTION,
+        label="tab:errors",
+        column_format="l" + "r" * (len(_TITLES) - 1),
+    )
+    return f"% \\usepackage{{booktabs}}\n{text}"

@@ -1,0 +1,140 @@
+"""The rows of a page: prompts, values and answers as compact JSON data."""
+
+import math
+from collections.abc import Sequence
+from itertools import groupby, pairwise
+from typing import Any
+
+from mllm_shapx.records.results import SampleResult
+from mllm_shapx.reporting.page_audio import Recordings
+from mllm_shapx.reporting.pieces import Piece, prompt_pieces
+from mllm_shapx.reporting.reading import RunFiles
+from mllm_shapx.reporting.stored_answers import StoredAnswersOfRuns
+
+_BYTES_PER_SAMPLE = 2
+"""Of `num_bytes` of a piece of sound."""
+
+
+class Answers:
+    """Every answer once: most runs of a row have the same."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self._places: dict[str, int] = {}
+
+    def place(self, text: str) -> int:
+        """Return the answer's position in `texts`."""
+        if text not in self._places:
+            self._places[text] = len(self.texts)
+            self.texts.append(text)
+        return self._places[text]
+
+
+class PageRows:
+    """Turns one row after the other into the page's data; report.js says what each letter means."""
+
+    def __init__(self, runs: Sequence[RunFiles], recordings: Recordings) -> None:
+        self.answers = Answers()
+        self._runs = runs
+        self._recordings = recordings
+        self._stored = StoredAnswersOfRuns(runs)
+
+    def row(self, index: int, samples: Sequence[SampleResult | None]) -> dict[str, Any] | None:
+        """Return a row with each run's values, None when no sample can be read."""
+        first = next((sample for sample in samples if sample is not None), None)
+        if first is None:
+            return None
+        prompts: list[dict[str, Any]] = []
+        without = self._stored.without_most_important(index, samples)
+        runs = [
+            None if sample is None else self._sample(run, sample, prompts, answer)
+            for run, sample, answer in zip(self._runs, samples, without, strict=True)
+        ]
+        modality = first.input_modality
+        return {
+            "i": index,
+            "l": first.language,
+            "o": first.original_language,
+            "m": modality,
+            "p": prompts,
+            "r": runs,
+        }
+
+    def _sample(
+        self, run: RunFiles, sample: SampleResult, prompts: list[dict[str, Any]], without: str | None
+    ) -> dict[str, Any]:
+        """Return a run's part of a row; its prompt is added to `prompts` unless another run has the same."""
+        pieces = prompt_pieces(sample)
+        prompt = self._prompt(run, sample, pieces)
+        if prompt not in prompts:
+            prompts.append(prompt)
+        data: dict[str, Any] = {
+            "q": prompts.index(prompt),
+            "v": [_finite(piece.value) for piece in pieces if piece.value is not None],
+            "a": self.answers.place(sample.response),
+            "b": _finite(sample.base_value),
+            "g": _finite(sample.grand_value),
+            "n": sample.n_calls,
+            "m": sample.model_calls,
+            "s": _finite(sample.runtime_sec),
+        }
+        if without is not None:
+            data["w"] = self.answers.place(without)
+        spoken = _artifacts(sample, "answer")
+        if spoken and (place := self._recording(run, spoken[0])) is not None:
+            data["k"] = place
+        return data
+
+    def _prompt(self, run: RunFiles, sample: SampleResult, pieces: Sequence[Piece]) -> dict[str, Any]:
+        """Return `t`, the pieces, and `a`, for each stretch of sound its recording or null.
+
+        A piece is [text, 1 for a player, 1 where a message begins]; one of sound is [word or null, 1 for a
+        player, 1 where a message begins, seconds].
+        """
+        turns = [piece.turn for piece in pieces]
+        begins = [0, *(int(turn != before) for before, turn in pairwise(turns))]
+        recordings = _artifacts(sample, "inputs")
+        stretches = [turn for (turn, is_sound), _ in groupby(pieces, _turn_and_sound) if is_sound]
+        rates = {turn: about.get("sample_rate") for turn, about in zip(stretches, recordings, strict=False)}
+        shown = [
+            [piece.text, int(piece.value is not None), begin]
+            if piece.num_bytes is None
+            else [
+                piece.text or None,
+                int(piece.value is not None),
+                begin,
+                _seconds(piece.num_bytes, rates.get(piece.turn)),
+            ]
+            for piece, begin in zip(pieces, begins, strict=False)
+        ]
+        if not recordings or len(recordings) != len(stretches):
+            return {"t": shown}
+        return {"t": shown, "a": [self._recording(run, about) for about in recordings]}
+
+    def _recording(self, run: RunFiles, about: dict[str, Any]) -> int | None:
+        path = about.get("path")
+        if not isinstance(path, str) or not path.endswith(".wav") or ".." in path.split("/"):
+            return None
+        return self._recordings.place(run, path)
+
+
+def _artifacts(sample: SampleResult, key: str) -> list[dict[str, Any]]:
+    """Return what a sample says of its recordings (`inputs`) or its spoken answer (`answer`)."""
+    artifacts = sample.audio_artifacts or {}
+    found = artifacts.get(key)
+    entries = found if isinstance(found, list) else [found]
+    return [entry for entry in entries if isinstance(entry, dict)]
+
+
+def _turn_and_sound(piece: Piece) -> tuple[int, bool]:
+    return piece.turn, piece.num_bytes is not None
+
+
+def _seconds(num_bytes: int, rate: Any) -> float:
+    """Return a piece's length; where the rate is not known, in samples, which have the same proportions."""
+    samples = num_bytes / _BYTES_PER_SAMPLE
+    return round(samples / rate, 4) if isinstance(rate, int) and rate > 0 else samples
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
