@@ -430,7 +430,7 @@ def test_as_many_requests_are_in_flight_as_the_server_takes(tmp_path: Path) -> N
         assert server.most_in_flight > 4
         assert refused < 64
     with ChatServer() as server:
-        server.script = lambda _: Act(delay_s=0.005)
+        server.script = lambda _: Act(delay_s=0.05)
         study = study_on(server, tmp_path / "capped", kwargs={"max_concurrency": 3})
         assert study.call("--inline").code == 0
         assert server.most_in_flight == 3
