@@ -61,6 +61,14 @@ def loaded(folder: Path, **changes: Any) -> Any:
         ),
         (
             {
+                "connector_kwargs": {"model_id": "m", "strip_reasoning": True},
+                "shap": {"value_function": "tf_logprob"},
+            },
+            "shap.value_function",
+            "reasoning would precede it",
+        ),
+        (
+            {
                 "experiments": [
                     {"explainer_type": "exact", "shap_override": {"value_function": "contrastive"}}
                 ]

@@ -69,6 +69,10 @@ def _value_function(
         message = f'"{name}" compares texts, and the answers are spoken'
         fix = 'set modality.output_modality to "text", or name a similarity'
         yield key, message, fix, (("modality", "output_modality"),)
+    if scoring.reads == "likelihoods" and experiment_set.connector_kwargs.strip_reasoning:
+        message = f'"{name}" reads how likely a text is right after the prompt, where reasoning would come'
+        fix = "set connector_kwargs.strip_reasoning to false, or use a value function of answers"
+        yield key, message, fix, (("connector_kwargs", "strip_reasoning"),)
     if scoring.reads != "answers" and experiment_set.connector == servers.CONNECTOR:
         message = f'"{name}" reads the model\'s probabilities of given tokens, which a server does not give'
         yield key, message, 'use connector "hf_text", or a value function of answers', (("connector",),)

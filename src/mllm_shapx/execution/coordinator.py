@@ -298,8 +298,9 @@ class Coordinator:
         with self._writing():
             open_unit = replace(unit, run_names=self._ledger.open_runs(unit.unit_id))
             known = self._writer.known(unit)
-            self._forecast.handed_out(unit, len(known.by_mask))
-            self._tally.handed_out(unit, len(known.by_mask))
+            stored = len(known.by_mask) + len(known.likelihoods)
+            self._forecast.handed_out(unit, stored)
+            self._tally.handed_out(unit, stored)
             return LeaseReply(Lease(open_unit, known), drop=drop)
         return LeaseReply(None, drop=drop, order="stop")
 

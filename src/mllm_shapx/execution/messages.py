@@ -16,6 +16,7 @@ from mllm_shapx.models.server_budget import ServerLimits
 from mllm_shapx.planning.runs import RunSpec
 from mllm_shapx.planning.units import WorkUnit, plan_units
 from mllm_shapx.records.environments import Environment
+from mllm_shapx.records.likelihood import Likelihood, LikelihoodKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +33,14 @@ class Answers:
     vectors: dict[str, dict[bytes, Vector]] = field(default_factory=dict)
     """Kind of embedding -> `Answer.content_id` -> vector, for rescoring without the model."""
 
+    likelihoods: dict[LikelihoodKey, Likelihood] = field(default_factory=dict)
+    """What is forced, and the coalition -> how likely it is."""
+
     def give_to(self, row: RowCoalitions) -> None:
-        """Give `row` these answers, if they are answers to its coalitions."""
+        """Give `row` these answers and likelihoods, if they are those of its coalitions."""
         if self.belong_to(row):
             row.know(self.by_mask)
+            row.likelihoods.know(self.likelihoods)
 
     def belong_to(self, row: RowCoalitions) -> bool:
         """Return whether they are answers to the coalitions of `row`: its conversation, its players."""

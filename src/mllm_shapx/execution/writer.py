@@ -62,7 +62,7 @@ class ResultWriter:
         tally: Tally,
     ) -> None:
         self.model_calls = 0
-        """Answers that were written and that the model gave since the start."""
+        """Answers and likelihoods that were written and that the model gave since the start."""
         self._study = study
         self._on_sample = on_sample
         self._note = note
@@ -177,7 +177,7 @@ class ResultWriter:
             self._on_sample(sample)
 
     def write_answers(self, unit: WorkUnit, answers: Answers, *, is_last: bool) -> None:
-        """Write new answers and vectors of a unit; the last ones are packed with all others into one file."""
+        """Write what is new of a unit; its last answers are packed with all others into one file."""
         if self._answers is None:
             return
         notes: tuple[str, ...] = ()
@@ -186,6 +186,9 @@ class ResultWriter:
         elif answers.by_mask:
             self._answers.add(unit, answers)
         self.model_calls += sum(stored.asked_by != REUSED for stored in answers.by_mask.values())
+        self.model_calls += len(answers.likelihoods)
+        if answers.likelihoods:
+            notes += self._answers.add_likelihoods(unit, answers)
         if answers.vectors:
             notes += self._answers.add_vectors(unit, answers)
         for note in notes:

@@ -8,6 +8,7 @@ from mllm_shap import CoalitionMask, ConversationSnapshot, DeletePolicy, PlayerS
 from mllm_shap.protocols.masking import AbsencePolicy
 
 from mllm_shapx.errors import first_of
+from mllm_shapx.explaining.likelihoods import RowLikelihoods
 from mllm_shapx.models.base import Answer
 
 Keep = Callable[[int, Answer], None]
@@ -52,6 +53,7 @@ class RowCoalitions:
         self.snapshot = snapshot
         self.players = players
         self.stored: dict[int, Answer] = {}
+        self.likelihoods = RowLikelihoods()
         self._policy = DeletePolicy() if policy is None else policy
         self._fresh: dict[int, Answer] = {}
         self._mask_of_prompt: dict[str, int] | None = {} if share_prompts else None

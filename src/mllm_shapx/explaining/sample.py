@@ -11,6 +11,7 @@ from mllm_shapx.explaining.absence import absence_policy
 from mllm_shapx.explaining.audio_records import AudioRecords, DecodeAudio, answer_entry, audio_records
 from mllm_shapx.explaining.coalitions import Generate, RowCoalitions
 from mllm_shapx.explaining.conversation import attribution_summary, conversation_entries
+from mllm_shapx.explaining.forcing import OwnLogprobs
 from mllm_shapx.explaining.games import Game
 from mllm_shapx.explaining.hierarchical import HierarchicalExplainer
 from mllm_shapx.explaining.players import player_set
@@ -64,11 +65,12 @@ async def explain_run(
     *,
     decode_audio: DecodeAudio | None = None,
     force: Force | None = None,
+    own_logprobs: OwnLogprobs | None = None,
 ) -> SampleResult:
     """Explain `row` by `run` and return the sample.
 
-    `decode_audio` turns a spoken answer into sound, and `force` gives the likelihood of texts, where the
-    model can.
+    `decode_audio` turns a spoken answer into sound, `force` gives the likelihood of texts, and `own_logprobs`
+    gives answers the log-probabilities that they were stored without, where the model can.
 
     Runs of one generation key use the same `coalitions`, one after the other. Their order decides which run
     a shared answer is generated for, and so their `model_calls`; it changes nothing else.
@@ -79,7 +81,10 @@ async def explain_run(
     started = time.perf_counter()
 
     async def ask(masks: Sequence[int]) -> list[Answer]:
-        return await coalitions.answers(masks, run.name, generate)
+        answers = await coalitions.answers(masks, run.name, generate)
+        if run.shap.reads == "log_probabilities" and own_logprobs is not None:
+            return await own_logprobs(masks, answers)
+        return answers
 
     value = build_value(run, Sources(ask, embed, force))
     outcome = await _explain(row, coalitions, run, value)
@@ -130,7 +135,8 @@ def _sample(
         original_language=row.original_language,
         runtime_sec=seconds,
         n_calls=len(set(outcome.masks)),
-        model_calls=coalitions.model_calls(answered, run.name),
+        model_calls=coalitions.model_calls(answered, run.name)
+        + coalitions.likelihoods.read_for(run.name, outcome.masks),
         prompt_texts=row.texts,
         input_modality=run.modality.input_modality,
         output_modality=run.modality.output_modality,

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from mllm_shapx.records.answer import Answer as Answer  # noqa: PLC0414 -- part of this seam
 from mllm_shapx.records.answer import Ending as Ending  # noqa: PLC0414
+from mllm_shapx.records.likelihood import Likelihood as Likelihood  # noqa: PLC0414
 
 EmbeddingMode = Literal["CONTEXTUAL", "STATIC"]
 
@@ -139,6 +140,24 @@ class SpeaksAudio(Protocol):
 
     def decode_audio(self, answer: Answer) -> tuple[NDArray[np.float32], int] | None:
         """Return mono samples in [-1, 1] and their rate in hertz; None without a decoder or without audio."""
+
+
+@runtime_checkable
+class ReadsLikelihoods(Protocol):
+    """A model that reads the probability of given tokens off forward passes (teacher forcing)."""
+
+    def tokens_of(self, text: str) -> tuple[int, ...]:
+        """Return the tokens of `text` alone, without special tokens, as mllm_shap's backend forces them."""
+
+    def likelihoods(
+        self, prompts: Sequence[Any], continuations: Sequence[Sequence[int]], top_k: int
+    ) -> list[Likelihood]:
+        """Return how likely `continuations[i]` (tokens, not empty) is behind prompt i; see `Likelihood`.
+
+        Raises:
+            OutOfMemory: When the device cannot hold the batch.
+            RowError: When the model's logits are not numbers.
+        """
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,11 +4,13 @@ The model must have plain attention over cached keys and values (see `decoder_ch
 `generate` gives with the same settings.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
 
 from mllm_shapx.models.base import Decoding
@@ -85,6 +87,12 @@ class OwnLoop:
         self._device = model.device
         self._most_nodes = PIECE_NODES.get(self._device.type, 512)
 
+    def logits_at(self, tree: PrefixTree, nodes: Sequence[NDArray[np.int64]]) -> Iterator[torch.Tensor]:
+        """Yield each piece's logits, (nodes, vocabulary), at the given nodes of the piece; keep no states."""
+        trunk = self._trunk(tree)
+        for piece, wanted in zip(tree.pieces, nodes, strict=True):
+            yield self._run_piece(replace(piece, ends=wanted), trunk, len(tree.trunk))[0]
+
     def logits_along(
         self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]
     ) -> torch.Tensor:
@@ -124,11 +132,7 @@ class OwnLoop:
 
     def _prefill(self, tree: PrefixTree) -> tuple[torch.Tensor, list[tuple[torch.Tensor, torch.Tensor]]]:
         """Return the logits after each prompt, (prompts, vocabulary), and the states of all nodes."""
-        trunk: list[DynamicLayer] = []
-        if tree.trunk:
-            chain = np.arange(len(tree.trunk))
-            piece = Piece(np.array(tree.trunk), chain, np.tri(len(chain), dtype=np.bool_), chain[-1:])
-            trunk = self._run_piece(piece, [], 0)[1]
+        trunk = self._trunk(tree)
         logits, parts = [], []
         for piece in tree.pieces:
             ends, layers = self._run_piece(piece, trunk, len(tree.trunk))
@@ -142,6 +146,14 @@ class OwnLoop:
             for depth in range(len(parts[0]))
         ]
         return torch.cat(logits), states
+
+    def _trunk(self, tree: PrefixTree) -> list[DynamicLayer]:
+        """Return the states of the trunk; an empty list without one."""
+        if not tree.trunk:
+            return []
+        chain = np.arange(len(tree.trunk))
+        piece = Piece(np.array(tree.trunk), chain, np.tri(len(chain), dtype=np.bool_), chain[-1:])
+        return self._run_piece(piece, [], 0)[1]
 
     def _run_piece(
         self, piece: Piece, trunk: list[DynamicLayer], behind: int

@@ -78,6 +78,10 @@ class ChatEncoder:
             ids.extend(self._tokenize(assistant_prefill))
         return LiquidPrompt(tuple(ids), tuple(recordings))
 
+    def tokens_of(self, text: str) -> tuple[int, ...]:
+        """Return the tokens of a text alone, without special tokens."""
+        return self._tokenize(text)
+
     def decode(self, token_ids: list[int]) -> str:
         """Return the text of generated tokens without special tokens."""
         with self._lock:

@@ -47,10 +47,11 @@ class PrefixTree:
         return len(self.trunk) + sum(len(piece.tokens) for piece in self.pieces)
 
 
-def build_tree(prompts: Sequence[Ids], most_nodes: int) -> PrefixTree:
+def build_tree(prompts: Sequence[Ids], most_nodes: int, most_trunk: int | None = None) -> PrefixTree:
     """Return the tree of `prompts` (token ids, none empty), cut into pieces of about `most_nodes` tokens.
 
-    A piece always holds whole prompts, so that a longer prompt makes a larger piece.
+    A piece always holds whole prompts, so that a longer prompt makes a larger piece. The trunk has at most
+    `most_trunk` tokens; by default it leaves each prompt one, whose output is needed.
     """
     order = sorted(range(len(prompts)), key=lambda each: prompts[each])
     ordered = [prompts[each] for each in order]
@@ -58,8 +59,9 @@ def build_tree(prompts: Sequence[Ids], most_nodes: int) -> PrefixTree:
     groups = _groups(ordered, shared, most_nodes, trunk=0)
     trunk = 0
     if len(groups) > 1:
-        # Sorted, the first and the last differ soonest; each keeps a token, whose output is needed.
-        trunk = min(_common(ordered[0], ordered[-1]), min(map(len, ordered)) - 1)
+        # Sorted, the first and the last differ soonest.
+        most_trunk = min(map(len, ordered)) - 1 if most_trunk is None else most_trunk
+        trunk = min(_common(ordered[0], ordered[-1]), most_trunk)
         groups = _groups(ordered, shared, most_nodes, trunk)
     pieces, paths, offset = [], [], trunk
     for first, last in groups:

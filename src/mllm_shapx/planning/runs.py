@@ -164,6 +164,19 @@ class RunSpec:
         return self.generation.is_greedy or self.generation.reuse_sampled_answers
 
     @cached_property
+    def forced_texts(self) -> tuple[str, ...]:
+        """Names of the texts whose likelihood every coalition needs; none where coalitions are answered.
+
+        Runs of one generation key share the likelihoods of texts of one name.
+        """
+        if self.shap.reads != "likelihoods":
+            return ()
+        if self.shap.value_function != "contrastive":
+            return ("the answer",)
+        options = self.shap.value_options or {}
+        return tuple(dict.fromkeys(f"{options.get(key)!r}" for key in ("target", "foil")))
+
+    @cached_property
     def result_settings(self) -> dict[str, Any]:
         """Everything that decides the values of a row, as JSON data; recorded in `spec.json`."""
         # Absent unless set: specs that were written without it stay equal.

@@ -101,7 +101,22 @@ def explaining_order(runs: Sequence[RunSpec], num_players: int) -> list[RunSpec]
 
 
 def expected_answers(runs: Sequence[RunSpec], num_players: int) -> float:
-    """Return how many distinct coalitions `runs` of one generation key are expected to need together.
+    """Return how many model calls `runs` of one generation key are expected to need together.
+
+    A call is an answer to one coalition, or the likelihood of one given text behind its prompt. Runs that
+    read likelihoods need one answer, to all players.
+    """
+    forced: dict[str, list[RunSpec]] = {}
+    for run in runs:
+        for text in run.forced_texts:
+            forced.setdefault(text, []).append(run)
+    answering = [run for run in runs if not run.forced_texts]
+    answers = _expected_union(answering, num_players) or min(1.0, len(runs))
+    return answers + sum(_expected_union(sharing, num_players) for sharing in forced.values())
+
+
+def _expected_union(runs: Sequence[RunSpec], num_players: int) -> float:
+    """Return how many distinct coalitions `runs` are expected to evaluate together.
 
     2^n when one of them needs all, infinity where a float cannot hold it. Exact for one run; for several
     sampling runs what their samplers draw once (`planning.coverage`). Without players it is the empty prompt.

@@ -30,7 +30,9 @@ _LONGEST_NAME = 200
 
 _SAMPLE = re.compile(r"sample_(\d{5,})_result\.json")
 _FAILURE = re.compile(r"sample_(\d{5,})\.json")
-_GENERATION = re.compile(r"(\d{5,})-([0-9A-Za-z_]+)(\.parquet|\.embeddings\.parquet|\.parts)")
+_GENERATION = re.compile(
+    r"(\d{5,})-([0-9A-Za-z_]+)(\.parquet|\.embeddings\.parquet|\.likelihoods\.parquet|\.parts)"
+)
 
 
 def name_fault(run_name: str) -> str | None:
@@ -156,6 +158,11 @@ class GenerationLayout:
     def embeddings(self) -> str:
         """Return the path of the answers' vectors."""
         return f"{GENERATIONS}/{self.stem}.embeddings.parquet"
+
+    @property
+    def likelihoods(self) -> str:
+        """Return the path of the likelihoods of given texts."""
+        return f"{GENERATIONS}/{self.stem}.likelihoods.parquet"
 
     @property
     def parts(self) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mllm_shapx.records.answer import Answer, ending_of
+from mllm_shapx.records.likelihood import Likelihood, LikelihoodKey, likelihood_table
 
 if TYPE_CHECKING:
     import numpy as np
@@ -161,6 +162,11 @@ def decode_embeddings(table: "pa.Table") -> "Iterator[tuple[tuple[str, bytes], N
     kinds, answers = _column(table, "kind").to_pylist(), _column(table, "answer").to_pylist()
     for kind, answer, vector in zip(kinds, answers, _column(table, "vector"), strict=True):
         yield (kind, answer), vector.values.to_numpy()
+
+
+def encode_likelihoods(header: StoreHeader, likelihoods: Mapping[LikelihoodKey, Likelihood]) -> bytes:
+    """Return a file of likelihoods, given by what is forced and the coalition."""
+    return _encode_table(likelihood_table(likelihoods, header.num_players), header)
 
 
 def decode_table(data: bytes, columns: Sequence[str] | None = None) -> "tuple[pa.Table, StoreHeader]":
