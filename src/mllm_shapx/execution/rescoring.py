@@ -116,7 +116,7 @@ def rescore_config(
     Raises:
         UsageError: When coalitions or vectors are missing, with their number; nothing is written then.
     """
-    study, warnings = prepare(loaded, options)
+    study, warnings = prepare(loaded, options, may_do_without_server=True)
     check_output(study, options)
     for warning in warnings:
         reporter.message(f"warning: {warning}")

@@ -25,6 +25,7 @@ from mllm_shapx.execution.loading import (
     Loaded,
     LoadModel,
     free_memory,
+    gpu_memory,
     is_device_lost,
     load_all,
     load_study_model,
@@ -390,6 +391,7 @@ class Worker:
             unit_answers={unit_id: held.answers for unit_id, held in self._held.items()},
             generated=dict(self._generated),
             waiting_for=engine.waiting_for,
+            gpu_memory=gpu_memory(),
             report=report if report != self._reported else None,
         )
         self._obey(await self._desk.call(Coordinator.beat, self._me, beat))

@@ -1,7 +1,7 @@
 """The answers to a row's coalitions: each is generated once and used by every run that needs it."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from mllm_shap import CoalitionMask, ConversationSnapshot, DeletePolicy, PlayerSet
@@ -81,6 +81,15 @@ class RowCoalitions:
         """Return how many of the answers to `masks` were generated for `run_name`."""
         return sum(self.stored[mask].asked_by == run_name for mask in set(masks))
 
+    def tokens(self, masks: Sequence[int], run_name: str) -> tuple[int | None, int | None]:
+        """Return the tokens of prompts and of answers that were generated for `run_name`.
+
+        None where no server counted them.
+        """
+        asked = (self.stored[mask] for mask in set(masks) if mask in self.stored)
+        mine = [answer for answer in asked if answer.asked_by == run_name]
+        return _sum(answer.tokens_in for answer in mine), _sum(answer.tokens_out for answer in mine)
+
     def distinct_answers(self, masks: Sequence[int]) -> int:
         """Return how many different texts and sounds are among the answers to `masks`."""
         answers = (self.stored[mask] for mask in masks)
@@ -131,3 +140,9 @@ class RowCoalitions:
     def _keep(self, mask: int, answer: Answer) -> None:
         self.stored[mask] = answer
         self._fresh[mask] = answer
+
+
+def _sum(counts: Iterable[int | None]) -> int | None:
+    """Return the sum of what was counted, None where nothing was."""
+    known = [count for count in counts if count is not None]
+    return sum(known) if known else None

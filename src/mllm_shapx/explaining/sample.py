@@ -144,6 +144,7 @@ def _sample(
         spoken = answer_entry(sound.artifacts)
         if spoken is not None:
             conversation = (*conversation[:-1], (*conversation[-1], spoken))
+    tokens_in, tokens_out = coalitions.tokens(outcome.masks, run.name)
     return SampleResult(
         run_name=run.name,
         row_index=row.row_index,
@@ -171,4 +172,6 @@ def _sample(
         interactions=outcome.interactions,
         audio_artifacts=sound.artifacts,
         audio_files=sound.files,
+        tokens_in=tokens_in,
+        tokens_out=tokens_out,
     )

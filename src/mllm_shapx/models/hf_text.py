@@ -45,7 +45,7 @@ MEMORY_SHARE = 0.5
 """Share of the free main memory that a batch on the CPU may take: workers share a machine."""
 _LOGITS_COPIES = 3
 LARGEST_ON_CPU = 256
-"""Beyond it processors gain a few percent at most, and the clock of a shared machine cannot see them."""
+"""Larger batches gain a few percent at most on processors."""
 _LAST = b"\xff" * 4
 
 
@@ -83,7 +83,7 @@ class HfTextModel:
         self._identity = identity
         self._max_batch_size = max_batch_size
         self._notes = notes
-        # Of a model that is spread, the device of the first layers, where prompts go in and logits come out.
+        # On several devices, that of the first layers: prompts go in there and logits come out.
         self._device: torch.device = model.device
         # Fast tokenizers are not thread-safe, and prompts are encoded while answers are decoded.
         self._decoding_tokenizer = copy.deepcopy(tokenizer)
@@ -228,7 +228,7 @@ class HfTextModel:
         return [self._prompt(ids, decoding) for ids in rows]
 
     def batch_key(self, prompt: TextPrompt) -> bytes:
-        """Order prompts so that those which cost least together come together.
+        """Return a sort key that puts prompts together that are cheap to compute together.
 
         That is by their beginnings where these are computed once, else by length, the longest first.
         """
@@ -279,7 +279,7 @@ class HfTextModel:
         ]
 
     def _states(self, answers: Sequence[tuple[int, ...]], mode: EmbeddingMode) -> list[NDArray[np.float64]]:
-        """Return each answer's states, (tokens, hidden). Padding stands behind the tokens: unseen."""
+        """Return each answer's states, (tokens, hidden). Padding follows the tokens and is masked."""
         longest = max(len(ids) for ids in answers)
         pad, device = self._vocabulary.pad, self._device
         ids = torch.tensor([list(row) + [pad] * (longest - len(row)) for row in answers], device=device)

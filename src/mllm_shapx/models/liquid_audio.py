@@ -204,7 +204,7 @@ class LiquidAudioModel:
         return torch.cat([text, audio])
 
     def _contextual(self, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Run the backbone over each answer alone. Padding stands behind it, where nothing looks."""
+        """Run the backbone over each answer alone. Padding follows it and is never attended to."""
         filled = [states for states in inputs if len(states)]
         if not filled:
             return inputs

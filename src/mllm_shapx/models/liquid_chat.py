@@ -62,7 +62,7 @@ class ChatEncoder:
         self._tokenize = lru_cache(maxsize=4096)(self._tokenize_uncached)
 
     def encode(self, snapshot: ConversationSnapshot, assistant_prefill: str | None) -> LiquidPrompt:
-        """Return the chat with one turn per message, up to where the assistant goes on.
+        """Return the chat, one turn per message, up to the assistant's answer.
 
         Raises:
             RowError: `bad_audio` when a recording cannot be decoded.
@@ -129,7 +129,7 @@ class _FeatureExtractor:
 
 
 def _build_resampler(rate: int) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return the filter that `torchaudio.functional.resample` would build anew for every recording."""
+    """Return the filter that `torchaudio.functional.resample` would build for each recording."""
     from torchaudio.transforms import Resample
 
     resampler: Callable[[torch.Tensor], torch.Tensor] = Resample(rate, SAMPLE_RATE, dtype=torch.float32)

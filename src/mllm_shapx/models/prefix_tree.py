@@ -1,7 +1,7 @@
 """The tree of a batch's prompts: what prompts begin with alike is computed once.
 
 The coalitions of a row differ in a few words, and the chat template's beginning is the same for all. Sorted,
-each prompt adds only the tokens behind what it shares with its neighbour, so that the tree of all prompts of
+each prompt adds only the tokens after what it shares with its neighbour, so that the tree of all prompts of
 an exact game holds about one player and the template's end per coalition instead of the whole conversation.
 """
 
@@ -17,7 +17,7 @@ Ids = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Some tokens of the tree that are run through the model together, behind the trunk."""
+    """Some tokens of the tree that are run through the model together, after the trunk."""
 
     tokens: NDArray[np.int64]
     """Token of each node, (nodes,)."""
@@ -79,7 +79,7 @@ def _common(left: Ids, right: Ids) -> int:
 
 
 def _groups(ordered: Sequence[Ids], shared: Sequence[int], most: int, trunk: int) -> list[tuple[int, int]]:
-    """Cut the sorted prompts into runs whose trees hold at most `most` nodes behind the trunk."""
+    """Cut the sorted prompts into runs whose trees hold at most `most` nodes after the trunk."""
     groups, first, nodes = [], 0, 0
     for place, prompt in enumerate(ordered):
         new = len(prompt) - max(shared[place], trunk) if nodes else len(prompt) - trunk
@@ -93,7 +93,7 @@ def _groups(ordered: Sequence[Ids], shared: Sequence[int], most: int, trunk: int
 def _piece(
     ordered: Sequence[Ids], shared: Sequence[int], trunk: int
 ) -> tuple[Piece, list[NDArray[np.int64]]]:
-    """Return the tree of sorted prompts behind the trunk, and each prompt's nodes in it."""
+    """Return the tree of sorted prompts after the trunk, and each prompt's nodes in it."""
     tokens: list[int] = []
     positions: list[int] = []
     spans: list[tuple[int, NDArray[np.int64]]] = []

@@ -7,15 +7,18 @@ from dataclasses import dataclass
 GENERATIONS = "generations"
 LOCK = ".lock"
 PACE = "pace.json"
+PROGRESS = "progress.json"
 SHARDS = "shards"
 
 RESERVED = {
     GENERATIONS: "the store's folder",
     PACE: "the file of measured costs",
+    PROGRESS: "the file of the last progress",
     SHARDS: "the folder of shards",
     "config.json": "the config's copy",
     "report.html": "the report's file",
     "wandb": "the folder of Weights & Biases",
+    "mlflow": "the folder of MLflow",
     "spec.json": "a file by which a run's directory is known",
     "checkpoint.json": "a file by which a run's directory is known",
     "samples": "a folder by which a run's directory is known",

@@ -134,6 +134,10 @@ class SampleFile:
     """What the row was: 32 hex digits over its texts, recordings and languages."""
     environment: str | None = None
     """Id of the entry of `environments` in `spec.json` that it was made in."""
+    tokens_in: Whole | None = None
+    """Tokens of the prompts behind `model_calls`, as the model's server counted them; None without one."""
+    tokens_out: Whole | None = None
+    """Tokens of the answers behind `model_calls`."""
     faithfulness: Faithfulness | None = None
     """Deletion and insertion curves, where the run measures them."""
     interactions: Interactions | None = None

@@ -28,6 +28,9 @@ class SampleMetrics:
     runtime_sec: float
     n_calls: int
     model_calls: int
+    tokens_in: int | None
+    """Tokens of the prompts that a server was asked for this sample; None without a server."""
+    tokens_out: int | None
     frac_text: float
     """Share of the absolute values that lies on text, in [0, 1]; NaN where it is unknown."""
     frac_audio: float
@@ -50,6 +53,8 @@ class SampleMetrics:
             runtime_sec=sample.runtime_sec,
             n_calls=sample.n_calls,
             model_calls=sample.model_calls,
+            tokens_in=sample.tokens_in,
+            tokens_out=sample.tokens_out,
             frac_text=sample.attr_summary.frac_text,
             frac_audio=sample.attr_summary.frac_audio,
             efficiency_residual=sample.efficiency_residual,
@@ -136,6 +141,8 @@ class _Group:
     samples: int = 0
     n_calls: int = 0
     model_calls: int = 0
+    tokens_in: int | None = None
+    tokens_out: int | None = None
     runtime: ExactSum = field(default_factory=ExactSum)
     frac_text: ExactSum = field(default_factory=ExactSum)
     frac_audio: ExactSum = field(default_factory=ExactSum)
@@ -147,6 +154,10 @@ class _Group:
         self.samples += 1
         self.n_calls += metrics.n_calls
         self.model_calls += metrics.model_calls
+        if metrics.tokens_in is not None:
+            self.tokens_in = (self.tokens_in or 0) + metrics.tokens_in
+        if metrics.tokens_out is not None:
+            self.tokens_out = (self.tokens_out or 0) + metrics.tokens_out
         self.runtime.add(metrics.runtime_sec)
         self.frac_text.add(metrics.frac_text)
         self.frac_audio.add(metrics.frac_audio)
@@ -176,6 +187,8 @@ class _Group:
             "avg_frac_audio": self.frac_audio.mean,
             "n_calls_total": self.n_calls,
             "model_calls_total": self.model_calls,
+            **({} if self.tokens_in is None else {"tokens_in_total": self.tokens_in}),
+            **({} if self.tokens_out is None else {"tokens_out_total": self.tokens_out}),
             "efficiency_residual_mean": self.residual.mean,
             "efficiency_residual_max": self.residual_max,
             **self.curves.to_json(),
