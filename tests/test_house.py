@@ -29,6 +29,7 @@ HEAVY = {
     "wandb": {"tracking"},
     "mlflow": {"tracking"},
     "liquid_audio": {"models"},
+    "shapiq": {"explaining"},
 }
 """Library -> the rooms that may import it."""
 

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field, JsonValue, model_validator
 
 from mllm_shapx.config import servers
 from mllm_shapx.config.blocks import Block, wrong_key
+from mllm_shapx.config.measures import FaithfulnessConfig
 from mllm_shapx.config.paths import location
 from mllm_shapx.config.scoring import ShapConfig
 from mllm_shapx.config.values import (
@@ -345,6 +346,8 @@ class ExperimentSet(Block):
     audio_segmentation: AudioSegmentation = AudioSegmentation()
     shap: ShapConfig = ShapConfig()
     embedding: EmbeddingBlock | None = None
+    faithfulness: FaithfulnessConfig | None = None
+    """Measured for every run; null measures nothing."""
     wandb: WandbConfig = WandbConfig()
     mlflow: MlflowConfig | None = None
     runtime: RuntimeConfig = RuntimeConfig()

@@ -31,6 +31,7 @@ def problems(experiment_set: ExperimentSet) -> Iterator[Fault]:
         yield from _absence(place, written, scoring, experiment_set)
     for index, variant in enumerate(experiment_set.experiments):
         yield from _package(("experiments", index), variant)
+        yield from _interactions(("experiments", index), variant)
 
 
 def _package(place: Place, variant: Variant) -> Iterator[Fault]:
@@ -44,6 +45,20 @@ def _package(place: Place, variant: Variant) -> Iterator[Fault]:
             message = f'"{name}" needs scikit-learn, which is not installed'
             fix = "install the extra: pip install 'mllm-shapx[proxy]', or take \"leverage\""
             yield (*place, *keys), message, fix, ()
+
+
+def _interactions(place: Place, variant: Variant) -> Iterator[Fault]:
+    """Yield why a variant's interactions cannot be computed."""
+    if variant.interactions is None:
+        return
+    key, kind = (*place, "interactions"), variant.explainer_type
+    if kind == "hierarchical" or EXPLAINERS[kind].estimator != "exact":
+        message = f'are computed from the values of all coalitions, and "{kind}" evaluates some of them'
+        fix = 'move them to a variant with explainer_type "exact", which may share its answers'
+        yield key, message, fix, ((*place, "explainer_type"),)
+    if find_spec("shapiq") is None:
+        fix = "install the extra: pip install 'mllm-shapx[interactions]'"
+        yield key, "need shapiq, which is not installed", fix, ()
 
 
 def _value_function(

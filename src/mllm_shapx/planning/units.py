@@ -127,18 +127,21 @@ def _expected_union(runs: Sequence[RunSpec], num_players: int) -> float:
         return 1.0
     counts = [run.coalitions(num_players) for run in runs]
     most = max(counts)
-    if most >= 1 << num_players:
+    if max(run.game_coalitions(num_players) for run in runs) >= 1 << num_players:
         return _as_float(1 << num_players)
     if len(runs) == 1:
         return _as_float(most)
-    sets = [_drawn(run, count, num_players) for run, count in zip(runs, counts, strict=True)]
+    sets = [_drawn(run, num_players) for run in runs]
     return min(max(distinct(sets, num_players), _as_float(most)), _as_float(sum(counts)))
 
 
-def _drawn(run: RunSpec, evaluations: int, num_players: int) -> Drawn:
+def _drawn(run: RunSpec, num_players: int) -> Drawn:
     if run.hierarchical is not None:
-        return evenly(evaluations)
-    return drawn(run.explainer_type, evaluations, num_players, run.seed_for(0))
+        return evenly(run.coalitions(num_players))
+    evaluations = run.game_coalitions(num_players)
+    of_game = drawn(run.explainer_type, evaluations, num_players, run.seed_for(0))
+    # The curves of two runs have little in common: their orders differ.
+    return Drawn(of_game.masks, of_game.rest + run.coalitions(num_players) - evaluations)
 
 
 def _as_float(count: int) -> float:

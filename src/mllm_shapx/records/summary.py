@@ -6,10 +6,14 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+from mllm_shapx.records.measures import Areas
 from mllm_shapx.records.results import SampleFile
 
 N_CONSTANT = "n_constant"
 """Key of the samples in which every coalition has the same answer; summaries of earlier versions lack it."""
+
+AREAS = ("deletion_area_mean", "insertion_area_mean", "random_area_mean")
+"""Keys of the areas under faithfulness curves; they may be negative, as the value function may be."""
 
 OLDER_KEYS = ("n_samples", "runtime_sec_total", "runtime_sec_avg", "avg_frac_text", "avg_frac_audio")
 """Keys that the older runner's summaries have too."""
@@ -37,6 +41,8 @@ class SampleMetrics:
     """Whether every coalition is known to have the same answer."""
     made_from: str
     """Digest of the row, see `SampleFile.made_from`."""
+    areas: Areas | None = None
+    """Of its faithfulness curves."""
 
     @classmethod
     def of(cls, sample: SampleFile) -> Self:
@@ -55,6 +61,7 @@ class SampleMetrics:
             num_players=sample.num_players,
             is_constant=sample.is_constant,
             made_from=sample.made_from,
+            areas=None if sample.faithfulness is None else sample.faithfulness.areas,
         )
 
 
@@ -90,6 +97,44 @@ class ExactSum:
 
 
 @dataclass(slots=True)
+class _Curves:
+    """The sums over the samples with faithfulness curves."""
+
+    samples: int = 0
+    deletion_better: int = 0
+    insertion_better: int = 0
+    deletion: ExactSum = field(default_factory=ExactSum)
+    insertion: ExactSum = field(default_factory=ExactSum)
+    random: ExactSum = field(default_factory=ExactSum)
+
+    def add(self, areas: Areas) -> None:
+        self.samples += 1
+        self.deletion_better += areas.deletion_is_better
+        self.insertion_better += areas.insertion_is_better
+        self.deletion.add(areas.deletion)
+        self.insertion.add(areas.insertion)
+        self.random.add(areas.random)
+
+    def extend(self, other: "_Curves") -> None:
+        self.samples += other.samples
+        self.deletion_better += other.deletion_better
+        self.insertion_better += other.insertion_better
+        self.deletion.extend(other.deletion)
+        self.insertion.extend(other.insertion)
+        self.random.extend(other.random)
+
+    def to_json(self) -> dict[str, Any]:
+        if not self.samples:
+            return {}
+        return {
+            "n_curves": self.samples,
+            **dict(zip(AREAS, (self.deletion.mean, self.insertion.mean, self.random.mean), strict=True)),
+            "deletion_better": self.deletion_better / self.samples,
+            "insertion_better": self.insertion_better / self.samples,
+        }
+
+
+@dataclass(slots=True)
 class _Group:
     """The sums over one set of samples."""
 
@@ -103,6 +148,7 @@ class _Group:
     frac_audio: ExactSum = field(default_factory=ExactSum)
     residual: ExactSum = field(default_factory=ExactSum)
     residual_max: float = 0.0
+    curves: _Curves = field(default_factory=_Curves)
 
     def add(self, metrics: SampleMetrics) -> None:
         self.samples += 1
@@ -118,6 +164,8 @@ class _Group:
         self.residual.add(metrics.efficiency_residual)
         # In this order NaN never wins.
         self.residual_max = max(self.residual_max, metrics.efficiency_residual)
+        if metrics.areas is not None:
+            self.curves.add(metrics.areas)
 
     def extend(self, other: "_Group") -> None:
         self.samples += other.samples
@@ -128,6 +176,7 @@ class _Group:
         self.frac_audio.extend(other.frac_audio)
         self.residual.extend(other.residual)
         self.residual_max = max(self.residual_max, other.residual_max)
+        self.curves.extend(other.curves)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -142,13 +191,15 @@ class _Group:
             **({} if self.tokens_out is None else {"tokens_out_total": self.tokens_out}),
             "efficiency_residual_mean": self.residual.mean,
             "efficiency_residual_max": self.residual_max,
+            **self.curves.to_json(),
         }
 
 
 class RunSummary:
     """`summary/aggregate_metrics.json` of one run, fed sample by sample.
 
-    A sample takes 32 bytes. Add each row once: a row that is added twice counts twice.
+    A sample takes 32 bytes, 24 more where it has curves. Add each row once: a row that is added twice counts
+    twice.
     """
 
     def __init__(self) -> None:
