@@ -3,6 +3,7 @@
 import contextlib
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 
 from mllm_shapx.config.loading import LoadedConfig
 from mllm_shapx.errors import DatasetError, ModelError, OutputError
@@ -79,8 +80,10 @@ def run_config(
             from mllm_shapx.execution.autoscaling import is_autoscaling, node_request
             from mllm_shapx.execution.driver import Driver
 
-            grows = is_autoscaling()
-            resources = plan_resources(options, study.worker_device, grows=grows)
+            asked, grows = options, is_autoscaling()
+            if options.gpus_per_worker is None and study.worker_gpus is not None:
+                asked = replace(options, gpus_per_worker=study.worker_gpus)
+            resources = plan_resources(asked, study.worker_device, grows=grows)
             output = output or stack.enter_context(taken(study, options, reporter, request))
             nodes = stack.enter_context(node_request(resources, request)) if grows else None
             crew = Driver(study, options, resources, output, reporter, folder=folder, load=load, nodes=nodes)

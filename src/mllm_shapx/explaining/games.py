@@ -30,6 +30,8 @@ class GameResult:
     """v(all players)."""
     masks: tuple[int, ...]
     """Coalitions evaluated, in terms of the row's players."""
+    payoffs: tuple[float, ...]
+    """The value of each of them."""
 
 
 class Game:
@@ -89,6 +91,7 @@ class Game:
             base_value=value_of[(False,) * count],
             grand_value=value_of[(True,) * count],
             masks=tuple(self._row_mask(coalition) for coalition in coalitions),
+            payoffs=tuple(payoffs),
         )
 
     async def _payoffs(self, coalitions: Sequence[CoalitionMask]) -> list[float]:
