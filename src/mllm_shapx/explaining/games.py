@@ -14,6 +14,7 @@ from mllm_shap.protocols.estimator import TwoPhaseEstimator
 from mllm_shapx.config.vocabulary import EXPLAINERS
 from mllm_shapx.errors import RowError
 from mllm_shapx.explaining.settings import GameSettings, explain_config, resolve
+from mllm_shapx.explaining.standard_errors import standard_errors
 from mllm_shapx.explaining.values import Value
 from mllm_shapx.planning.runs import MAX_LOG2_COALITIONS, RunSpec, flat_coalitions
 
@@ -30,6 +31,8 @@ class GameResult:
     """v(all players)."""
     masks: tuple[int, ...]
     """Coalitions evaluated, in terms of the row's players."""
+    standard_errors: tuple[float, ...] | None = None
+    """One per player of the game, see `standard_errors`."""
 
 
 class Game:
@@ -89,6 +92,7 @@ class Game:
             base_value=value_of[(False,) * count],
             grand_value=value_of[(True,) * count],
             masks=tuple(self._row_mask(coalition) for coalition in coalitions),
+            standard_errors=standard_errors(settings.explainer_type, list(value_of), list(value_of.values())),
         )
 
     async def _payoffs(self, coalitions: Sequence[CoalitionMask]) -> list[float]:

@@ -29,6 +29,8 @@ class SampleMetrics:
     frac_audio: float
     efficiency_residual: float
     """|sum of values - (v(N) - v(empty))|, before normalizing; NaN where it is unknown."""
+    standard_error: float
+    """Mean standard error of the players that have one; NaN where none has."""
     num_players: int
     is_constant: bool
     """Whether every coalition is known to have the same answer."""
@@ -46,11 +48,17 @@ class SampleMetrics:
             model_calls=sample.model_calls,
             frac_text=sample.attr_summary.frac_text,
             frac_audio=sample.attr_summary.frac_audio,
-            efficiency_residual=sample.efficiency_residual,
+            efficiency_residual=sample.imbalance,
+            standard_error=_mean_error(sample),
             num_players=sample.num_players,
             is_constant=sample.is_constant,
             made_from=sample.made_from,
         )
+
+
+def _mean_error(sample: SampleFile) -> float:
+    known = [error for error in sample.standard_errors or () if math.isfinite(error)]
+    return math.fsum(known) / len(known) if known else math.nan
 
 
 class ExactSum:
@@ -72,6 +80,11 @@ class ExactSum:
     def extend(self, other: "ExactSum") -> None:
         """Add the numbers of another sum."""
         self._values.extend(other._values)  # noqa: SLF001 -- of this class
+
+    @property
+    def has_any(self) -> bool:
+        """Return whether a number was added."""
+        return bool(self._values)
 
     @property
     def total(self) -> float:
@@ -96,6 +109,7 @@ class _Group:
     frac_audio: ExactSum = field(default_factory=ExactSum)
     residual: ExactSum = field(default_factory=ExactSum)
     residual_max: float = 0.0
+    standard_error: ExactSum = field(default_factory=ExactSum)
 
     def add(self, metrics: SampleMetrics) -> None:
         self.samples += 1
@@ -105,6 +119,7 @@ class _Group:
         self.frac_text.add(metrics.frac_text)
         self.frac_audio.add(metrics.frac_audio)
         self.residual.add(metrics.efficiency_residual)
+        self.standard_error.add(metrics.standard_error)
         # In this order NaN never wins.
         self.residual_max = max(self.residual_max, metrics.efficiency_residual)
 
@@ -116,6 +131,7 @@ class _Group:
         self.frac_text.extend(other.frac_text)
         self.frac_audio.extend(other.frac_audio)
         self.residual.extend(other.residual)
+        self.standard_error.extend(other.standard_error)
         self.residual_max = max(self.residual_max, other.residual_max)
 
     def to_json(self) -> dict[str, Any]:
@@ -129,13 +145,14 @@ class _Group:
             "model_calls_total": self.model_calls,
             "efficiency_residual_mean": self.residual.mean,
             "efficiency_residual_max": self.residual_max,
+            "standard_error_mean": self.standard_error.mean if self.standard_error.has_any else None,
         }
 
 
 class RunSummary:
     """`summary/aggregate_metrics.json` of one run, fed sample by sample.
 
-    A sample takes 32 bytes. Add each row once: a row that is added twice counts twice.
+    A sample takes 40 bytes. Add each row once: a row that is added twice counts twice.
     """
 
     def __init__(self) -> None:
@@ -160,7 +177,7 @@ class RunSummary:
         self._failed += 1
 
     def to_json(self) -> dict[str, Any]:
-        """Return the file's data (docs/formats.md); means are 0 where there are no samples."""
+        """Return the file's data (docs/formats.md); means are 0 where there are no samples, or null."""
         whole = _Group()
         for group in self._languages.values():
             whole.extend(group)
