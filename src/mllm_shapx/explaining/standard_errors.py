@@ -63,7 +63,7 @@ def standard_errors(
     present = np.array(coalitions, dtype=np.float64)
     pay = np.array(payoffs, dtype=np.float64)
     if not np.isfinite(pay).all():
-        return (math.nan,) * present.shape[1]
+        return (math.nan,) * len(coalitions[0])
     # Centred, so that sums of squares lose no digits; no method depends on a constant.
     pay = pay - pay.mean()
     found: Floats
@@ -78,7 +78,7 @@ def standard_errors(
             found = _of_banzhaf_regression(present, pay)
         case _:
             return None
-    return tuple(found.tolist())
+    return tuple(float(error) for error in found)
 
 
 def _of_marginal_means(present: Floats, pay: Floats, estimand: Literal["shapley", "banzhaf"]) -> Floats:
