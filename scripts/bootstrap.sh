@@ -8,7 +8,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 readonly UV_VERSION=0.13.9
-readonly PROJECT='.[audio,wandb,peft,gguf,plots]'
+readonly PROJECT='.[audio,wandb,mlflow,peft,gguf,plots]'
 PYTHON_VERSION=$(tr -d '[:space:]' < .python-version)
 readonly PYTHON_VERSION
 readonly STAMP=.venv/.setup-stamp

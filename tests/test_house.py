@@ -24,7 +24,13 @@ FLOORS = [
 ]
 """From the top. A room imports from its own and from lower floors, never from a neighbour's above."""
 
-HEAVY = {"ray": {"execution"}, "wandb": {"tracking"}, "liquid_audio": {"models"}}
+HEAVY = {
+    "ray": {"execution"},
+    "wandb": {"tracking"},
+    "mlflow": {"tracking"},
+    "liquid_audio": {"models"},
+    "shapiq": {"explaining"},
+}
 """Library -> the rooms that may import it."""
 
 

@@ -58,6 +58,8 @@ class RunKeywords(TypedDict, total=False):
     stall_s: float
     flush_s: float
     server_patience_s: float
+    max_requests: int | None
+    max_tokens: int | None
     grace_s: float
 
 

@@ -55,6 +55,10 @@ class ModelError(UsageError):
     """The model cannot be loaded: no such directory or repository, or not a model."""
 
 
+class ServerAwayError(ModelError):
+    """The model's server cannot be reached, so that nobody can say which model it has."""
+
+
 class StudyError(ShapxError):
     """It concerns every row that is left: the study stops, no row is to blame, and --resume goes on."""
 
@@ -65,6 +69,10 @@ class ModelChangedError(StudyError):
 
 class ServerError(StudyError):
     """The server behind which the model is does not answer, or takes no more requests."""
+
+
+class BudgetError(StudyError):
+    """The call's limit of requests or tokens is reached."""
 
 
 class OutputError(UsageError):

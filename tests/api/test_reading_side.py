@@ -175,12 +175,15 @@ BELOW_AN_OUTPUT = {
     "records/shards.py": "shards/, and what `merge` moves out of it",
     "execution/merging.py": "RUN/spec.json of merged shards",
     "records/pace.py": "pace.json",
+    "records/progress.py": "progress.json",
     "records/runs.py": "specs, samples, failures, summaries; moves what is damaged or replaced",
     "records/fsspec_storage.py": "how an object is written behind a URI",
     "records/local_storage.py": "how a file is written in a directory",
     "records/storage.py": "how JSON is written",
     "records/store.py": "generations/",
     "reporting/output.py": "report.html, and files outside that a user asks for",
+    "tracking/mlflow.py": "the folder mlflow/",
+    "tracking/staging.py": "copies in the folder wandb/",
     "tracking/wandb.py": "the folder wandb/",
 }
 """Modules that write below an output directory, and what."""
@@ -189,6 +192,7 @@ ELSEWHERE = {
     "execution/cluster.py": "the token of a Ray instance, in a private folder",
     "execution/driver.py": "what actors are started with, in the same folder",
     "execution/scratch.py": "that private folder",
+    "models/server_process.py": "the log of a worker's own server, a temporary file without a name",
 }
 """Modules that write files of other places."""
 

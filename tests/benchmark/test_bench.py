@@ -170,3 +170,44 @@ def test_two_configs_are_refused(tmp_path: Path) -> None:
     result = bench(first, "--config", str(second))
     assert result.exit_code == 2
     assert "one config at a time" in result.stderr
+
+
+FORCED = {"value_function": "tf_logprob", "similarity": None}
+
+
+def test_a_config_that_has_no_coalition_answered_is_refused(tmp_path: Path) -> None:
+    """Likelihoods of given texts are no answers per second; the message says what to give bench."""
+    config = write_config(tmp_path, shap=FORCED)
+    result = bench(config)
+    assert result.exit_code == 2
+    assert str(config) in result.output
+    assert '"tf_logprob" reads the likelihood of a given text' in result.output
+    assert 'a similarity in "shap"' in result.output
+
+
+def test_runs_that_force_a_text_count_in_the_sweep_and_are_not_measured(tmp_path: Path) -> None:
+    """Of an exact game with 6 players each is worth 64 coalitions; answers and likelihoods are 64 each.
+
+    `self_logprob` gets the answers of the similarity, which were generated without log-probabilities: these
+    are read too.
+    """
+    variants = [
+        {"explainer_type": "exact", "name": "forced", "shap_override": FORCED},
+        {"explainer_type": "exact"},
+        {
+            "explainer_type": "exact",
+            "name": "own",
+            "shap_override": {**FORCED, "value_function": "self_logprob"},
+        },
+    ]
+    subject = Subject(load_config(write_config(tmp_path, experiments=variants)))
+    assert subject.run.shap.value_function is None
+
+    async def play() -> tuple[int, int]:
+        ours = Explainer(model := subject.load_model(), None)
+        try:
+            return await ours.play_sweep(next(subject.games(model)), subject.sweep)
+        finally:
+            await ours.engine.aclose()
+
+    assert asyncio.run(play()) == (3 * 64, 3 * 64)

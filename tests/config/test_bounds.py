@@ -164,9 +164,11 @@ RESERVED = [
     "checkpoint.json",
     "config.json",
     "pace.json",
+    "progress.json",
     "report.html",
     "generations",
     "wandb",
+    "mlflow",
     "set_aside_20260101T000000Z",
 ]
 

@@ -119,7 +119,6 @@ def test_an_unpinned_revision_is_allowed_by_the_environment_and_for_local_files(
             },
             "experiments[0].hierarchical.first_layer_fractions",
         ),
-        ({"mlflow": {"tracking_uri": "sqlite:///mlflow.db", "tags": {"team": "a"}}}, "mlflow"),
         ({"runtime": {"n_generator_jobs": 4}}, "runtime.n_generator_jobs"),
         (
             {"generation": {"text_temperature": 0}, "experiments": [{**EXACT, "seeds": [1]}]},
@@ -149,6 +148,7 @@ def test_what_has_no_effect_or_is_unusual_is_said_once(tmp_path: Path, data: Any
     "data",
     [
         {"mlflow": {"enabled": False, "experiment_name": "mine", "nested_per_variant": True}},
+        {"mlflow": {"tracking_uri": "sqlite:///mlflow.db", "tags": {"team": "a"}}},
         {"runtime": {"gc_interval": 10}},
         {"experiments": [{**EXACT, "seeds": [0, 1]}]},
         {"dataset": {"repo_id": "me/mine", "subset": "my_own"}},

@@ -61,6 +61,14 @@ def loaded(folder: Path, **changes: Any) -> Any:
         ),
         (
             {
+                "connector_kwargs": {"model_id": "m", "strip_reasoning": True},
+                "shap": {"value_function": "tf_logprob"},
+            },
+            "shap.value_function",
+            "reasoning would precede it",
+        ),
+        (
+            {
                 "experiments": [
                     {"explainer_type": "exact", "shap_override": {"value_function": "contrastive"}}
                 ]
@@ -98,6 +106,26 @@ def test_an_inherited_similarity_is_taken_back_with_null(tmp_path: Path) -> None
             "experiments[0].hierarchical.shap_type",
             "gives no shares of a whole",
         ),
+        (
+            {"explainer_type": "mc", "num_samples": 9, "interactions": {"order": 2}},
+            "experiments[0].interactions",
+            '"limited_mc" evaluates some of them',
+        ),
+        (
+            {"explainer_type": "hierarchical", "hierarchical": {}, "interactions": {}},
+            "experiments[0].interactions",
+            "values of all coalitions",
+        ),
+        (
+            {"explainer_type": "exact", "interactions": {"index": "kSII"}},
+            "experiments[0].interactions.index",
+            'did you mean "k-SII"',
+        ),
+        (
+            {"explainer_type": "exact", "faithfulness": {"steps": 0}},
+            "experiments[0].faithfulness.steps",
+            "at least 1",
+        ),
     ],
 )
 def test_an_explainer_that_cannot_be_used_so_is_refused(
@@ -115,6 +143,8 @@ def test_an_explainer_whose_package_is_missing_is_refused(
     monkeypatch.setattr("mllm_shapx.config.vocabulary_checks.find_spec", lambda _name: None)
     with pytest.raises(ConfigError, match="needs scikit-learn"):
         loaded(tmp_path, experiments=[{"explainer_type": "proxy", "linear": [1]}])
+    with pytest.raises(ConfigError, match=r"need shapiq.*mllm-shapx\[interactions\]"):
+        loaded(tmp_path, experiments=[{"explainer_type": "exact", "interactions": {}}])
 
 
 SPOKEN = {"connector": "liquid_audio", "modality": {"input_modality": "audio__male"}}

@@ -74,7 +74,7 @@ def test_pins_and_extras_are_asked_for(clone: Clone) -> None:
     clone.set_up()
     install = clone.calls.read_text().splitlines()[-1]
     assert "--constraints constraints.txt" in install
-    assert "-e .[audio,wandb,peft,gguf,plots] --group dev" in install
+    assert "-e .[audio,wandb,mlflow,peft,gguf,plots] --group dev" in install
 
 
 def test_a_group_is_installed_once_under_the_pins_and_without_what_it_depends_on(clone: Clone) -> None:

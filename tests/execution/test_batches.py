@@ -54,9 +54,11 @@ def test_a_config_that_fails_is_tried_again_and_the_others_are_done(
 def test_a_failed_config_is_told_of_in_json(three: list[Study]) -> None:
     configs = [word for study in three for word in ("--config", str(study.config))]
     found = CliRunner(catch_exceptions=False).invoke(main, ["run", "--inline", "--json", *configs])
-    first, second, third = json.loads(found.stdout)
+    events = [json.loads(line) for line in found.stdout.splitlines()]
+    first, second, third = (event for event in events if event["event"] in {"outcome", "error"})
     assert (first["exit_code"], third["exit_code"]) == (0, 0)
     assert (second["config"], second["outcome"], second["exit_code"]) == (str(three[1].config), "refused", 2)
+    assert second["event"] == "error"
     assert "rows.parquet" in second["error"]
 
 

@@ -42,7 +42,7 @@ def test_three_shards_merged_equal_the_plain_run(plain: Study, tmp_path: Path) -
     assert found.exit_code == 0, found.output
     assert f"{3 * ROWS} of {3 * ROWS} samples" in found.output
     assert results(study.output) == results(plain.output)
-    ignored = {"pace.json"}
+    ignored = {"pace.json", "progress.json"}
     assert everything_below(study.output) == everything_below(plain.output) - ignored
     for run in (path.parent.name for path in plain.output.glob("*/spec.json")):
         assert checkpoint(study, run) == checkpoint(plain, run)

@@ -1,5 +1,7 @@
 """Batched LFM2-Audio generation against the package's own generators, one chat at a time."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -180,3 +182,42 @@ def test_static_embeddings_are_the_models_input_table() -> None:
     (vector,) = model().embed([Answer("x", token_ids=(50, 60))], "STATIC", "MeanReducer")
     expected = own.lfm.embed_tokens.weight[[50, 60]].mean(0).detach().numpy()
     np.testing.assert_allclose(vector, expected, atol=1e-6)
+
+
+def test_likelihoods_equal_a_pass_over_each_chat_alone() -> None:
+    """Spoken and written chats in one batch; the reference begins with the package's own prefill."""
+    chats = [random_chat(seed) for seed in range(500, 516)]
+    texts = ["hear", "tell me what you hear now", "Źdźbło in this recording"]
+    given = [model().tokens_of(texts[place % 3]) for place in range(len(chats))]
+    prompts = [model().encode(snapshot, GREEDY) for snapshot in chats]
+    found = model().likelihoods(prompts, given, 4)
+    own, _ = package()
+    with torch.inference_mode():
+        for snapshot, tokens, each in zip(chats, given, found, strict=True):
+            state = package_chat(snapshot)
+            prefilled = own._prefill(  # as its generators begin
+                text=state.text,
+                audio_in=state.audio_in,
+                audio_in_lens=state.audio_in_lens,
+                audio_out=state.audio_out,
+                modality_flag=state.modality_flag,
+            )
+            inputs = torch.cat([prefilled, own.lfm.embed_tokens(torch.tensor([tokens]))], dim=1)
+            states = own.lfm(inputs_embeds=inputs, use_cache=False).last_hidden_state[0]
+            logits = states[prefilled.shape[1] - 1 : -1] @ own.lfm.embed_tokens.weight.T
+            logprobs = logits.log_softmax(dim=-1)
+            chosen = logprobs.gather(1, torch.tensor(tokens)[:, None])[:, 0]
+            np.testing.assert_allclose(each.logprobs, chosen, atol=1e-4)
+            np.testing.assert_allclose(each.top_logprobs, logprobs.topk(4).values, atol=1e-4)
+
+
+def test_forced_tokens_have_the_probabilities_that_they_were_generated_with() -> None:
+    """Answers of text alone, forced behind their own prompts."""
+    chats = [random_chat(seed) for seed in range(40)]
+    prompts = [model().encode(snapshot, GREEDY) for snapshot in chats]
+    answers = model().answer(prompts, replace(GREEDY, logprobs=True), [0] * len(chats))
+    places = [place for place, answer in enumerate(answers) if not answer.audio_frames]
+    assert len(places) > 5
+    found = model().likelihoods([prompts[at] for at in places], [answers[at].token_ids for at in places], 0)
+    for place, each in zip(places, found, strict=True):
+        assert answers[place].logprobs == pytest.approx(each.logprobs.tolist(), abs=1e-4)

@@ -18,11 +18,13 @@ from mllm_shapx.models.base import (
     Decoding,
     EmbeddingMode,
     EngineStoppedError,
+    Likelihood,
     ModelIdentity,
     ModelReport,
     OutOfMemory,
 )
 from mllm_shapx.models.engine import BatchReport, Engine
+from mllm_shapx.models.likelihood_batches import Forcing
 
 DECODING = Decoding(max_new_tokens=4)
 
@@ -87,6 +89,19 @@ class EchoModel:
         if len(answers) > self.memory:
             raise OutOfMemory(f"{len(answers)} answers")
         return [np.array([float(len(answer.text))]) for answer in answers]
+
+    def likelihoods(
+        self, prompts: Sequence[WordPrompt], continuations: Sequence[Sequence[int]], top_k: int
+    ) -> list[Likelihood]:
+        if len(prompts) > self.memory:
+            raise OutOfMemory(f"{len(prompts)} prompts")
+        self.batches.append([" ".join(prompt.words) for prompt in prompts])
+        self.threads.add(threading.current_thread().name)
+        ids, logprobs = np.zeros((0, top_k), dtype=np.int32), np.zeros((0, top_k), dtype=np.float32)
+        return [
+            Likelihood(np.array([-prompt.length, -len(tokens)], dtype=np.float32), ids, logprobs)
+            for prompt, tokens in zip(prompts, continuations, strict=True)
+        ]
 
     def close(self) -> None:
         self.closed = True
@@ -442,3 +457,60 @@ def test_the_engine_costs_little_per_prompt() -> None:
         return time.perf_counter() - started
 
     assert with_engine(EchoModel(max_batch_size=128), work) / len(snapshots) < 1e-3
+
+
+def forcing_of(words: Sequence[str]) -> Forcing:
+    return Forcing(texts(*words), [[1] * (1 + place % 3) for place in range(len(words))], DECODING)
+
+
+def test_likelihoods_come_in_the_order_of_the_prompts_each_told_of_once() -> None:
+    """Whatever batches the prompts share, prompt i gets the likelihood of its own continuation."""
+    model = EchoModel()
+    words = [" ".join(["w"] * (1 + place % 7)) for place in range(50)]
+    told: dict[int, float] = {}
+
+    async def work(engine: Engine) -> list[Likelihood]:
+        found = await engine.likelihoods(
+            forcing_of(words), lambda place, each: told.__setitem__(place, float(each.logprobs[0]))
+        )
+        answers = await engine.answer(texts("w"), DECODING, [3])
+        assert [answer.text for answer in answers] == ["w/3"]
+        return found
+
+    found = with_engine(model, work)
+    assert [each.logprobs.tolist() for each in found] == [
+        [-(1.0 + place % 7), -(1.0 + place % 3)] for place in range(50)
+    ]
+    assert told == {place: -(1.0 + place % 7) for place in range(50)}
+    assert max(map(len, model.batches)) == 8
+    assert model.threads == {"shapx-device"}
+
+
+def test_likelihoods_that_do_not_fit_are_read_in_halves() -> None:
+    """Memory for three prompts is enough for batches of eight."""
+    model = EchoModel(memory=3)
+
+    async def work(engine: Engine) -> tuple[list[Likelihood], int]:
+        found = await engine.likelihoods(forcing_of(["w"] * 16))
+        return found, engine.stats.out_of_memory
+
+    found, halvings = with_engine(model, work)
+    assert len(found) == 16
+    assert [len(batch) for batch in model.batches] == [2] * 8
+    assert halvings == 6
+
+
+def test_a_prompt_that_does_not_fit_with_its_continuation_fails_its_caller_alone() -> None:
+    """The message says what to change, and the engine goes on."""
+    model = EchoModel(memory=0)
+
+    async def work(engine: Engine) -> None:
+        with pytest.raises(ModelError, match="does not hold one prompt of 2 positions with an answer of 1"):
+            await engine.likelihoods(forcing_of(["w w"]))
+        with pytest.raises(RowError, match="cannot be encoded"):
+            await engine.likelihoods(forcing_of(["w", "unreadable"]))
+        model.memory = 1
+        assert len(await engine.likelihoods(forcing_of(["w"]))) == 1
+        assert await engine.likelihoods(forcing_of([])) == []
+
+    with_engine(model, work)

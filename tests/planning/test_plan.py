@@ -52,6 +52,36 @@ def test_sampling_runs_alone_are_an_estimate_between_the_largest_and_the_sum() -
     assert "about" in plan.to_text()
 
 
+def test_faithfulness_curves_cost_at_most_what_the_plan_counts() -> None:
+    """On 6 players: 5 inner points of 2 + 3 orders each, where so many coalitions of a size exist."""
+    variant, curves = {"num_samples": [14]}, {"steps": 10, "random": 3}
+    plan = planned(variant, players={4: 6}, faithfulness=curves)
+    assert plan.totals()["coalitions"] == plan.totals()["model_calls"] == 14 + 5 * 5
+    assert plan.totals()["model_calls_are_an_estimate"] is True
+    assert any("faithfulness" in note for note in plan.notes)
+    beside = planned(variant, EXACT, players={4: 6}, faithfulness=curves).totals()
+    assert (beside["coalitions"], beside["model_calls"]) == (14 + 25 + 64, 64)
+    assert beside["model_calls_are_an_estimate"] is False
+    two = planned({"num_samples": [14, 18]}, players={4: 12}, faithfulness=curves).totals()
+    assert 18 + 9 * 5 <= two["model_calls"] <= 14 + 18 + 2 * 9 * 5
+
+
+def test_a_variant_has_its_own_curves_or_none() -> None:
+    variants = [
+        {"num_samples": 9},
+        {"num_samples": 8, "faithfulness": {"steps": 3}},
+        {**EXACT, "faithfulness": None},
+    ]
+    data = {"experiment_set_id": "study", "faithfulness": {"random": 2}, "experiments": variants}
+    runs = expand(ExperimentSet.model_validate(data)).runs
+    steps = [None if run.faithfulness is None else run.faithfulness.model_dump() for run in runs]
+    assert steps == [{"steps": 10, "random": 2}, {"steps": 3, "random": 5}, None]
+    again = {"experiment_set_id": "study", "experiments": [run.variant for run in runs]}
+    assert [run.result_settings for run in expand(ExperimentSet.model_validate(again)).runs] == [
+        run.result_settings for run in runs
+    ]
+
+
 def test_the_resolved_budget_stands_beside_each_run() -> None:
     variants = ({"num_samples": [-1], "fractions": [0.5], "linear": [3.0]}, EXACT, HIERARCHICAL)
     runs = planned(*variants).to_json()["runs"]

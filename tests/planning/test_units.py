@@ -157,3 +157,21 @@ def test_runs_that_draw_answers_of_their_own_cost_alike() -> None:
 def test_nothing_left_needs_no_scouts() -> None:
     done = {run.name: {0} for run in GRID}
     assert plan_units(GRID, [0], {0: 4}, done) == []
+
+
+def test_runs_that_force_a_text_need_one_answer_and_a_likelihood_per_coalition() -> None:
+    """Runs on one text share its likelihoods, a contrast reads two texts, and answers come on top."""
+
+    def forced(name: str, **options: Any) -> dict[str, Any]:
+        shap = {"similarity": None, "value_function": name, "value_options": options or None}
+        return {"explainer_type": "exact", "name": f"{name}{len(options)}", "shap_override": shap}
+
+    logprob, jsd = forced("tf_logprob"), forced("tf_jsd")
+    contrast = forced("contrastive", target="yes", foil="no")
+    assert expected_answers(sweep(logprob), 6) == 1 + 64
+    assert expected_answers(sweep(logprob, jsd), 6) == 1 + 64
+    assert expected_answers(sweep(logprob, contrast), 6) == 1 + 64 + 2 * 64
+    assert expected_answers(sweep({"explainer_type": "exact"}, jsd), 6) == 64 + 64
+    assert expected_answers(sweep({"explainer_type": "exact"}, forced("self_logprob")), 6) == 64
+    (unit,) = plan_units(sweep(logprob, jsd), [7], {7: 6}, {})
+    assert unit.cost == 65.0

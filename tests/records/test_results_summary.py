@@ -10,6 +10,7 @@ import pytest
 from records_kit import make_sample
 
 from mllm_shapx.records.failures import FailureRecord
+from mllm_shapx.records.measures import Areas, Faithfulness
 from mllm_shapx.records.results import AUDIO, USER, AudioPiece, ConversationEntry, SampleResult, parse_sample
 from mllm_shapx.records.storage import encode_json
 from mllm_shapx.records.summary import ExactSum, RunSummary, SampleMetrics
@@ -166,6 +167,28 @@ def test_a_summary_leaves_out_unknown_numbers() -> None:
     assert data["n_samples"] == 2
     assert data["efficiency_residual_max"] < 1e-12
     json.dumps(data, allow_nan=False)
+
+
+def test_a_summary_says_how_faithful_the_values_are_where_that_was_measured() -> None:
+    """Means and shares are over the rows with curves; a tie is not better than random."""
+
+    def measured(row: int, deletion: float, insertion: float) -> SampleResult:
+        areas = Areas(deletion, insertion, 0.5)
+        return make_sample(row, faithfulness=Faithfulness((0, 3), (0.1, 1.0), (0.1, 1.0), (), areas))
+
+    summary = RunSummary()
+    for sample in (measured(1, 0.2, 0.9), measured(3, 0.5, 0.5 + 1e-15), make_sample(5)):
+        data = encode_json(sample.to_json())
+        assert SampleResult.from_bytes("exact", data) == sample
+        summary.add(sample)
+    found = summary.to_json()
+    assert (found["n_samples"], found["n_curves"]) == (3, 2)
+    assert found["deletion_area_mean"] == pytest.approx(0.35)
+    assert found["insertion_area_mean"] == pytest.approx(0.7)
+    assert found["random_area_mean"] == 0.5
+    assert (found["deletion_better"], found["insertion_better"]) == (0.5, 0.5)
+    assert found["by_language"][0]["n_curves"] == 2
+    assert "n_curves" not in RunSummary().to_json()
 
 
 def test_a_summary_takes_less_than_50_bytes_for_each_sample() -> None:

@@ -13,6 +13,7 @@ from mllm_shapx.errors import UsageError
 from mllm_shapx.records.answer import Answer
 from mllm_shapx.records.failures import FailureRecord
 from mllm_shapx.records.lock import OutputLock
+from mllm_shapx.records.measures import Areas, Faithfulness, Interactions
 from mllm_shapx.records.results import AttributionSummary, SampleResult
 from mllm_shapx.records.runs import RunRecords
 from mllm_shapx.records.spec import selected_rows
@@ -315,3 +316,30 @@ def test_a_directory_that_is_being_written_is_checked_and_the_reader_is_told(tmp
 def test_a_directory_without_results_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="holds no results"):
         verify([str(tmp_path)])
+
+
+CURVE = (0.1, 0.2, 0.3, 0.475)
+PAIRS = ((0,), (1,), (2,), (0, 1))
+MEASURES = [
+    (Faithfulness((0, 1, 2, 3), CURVE, CURVE, (CURVE,), Areas(0.2, 0.2, 0.2)), None, ""),
+    (Faithfulness((0, 1, 2), CURVE, CURVE, (CURVE,), Areas(0.2, 0.2, 0.2)), None, "from 0 to 3 players"),
+    (Faithfulness((0, 1, 2, 3), CURVE, CURVE, (CURVE[1:],), Areas(0.2, 0.2, 0.2)), None, "its 4 points"),
+    (None, Interactions("k-SII", 2, PAIRS, (0.4, -0.35, 0.125, 0.2)), ""),
+    (None, Interactions("SII", 2, PAIRS, (0.4, 0.4, 0.4, 0.4)), ""),
+    (None, Interactions("k-SII", 2, PAIRS, (0.4, 0.4, 0.4, 0.4)), "the interactions sum to 1.6"),
+    (None, Interactions("k-SII", 2, PAIRS, (0.4, 0.4)), "2 interactions for 4 sets"),
+]
+
+
+@pytest.mark.parametrize(("faithfulness", "interactions", "words"), MEASURES)
+def test_curves_and_interactions_are_held_against_what_they_are(
+    tmp_path: Path, faithfulness: Faithfulness | None, interactions: Interactions | None, words: str
+) -> None:
+    records = make_finished_run(tmp_path, [0])
+    records.write_sample(make_sample(0, faithfulness=faithfulness, interactions=interactions))
+    summary = RunSummary()
+    records.inspect([0], summary.add)
+    records.write_summary(summary.to_json())
+    report = verify([str(tmp_path)])
+    assert report.ok is (words == ""), report.text()
+    assert words in report.text()

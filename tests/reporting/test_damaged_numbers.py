@@ -147,7 +147,7 @@ def test_a_file_where_a_folder_belongs_is_told(output: Path, name: str, put: Cal
 
 
 def test_the_lock_and_the_pace_may_hold_anything(output: Path) -> None:
-    for name in (".lock", "pace.json"):
+    for name in (".lock", "pace.json", "progress.json"):
         for content in (
             "[]",
             "{}",

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import io
+import json
 import os
 import pty
 import re
@@ -17,13 +18,14 @@ from dataclasses import replace
 from datetime import datetime
 from typing import TextIO
 
+from mllm_shapx.reporting.events import Events
 from mllm_shapx.reporting.progress import (
     ProgressReporter,
     RunProgress,
     StudyProgress,
     is_interactive,
 )
-from mllm_shapx.reporting.study_progress import choose_runs, plain_line
+from mllm_shapx.reporting.study_progress import WorkerProgress, choose_runs, plain_line
 
 STUDY = StudyProgress(
     runs=(RunProgress("exact", 30, 10), RunProgress("mc", 30, 8), RunProgress("cc", 60, 16)),
@@ -70,7 +72,7 @@ class Setup:
 
 def test_line_says_all() -> None:
     """One line holds samples, coalitions, rate, time left, workers and the runs."""
-    assert plain_line(STUDY, 212.0) == (
+    assert plain_line(STUDY, 212.0, width=200) == (
         "34/120 samples (28%) · 5,120/20,480 coalitions · 212/s · 1m 12s left · 3/4 workers busy"
         " · exact 10/30, mc 8/30, cc 16/60"
     )
@@ -95,9 +97,79 @@ def test_long_lists_are_cut_and_the_rest_is_counted() -> None:
     shown, rest = choose_runs(runs, 4)
     assert [run.name for run in shown] == ["run20", "run21", "run22", "run23"]
     assert len(rest) == 36
-    assert plain_line(replace(STUDY, runs=runs), None).endswith(
+    assert plain_line(replace(STUDY, runs=runs), None, width=200).endswith(
         "run20 3/10, run21 3/10, run22 0/10, run23 0/10 … and 36 more (20 done, 16 waiting)"
     )
+
+
+def test_a_plain_line_fits_120_columns_with_thirty_runs() -> None:
+    """However many runs there are and however large the figures, a line with its time has 120 columns."""
+    for names in ("run{}", "hier_limited_neyman_k10_imp0_1_fllimited_cc_ns{}", "x" * 200 + "{}"):
+        runs = tuple(
+            RunProgress(names.format(i), 50_000, 50_000 if i < 3 else 4321, 17 if i == 5 else 0)
+            for i in range(30)
+        )
+        setup = Setup()
+        large = replace(STUDY, runs=runs, coalitions_done=1_234_567_890, coalitions_total=9_876_543_210)
+        setup.update(0.0, replace(large, eta_s=300_000.0))
+        setup.update(40.0, replace(large, coalitions_done=2_234_567_890, eta_s=3e7, elapsed_s=60.0))
+        for line in setup.stream.writes:
+            assert len(line.rstrip("\n")) <= 120, line
+            assert "266,667/1,500,000 samples" in line
+    assert "30 runs (3 done, 27 under way)" in plain_line(replace(STUDY, runs=runs), None)
+
+
+WORKERS = (
+    WorkerProgress("worker-1", "node1", "cuda:0", (3, 7), 42.0, (30 << 30, 80 << 30)),
+    WorkerProgress("worker-2", "node1", "cuda:1", (), None, None, waiting_for="the server is away"),
+)
+
+
+def test_the_panel_shows_workers_with_what_they_hold() -> None:
+    """Each worker has its rate, its GPU's memory and its rows, or what it waits for; store hits are told."""
+    from rich.console import Console
+
+    from mllm_shapx.reporting.live import render
+
+    stream = io.StringIO()
+    console = Console(file=stream, width=100)
+    console.print(render(replace(STUDY, worker_list=WORKERS, store_hits=1234), 212.0, 40))
+    text = stream.getvalue()
+    assert re.search(r"worker-1 cuda:0 +42/s +30.0/80 GiB +rows 3, 7", text)
+    assert re.search(r"worker-2 cuda:1 +the server is away", text)
+    assert "1,234 from the store" in text
+    many = replace(STUDY, worker_list=WORKERS * 20)
+    stream.truncate(0)
+    console.print(render(many, 212.0, 24))
+    assert len(stream.getvalue().splitlines()) <= 24
+    assert "more workers" in stream.getvalue()
+
+
+def test_events_are_one_object_a_line() -> None:
+    """With events, progress comes at intervals and messages at once, each line whole JSON; nothing else."""
+    stream, shown = CountingStream(), CountingStream()
+    seconds = 0.0
+    events = Events(stream, now=lambda: 1700000000.0)
+    reporter = ProgressReporter(shown, events=events, clock=lambda: seconds)
+    reporter.update(replace(STUDY, worker_list=WORKERS))
+    seconds = 1.0
+    reporter.update(replace(STUDY, coalitions_done=5200))
+    reporter.message("a \x1b[31mred\u2028 message\nof s3://user:pass@bucket")
+    seconds = 6.0
+    reporter.update(replace(STUDY, coalitions_done=5300))
+    reporter.close()
+    assert shown.writes == []
+    lines = [json.loads(line) for line in stream.writes]
+    assert all(line.endswith("\n") and line.count("\n") == 1 for line in stream.writes)
+    assert [line["event"] for line in lines] == ["progress", "message", "progress"]
+    first, message, last = lines
+    assert "pass" not in message["text"]
+    assert "\x1b" not in stream.getvalue()
+    assert (first["at"], first["samples_done"], first["samples_total"]) == (1700000000.0, 34, 120)
+    assert (first["seconds_left"], last["coalitions_done"]) == (72.0, 5300)
+    assert first["workers"][0]["rows"] == [3, 7]
+    assert first["workers"][0]["gpu_memory_total"] == 80 << 30
+    assert first["runs"][0] == {"name": "exact", "done": 10, "failed": 0, "total": 30}
 
 
 def test_plain_lines_come_at_intervals_and_only_with_news() -> None:
@@ -257,6 +329,21 @@ def test_live_display_redraws_calmly_and_keeps_messages_whole() -> None:
     assert "… and 12 more" in last
     assert output.rstrip().endswith("after")
     assert output.count("\x1b[?25l") == output.count("\x1b[?25h")  # the cursor is given back
+
+
+INSIDE_A_REDIRECT = """
+    import contextlib, io, sys
+    from mllm_shapx.reporting.progress import ProgressReporter, RunProgress, StudyProgress
+    with ProgressReporter(sys.stderr) as reporter:
+        with contextlib.redirect_stdout(io.StringIO()):
+            reporter.update(StudyProgress((RunProgress("exact", 10, 10),), 10, 10, 5, 1, 0, 2.0, 0.0))
+    print("the outcome")
+"""
+
+
+def test_what_follows_a_panel_that_began_inside_a_redirect_is_shown() -> None:
+    """A panel that starts while a cluster is connected leaves stdout as it is after the cluster's end."""
+    assert run_in_terminal(INSIDE_A_REDIRECT).rstrip().endswith("the outcome")
 
 
 def test_no_color_is_respected() -> None:

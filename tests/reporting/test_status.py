@@ -1,5 +1,6 @@
 """`status` and `failures` from the files alone, with the job alive, dead, or never begun."""
 
+import io
 import json
 import os
 import time
@@ -12,9 +13,11 @@ from results_on_disk import make_failure, make_sample, write_study
 from mllm_shapx.cli import main
 from mllm_shapx.errors import UsageError
 from mllm_shapx.records.lock import OutputLock
+from mllm_shapx.records.progress import ProgressNote, RunPace, write_progress
 from mllm_shapx.records.runs import RunRecords
 from mllm_shapx.records.storage import encode_json, open_storage
 from mllm_shapx.reporting.status import failures, status
+from mllm_shapx.reporting.watch import watch
 
 FAILED = {"exact": {6: "worker_died", 7: "no_players"}, "limited_mc_frac0_3": {6: "worker_died"}}
 
@@ -184,3 +187,102 @@ def test_samples_are_counted_by_name_and_read_when_asked(tmp_path: Path) -> None
     called = CliRunner().invoke(main, ["status", str(directory), "--check"])
     assert called.exit_code == 1
     assert CliRunner().invoke(main, ["status", str(directory)]).exit_code == 0
+
+
+NOTE = ProgressNote(
+    at=1000.0,
+    elapsed_s=60.0,
+    workers=2,
+    store_hits=40,
+    coalitions_per_second=12.5,
+    seconds_left=90.0,
+    runs={"exact": RunPace(6, 384, 300, 0.1), "standard_cc_ns32": RunPace(6, 192, 0, 0.02)},
+)
+
+
+def test_a_study_being_written_shows_calls_rates_and_time_left(study: Path) -> None:
+    """While a driver works, what it wrote last stands beside what the files hold; dead, the rates stay."""
+    storage = open_storage(str(study))
+    write_progress(storage, NOTE)
+    with OutputLock(storage):
+        found = status(str(study))
+        text = found.to_text(120, now=1005.0)
+    assert "2 workers, 12/s coalitions, 40 answers from the store, 1m 30s left (5s ago)" in text
+    cc = next(line.split() for line in text.splitlines() if line.startswith("standard_cc_ns32"))
+    assert cc[:9] == ["standard_cc_ns32", "6/8", "0", "2", "under", "way", "192", "0", "1.2/min"]
+    assert "1m 40s" in " ".join(cc), "two samples at one in 50 seconds"
+    data = status(str(study)).to_json()
+    assert (data["progress"]["workers"], data["progress"]["store_hits"]) == (2, 40)
+    runs = {run["name"]: run for run in data["runs"]}
+    assert (runs["exact"]["coalitions"], runs["exact"]["answers"], runs["exact"]["left"]) == (384, 300, 0)
+    assert runs["exact"]["seconds_left"] is None
+    assert runs["standard_cc_ns32"]["seconds_left"] == 100.0
+    assert runs["limited_mc_frac0_3"]["coalitions"] == 240, "the driver does not know of it, its summary does"
+
+
+def test_a_finished_study_counts_by_its_summaries(tmp_path: Path) -> None:
+    """Without a driver's note, as in older directories, the summaries say what the samples took."""
+    directory = write_study(tmp_path / "study", runs={"exact": 0.0})
+    (directory / "exact" / "summary").mkdir(exist_ok=True)
+    summary = {"n_samples": 6, "n_calls_total": 384, "model_calls_total": 100}
+    (directory / "exact" / "summary" / "aggregate_metrics.json").write_text(json.dumps(summary))
+    (run,) = status(str(directory)).runs
+    assert (run.coalitions, run.answers, run.samples_per_second) == (384, 100, None)
+    older = {"n_samples": 6, "runtime_sec_total": 1.0}
+    (directory / "exact" / "summary" / "aggregate_metrics.json").write_text(json.dumps(older))
+    (run,) = status(str(directory)).runs
+    assert (run.coalitions, run.answers) == (None, None)
+    assert "?" in status(str(directory)).to_text(120)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"at": "x"}', '{"at": 1, "runs": {"exact": 5}}'])
+def test_a_damaged_note_is_as_none(study: Path, content: str) -> None:
+    """What cannot be read of a driver's note costs its figures and nothing else."""
+    before = status(str(study)).to_json()
+    (study / "progress.json").write_text(content)
+    assert status(str(study)).to_json() == before
+
+
+def test_watching_ends_with_the_driver_and_writes_what_changed(study: Path) -> None:
+    """Each change is one line of data; once nobody works on it, the watch ends."""
+    storage = open_storage(str(study))
+    lock = OutputLock(storage)
+    stream = io.StringIO()
+    looks = iter(["nothing", "sample", "end"])
+
+    def wait(_: float) -> None:
+        match next(looks):
+            case "sample":
+                RunRecords(storage, "standard_cc_ns32").write_sample(make_sample("standard_cc_ns32", 6))
+            case "end":
+                lock.release()
+
+    with lock:
+        watch(lambda: status(str(study)), stream, as_json=True, sleep=wait)
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [(line["done"], line["running"] is not None) for line in lines] == [
+        (18, True),
+        (19, True),
+        (19, False),
+    ]
+
+
+def test_watch_shows_a_study_at_rest_once(study: Path) -> None:
+    """Without a driver `--watch` is `status`; with --json, in one line."""
+    once = CliRunner().invoke(main, ["status", "--watch", str(study)])
+    assert once.exit_code == 0
+    assert once.output.count("no driver is working on it") == 1
+    data = CliRunner().invoke(main, ["status", "--watch", "--json", str(study)])
+    assert json.loads(data.output)["done"] == 18
+    assert len(data.output.splitlines()) == 1
+    assert CliRunner().invoke(main, ["status", "--watch", str(study / "nothing")]).exit_code == 2
+
+
+def test_a_narrow_terminal_gets_the_short_table(study: Path) -> None:
+    """At 80 columns the table keeps to counts and state, and no line is longer."""
+    write_progress(open_storage(str(study)), NOTE)
+    text = status(str(study)).to_text(80)
+    assert "coalitions" not in text
+    assert all(len(line) <= 80 for line in text.splitlines()[2:7])
+    few = status(str(study)).to_text(120, most_runs=1)
+    assert "... and 2 more" in few

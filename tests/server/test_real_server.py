@@ -1,5 +1,7 @@
 """A real server, `transformers serve` with the demo's model: its answers are those of `hf_text`."""
 
+import contextlib
+import copy
 import signal
 import socket
 import subprocess
@@ -12,7 +14,10 @@ from typing import Any
 import httpx
 import pyarrow.parquet as pq
 import pytest
+import torch
+from demo_smollm2 import find_model
 from small_study import MODEL, Study, environment, results
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 START_S = 240.0
 
@@ -20,7 +25,8 @@ START_S = 240.0
 class RealServer:
     """`transformers serve` on a port of the loopback; its log says what it was asked."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, model: Path = MODEL) -> None:
+        self._model = model
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self._port = free.getsockname()[1]
@@ -38,7 +44,7 @@ class RealServer:
 
     def start(self) -> None:
         """Start it and wait until it is healthy."""
-        command = [str(Path(sys.executable).with_name("transformers")), "serve", str(MODEL)]
+        command = [str(Path(sys.executable).with_name("transformers")), "serve", str(self._model)]
         command += ["--host", "127.0.0.1", "--port", str(self._port), "--device", "cpu", "--dtype", "float32"]
         with self._log.open("a") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log, env=environment({}))
@@ -67,17 +73,26 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealServer]:
     running.kill()
 
 
-def study_on(server: RealServer, folder: Path) -> Study:
-    kwargs = {"base_url": server.url, "model_id": str(MODEL)}
-    return Study(folder, rows=2, words=4, settings={"connector": "openai", "connector_kwargs": kwargs})
+def study_on(
+    server: RealServer, folder: Path, model: Path = MODEL, settings: dict[str, Any] | None = None
+) -> Study:
+    kwargs = {"base_url": server.url, "model_id": str(model)}
+    own = {"connector": "openai", "connector_kwargs": kwargs, **(settings or {})}
+    return Study(folder, rows=2, words=4, settings=own)
 
 
 def values(study: Study) -> dict[str, Any]:
-    """Return all results without what names the device that they were made on."""
-    found = results(study.output)
+    """Return all results without the device that they were made on and without counts of tokens."""
+    found: dict[str, Any] = _without_tokens(results(study.output))
     for data in found.values():
         data.pop("environment", None)
     return found
+
+
+def _without_tokens(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {key: _without_tokens(value) for key, value in data.items() if not key.startswith("tokens_")}
+    return [_without_tokens(item) for item in data] if isinstance(data, list) else data
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +150,62 @@ def test_a_server_that_is_killed_and_started_again_is_waited_for(
     assert not list(study.output.glob("*/failures/*"))
 
 
+@pytest.fixture(scope="module")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2-135M-Instruct in float32 as a plain directory, which `transformers serve` takes."""
+    try:
+        folder, name = find_model()
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    pytest.importorskip("fastapi")
+    loaded = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
+    config = copy.deepcopy(loaded.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    plain = type(loaded)(config).to(torch.float32)  # a model that was read from GGUF cannot be saved
+    plain.load_state_dict(loaded.state_dict())
+    plain.generation_config = loaded.generation_config
+    place = tmp_path_factory.mktemp("smollm2")
+    plain.save_pretrained(place)
+    AutoTokenizer.from_pretrained(folder, gguf_file=name).save_pretrained(place)
+    return place
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*not writable.*:UserWarning")
+def test_a_real_model_behind_a_real_server_answers_as_hf_text(smollm2: Path, tmp_path: Path) -> None:
+    """SmolLM2-135M, greedy, float32: 16 coalitions, text for text."""
+    usual = {
+        "generation": {"max_new_tokens": 12, "text_temperature": 0.0},
+        "experiments": [{"explainer_type": "exact"}],
+    }
+    kwargs = {"model_id": str(smollm2), "dtype": "float32"}
+    local = Study(tmp_path / "local", rows=1, settings={**usual, "connector_kwargs": kwargs})
+    local.write_prompts("Name the largest ocean.")
+    assert local.call("--inline").code == 0
+    server = RealServer(tmp_path, smollm2)
+    try:
+        served = study_on(server, tmp_path / "served", smollm2, usual)
+        served.write_prompts("Name the largest ocean.")
+        found = served.call("--inline")
+        assert found.code == 0, found.out
+    finally:
+        server.kill()
+    assert len(texts(local)) == 16
+    assert texts(served) == texts(local)
+    assert values(served) == values(local)
+
+
+def texts(study: Study) -> dict[bytes, str]:
+    """Return the text of each stored answer by its coalition."""
+    files = (study.output / "generations").rglob("*.parquet")
+    return {row["mask"]: row["text"] for file in files for row in pq.read_table(file).to_pylist()}
+
+
 def stored(study: Study) -> int:
     """Return how many answers are written out."""
-    files = (study.output / "generations").rglob("*.parquet")
-    return sum(pq.read_table(file).num_rows for file in files)
+    count = 0
+    for file in (study.output / "generations").rglob("*.parquet"):
+        with contextlib.suppress(FileNotFoundError):  # parts are packed into one file as a row ends
+            count += pq.read_table(file).num_rows
+    return count

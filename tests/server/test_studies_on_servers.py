@@ -15,6 +15,8 @@ from click.testing import CliRunner
 from small_study import Study, results
 
 from mllm_shapx.cli import main
+from mllm_shapx.errors import UsageError
+from mllm_shapx.execution.options import RunOptions
 from mllm_shapx.models import server_engine
 
 EXACT: list[dict[str, Any]] = [{"explainer_type": "exact"}]
@@ -339,6 +341,83 @@ def test_requests_say_what_the_config_says(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+def test_a_service_that_wants_max_completion_tokens_gets_it(
+    undisturbed: dict[str, Any], tmp_path: Path
+) -> None:
+    with ChatServer() as server:
+        server.wants_newer_limit = True
+        study = study_on(server, tmp_path)
+        found = study.call("--inline")
+        assert found.code == 0, found.out
+        assert {ask.body["max_completion_tokens"] for ask in server.asked} == {6}
+        assert len(server.asked) == ANSWERS
+    assert results(study.output) == undisturbed
+
+
+def test_log_probabilities_are_kept_where_the_server_gives_them(
+    undisturbed: dict[str, Any], tmp_path: Path
+) -> None:
+    with ChatServer() as server:
+        server.gives_logprobs = True
+        study = study_on(server, tmp_path)
+        assert study.call("--inline").code == 0
+        assert {ask.body["logprobs"] for ask in server.asked} == {True}
+    assert {tuple(row["logprobs"]) for row in stored(study)} == {(-0.5, -1.5)}
+    assert results(study.output) == undisturbed
+
+
+def test_a_config_of_the_older_runner_for_lm_studio_runs(undisturbed: dict[str, Any], tmp_path: Path) -> None:
+    with ChatServer() as server:
+        host = server.url.removeprefix("http://").removesuffix("/v1")
+        kwargs = {"lm_studio": {"model_key": "tiny", "api_host": host}}
+        settings = {"connector": "lm_studio_text", "connector_kwargs": kwargs, "experiments": EXACT}
+        study = Study(tmp_path, rows=2, words=4, settings=settings)
+        found = study.call("--inline")
+        assert found.code == 0, found.out
+        assert len(server.answered) == ANSWERS
+    assert results(study.output) == undisturbed
+
+
+def test_what_is_finished_needs_no_server(undisturbed: dict[str, Any], tmp_path: Path) -> None:
+    """Resuming what is done, and a new run on stored answers, work while nobody listens."""
+    with ChatServer() as server:
+        study = study_on(server, tmp_path)
+        assert study.call("--inline").code == 0
+    found = study.call("--inline", "--resume")
+    assert found.code == 0, found.out
+    assert "its model is taken to be the one that the results record" in found.out
+    study.write_config(experiments=[*EXACT, {"explainer_type": "limited_mc", "num_samples": [8]}])
+    rescored = CliRunner().invoke(main, ["rescore", "--config", str(study.config)])
+    assert rescored.exit_code == 0, rescored.output
+    assert study.samples_on_disk() == 4
+    exact = {path: data for path, data in results(study.output).items() if path.startswith("exact")}
+    assert exact == undisturbed
+    found = study.call("--inline", "--overwrite")
+    assert found.code == 2, "a study that begins must know its model"
+    assert "cannot be reached" in found.out
+
+
+def test_resuming_waits_for_a_server_that_is_away_and_refuses_another_model(tmp_path: Path) -> None:
+    with ChatServer() as server:
+        server.script = lambda ask: Act(delay_s=0.02) if ask.number < 12 else Act(hang_s=0.6)
+        study = study_on(server, tmp_path)
+        assert study.call("--inline", "--server-patience", "1").code == 1
+        server.stop()
+        found = study.call("--inline", "--resume", "--server-patience", "1")
+        assert found.code == 1
+        assert "has given no answer for" in found.out
+        assert len(stored(study)) == 12
+        server.listed = [{"id": "tiny", "owned_by": "us", "meta": {"n_params": 7}}]
+        server.script = lambda _: Act()
+        timer = threading.Timer(6.0, server.start)
+        timer.start()
+        found = study.call("--inline", "--resume", "--server-patience", "30")
+        timer.join()
+        assert found.code == 1
+        assert "is not what the study began with" in found.out
+        assert len(stored(study)) == 12
+
+
 def test_as_many_requests_are_in_flight_as_the_server_takes(tmp_path: Path) -> None:
     """More than eight at a time are refused; the study finds that out, and the cap of the config holds."""
     with ChatServer() as server:
@@ -351,7 +430,7 @@ def test_as_many_requests_are_in_flight_as_the_server_takes(tmp_path: Path) -> N
         assert server.most_in_flight > 4
         assert refused < 64
     with ChatServer() as server:
-        server.script = lambda _: Act(delay_s=0.005)
+        server.script = lambda _: Act(delay_s=0.05)
         study = study_on(server, tmp_path / "capped", kwargs={"max_concurrency": 3})
         assert study.call("--inline").code == 0
         assert server.most_in_flight == 3
@@ -376,6 +455,57 @@ def test_workers_of_ray_share_a_server_and_a_stop_of_it_blames_no_row(
         assert len(server.answered) == ANSWERS
         assert {ask.headers["Authorization"] for ask in server.asked} == {"Bearer quite-secret-1"}
     assert results(study.output) == undisturbed
+
+
+def test_tokens_are_summed_per_run_and_a_shared_answer_counts_once(tmp_path: Path) -> None:
+    variants = [*EXACT, {"explainer_type": "limited_mc", "num_samples": [8]}]
+    with ChatServer() as server:
+        study = study_on(server, tmp_path, experiments=variants)
+        assert study.call("--inline").code == 0
+        words = sum(len(text.split()) for text in server.answered)
+    exact = json.loads((study.output / "exact" / "summary" / "aggregate_metrics.json").read_text())
+    assert (exact["tokens_in_total"], exact["tokens_out_total"]) == (words, 3 * ANSWERS)
+    assert sum(group["tokens_out_total"] for group in exact["by_language"]) == 3 * ANSWERS
+    (shared,) = study.output.glob("limited_mc*/summary/aggregate_metrics.json")
+    assert json.loads(shared.read_text())["model_calls_total"] == 0
+    assert "tokens_in_total" not in json.loads(shared.read_text())
+
+
+@pytest.mark.parametrize(
+    ("limit", "said"),
+    [
+        (("--max-requests", "12"), "--max-requests 12: 12 request(s) were sent; stopping early"),
+        (("--max-tokens", "130"), "--max-tokens 130: "),
+    ],
+)
+def test_a_limit_stops_in_time_and_resuming_asks_for_the_rest(
+    limit: tuple[str, str], said: str, undisturbed: dict[str, Any], tmp_path: Path
+) -> None:
+    with ChatServer() as server:
+        server.script = lambda _: Act(delay_s=0.02)
+        study = study_on(server, tmp_path)
+        found = study.call("--inline", *limit)
+        assert found.code == 1
+        assert said in found.out
+        assert "go on with --resume" in found.out
+        assert len(stored(study)) == len(server.answered) == len(server.asked)
+        used = sum(len(text.split()) + 3 for text in server.answered)
+        if limit[0] == "--max-requests":
+            assert len(server.asked) == 12
+        else:
+            assert 130 - 12 <= used <= 130
+        assert not list(study.output.glob("*/failures/*")), "a row was blamed"
+        assert study.call("--inline", "--resume").code == 0
+        assert len(server.answered) == ANSWERS
+    assert results(study.output) == undisturbed
+
+
+def test_limits_are_refused_where_they_cannot_hold(tmp_path: Path) -> None:
+    found = Study(tmp_path, rows=1, words=2).call("--inline", "--max-tokens", "5")
+    assert found.code == 2
+    assert "connector 'hf_text' asks none" in found.out
+    with pytest.raises(UsageError, match="leave num_workers"):
+        RunOptions(max_requests=5, num_workers=2)
 
 
 def test_stored_answers_can_be_asked_for_again_and_bench_says_that_it_cannot(tmp_path: Path) -> None:

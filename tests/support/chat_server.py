@@ -8,6 +8,7 @@ import contextlib
 import json
 import socket
 import struct
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -61,7 +62,9 @@ def reversed_words(text: str) -> str:
 class ChatServer:
     """Serves one model until it is closed; may be stopped and started again on its port."""
 
-    def __init__(self, model: str = "tiny", answer: Callable[[str], str] = reversed_words) -> None:
+    def __init__(
+        self, model: str = "tiny", answer: Callable[[str], str] = reversed_words, port: int = 0
+    ) -> None:
         self.model = model
         self.fingerprint: str | None = None
         self.answer = answer
@@ -72,11 +75,14 @@ class ChatServer:
         self.answered: list[str] = []
         """Texts of the prompts that were answered whole, in order."""
         self.probes = 0
+        self.wants_newer_limit = False
+        """Whether `max_tokens` is refused in favour of `max_completion_tokens`."""
+        self.gives_logprobs = False
         self.listed: list[dict[str, Any]] | None = None
         self.most_in_flight = 0
         self._in_flight = 0
         self._lock = threading.Lock()
-        self._port = 0
+        self._port = port
         self._sockets: set[socket.socket] = set()
         self.start()
 
@@ -114,12 +120,19 @@ class ChatServer:
             ask = Ask(
                 len(self.asked), " ".join(text.split()), body, headers, time.monotonic(), self._in_flight
             )
-            if body["max_tokens"] == 1:
+            if _limit(body) == 1:
                 self.probes += 1
             else:
                 self.most_in_flight = max(self.most_in_flight, self._in_flight)
                 self.asked.append(ask)
         return ask
+
+    def refusal(self, body: Mapping[str, Any]) -> Act | None:
+        """Return what a request gets whose limit of tokens has the wrong name, None for any other."""
+        if not self.wants_newer_limit or "max_tokens" not in body:
+            return None
+        words = "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."
+        return Act(status=400, raw=json.dumps({"error": {"message": words}}).encode())
 
     def leave(self) -> None:
         with self._lock:
@@ -132,11 +145,16 @@ class ChatServer:
 
     def completion(self, ask: Ask, act: Act) -> bytes:
         message = act.message or {"role": "assistant", "content": self.answer(ask.text)}
+        choice: dict[str, Any] = {"index": 0, "message": message, "finish_reason": act.finish_reason}
+        if self.gives_logprobs and ask.body.get("logprobs"):
+            choice["logprobs"] = {
+                "content": [{"token": "a", "logprob": -0.5}, {"token": "b", "logprob": -1.5}]
+            }
         data = {
             "id": f"chat-{ask.number}",
             "object": "chat.completion",
             "model": act.model or self.model,
-            "choices": [{"index": 0, "message": message, "finish_reason": act.finish_reason}],
+            "choices": [choice],
             "usage": {"prompt_tokens": len(ask.text.split()), "completion_tokens": 3},
         }
         if (fingerprint := act.fingerprint or self.fingerprint) is not None:
@@ -159,6 +177,10 @@ class _QuietServer(ThreadingHTTPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         pass
+
+
+def _limit(body: Mapping[str, Any]) -> int:
+    return int(body.get("max_tokens") or body["max_completion_tokens"])
 
 
 def _reset(connection: socket.socket) -> None:
@@ -194,7 +216,11 @@ def _handler(server: ChatServer) -> type[BaseHTTPRequestHandler]:  # noqa: C901 
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             ask = server.enter(body, dict(self.headers.items()))
             try:
-                self._act(ask, server.script_probe if body["max_tokens"] == 1 else server.script(ask))
+                self._act(
+                    ask,
+                    server.refusal(body)
+                    or (server.script_probe if _limit(body) == 1 else server.script(ask)),
+                )
             except OSError:
                 self.close_connection = True
             finally:
@@ -212,7 +238,7 @@ def _handler(server: ChatServer) -> type[BaseHTTPRequestHandler]:  # noqa: C901 
             if act.status != 200:
                 content = act.raw or json.dumps({"error": {"message": f"status {act.status}"}}).encode()
             self._send(act.status, content, act.headers, half=act.half)
-            if act.status == 200 and act.raw is None and not act.half and ask.body["max_tokens"] > 1:
+            if act.status == 200 and act.raw is None and not act.half and _limit(ask.body) > 1:
                 server.answered.append(ask.text)
 
         def _send(
@@ -229,3 +255,12 @@ def _handler(server: ChatServer) -> type[BaseHTTPRequestHandler]:  # noqa: C901 
                 self.close_connection = True
 
     return Handler
+
+
+if __name__ == "__main__":
+    # python chat_server.py PORT [SECONDS OF EACH ANSWER]
+    program = ChatServer(port=int(sys.argv[1]))
+    wait_s = float(sys.argv[2]) if len(sys.argv) > 2 else 0.0
+    program.script = lambda _: Act(delay_s=wait_s)
+    print("the server has started", flush=True)
+    threading.Event().wait()

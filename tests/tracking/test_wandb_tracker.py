@@ -4,7 +4,6 @@ import gzip
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
@@ -15,11 +14,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
+from tracking_kit import make_sample, silent_server
 from wandb_files import history_of, read_records, whole_history
 
 from mllm_shapx.config.models import WandbConfig
-from mllm_shapx.records.results import AttributionSummary, ConversationEntry, SampleResult
+from mllm_shapx.data.audio import encode_wav
 from mllm_shapx.records.runs import RunRecords
 from mllm_shapx.records.storage import open_storage
 from mllm_shapx.tracking.content import run_id, sample_metrics, without_secrets
@@ -27,30 +28,6 @@ from mllm_shapx.tracking.wandb import WandbTracker, effective_mode
 
 HERE = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "support")]
 OFFLINE = WandbConfig(mode="offline", tags=("a-tag",))
-
-
-def make_sample(run_name: str, row_index: int, *, grand: float = 1.0) -> SampleResult:
-    entry = ConversationEntry(0, (0, 0), ("red", " car"), (0.75, -0.25))
-    return SampleResult(
-        run_name=run_name,
-        row_index=row_index,
-        language="en",
-        original_language="unknown",
-        runtime_sec=0.5,
-        n_calls=4,
-        model_calls=3,
-        prompt_texts=("red car",),
-        input_modality="text",
-        output_modality="text",
-        attr_summary=AttributionSummary(1.0, 0.0, 1.0, 0.0, 2, 0),
-        conversation=((entry,),),
-        base_value=0.25,
-        grand_value=grand,
-        response="stop",
-        seed=1,
-        num_players=2,
-        values_sum=0.5,
-    )
 
 
 @pytest.fixture(autouse=True)
@@ -178,6 +155,9 @@ DIE_WHILE_LOGGING = """
     records = RunRecords(open_storage({folder!r}), "exact")
     tracker = WandbTracker(OFFLINE, "study", directory=Path({folder!r}))
     tracker.start("exact", {{}}, records=records)
+    deadline = time.monotonic() + 60
+    while tracker._session.open_runs == 0 and time.monotonic() < deadline:
+        time.sleep(0.05)
     for row in range({first}, {first} + 60):
         records.write_sample(make_sample("exact", row))
         tracker.log_sample(make_sample("exact", row))
@@ -200,18 +180,13 @@ def test_killed_trackers_lose_nothing_and_log_nothing_twice(tmp_path: Path, reco
     assert [line["sample"] for line in lines] == list(range(1, 122))
 
 
-def test_files_of_the_artifact_are_copied(tmp_path: Path) -> None:
+def test_files_of_the_artifact_are_copied(tmp_path: Path, records: RunRecords) -> None:
     """The artifact keeps the file as it was at the end of the run, whatever happens to the original later."""
-    metrics = tmp_path / "out" / "aggregate_metrics.json"
-    metrics.parent.mkdir()
-    metrics.write_text('{"n_samples": 1}\n')
-    tracker = WandbTracker(OFFLINE, "study", directory=tmp_path)
-    tracker.start("exact", {})
-    tracker.finish("exact", {"n_samples": 1}, [metrics])
-    tracker.close()
-    metrics.write_text("changed")
-    (copy,) = tmp_path.glob("wandb/offline-run-*/artifact/aggregate_metrics.json")
-    assert copy.read_text() == '{"n_samples": 1}\n'
+    records.write_summary({"n_samples": 1})
+    track(tmp_path, records, finish=True)
+    records.write_summary({"n_samples": 2})
+    (copy,) = tmp_path.glob("wandb/offline-run-*/artifact/summary/aggregate_metrics.json")
+    assert json.loads(copy.read_text()) == {"n_samples": 1}
 
 
 def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -267,29 +242,14 @@ def test_no_key_costs_one_warning(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def silent_server() -> Iterator[int]:
-    """A server on loopback that takes connections and never answers; its port."""
-    held: list[socket.socket] = []
-    with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def accept() -> None:
-            while True:
-                try:
-                    held.append(server.accept()[0])
-                except OSError:
-                    return
-
-        thread = threading.Thread(target=accept, daemon=True)
-        thread.start()
-        yield server.getsockname()[1]
-        server.shutdown(socket.SHUT_RDWR)
-    thread.join(5)
-    for connection in held:
-        connection.close()
+def silent_port() -> Iterator[int]:
+    """The port of a server on loopback that takes connections and never answers."""
+    with silent_server() as port:
+        yield port
 
 
 @pytest.mark.slow
-def test_unreachable_server_never_blocks(silent_server: int, tmp_path: Path) -> None:
+def test_unreachable_server_never_blocks(silent_port: int, tmp_path: Path) -> None:
     """While W&B does not answer, logging returns at once; after its timeout it is one warning."""
     code = """
         import time
@@ -307,7 +267,7 @@ def test_unreachable_server_never_blocks(silent_server: int, tmp_path: Path) -> 
     """
     done = run_python(
         code,
-        WANDB_BASE_URL=f"http://127.0.0.1:{silent_server}",
+        WANDB_BASE_URL=f"http://127.0.0.1:{silent_port}",
         WANDB_API_KEY="0123456789" * 4,
         WANDB_DIR=str(tmp_path),
     )
@@ -544,3 +504,30 @@ def test_environment_wins_over_the_mode_but_switches_nothing_on(
     """`WANDB_MODE` replaces the config's mode, and a config that says off stays off."""
     monkeypatch.setenv("WANDB_MODE", environment)
     assert effective_mode(config) == expected
+
+
+@pytest.mark.slow
+def test_the_table_of_prompts_holds_colours_and_recordings(tmp_path: Path, records: RunRecords) -> None:
+    """Each sample is a row with its coloured prompt and its recording; one that was removed is empty."""
+    wav = encode_wav(np.zeros(160, np.float32), 16_000)
+    for row in (1, 2):
+        path = f"audio/sample_{row:05d}/input_01.wav"
+        sound = {"inputs": [{"path": path}], "answer": None}
+        sample = replace(make_sample("exact", row), audio_artifacts=sound, audio_files={path: wav})
+        records.write_sample(sample)
+    (tmp_path / "exact" / "audio" / "sample_00002" / "input_01.wav").unlink()
+    assert track(tmp_path, records, finish=True) == []
+    (folder,) = tmp_path.glob("wandb/offline-run-*")
+    artifacts = [record.artifact for record in read_records(folder) if record.HasField("artifact")]
+    (table_files,) = [found.manifest.contents for found in artifacts if found.type == "run_table"]
+    files = {content.path: Path(content.local_path) for content in table_files}
+    assert all(folder in file.parents for file in files.values()), "nothing of it is in the home directory"
+    table = json.loads(files["prompts.table.json"].read_text())
+    assert table["columns"] == ["row", "language", "prompt", "answer", "recording 1"]
+    (first, second) = table["data"]
+    assert (first[0], first[1], first[3]) == (1, "en", "stop")
+    assert (first[4]["_type"], second[4]) == ("audio-file", None)
+    assert files[first[4]["path"]].read_bytes() == wav
+    html = files[first[2]["path"]].read_text()
+    assert 'title="+0.75" style="background: rgba(214, 69, 65, 1.00)">red</span>' in html
+    assert 'title="-0.25" style="background: rgba(49, 116, 181, 0.33)"> &lt;car&gt;</span>' in html

@@ -118,7 +118,7 @@ def _remarks(result: Contest, ready: Ready, recommended: Recommendation) -> list
     if ready.contestants.library is not None and not ready.contestants.comparable:
         remarks.append(
             "values were not compared with the library's: answers are sampled or cut, dtype is not float32, "
-            "or the similarity is not the library's"
+            "probabilities are scored, or the similarity is not the library's"
         )
     if not recommended.probes:
         remarks.append(

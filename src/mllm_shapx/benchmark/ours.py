@@ -89,8 +89,10 @@ class Explainer:
         for run in runs:
             if run.generation_key not in rows:
                 rows[run.generation_key] = await asyncio.to_thread(RowExplainer, game.row, run)
+            row = rows[run.generation_key]
             generate = partial(self._answers.answer, run, game.row.row_index)
-            sample = await rows[run.generation_key].explain(run, generate, self._answers.embedder(run))
+            forcer = self._answers.forcer(row, run, runs)
+            sample = await row.explain(run, generate, self._answers.embedder(run), forcer=forcer)
             evaluated += sample.n_calls
             generated += sample.model_calls
         return evaluated, generated

@@ -63,8 +63,15 @@ class Subject:
                 "server; `mllm-shapx run --max-samples 2` shows its answers per second"
             )
         self.sweep = expand(settings, str(loaded.path)).runs
-        self.run = _as(self.sweep[0], "exact", Budget("all"))
-        """Exact explanation with the settings of the sweep's first run."""
+        answering = [run for run in self.sweep if run.shap.reads != "likelihoods"]
+        if not answering:
+            raise UsageError(
+                f"{loaded.path}: bench measures how fast coalitions are answered, and this config has none "
+                f'answered: "{self.sweep[0].shap.value_function}" reads the likelihood of a given text. Give '
+                'bench a copy of the config with a similarity in "shap"'
+            )
+        self.run = _as(answering[0], "exact", Budget("all"))
+        """Exact explanation with the settings of the sweep's first run that has coalitions answered."""
         self._table: Table = open_table(settings.dataset, loaded.path)
         self._rows = select_rows(
             self._table,

@@ -109,6 +109,16 @@ def with_resources(command: Callable[..., None]) -> Callable[..., None]:
             help="Seconds without any answer of a model's server after which the study stops.",
         ),
         click.option(
+            "--max-requests",
+            type=whole(1, 10**12, "and no server answers as many"),
+            help="Stop before a model's server gets more requests than this.",
+        ),
+        click.option(
+            "--max-tokens",
+            type=whole(1, 10**15, "and no server answers as many"),
+            help="Stop before prompts and answers take more tokens of a server than this.",
+        ),
+        click.option(
             "--flush-every",
             "flush_s",
             type=Number(0.1, YEAR_S, A_YEAR),

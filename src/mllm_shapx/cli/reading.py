@@ -14,11 +14,19 @@ from mllm_shapx.terminal import Location, say, say_json, terminal_width, whole
 @main.command()
 @click.argument("directory", type=Location())
 @click.option("--check", is_flag=True, help="Read every sample; exit code 1 when one is damaged.")
-@click.option("--json", "as_json", is_flag=True, help="Print the status as data.")
-def status(directory: str, check: bool, as_json: bool) -> None:
+@click.option("--watch", is_flag=True, help="Look again every few seconds, until nobody works on it.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print the status as data; with --watch, one line each."
+)
+def status(directory: str, check: bool, watch: bool, as_json: bool) -> None:
     """Say how far a study is, from its files alone."""
     from mllm_shapx.reporting.status import status as read_status
 
+    if watch:
+        from mllm_shapx.reporting.watch import watch as watch_status
+
+        watch_status(functools.partial(read_status, directory, check=check), sys.stdout, as_json=as_json)
+        return
     found = read_status(directory, check=check)
     if as_json:
         say_json(found.to_json())

@@ -62,7 +62,7 @@ if TYPE_CHECKING:
 )
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 @click.option("--inline", is_flag=True, help="Do the work in this process, without Ray.")
-@click.option("--json", "as_json", is_flag=True, help="Print the outcome as data.")
+@click.option("--json", "as_json", is_flag=True, help="Print events, one JSON object a line, and no words.")
 @click.option("--table", is_flag=True, help="Show some rows and all runs at the end.")
 @click.option(
     "--mark", metavar="COLUMN", help="With --table: rank the word that this column of the dataset holds."

@@ -1,5 +1,6 @@
 """Does the work of the configs of a call, one after another, and prints what came out."""
 
+import contextlib
 import functools
 import sys
 from collections.abc import Sequence
@@ -14,8 +15,9 @@ from mllm_shapx.execution.options import Again, RunOptions
 from mllm_shapx.execution.outcome import StudyOutcome
 from mllm_shapx.execution.signals import StopRequest
 from mllm_shapx.reporting.batch import BatchItem, batch_table
+from mllm_shapx.reporting.events import Events
 from mllm_shapx.reporting.progress import ProgressReporter
-from mllm_shapx.terminal import say, say_json, terminal_width
+from mllm_shapx.terminal import say, terminal_width
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +25,7 @@ class Show:
     """What is printed at the end."""
 
     as_json: bool = False
+    """Whether events are printed, for programs, and no words."""
     table: bool = False
     """Whether some rows and all runs are shown."""
     mark: str | None = None
@@ -41,11 +44,14 @@ def run_configs(
     """
     results: list[ConfigResult] = []
     request = stop_request()
+    events = Events(sys.stdout) if show.as_json else None
     for number, config in enumerate(loaded):
         note_left(request, loaded[number:], overwrite=options.overwrite)
-        result = _result(config, options, again, request, inline=inline)
+        result = _result(config, options, again, request, inline=inline, events=events)
         results.append(result)
         with no_audience_needed(request):
+            if events is not None:
+                _write_outcome(events, config, result)
             if not isinstance(result.found, ShapxError):
                 _print_outcome(result.found, config, request, show)
             elif len(loaded) == 1:
@@ -55,7 +61,8 @@ def run_configs(
         if request.signal is not None and (result.is_interrupted or config is not loaded[-1]):
             break
     with no_audience_needed(request):
-        _sum_up(loaded, results, as_json=show.as_json)
+        if len(loaded) > 1 and events is None:
+            _print_summary(loaded, results)
     code = worst(result.exit_code for result in results)
     if request.signal is not None:
         if len(results) < len(loaded):
@@ -71,14 +78,26 @@ def run_configs(
 
 
 def _result(
-    config: LoadedConfig, options: RunOptions, again: Again, request: StopRequest, *, inline: bool
+    config: LoadedConfig,
+    options: RunOptions,
+    again: Again,
+    request: StopRequest,
+    *,
+    inline: bool,
+    events: Events | None,
 ) -> ConfigResult:
     from mllm_shapx.execution.run import run_config
 
     interactive = None if config.experiment_set.runtime.progress_bar else False
 
     def work(options: RunOptions) -> StudyOutcome:
-        with ProgressReporter(sys.stderr, interactive) as reporter:
+        with contextlib.ExitStack() as stack:
+            if events is not None:
+                set_id = config.experiment_set.experiment_set_id
+                events.write("started", config=str(config.path), experiment_set_id=set_id)
+                # What libraries print is no event.
+                stack.enter_context(contextlib.redirect_stdout(sys.stderr))
+            reporter = stack.enter_context(ProgressReporter(sys.stderr, interactive, events=events))
             return run_config(config, options, reporter, inline=inline, request=request)
 
     tell = functools.partial(say, err=True)
@@ -92,6 +111,16 @@ def _print_outcome(outcome: StudyOutcome, config: LoadedConfig, request: StopReq
         _print_table(config, outcome.output_uri, show.mark)
     if not show.as_json:
         say(outcome.to_text(request.go_on))
+        for hint in _hints(config, outcome):
+            say(hint)
+
+
+def _hints(config: LoadedConfig, outcome: StudyOutcome) -> tuple[str, ...]:
+    from mllm_shapx.tracking.mlflow import located
+    from mllm_shapx.tracking.trackers import hints
+
+    asked = config.experiment_set
+    return hints(asked.wandb, located(asked.mlflow, outcome.output_uri), outcome.output_uri)
 
 
 def _print_table(config: LoadedConfig, directory: str, column: str | None) -> None:
@@ -107,19 +136,20 @@ def _print_table(config: LoadedConfig, directory: str, column: str | None) -> No
     say(results_table(directory, marks=marks, width=terminal_width(), color=wants_color(sys.stdout)))
 
 
-def _sum_up(loaded: Sequence[LoadedConfig], results: Sequence[ConfigResult], *, as_json: bool) -> None:
-    """Print the outcomes as data, or a table where there are several configs."""
+def _write_outcome(events: Events, config: LoadedConfig, result: ConfigResult) -> None:
+    if isinstance(result.found, ShapxError):
+        events.write("error", **_item(config, result).to_json())
+    else:
+        hints = _hints(config, result.found)
+        content = {"config": str(config.path), **result.found.to_json()}
+        events.write("outcome", **content, warnings=result.found.warnings, hints=hints)
+
+
+def _print_summary(loaded: Sequence[LoadedConfig], results: Sequence[ConfigResult]) -> None:
     # A signal may have kept some configs from starting.
     items = [_item(config, result) for config, result in zip(loaded, results, strict=False)]
-    if as_json:
-        data = [
-            item.to_json() if isinstance(result.found, ShapxError) else result.found.to_json()
-            for item, result in zip(items, results, strict=True)
-        ]
-        say_json(data[0] if len(data) == 1 else data)
-    elif len(loaded) > 1:
-        items += [BatchItem(str(config.path), None) for config in loaded[len(results) :]]
-        say(f"\n{batch_table(items)}")
+    items += [BatchItem(str(config.path), None) for config in loaded[len(results) :]]
+    say(f"\n{batch_table(items)}")
 
 
 def _item(config: LoadedConfig, result: ConfigResult) -> BatchItem:

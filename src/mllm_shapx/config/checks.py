@@ -125,7 +125,7 @@ def _prompts(experiment_set: ExperimentSet) -> Iterator[Finding]:
 def _loading(experiment_set: ExperimentSet) -> Iterator[Finding]:
     kwargs, connector = experiment_set.connector_kwargs, experiment_set.connector
     for key in kwargs.loading_settings:
-        if connector != "hf_text":
+        if connector != "hf_text" and key not in servers.SERVER_KEYS:
             message = f'is not known to connector "{connector}"'
             yield _problem(("connector_kwargs", key), message, "remove it", reads=(("connector",),))
     quantization, gguf_file = kwargs.quantization, kwargs.gguf_file
@@ -148,7 +148,10 @@ def _server(experiment_set: ExperimentSet) -> Iterator[Finding]:
                 message = f'is read by connector "openai" alone, not by "{experiment_set.connector}"'
                 yield _problem((*block, key), message, "remove it", reads)
         return
-    if kwargs.base_url is None:
+    if kwargs.base_url is not None and kwargs.server is not None:
+        message = "cannot stand beside connector_kwargs.server, whose address is chosen when it starts"
+        yield _problem((*block, "base_url"), message, "remove one of the two", reads)
+    if kwargs.base_url is None and kwargs.server is None:
         fix = f"such as http://localhost:8000/v1; LM Studio's is {servers.LM_STUDIO_URL}"
         yield _problem((*block, "base_url"), "is the address of the server, and is required", fix, reads)
     if kwargs.model_id is None:
@@ -275,10 +278,6 @@ def _scoring(experiment_set: ExperimentSet) -> Iterator[Finding]:
 
 def _without_effect(experiment_set: ExperimentSet) -> Iterator[Finding]:
     """Yield a warning for each key that is accepted and changes nothing."""
-    mlflow = experiment_set.mlflow
-    if mlflow is not None and mlflow.enabled:
-        message = "is accepted, but runs are not tracked with MLflow yet"
-        yield _warning(("mlflow",), message, "remove it, or set mlflow.enabled to false")
     if experiment_set.runtime.n_generator_jobs is not None:
         message = "has no effect: the number of workers is the command line's"
         yield _warning(("runtime", "n_generator_jobs"), message, "use --num-workers or --workers-per-gpu")

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field, JsonValue, model_validator
 
 from mllm_shapx.config import servers
 from mllm_shapx.config.blocks import Block, wrong_key
+from mllm_shapx.config.measures import FaithfulnessConfig
 from mllm_shapx.config.paths import location
 from mllm_shapx.config.scoring import ShapConfig
 from mllm_shapx.config.values import (
@@ -26,6 +27,8 @@ from mllm_shapx.config.values import (
     PathSegment,
     Players,
     Rows,
+    ServerGpus,
+    TableRows,
     Temperature,
     Timeout,
     TopK,
@@ -39,6 +42,17 @@ from mllm_shapx.config.vocabulary import (
     InputModality,
     OutputModality,
 )
+
+
+class OwnServer(Block):
+    """A server that each worker starts for itself."""
+
+    command: Annotated[tuple[str, ...], Field(strict=False), AfterValidator(servers.command)]
+    """Program and arguments; `{port}`, `{host}` and `{model_id}` are filled in."""
+    gpus: ServerGpus = 0.0
+    """GPUs of one worker and its server."""
+    start_s: Timeout | None = None
+    """Seconds that it may take to become healthy; 600 when null."""
 
 
 class ConnectorKwargs(Block):
@@ -78,6 +92,8 @@ class ConnectorKwargs(Block):
     """Seconds that the server may take for one answer; 300 when null."""
     extra_body: Annotated[dict[str, JsonValue], AfterValidator(servers.extra_body)] | None = None
     """Further keys of each request."""
+    server: OwnServer | None = None
+    """A server that each worker starts for itself, in place of `base_url`."""
 
     also_accepted: ClassVar[tuple[str, ...]] = servers.OLD_KEYS
 
@@ -101,7 +117,8 @@ class ConnectorKwargs(Block):
     def loading_settings(self) -> dict[str, Any]:
         """What changes the loaded model beside its id, revision and dtype; only what is set."""
         keys = ("quantization", "adapter", "trust_remote_code", "gguf_file")
-        return {key: value for key in keys if (value := getattr(self, key)) not in (None, False)}
+        own = {} if self.server is None else {"server": {"command": list(self.server.command)}}
+        return {key: value for key in keys if (value := getattr(self, key)) not in (None, False)} | own
 
     @property
     def chat_settings(self) -> dict[str, Any]:
@@ -263,10 +280,19 @@ class EmbeddingConfig(EmbeddingSettings):
     model_id: str
 
 
-class WandbConfig(Block):
-    """Weights & Biases."""
+class TrackingBlock(Block):
+    """What every tracker can be told."""
 
     enabled: bool = True
+    upload_samples: bool = False
+    """Whether the files of `samples/` are uploaded at the end of a run."""
+    table_rows: TableRows = 100
+    """Samples in the table of prompts, with their recordings; 0 for no table."""
+
+
+class WandbConfig(TrackingBlock):
+    """Weights & Biases."""
+
     project: Name = "mllm-shap"
     entity: Name | None = None
     group: Name | None = None
@@ -274,14 +300,16 @@ class WandbConfig(Block):
     tags: Annotated[tuple[str, ...], Field(strict=False)] = ()
 
 
-class MlflowConfig(Block):
+class MlflowConfig(TrackingBlock):
     """MLflow tracking; on when the block is there and `enabled` is not false."""
 
-    enabled: bool = True
     tracking_uri: Name | None = None
+    """Server, database or folder; MLFLOW_TRACKING_URI, else `mlflow/mlflow.db` beside the runs when null."""
     experiment_name: Name = "mllm_shapx"
     nested_per_variant: bool = False
+    """Whether the runs stand below one parent run, which is named after the experiment set."""
     system_metrics_enabled: bool = False
+    """Whether MLflow records the load of the machine that the command runs on."""
     tags: dict[str, str | int | float | bool] | Annotated[tuple[str, ...], Field(strict=False)] = ()
 
 
@@ -318,6 +346,8 @@ class ExperimentSet(Block):
     audio_segmentation: AudioSegmentation = AudioSegmentation()
     shap: ShapConfig = ShapConfig()
     embedding: EmbeddingBlock | None = None
+    faithfulness: FaithfulnessConfig | None = None
+    """Measured for every run; null measures nothing."""
     wandb: WandbConfig = WandbConfig()
     mlflow: MlflowConfig | None = None
     runtime: RuntimeConfig = RuntimeConfig()

@@ -10,7 +10,15 @@ CONNECTOR_ALIASES = {"openai_compat_text": CONNECTOR, "lm_studio_text": CONNECTO
 """Older names of connectors, and those they mean."""
 LM_STUDIO_URL = "http://localhost:1234/v1"
 """Where LM Studio listens unless it is told otherwise."""
-SERVER_KEYS = ("base_url", "api_key_env", "max_concurrency", "timeout_s", "extra_body", "headers_env")
+SERVER_KEYS = (
+    "base_url",
+    "api_key_env",
+    "max_concurrency",
+    "timeout_s",
+    "extra_body",
+    "headers_env",
+    "server",
+)
 """Keys of `connector_kwargs` that the connector alone reads."""
 OLD_KEYS = ("chat_model", "lm_studio")
 SECRET_KEYS = ("api_key", "api_token", "token", "authorization", "headers", "password")
@@ -151,6 +159,24 @@ def extra_body(value: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(msg)
     if (name := _secret_name(value)) is not None:
         msg = f'must not hold "{name}": configs are copied into the results; use api_key_env or headers_env'
+        raise ValueError(msg)
+    return value
+
+
+def command(value: tuple[str, ...]) -> tuple[str, ...]:
+    """Return a command that starts a server.
+
+    Raises:
+        ValueError: When it is empty, or does not say on which port the server listens.
+    """
+    if not value or not value[0].strip():
+        msg = 'must name a program and its arguments, such as ["vllm", "serve", "{model_id}", …]'
+        raise ValueError(msg)
+    if any("\0" in part for part in value):
+        msg = "must not hold the character NUL"
+        raise ValueError(msg)
+    if not any("{port}" in part for part in value):
+        msg = 'must hold "{port}": each worker gives its server a free port'
         raise ValueError(msg)
     return value
 

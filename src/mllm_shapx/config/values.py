@@ -166,12 +166,14 @@ BatchSize = Annotated[
 NewTokens = Annotated[int, Field(ge=1), AtMost(131_072, "for no model here answers at such length")]
 TopK = Annotated[int, Field(ge=1), AtMost(10_000_000, "and no vocabulary is larger")]
 MaxLength = Annotated[int, Field(ge=1), AtMost(131_072, "and no encoder reads longer texts")]
+TableRows = Annotated[int, Field(ge=0), AtMost(10_000, "for a table of more rows is slow to open")]
 Temperature = Annotated[float, Field(ge=0.0), AtMost(100.0, "from where on answers are noise")]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 WindowMs = Annotated[float, Field(ge=1.0), AtMost(600_000.0, "which is the longest recording that is taken")]
 _TypeAsWritten = ExplainerType | TypeAlias
 _FlatTypeAsWritten = ShapleyType | TypeAlias
 Concurrency = Annotated[int, Field(ge=1), AtMost(4096, "for each request in flight holds a connection")]
+ServerGpus = Annotated[float, Field(ge=0.0), AtMost(1024, "and no machine has more")]
 Timeout = Annotated[float, Field(ge=0.1), AtMost(86_400.0, "which is a day")]
 Connector = Annotated[
     ConnectorName,

@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import BeforeValidator
 
 from mllm_shapx.config.blocks import AliasedBlock, Block
+from mllm_shapx.config.measures import FaithfulnessConfig, InteractionsConfig
 from mllm_shapx.config.scoring import ShapOverride
 from mllm_shapx.config.values import (
     BatchSize,
@@ -93,6 +94,10 @@ class Variant(AliasedBlock):
     seeds: SeedList = ()
     """Repetitions: one run for each seed, whose name ends in `_seedN`."""
     hierarchical: HierarchicalConfig | None = None
+    faithfulness: FaithfulnessConfig | None = None
+    """In the place of the config's own block; null measures nothing for this variant."""
+    interactions: InteractionsConfig | None = None
+    """Interactions of the players, from the answers of an exact run."""
     shap_override: ShapOverride | None = None
     generation_override: GenerationOverride | None = None
     embedding_override: EmbeddingOverride | None = None

@@ -31,6 +31,7 @@ def problems(experiment_set: ExperimentSet) -> Iterator[Fault]:
         yield from _absence(place, written, scoring, experiment_set)
     for index, variant in enumerate(experiment_set.experiments):
         yield from _package(("experiments", index), variant)
+        yield from _interactions(("experiments", index), variant)
 
 
 def _package(place: Place, variant: Variant) -> Iterator[Fault]:
@@ -44,6 +45,20 @@ def _package(place: Place, variant: Variant) -> Iterator[Fault]:
             message = f'"{name}" needs scikit-learn, which is not installed'
             fix = "install the extra: pip install 'mllm-shapx[proxy]', or take \"leverage\""
             yield (*place, *keys), message, fix, ()
+
+
+def _interactions(place: Place, variant: Variant) -> Iterator[Fault]:
+    """Yield why a variant's interactions cannot be computed."""
+    if variant.interactions is None:
+        return
+    key, kind = (*place, "interactions"), variant.explainer_type
+    if kind == "hierarchical" or EXPLAINERS[kind].estimator != "exact":
+        message = f'are computed from the values of all coalitions, and "{kind}" evaluates some of them'
+        fix = 'move them to a variant with explainer_type "exact", which may share its answers'
+        yield key, message, fix, ((*place, "explainer_type"),)
+    if find_spec("shapiq") is None:
+        fix = "install the extra: pip install 'mllm-shapx[interactions]'"
+        yield key, "need shapiq, which is not installed", fix, ()
 
 
 def _value_function(
@@ -69,6 +84,10 @@ def _value_function(
         message = f'"{name}" compares texts, and the answers are spoken'
         fix = 'set modality.output_modality to "text", or name a similarity'
         yield key, message, fix, (("modality", "output_modality"),)
+    if scoring.reads == "likelihoods" and experiment_set.connector_kwargs.strip_reasoning:
+        message = f'"{name}" reads how likely a text is right after the prompt, where reasoning would come'
+        fix = "set connector_kwargs.strip_reasoning to false, or use a value function of answers"
+        yield key, message, fix, (("connector_kwargs", "strip_reasoning"),)
     if scoring.reads != "answers" and experiment_set.connector == servers.CONNECTOR:
         message = f'"{name}" reads the model\'s probabilities of given tokens, which a server does not give'
         yield key, message, 'use connector "hf_text", or a value function of answers', (("connector",),)

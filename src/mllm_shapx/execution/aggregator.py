@@ -1,17 +1,15 @@
-"""The aggregator: writes the summary of each run and logs to Weights & Biases."""
+"""The aggregator: writes the summary of each run and gives samples to the trackers."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from mllm_shapx.execution.messages import Study
-from mllm_shapx.records.layout import RunLayout
 from mllm_shapx.records.results import SampleResult
 from mllm_shapx.records.runs import RunInspection, RunRecords
 from mllm_shapx.records.storage import Storage, open_storage
 from mllm_shapx.records.summary import N_CONSTANT
 from mllm_shapx.reporting.against_exact import AGAINST_EXACT, against_exact
-from mllm_shapx.tracking.wandb import WandbTracker
+from mllm_shapx.tracking.trackers import open_trackers
 
 
 class Aggregator:
@@ -26,9 +24,12 @@ class Aggregator:
         self._study = study
         self._storage = open_storage(study.output_uri)
         self._warnings: list[str] = []
-        local = None if "://" in study.output_uri else Path(study.output_uri)
-        self._tracker = WandbTracker(
-            study.wandb, study.experiment_set_id, directory=local, warn=self._warnings.append
+        self._tracker = open_trackers(
+            study.experiment_set_id,
+            study.wandb,
+            study.mlflow,
+            output_uri=study.output_uri,
+            warn=self._warnings.append,
         )
         for name, spec in specs.items():
             records = RunRecords(self._storage, name)
@@ -44,8 +45,7 @@ class Aggregator:
         for run, summary in write_summaries(self._storage, self._study):
             samples += summary["n_samples"]
             constant += summary[N_CONSTANT]
-            path = self._storage.locate(RunLayout(run).summary)
-            self._tracker.finish(run, summary, [] if "://" in path else [Path(path)])
+            self._tracker.finish(run, summary)
         self._tracker.close()
         if constant:
             self._warnings.append(_constant_answers(constant, samples))

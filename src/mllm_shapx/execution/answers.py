@@ -41,7 +41,11 @@ class AnswerFiles:
         """Return the stored answers of a unit, and notes about files that were damaged."""
         key = unit.generation_key
         found = self._store.read(unit.row_index, self._keys[key], self._headers[key])
-        return Answers(found.answers, found.snapshot_id, found.num_players), found.notes
+        header = replace(self._headers[key], snapshot_id=found.snapshot_id, num_players=found.num_players)
+        likelihoods, written, notes = self._store.read_likelihoods(unit.row_index, self._keys[key], header)
+        known = header if found.snapshot_id or written is None else written
+        answers = Answers(found.answers, known.snapshot_id, known.num_players, likelihoods=likelihoods)
+        return answers, (*found.notes, *notes)
 
     def add(self, unit: WorkUnit, answers: Answers) -> None:
         """Write new answers of a unit under way."""
@@ -57,6 +61,11 @@ class AnswerFiles:
                 unit.row_index, self._keys[key], self._headers[key], kind, vectors
             )
         return notes
+
+    def add_likelihoods(self, unit: WorkUnit, answers: Answers) -> tuple[str, ...]:
+        """Write the likelihoods of a unit; return notes about damaged files."""
+        key, header = self._keys[unit.generation_key], self._header(unit, answers)
+        return self._store.merge_likelihoods(unit.row_index, key, header, answers.likelihoods)
 
     def vectors(self, unit: WorkUnit, kind: str) -> dict[bytes, Vector]:
         """Return the stored vectors of one kind by the answer's `content_id`."""

@@ -50,7 +50,7 @@ def run_with_retries(
     A wrong config or directory and a signal end it at once.
 
     Args:
-        work: Does the work once, such as `studies.run_config`.
+        work: Does the work once, such as `run.run_config`.
         config: The config, for messages.
         options: Options of the first try; later ones resume what has begun.
         again: How often it is tried again, and when.

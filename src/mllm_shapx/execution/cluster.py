@@ -30,7 +30,7 @@ NODES_S = 300.0
 """Seconds that the nodes of --wait-for-nodes may take to join."""
 
 _PASSED_ON = ("LOG_LEVEL", "ALLOW_UNPINNED_HF_DOWNLOAD")
-_PASSED_ON_PREFIXES = ("WANDB_", "HF_", "TRANSFORMERS_", "TORCH_", "OMP_", "MKL_", "TOKENIZERS_")
+_PASSED_ON_PREFIXES = ("WANDB_", "MLFLOW_", "HF_", "TRANSFORMERS_", "TORCH_", "OMP_", "MKL_", "TOKENIZERS_")
 """Variables of the driver that workers on every node need. Otherwise they have those of `ray start`."""
 _SECRET_WORDS = frozenset(
     {"TOKEN", "TOKENS", "KEY", "KEYS", "APIKEY", "SECRET", "PASSWORD", "AUTH", "HEADERS"}

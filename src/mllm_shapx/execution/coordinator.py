@@ -20,6 +20,7 @@ from mllm_shapx.execution.messages import (
     UnitFailure,
     WorkerInfo,
 )
+from mllm_shapx.execution.tally import Tally
 from mllm_shapx.execution.writer import OnSample, ResultWriter
 from mllm_shapx.models.base import Answer
 from mllm_shapx.models.flight import FEWEST_ROWS
@@ -72,7 +73,8 @@ class Coordinator:
         self._study = study
         self._stall_s = stall_s
         self._notes: list[str] = []
-        self._writer = ResultWriter(study, inspections, on_sample, self._notes.append)
+        self._tally = Tally()
+        self._writer = ResultWriter(study, inspections, on_sample, self._notes.append, self._tally)
         units = study.units_left(self._writer.completed, self._writer.failed)
         is_retry = study.retry_rows is not None
         attempts = {} if is_retry else {unit.unit_id: self._writer.attempts(unit) for unit in units}
@@ -187,6 +189,7 @@ class Coordinator:
         self._note_waiting(state, beat.waiting_for)
         state.unit_answers = dict(beat.unit_answers)
         self._forecast.observe(me.worker, beat)
+        self._tally.hear(me, beat)
         if self._forecast.is_order_due():
             self._ledger.reorder(self._forecast.cost)
         self._most_workers = max(self._most_workers, len(self._workers))
@@ -258,6 +261,7 @@ class Coordinator:
             device_seconds_left=self._forecast.seconds_left(running),
             notes=notes,
             fatal=self._fatal,
+            tally=self._tally.now(self._workers, self._ledger),
         )
 
     def finish(self) -> None:
@@ -294,7 +298,9 @@ class Coordinator:
         with self._writing():
             open_unit = replace(unit, run_names=self._ledger.open_runs(unit.unit_id))
             known = self._writer.known(unit)
-            self._forecast.handed_out(unit, len(known.by_mask))
+            stored = len(known.by_mask) + len(known.likelihoods)
+            self._forecast.handed_out(unit, stored)
+            self._tally.handed_out(unit, stored)
             return LeaseReply(Lease(open_unit, known), drop=drop)
         return LeaseReply(None, drop=drop, order="stop")
 

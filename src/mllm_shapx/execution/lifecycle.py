@@ -10,12 +10,11 @@ from mllm_shapx.execution.messages import Study, StudyState
 from mllm_shapx.execution.options import RunOptions
 from mllm_shapx.execution.outcome import StudyOutcome, outcome_of
 from mllm_shapx.execution.preparation import OpenOutput, open_output
+from mllm_shapx.execution.progress import ProgressFeed
 from mllm_shapx.execution.signals import StopRequest
 from mllm_shapx.records.runs import RunRecords
 from mllm_shapx.records.storage import open_storage
 from mllm_shapx.reporting.progress import ProgressReporter
-from mllm_shapx.reporting.study_progress import RunProgress, StudyProgress
-from mllm_shapx.reporting.timing import TimeLeft
 
 
 class Crew(Protocol):
@@ -89,7 +88,7 @@ def run_to_end(
         OutputError: When another driver has taken the output directory.
     """
     started = time.monotonic()
-    feed = ProgressFeed(reporter)
+    feed = ProgressFeed(reporter, open_storage(study.output_uri))
     try:
         with request.draining(grace_s):
             try:
@@ -100,6 +99,7 @@ def run_to_end(
                 crew.save()
                 raise
             feed.show(state)
+            feed.close()
             if state.fatal is not None:
                 raise StorageError(state.fatal)
             warnings = crew.summarize(stopped=request.signal is not None)
@@ -121,7 +121,7 @@ def run_to_end(
 def _watch(
     crew: Crew,
     output: OpenOutput,
-    feed: "ProgressFeed",
+    feed: ProgressFeed,
     *,
     reporter: ProgressReporter,
     request: StopRequest,
@@ -151,45 +151,3 @@ def _samples_on_disk(study: Study) -> dict[str, int]:
     return {
         run.name: len(rows.intersection(RunRecords(storage, run.name).sample_rows())) for run in study.runs
     }
-
-
-class ProgressFeed:
-    """Shows the states of a study on a reporter."""
-
-    def __init__(self, reporter: ProgressReporter) -> None:
-        self._reporter = reporter
-        self._started = time.monotonic()
-        self._by_answers = TimeLeft()
-        self._by_device_seconds = TimeLeft()
-
-    def show(self, state: StudyState) -> None:
-        """Show a state and its notes."""
-        elapsed = time.monotonic() - self._started
-        if state.workers:
-            self._by_answers.update(state.coalitions_done, state.coalitions_total)
-            if state.device_seconds_left is not None:
-                total = state.device_seconds + state.device_seconds_left
-                self._by_device_seconds.update(state.device_seconds, total)
-        for note in state.notes:
-            self._reporter.message(note)
-        self._reporter.update(
-            StudyProgress(
-                runs=tuple(
-                    RunProgress(name, total, state.done[name], state.failed[name])
-                    for name, total in state.total.items()
-                ),
-                coalitions_done=round(state.coalitions_done),
-                coalitions_total=round(state.coalitions_total),
-                model_calls=state.model_calls,
-                workers=len(state.workers),
-                busy_workers=state.busy_workers,
-                elapsed_s=elapsed,
-                eta_s=self._seconds_left,
-            )
-        )
-
-    @property
-    def _seconds_left(self) -> float | None:
-        """Return the time left by the measured cost of answers; else as if all cost the same."""
-        measured = self._by_device_seconds.seconds
-        return self._by_answers.seconds if measured is None else measured

@@ -2,8 +2,10 @@
 
 import gc
 import logging
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from mllm_shapx.config.models import RuntimeConfig
 from mllm_shapx.data.conversations import load_row
@@ -73,7 +75,7 @@ def load_all(study: Study, load: LoadModel) -> Loaded:
     model = load(study)
     # An encoder that cannot be loaded concerns every row, so that it is loaded before the first answer.
     encoders = {config: TextEncoder.load(config, version) for config, version in study.encoders.items()}
-    engine = engine_for(model, server_patience_s=study.server_patience_s)
+    engine = engine_for(model, study.server_limits)
     return Loaded(table, engine, ModelAnswers(engine, encoders))
 
 
@@ -98,6 +100,16 @@ def free_memory(runtime: RuntimeConfig, ended_units: int) -> None:
 
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def gpu_memory() -> tuple[int, int] | None:
+    """Return the bytes in use and in all of this process's GPUs; None where it uses none."""
+    torch: Any = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return None
+    pairs = [torch.cuda.mem_get_info(number) for number in range(torch.cuda.device_count())]
+    total = sum(size for _, size in pairs)
+    return total - sum(free for free, _ in pairs), total
 
 
 class _Once(logging.Filter):

@@ -5,16 +5,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from mllm_shapx.config.models import DatasetConfig, EmbeddingConfig, RuntimeConfig, WandbConfig
+from mllm_shapx.config.models import DatasetConfig, EmbeddingConfig, MlflowConfig, RuntimeConfig, WandbConfig
 from mllm_shapx.config.servers import CONNECTOR
 from mllm_shapx.execution.helping import HelpTask
 from mllm_shapx.explaining.coalitions import RowCoalitions
 from mllm_shapx.explaining.similarity import Vector
 from mllm_shapx.models.base import Answer, ModelReport
 from mllm_shapx.models.identity import Version
+from mllm_shapx.models.server_budget import ServerLimits
 from mllm_shapx.planning.runs import RunSpec
 from mllm_shapx.planning.units import WorkUnit, plan_units
 from mllm_shapx.records.environments import Environment
+from mllm_shapx.records.likelihood import Likelihood, LikelihoodKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +33,14 @@ class Answers:
     vectors: dict[str, dict[bytes, Vector]] = field(default_factory=dict)
     """Kind of embedding -> `Answer.content_id` -> vector, for rescoring without the model."""
 
+    likelihoods: dict[LikelihoodKey, Likelihood] = field(default_factory=dict)
+    """What is forced, and the coalition -> how likely it is."""
+
     def give_to(self, row: RowCoalitions) -> None:
-        """Give `row` these answers, if they are answers to its coalitions."""
+        """Give `row` these answers and likelihoods, if they are those of its coalitions."""
         if self.belong_to(row):
             row.know(self.by_mask)
+            row.likelihoods.know(self.likelihoods)
 
     def belong_to(self, row: RowCoalitions) -> bool:
         """Return whether they are answers to the coalitions of `row`: its conversation, its players."""
@@ -65,6 +71,8 @@ class Study:
     """Hub commit, or digest of the directory."""
     wandb: WandbConfig
     runtime: RuntimeConfig
+    mlflow: MlflowConfig | None = None
+    """The config's block with its store (`tracking.mlflow.located`)."""
     max_attempts: int = 3
     failures_allowed: int | None = None
     """Samples that may be quarantined in this call before it stops early; None for any number."""
@@ -81,16 +89,27 @@ class Study:
     encoders: Mapping[EmbeddingConfig, Version] = field(default_factory=dict)
     """The external encoders of the runs."""
 
-    server_patience_s: float = 600.0
-    """Seconds without any answer of the server after which the study stops."""
+    server_limits: ServerLimits = field(default_factory=ServerLimits)
+    """What this call may ask of a model behind a server."""
 
     config: Mapping[str, Any] = field(default_factory=dict)
     """The config's JSON data, bases merged in."""
 
     @property
     def worker_device(self) -> str | None:
-        """Return the device of its workers; the CPU where the model is behind a server."""
-        return "cpu" if self.runs[0].connector == CONNECTOR else self.runs[0].device
+        """Return the device of its workers; the processor where the model is behind a server.
+
+        None for workers that start their own server on GPUs: any GPU will do.
+        """
+        if self.runs[0].connector != CONNECTOR:
+            return self.runs[0].device
+        return "cpu" if self.worker_gpus is None else None
+
+    @property
+    def worker_gpus(self) -> float | None:
+        """Return the GPUs that a worker's own server takes, None where that is not for the config to say."""
+        server = self.runs[0].connector_kwargs.server
+        return None if server is None or not server.gpus else server.gpus
 
     def encoder_commit(self, run: RunSpec) -> str | None:
         """Return the commit of a run's external encoder, None where it has none."""
@@ -170,6 +189,8 @@ class Beat:
     """In words, what the worker waits for, such as a server that does not answer; empty otherwise."""
     report: ModelReport | None = None
     """The report of its model; None when nothing is new."""
+    gpu_memory: tuple[int, int] | None = None
+    """Bytes in use and in all of its GPU; None without one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +210,42 @@ class UnitFailure:
         """Return the failure of a unit whose worker died."""
         message = f"the worker's process died while it explained this row: {detail}"
         return cls(unit_id, run_names, "worker_died", message, traceback=None, final=False)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerState:
+    """One worker, for people who watch."""
+
+    name: str
+    node: str
+    device: str
+    rows: tuple[int, ...]
+    """Rows that it explains."""
+    answers: int
+    """Answers generated since it started."""
+    gpu_memory: tuple[int, int] | None
+    """Bytes in use and in all of its GPU; None without one."""
+    waiting_for: str
+    """What it waits for, in words; empty when it works."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunCalls:
+    """What the samples of one run have taken, those of earlier starts included."""
+
+    coalitions: int = 0
+    answers: int = 0
+    """Answers that were generated for this run."""
+
+
+@dataclass(frozen=True, slots=True)
+class StudyTally:
+    """Counts for people who watch; no decision depends on them."""
+
+    calls: Mapping[str, RunCalls] = field(default_factory=dict)
+    store_hits: int = 0
+    """Answers that were found in the store instead of being generated."""
+    workers: tuple[WorkerState, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,3 +278,4 @@ class StudyState:
     """News since the last state, in words."""
     fatal: str | None = None
     """Why the coordinator cannot go on, such as a full disk."""
+    tally: StudyTally = field(default_factory=StudyTally)

@@ -40,6 +40,10 @@ class RunOptions:
     flush_s: float = 30.0
     server_patience_s: float = 600.0
     """Seconds without any answer of a server after which the study stops."""
+    max_requests: int | None = None
+    """Requests that this call may send to a model's server; None for any number."""
+    max_tokens: int | None = None
+    """Tokens of prompts and answers that this call may use there; None for any number."""
     grace_s: float = 30.0
     """Seconds that running samples get after the first signal."""
 
@@ -56,6 +60,12 @@ class RunOptions:
             raise UsageError("resume and overwrite exclude each other; give one of them")
         if self.accept_changed_rows and not self.resume:
             raise UsageError("accept_changed_rows goes with resume; give both")
+        limited = self.max_requests is not None or self.max_tokens is not None
+        if limited and ((self.num_workers or 1) > 1 or self.num_gpus is not None):
+            raise UsageError(
+                "max_requests and max_tokens are counted by one worker, which keeps as many requests in "
+                "flight as the server takes; leave num_workers and num_gpus out"
+            )
 
     def failures_allowed(self, samples: int) -> int | None:
         """Return how many quarantined samples of `samples` are tolerated, None for any number."""

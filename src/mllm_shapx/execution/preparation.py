@@ -4,16 +4,17 @@ Nothing is written before `open_output`, so that a wrong config leaves no trace.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mllm_shapx.config.loading import LoadedConfig
 from mllm_shapx.config.paths import real
+from mllm_shapx.config.servers import CONNECTOR
 from mllm_shapx.data.selection import select_rows
 from mllm_shapx.data.sources import open_table
-from mllm_shapx.errors import OutputError, UsageError
+from mllm_shapx.errors import OutputError, ServerAwayError, UsageError
 from mllm_shapx.execution.answers import keys_in_use
 from mllm_shapx.execution.dataset import OldPlayers, content_of, find_changed_rows, make_again, pinned
 from mllm_shapx.execution.environment import library_versions
@@ -22,8 +23,9 @@ from mllm_shapx.execution.options import RunOptions
 from mllm_shapx.execution.spec_content import ENCODER_COMMIT, run_spec
 from mllm_shapx.explaining.value_models import value_model
 from mllm_shapx.models.control_tokens import control_token_warnings
-from mllm_shapx.models.encoder import encoder_version
+from mllm_shapx.models.identity import MODEL_ID, Version, encoder_version
 from mllm_shapx.models.registry import model_version
+from mllm_shapx.models.server_budget import ServerLimits
 from mllm_shapx.planning.runs import RunSpec
 from mllm_shapx.planning.sweep import expand, player_rule
 from mllm_shapx.records.environments import ENVIRONMENTS, MODEL, history
@@ -34,6 +36,7 @@ from mllm_shapx.records.shards import found_shards
 from mllm_shapx.records.spec import RESULT_SETTINGS, differences
 from mllm_shapx.records.storage import Storage, join_uri, open_storage, write_json
 from mllm_shapx.records.store import CoalitionStore, PruneResult
+from mllm_shapx.tracking.mlflow import located
 
 CONFIG = "config.json"
 """Copy of the config, bases merged in, beside the runs' folders. `retry` reads it."""
@@ -51,8 +54,16 @@ class OpenOutput:
     """What was repaired, moved or replaced, in words."""
 
 
-def prepare(loaded: LoadedConfig, options: RunOptions) -> tuple[Study, tuple[str, ...]]:
+def prepare(
+    loaded: LoadedConfig, options: RunOptions, *, may_do_without_server: bool = False
+) -> tuple[Study, tuple[str, ...]]:
     """Return the study of a config and warnings. Writes nothing.
+
+    Args:
+        loaded: The config.
+        options: What the call asks for beside it.
+        may_do_without_server: Whether a model behind a server that is away is taken to be the one that the
+            directory records; with `resume` it is in any case. Workers compare it before its first answer.
 
     Raises:
         UsageError: For anything that the user can mend.
@@ -90,7 +101,15 @@ def prepare(loaded: LoadedConfig, options: RunOptions) -> tuple[Study, tuple[str
         if run.embedding is not None
     }
     runs = tuple(replace(run, value_model=value_model(run, loaded.path)) for run in sweep.runs)
-    model_path, model = model_version(sweep.runs[0].model_settings, loaded.path)
+    away: tuple[str, ...] = ()
+    try:
+        model_path, model = model_version(sweep.runs[0].model_settings, loaded.path)
+    except ServerAwayError as error:
+        commit = _recorded_commit(output_uri, sweep.runs)
+        if commit is None or not (options.resume or may_do_without_server):
+            raise
+        model_path, model = None, Version(MODEL_ID, (), commit)
+        away = (f"{error}. Until it answers, its model is taken to be the one that the results record",)
     study = Study(
         experiment_set_id=experiment_set.experiment_set_id,
         output_uri=output_uri,
@@ -103,12 +122,13 @@ def prepare(loaded: LoadedConfig, options: RunOptions) -> tuple[Study, tuple[str
         model_path=None if model_path is None else model_path.resolve(),
         model_commit=model.commit,
         wandb=experiment_set.wandb,
+        mlflow=located(experiment_set.mlflow, output_uri),
         runtime=experiment_set.runtime,
         max_attempts=options.max_attempts,
         failures_allowed=options.failures_allowed(len(rows) * len(sweep.runs)),
         rows_in_flight=options.rows_in_flight,
         flush_s=options.flush_s,
-        server_patience_s=options.server_patience_s,
+        server_limits=_server_limits(options, sweep.runs[0].connector),
         retry_rows=options.retry_rows,
         config={**loaded.data, "selection": chosen.model_dump(mode="json")},
         dataset_content=content_of(table, experiment_set),
@@ -123,7 +143,30 @@ def prepare(loaded: LoadedConfig, options: RunOptions) -> tuple[Study, tuple[str
         dataset=sweep.runs[0].dataset,
         modality=sweep.runs[0].modality,
     )
-    return study, (*loaded.warnings, *sweep.warnings, *selection.warnings, *tokens)
+    return study, (*loaded.warnings, *sweep.warnings, *selection.warnings, *tokens, *away)
+
+
+def _recorded_commit(output_uri: str, runs: Sequence[RunSpec]) -> str | None:
+    """Return the model's commit that all specs of a directory record, None where there is none."""
+    storage = open_storage(output_uri)
+    found = set()
+    for run in runs:
+        try:
+            spec = RunRecords(storage, run.name).read_spec()
+        except ValueError:
+            continue  # a damaged file is healed, or refused, when the directory is opened
+        if spec is not None:
+            found.add((spec.get(RESULT_SETTINGS) or {}).get("model_commit"))
+    return str(found.pop()) if len(found) == 1 and None not in found else None
+
+
+def _server_limits(options: RunOptions, connector: str) -> ServerLimits:
+    if connector != CONNECTOR and (options.max_requests is not None or options.max_tokens is not None):
+        raise UsageError(
+            f"--max-requests and --max-tokens limit what a server is asked, and connector {connector!r} asks "
+            "none; leave them out"
+        )
+    return ServerLimits(options.server_patience_s, options.max_requests, options.max_tokens)
 
 
 def check_output(study: Study, options: RunOptions) -> None:

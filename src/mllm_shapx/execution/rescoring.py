@@ -23,6 +23,7 @@ from mllm_shapx.execution.outcome import StudyOutcome
 from mllm_shapx.execution.preparation import OpenOutput, check_output, inspected_again, prepare
 from mllm_shapx.execution.signals import StopRequest
 from mllm_shapx.explaining.coalitions import Keep
+from mllm_shapx.explaining.forcing import Forcer, KeepLikelihood
 from mllm_shapx.explaining.similarity import Embedder, Vector
 from mllm_shapx.explaining.unit import RowExplainer
 from mllm_shapx.models.base import Answer
@@ -40,12 +41,13 @@ STEP_S = 0.25
 
 
 class _MissingError(Exception):
-    """An answer or a vector that a run needs is not stored."""
+    """An answer, a vector or a likelihood that a run needs is not stored."""
 
-    def __init__(self, coalitions: int = 0, vectors: int = 0) -> None:
-        super().__init__(coalitions, vectors)
+    def __init__(self, coalitions: int = 0, vectors: int = 0, likelihoods: int = 0) -> None:
+        super().__init__(coalitions, vectors, likelihoods)
         self.coalitions = coalitions
         self.vectors = vectors
+        self.likelihoods = likelihoods
 
 
 class _Rescorer:
@@ -76,7 +78,8 @@ class _Rescorer:
         for run in runs:
             found: SampleResult | RowError
             try:
-                found = await explainer.explain(run, _refuse, self._embedder(unit, run))
+                forcer = Forcer(explainer.coalitions, run.name, _refuse_likelihoods)
+                found = await explainer.explain(run, _refuse, self._embedder(unit, run), forcer=forcer)
             except RowError as error:
                 found = error
             yield (run.name,), found
@@ -99,6 +102,12 @@ async def _refuse(prompts: Mapping[int, ConversationSnapshot], _keep: Keep) -> N
     raise _MissingError(coalitions=len(prompts))
 
 
+async def _refuse_likelihoods(
+    prompts: Sequence[object], _forced: object, _top_k: int, _keep: KeepLikelihood
+) -> None:
+    raise _MissingError(likelihoods=len(prompts))
+
+
 def rescore_config(
     loaded: LoadedConfig,
     options: RunOptions,
@@ -116,7 +125,7 @@ def rescore_config(
     Raises:
         UsageError: When coalitions or vectors are missing, with their number; nothing is written then.
     """
-    study, warnings = prepare(loaded, options)
+    study, warnings = prepare(loaded, options, may_do_without_server=True)
     check_output(study, options)
     for warning in warnings:
         reporter.message(f"warning: {warning}")
@@ -187,7 +196,7 @@ async def _check(study: Study, rescorer: _Rescorer, loaded: LoadedConfig, *, ove
         run.name: set() if overwrite else set(RunRecords(storage, run.name).sample_rows())
         for run in study.runs
     }
-    coalitions = vectors = rows = 0
+    coalitions = vectors = likelihoods = rows = 0
     for unit in plan_units(study.runs, study.rows, study.players, done):
         try:
             async for _ in rescorer.results(unit):
@@ -195,9 +204,10 @@ async def _check(study: Study, rescorer: _Rescorer, loaded: LoadedConfig, *, ove
         except _MissingError as missing:
             coalitions += missing.coalitions
             vectors += missing.vectors
+            likelihoods += missing.likelihoods
             rows += 1
     if rows:
-        counts = {"coalition(s)": coalitions, "vector(s)": vectors}
+        counts = {"coalition(s)": coalitions, "vector(s)": vectors, "likelihood(s)": likelihoods}
         what = [f"{count:,} {name}" for name, count in counts.items() if count]
         raise UsageError(
             f"{study.output_uri}: {' and '.join(what)} of {rows} row(s) are not stored; nothing was changed. "

@@ -3,6 +3,7 @@
 import contextlib
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 
 from mllm_shapx.config.loading import LoadedConfig
 from mllm_shapx.errors import DatasetError, ModelError, OutputError
@@ -73,7 +74,10 @@ def run_config(
             from mllm_shapx.execution.cluster import connected, plan_resources
 
             folder = stack.enter_context(connected(options, request))
-            resources = plan_resources(options, study.worker_device)
+            asked = options
+            if options.gpus_per_worker is None and study.worker_gpus is not None:
+                asked = replace(options, gpus_per_worker=study.worker_gpus)
+            resources = plan_resources(asked, study.worker_device)
             from mllm_shapx.execution.driver import Driver
 
             output = output or stack.enter_context(taken(study, options, reporter, request))

@@ -62,7 +62,7 @@ def checked_config(loaded: LoadedConfig, *, dataset: bool, model: bool) -> Check
     encoders = dict.fromkeys(run.embedding for run in sweep.runs if run.embedding is not None)
     warnings = [*loaded.warnings, *sweep.warnings]
     if encoders:
-        from mllm_shapx.models.encoder import check_encoder  # with it comes mllm_shap, which takes a second
+        from mllm_shapx.models.identity import check_encoder  # with it comes mllm_shap, which takes a second
 
         warnings += [text for config in encoders if (text := check_encoder(config, loaded.path)) is not None]
     scorers = [run for run in sweep.runs if run.shap.value_function is not None]

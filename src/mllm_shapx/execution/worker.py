@@ -19,12 +19,14 @@ from mllm_shapx.errors import RowError, StudyError, first_of
 from mllm_shapx.execution.answers import vector_kind
 from mllm_shapx.execution.coordinator import Coordinator
 from mllm_shapx.execution.environment import environment_of
+from mllm_shapx.execution.held import HeldUnit
 from mllm_shapx.execution.helping import HelpOffer, HelpReply, HelpTask
 from mllm_shapx.execution.loading import (
     DeviceLostError,
     Loaded,
     LoadModel,
     free_memory,
+    gpu_memory,
     is_device_lost,
     load_all,
     load_study_model,
@@ -36,7 +38,7 @@ from mllm_shapx.explaining.unit import RowExplainer
 from mllm_shapx.models.base import Answer, EngineStoppedError, ModelReport
 from mllm_shapx.models.flight import FEWEST_ROWS, Flight
 from mllm_shapx.planning.runs import RunSpec
-from mllm_shapx.planning.units import WorkUnit, expected_answers
+from mllm_shapx.planning.units import expected_answers
 
 logger = logging.getLogger(__name__)
 
@@ -57,31 +59,6 @@ class Desk(Protocol):
         """Call a method of the coordinator and return its result. The call may arrive twice."""
 
 
-class _Held:
-    """A unit that the worker is explaining."""
-
-    def __init__(self, unit: WorkUnit) -> None:
-        self.unit = unit
-        self.explainer: RowExplainer | None = None
-        self.vectors: dict[str, dict[bytes, Vector]] = {}
-        self.flushed_at = time.monotonic()
-        self.task: asyncio.Task[None] | None = None
-
-    @property
-    def answers(self) -> int:
-        return 0 if self.explainer is None else len(self.explainer.coalitions.stored)
-
-    def take_new(self) -> Answers:
-        """Return the answers and vectors that came since the last call."""
-        if self.explainer is None:
-            return Answers()
-        coalitions = self.explainer.coalitions
-        vectors, self.vectors = self.vectors, {}
-        return Answers(
-            coalitions.take_fresh(), coalitions.snapshot.snapshot_id, self.explainer.num_players, vectors
-        )
-
-
 class Worker:
     """Explains units until the coordinator has none left.
 
@@ -97,7 +74,7 @@ class Worker:
         self._study = study
         self._desk = desk
         self._load = load
-        self._held: dict[str, _Held] = {}
+        self._held: dict[str, HeldUnit] = {}
         self._answers = 0
         self._generated: dict[str, int] = {}
         self._flight = Flight(study.rows_in_flight, self._batch_size)
@@ -206,7 +183,7 @@ class Worker:
                 continue
             pause = IDLE_S / 8
 
-    async def _ask(self, *, further: bool = False) -> tuple[LeaseReply, _Held | None]:
+    async def _ask(self, *, further: bool = False) -> tuple[LeaseReply, HeldUnit | None]:
         """Ask for a unit. One question at a time, so that the list of held units is true on arrival."""
         async with self._asking:
             if further and not self._flight.has_room_for_more:
@@ -215,7 +192,7 @@ class Worker:
             if reply.lease is None:
                 return reply, None
             unit = reply.lease.unit
-            held = self._held[unit.unit_id] = _Held(unit)
+            held = self._held[unit.unit_id] = HeldUnit(unit)
             self._flight.begin(unit.unit_id, unit.cost)
             return reply, held
 
@@ -231,7 +208,7 @@ class Worker:
 
     # --- explaining a unit
 
-    async def _explain(self, held: _Held, known: Answers) -> None:
+    async def _explain(self, held: HeldUnit, known: Answers) -> None:
         """Explain one unit. Errors of its row are reported, not raised."""
         unit = held.unit
         held.task = asyncio.create_task(self._explain_unit(held, known))
@@ -259,7 +236,7 @@ class Worker:
             free_memory(self._study.runtime, self._ended_units)
         self._take_more()
 
-    async def _explain_unit(self, held: _Held, known: Answers) -> None:
+    async def _explain_unit(self, held: HeldUnit, known: Answers) -> None:
         unit = held.unit
         runs = [self._study.run(name) for name in unit.run_names]
         explainer = held.explainer = await asyncio.to_thread(self._loaded.open_row, unit.row_index, runs[0])
@@ -270,7 +247,7 @@ class Worker:
         failed: dict[str, Exception] = {}
         for run in runs:
             try:
-                await self._explain_run(held, explainer, run)
+                await self._explain_run(held, explainer, run, runs)
             # A row error may concern this run alone (say, too many players for `exact`).
             except RowError as error:
                 await self._failed(held, (run.name,), error.reason, error, final=True)
@@ -286,9 +263,12 @@ class Worker:
             first = next(iter(failed.values()))
             await self._failed(held, tuple(failed), type(first).__name__, first, final=False)
 
-    async def _explain_run(self, held: _Held, explainer: RowExplainer, run: RunSpec) -> None:
-        """Explain a row by one run, here and on idle workers, and send the sample."""
+    async def _explain_run(
+        self, held: HeldUnit, explainer: RowExplainer, run: RunSpec, runs: Sequence[RunSpec]
+    ) -> None:
+        """Explain a row by one of its runs, here and on idle workers, and send the sample."""
         answer = partial(self._answer, run, held.unit.row_index)
+        forcer = self._loaded.answers.forcer(explainer, run, runs, partial(self._count, run))
 
         async def exchange(offer: HelpOffer) -> HelpReply:
             return await self._desk.call(Coordinator.exchange, self._me, offer)
@@ -299,6 +279,7 @@ class Worker:
                 generation.answer,
                 self._embedder(held, run),
                 self._loaded.decode_audio,
+                forcer,
             )
         sample = replace(sample, environment=self._environment)
         await self._desk.call(Coordinator.report, self._me, held.unit.unit_id, sample, held.take_new())
@@ -309,13 +290,17 @@ class Worker:
         """Answer coalitions with this worker's model."""
 
         def count(mask: int, answer: Answer) -> None:
-            self._answers += 1
-            self._generated[run.cost_key] = self._generated.get(run.cost_key, 0) + 1
+            self._count(run)
             on_answer(mask, answer)
 
         await self._loaded.answers.answer(run, row_index, prompts, count)
 
-    def _embedder(self, held: _Held, run: RunSpec) -> Embedder:
+    def _count(self, run: RunSpec) -> None:
+        """Note that the model has answered a coalition, or read a likelihood."""
+        self._answers += 1
+        self._generated[run.cost_key] = self._generated.get(run.cost_key, 0) + 1
+
+    def _embedder(self, held: HeldUnit, run: RunSpec) -> Embedder:
         """Return what gives the run's vectors, which are kept for the store."""
         embed = self._loaded.answers.embedder(run)
         kind = vector_kind(run, self._study.encoder_commit(run))
@@ -329,7 +314,7 @@ class Worker:
         return embed_and_keep
 
     async def _failed(
-        self, held: _Held, run_names: tuple[str, ...], reason: str, error: Exception, *, final: bool
+        self, held: HeldUnit, run_names: tuple[str, ...], reason: str, error: Exception, *, final: bool
     ) -> None:
         trace = "".join(traceback.format_exception(error))
         await self._flush_unit(held)
@@ -338,10 +323,10 @@ class Worker:
         if is_device_lost(error):
             raise DeviceLostError(str(error)) from error
 
-    async def _flush_unit(self, held: _Held) -> None:
+    async def _flush_unit(self, held: HeldUnit) -> None:
         held.flushed_at = time.monotonic()
         new = held.take_new()
-        if new.by_mask or new.vectors:
+        if new.by_mask or new.vectors or new.likelihoods:
             await self._desk.call(Coordinator.flush, self._me, held.unit.unit_id, new)
 
     # --- helping other workers
@@ -390,6 +375,7 @@ class Worker:
             unit_answers={unit_id: held.answers for unit_id, held in self._held.items()},
             generated=dict(self._generated),
             waiting_for=engine.waiting_for,
+            gpu_memory=gpu_memory(),
             report=report if report != self._reported else None,
         )
         self._obey(await self._desk.call(Coordinator.beat, self._me, beat))

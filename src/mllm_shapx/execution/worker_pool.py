@@ -19,6 +19,7 @@ from mllm_shapx.execution.cluster import WorkerResources
 from mllm_shapx.execution.coordinator import Coordinator
 from mllm_shapx.execution.loading import LoadModel
 from mllm_shapx.execution.messages import Study, StudyState
+from mllm_shapx.models.base import ServerDiedError
 
 TICK_S = 0.5
 """Seconds between two looks at the workers."""
@@ -211,7 +212,8 @@ class WorkerPool:
         reported before it ended.
         """
         node_lost = "node has died" in str(error) or self._is_node_lost(member)
-        is_crash = isinstance(error, ActorDiedError) and not _is_preempted(error) and not node_lost
+        has_died = isinstance(error, ActorDiedError) or isinstance(_cause(error), ServerDiedError)
+        is_crash = has_died and not _is_preempted(error) and not node_lost
         detail = _describe(error, node_lost=node_lost)
         if member.stuck:
             detail = "it showed no progress and was replaced"
@@ -288,13 +290,18 @@ def _is_preempted(error: RayError) -> bool:
     return bool(getattr(error, "preempted", False))
 
 
+def _cause(error: RayError) -> BaseException:
+    """Return what a worker raised; the error itself where Ray raised it."""
+    return first_of(getattr(error, "cause", error))
+
+
 def _describe(error: RayError, *, node_lost: bool) -> str:
     """Return in one line why a worker is gone."""
     if node_lost:
         return "its node was lost"
     text = str(error).strip()
     if isinstance(error, RayTaskError):
-        cause = first_of(getattr(error, "cause", error))
+        cause = _cause(error)
         return f"it ended with {type(cause).__name__}: {' '.join(str(cause).split())}"
     if found := re.search(r"Worker exit detail: (.+?)(?:\. Some common causes|$)", text, re.MULTILINE):
         return f"its process died: {found[1].strip()}"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from mllm_shapx.execution.answers import AnswerFiles
 from mllm_shapx.execution.environment import record_environment, record_report
 from mllm_shapx.execution.messages import Answers, Study, UnitFailure, WorkerInfo
+from mllm_shapx.execution.tally import Tally
 from mllm_shapx.explaining.coalitions import REUSED
 from mllm_shapx.models.base import ModelReport
 from mllm_shapx.planning.precision import loaded_warnings
@@ -49,6 +50,7 @@ class ResultWriter:
         inspections: What was found in each run's directory; None to inspect the directories now.
         on_sample: Gets each new sample, after it is on disk.
         note: Gets news for the user, one sentence each.
+        tally: Counts what is written.
     """
 
     def __init__(
@@ -57,12 +59,14 @@ class ResultWriter:
         inspections: Mapping[str, RunInspection] | None,
         on_sample: OnSample | None,
         note: Callable[[str], None],
+        tally: Tally,
     ) -> None:
         self.model_calls = 0
-        """Answers that were written and that the model gave since the start."""
+        """Answers and likelihoods that were written and that the model gave since the start."""
         self._study = study
         self._on_sample = on_sample
         self._note = note
+        self._tally = tally
         self._storage = open_storage(study.output_uri)
         self._rows = frozenset(study.rows)
         self._runs = {run.name: self._open(run.name, inspections) for run in study.runs}
@@ -78,6 +82,7 @@ class ResultWriter:
                 self._note(note)
         else:
             inspection = inspections[name]
+        self._tally.begin(name, inspection.calls, self._study.rows)
         return _Run(
             records,
             records.checkpoint_writer(self._study.rows, inspection),
@@ -161,6 +166,7 @@ class ResultWriter:
             run.records.clear_failure(row)
             run.failure_files.discard(row)
         run.completed.add(row)
+        self._tally.written(sample)
         if row in run.failed:
             run.failed.discard(row)
             run.failed_now -= row in self._rows
@@ -171,7 +177,7 @@ class ResultWriter:
             self._on_sample(sample)
 
     def write_answers(self, unit: WorkUnit, answers: Answers, *, is_last: bool) -> None:
-        """Write new answers and vectors of a unit; the last ones are packed with all others into one file."""
+        """Write what is new of a unit; its last answers are packed with all others into one file."""
         if self._answers is None:
             return
         notes: tuple[str, ...] = ()
@@ -180,6 +186,9 @@ class ResultWriter:
         elif answers.by_mask:
             self._answers.add(unit, answers)
         self.model_calls += sum(stored.asked_by != REUSED for stored in answers.by_mask.values())
+        self.model_calls += len(answers.likelihoods)
+        if answers.likelihoods:
+            notes += self._answers.add_likelihoods(unit, answers)
         if answers.vectors:
             notes += self._answers.add_vectors(unit, answers)
         for note in notes:

@@ -1,13 +1,14 @@
 """The answers to a row's coalitions: each is generated once and used by every run that needs it."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from mllm_shap import CoalitionMask, ConversationSnapshot, DeletePolicy, PlayerSet
 from mllm_shap.protocols.masking import AbsencePolicy
 
 from mllm_shapx.errors import first_of
+from mllm_shapx.explaining.likelihoods import RowLikelihoods
 from mllm_shapx.models.base import Answer
 
 Keep = Callable[[int, Answer], None]
@@ -52,6 +53,7 @@ class RowCoalitions:
         self.snapshot = snapshot
         self.players = players
         self.stored: dict[int, Answer] = {}
+        self.likelihoods = RowLikelihoods()
         self._policy = DeletePolicy() if policy is None else policy
         self._fresh: dict[int, Answer] = {}
         self._mask_of_prompt: dict[str, int] | None = {} if share_prompts else None
@@ -80,6 +82,15 @@ class RowCoalitions:
     def model_calls(self, masks: Sequence[int], run_name: str) -> int:
         """Return how many of the answers to `masks` were generated for `run_name`."""
         return sum(self.stored[mask].asked_by == run_name for mask in set(masks))
+
+    def tokens(self, masks: Sequence[int], run_name: str) -> tuple[int | None, int | None]:
+        """Return the tokens of prompts and of answers that were generated for `run_name`.
+
+        None where no server counted them.
+        """
+        asked = (self.stored[mask] for mask in set(masks) if mask in self.stored)
+        mine = [answer for answer in asked if answer.asked_by == run_name]
+        return _sum(answer.tokens_in for answer in mine), _sum(answer.tokens_out for answer in mine)
 
     def distinct_answers(self, masks: Sequence[int]) -> int:
         """Return how many different texts and sounds are among the answers to `masks`."""
@@ -131,3 +142,9 @@ class RowCoalitions:
     def _keep(self, mask: int, answer: Answer) -> None:
         self.stored[mask] = answer
         self._fresh[mask] = answer
+
+
+def _sum(counts: Iterable[int | None]) -> int | None:
+    """Return the sum of what was counted, None where nothing was."""
+    known = [count for count in counts if count is not None]
+    return sum(known) if known else None

@@ -31,6 +31,8 @@ class GameResult:
     """v(all players)."""
     masks: tuple[int, ...]
     """Coalitions evaluated, in terms of the row's players."""
+    payoffs: tuple[float, ...]
+    """The value of each of them."""
     standard_errors: tuple[float, ...] | None = None
     """One per player of the game, see `standard_errors`."""
 
@@ -93,6 +95,7 @@ class Game:
             grand_value=value_of[(True,) * count],
             masks=tuple(self._row_mask(coalition) for coalition in coalitions),
             standard_errors=standard_errors(settings.explainer_type, list(value_of), list(value_of.values())),
+            payoffs=tuple(payoffs),
         )
 
     async def _payoffs(self, coalitions: Sequence[CoalitionMask]) -> list[float]:

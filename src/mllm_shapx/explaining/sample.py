@@ -1,24 +1,30 @@
 """Explains one row by one run, on answers that the runs of a unit share."""
 
+import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mllm_shap import PluginGroup
 
+from mllm_shapx.config.measures import FaithfulnessConfig
 from mllm_shapx.data.conversations import Row, to_snapshot
 from mllm_shapx.explaining.absence import absence_policy
 from mllm_shapx.explaining.audio_records import AudioRecords, DecodeAudio, answer_entry, audio_records
 from mllm_shapx.explaining.coalitions import Generate, RowCoalitions
 from mllm_shapx.explaining.conversation import attribution_summary, conversation_entries
+from mllm_shapx.explaining.faithfulness import measure_faithfulness
+from mllm_shapx.explaining.forcing import OwnLogprobs
 from mllm_shapx.explaining.games import Game
 from mllm_shapx.explaining.hierarchical import HierarchicalExplainer
+from mllm_shapx.explaining.interactions import interactions_of
 from mllm_shapx.explaining.players import player_set
 from mllm_shapx.explaining.settings import GameSettings, flat_config, resolve
 from mllm_shapx.explaining.similarity import Embedder
 from mllm_shapx.explaining.values import Force, Sources, Value, build_value
 from mllm_shapx.models.base import Answer
 from mllm_shapx.planning.runs import RunSpec
+from mllm_shapx.records.measures import Faithfulness, Interactions
 from mllm_shapx.records.results import SampleResult
 
 NEYMAN_TYPES = frozenset({"limited_neyman", "standard_neyman"})
@@ -39,6 +45,8 @@ class Outcome:
     num_levels: int | None = None
     standard_errors: tuple[float, ...] | None = None
     """One per player, NaN where it is not known; None where they are not defined."""
+    faithfulness: Faithfulness | None = None
+    interactions: Interactions | None = None
 
 
 def open_row(row: Row, run: RunSpec) -> RowCoalitions:
@@ -66,11 +74,12 @@ async def explain_run(
     *,
     decode_audio: DecodeAudio | None = None,
     force: Force | None = None,
+    own_logprobs: OwnLogprobs | None = None,
 ) -> SampleResult:
     """Explain `row` by `run` and return the sample.
 
-    `decode_audio` turns a spoken answer into sound, and `force` gives the likelihood of texts, where the
-    model can.
+    `decode_audio` turns a spoken answer into sound, `force` gives the likelihood of texts, and `own_logprobs`
+    gives answers the log-probabilities that they were stored without, where the model can.
 
     Runs of one generation key use the same `coalitions`, one after the other. Their order decides which run
     a shared answer is generated for, and so their `model_calls`; it changes nothing else.
@@ -81,10 +90,15 @@ async def explain_run(
     started = time.perf_counter()
 
     async def ask(masks: Sequence[int]) -> list[Answer]:
-        return await coalitions.answers(masks, run.name, generate)
+        answers = await coalitions.answers(masks, run.name, generate)
+        if run.shap.reads == "log_probabilities" and own_logprobs is not None:
+            return await own_logprobs(masks, answers)
+        return answers
 
     value = build_value(run, Sources(ask, embed, force))
     outcome = await _explain(row, coalitions, run, value)
+    if run.faithfulness is not None:
+        outcome = await _with_faithfulness(outcome, run.faithfulness, value, run.seed_for(row.row_index))
     seconds = time.perf_counter() - started
     return _sample(row, coalitions, run, outcome, seconds=seconds, decode_audio=decode_audio)
 
@@ -97,13 +111,26 @@ async def _explain(row: Row, coalitions: RowCoalitions, run: RunSpec, value: Val
         return Outcome(tree.values, tree.top.base_value, tree.top.grand_value, tree.masks, tree.num_levels)
     singles = [1 << index for index in range(coalitions.players.num_players)]
     game = await Game(run, singles, 0, value).play(GameSettings(run.explainer_type, run.budget, seed))
-    return Outcome(
+    outcome = Outcome(
         game.values,
         game.base_value,
         game.grand_value,
         game.masks,
         standard_errors=game.standard_errors,
     )
+    if run.interactions is None:
+        return outcome
+    # In a thread: it takes seconds on many players, and other rows must not wait for it.
+    found = await asyncio.to_thread(interactions_of, run.interactions, game.masks, game.payoffs, len(singles))
+    return replace(outcome, interactions=found)
+
+
+async def _with_faithfulness(
+    outcome: Outcome, settings: FaithfulnessConfig, value: Value, seed: int
+) -> Outcome:
+    """Return the outcome with its curves, whose coalitions count as evaluated."""
+    curves, masks = await measure_faithfulness(settings, outcome.values, value, seed)
+    return replace(outcome, masks=tuple(dict.fromkeys((*outcome.masks, *masks))), faithfulness=curves)
 
 
 def _sample(
@@ -130,6 +157,7 @@ def _sample(
         spoken = answer_entry(sound.artifacts)
         if spoken is not None:
             conversation = (*conversation[:-1], (*conversation[-1], spoken))
+    tokens_in, tokens_out = coalitions.tokens(outcome.masks, run.name)
     return SampleResult(
         run_name=run.name,
         row_index=row.row_index,
@@ -137,7 +165,8 @@ def _sample(
         original_language=row.original_language,
         runtime_sec=seconds,
         n_calls=len(set(outcome.masks)),
-        model_calls=coalitions.model_calls(answered, run.name),
+        model_calls=coalitions.model_calls(answered, run.name)
+        + coalitions.likelihoods.read_for(run.name, outcome.masks),
         prompt_texts=row.texts,
         input_modality=run.modality.input_modality,
         output_modality=run.modality.output_modality,
@@ -155,6 +184,10 @@ def _sample(
         neyman_steps=NEYMAN_STEPS if run.explainer_type in NEYMAN_TYPES else None,
         distinct_answers=None if run.shap.reads == "likelihoods" else coalitions.distinct_answers(answered),
         num_levels=outcome.num_levels,
+        faithfulness=outcome.faithfulness,
+        interactions=outcome.interactions,
         audio_artifacts=sound.artifacts,
         audio_files=sound.files,
+        tokens_in=tokens_in,
+        tokens_out=tokens_out,
     )

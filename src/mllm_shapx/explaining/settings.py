@@ -44,6 +44,7 @@ def decoding(run: RunSpec) -> Decoding:
         audio_top_k=generation.audio_top_k,
         output_modality=run.modality.output_modality,
         assistant_prefill=run.chat.assistant_prefill,
+        logprobs=run.shap.reads == "log_probabilities",
     )
 
 

@@ -1,7 +1,7 @@
 """A unit of work explained: one row by all runs of one generation key, on answers that they share."""
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from mllm_shap import ConversationSnapshot
@@ -11,11 +11,14 @@ from mllm_shapx.data.conversations import Row
 from mllm_shapx.data.digests import row_digest
 from mllm_shapx.explaining.audio_records import DecodeAudio
 from mllm_shapx.explaining.coalitions import Generate, Keep
+from mllm_shapx.explaining.forcing import Forcer, most_top_k
+from mllm_shapx.explaining.likelihood_reader import LikelihoodReader
 from mllm_shapx.explaining.sample import explain_run, open_row
 from mllm_shapx.explaining.settings import answer_seed, decoding
 from mllm_shapx.explaining.similarity import Embedder, Vector
-from mllm_shapx.models.base import Answer, PromptEngine
+from mllm_shapx.models.base import Answer, PromptEngine, ReadsLikelihoods
 from mllm_shapx.models.encoder import TextEncoder
+from mllm_shapx.models.engine import Engine
 from mllm_shapx.planning.runs import RunSpec
 from mllm_shapx.records.results import SampleResult
 
@@ -42,7 +45,12 @@ class RowExplainer:
         return self.coalitions.players.num_players
 
     async def explain(
-        self, run: RunSpec, generate: Generate, embed: Embedder, decode_audio: DecodeAudio | None = None
+        self,
+        run: RunSpec,
+        generate: Generate,
+        embed: Embedder,
+        decode_audio: DecodeAudio | None = None,
+        forcer: Forcer | None = None,
     ) -> SampleResult:
         """Explain the row by `run` and return the sample.
 
@@ -51,18 +59,26 @@ class RowExplainer:
             generate: Generates the answers that no earlier run has asked for.
             embed: Gives the run's vectors.
             decode_audio: Turns a spoken answer into sound, where the model can.
+            forcer: Gives likelihoods of texts, where the model can.
 
         Raises:
             RowError: When this run cannot explain the row.
         """
         sample = await explain_run(
-            self._row, self.coalitions, run, generate, embed, decode_audio=decode_audio
+            self._row,
+            self.coalitions,
+            run,
+            generate,
+            embed,
+            decode_audio=decode_audio,
+            force=None if forcer is None else forcer.force,
+            own_logprobs=None if forcer is None else forcer.with_logprobs,
         )
         return replace(sample, row_digest=self._digest)
 
 
 class ModelAnswers:
-    """Answers and vectors of a loaded model.
+    """Answers, vectors and likelihoods of a loaded model.
 
     Args:
         engine: The model's engine.
@@ -97,6 +113,27 @@ class ModelAnswers:
             return await asyncio.to_thread(self._encoders[run.embedding].embed, texts, run.shap.reducer)
 
         return embed
+
+    def forcer(
+        self,
+        row: RowExplainer,
+        run: RunSpec,
+        runs: Iterable[RunSpec],
+        on_likelihood: Callable[[], None] = lambda: None,
+    ) -> Forcer | None:
+        """Return what gives `run` likelihoods of a row's coalitions; None where the model reads none.
+
+        Args:
+            row: The row.
+            run: The run that asks.
+            runs: All runs of the row: each likelihood is read for all of them.
+            on_likelihood: Called for each likelihood that the model has read.
+        """
+        engine = self._engine
+        if not isinstance(engine, Engine) or not isinstance(engine.model, ReadsLikelihoods):
+            return None
+        reader = LikelihoodReader(engine, engine.model, decoding(run), on_likelihood)
+        return Forcer(row.coalitions, run.name, reader, most_top_k(runs))
 
 
 def seeds(run: RunSpec, row_index: int, masks: Iterable[int]) -> list[int]:

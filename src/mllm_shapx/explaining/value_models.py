@@ -8,8 +8,7 @@ from mllm_shapx.config.models import EmbeddingConfig
 from mllm_shapx.config.sources import ValueModel
 from mllm_shapx.config.vocabulary import VALUE_FUNCTIONS
 from mllm_shapx.errors import ModelChangedError
-from mllm_shapx.models.encoder import check_encoder, encoder_version
-from mllm_shapx.models.identity import directory_digest
+from mllm_shapx.models.identity import check_encoder, directory_digest, encoder_version
 from mllm_shapx.planning.runs import RunSpec
 
 

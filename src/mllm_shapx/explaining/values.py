@@ -27,11 +27,11 @@ from mllm_shapx.planning.runs import RunSpec
 Ask = Callable[[Sequence[int]], Awaitable[list[Answer]]]
 """Gives the answers to coalitions of the row's players (bit i = player i)."""
 
-Force = Callable[[Sequence[int], Sequence[Answer], int], Awaitable[list[tuple[ForcedScore, ...]]]]
-"""Gives, for each coalition, how likely each of some answers is after the coalition's prompt.
+Force = Callable[[Sequence[int], Sequence[Answer], int], Awaitable[Sequence[tuple[ForcedScore, ...]]]]
+"""Gives, for each coalition, how likely the text of each of some answers is after the coalition's prompt.
 
-The arguments are the coalitions, the answers and how many next-token candidates are wanted per position. An
-answer of the model carries its tokens; one that an option names carries its text alone.
+The arguments are the coalitions, the answers and how many next-token candidates are wanted per position. A
+text is tokenized by itself, as in mllm_shap's own backend.
 """
 
 
@@ -130,14 +130,21 @@ class _Forced:
     async def payoffs(self, everyone: int, coalitions: Sequence[int]) -> list[float]:
         """See `Value`."""
         (base,) = await self._ask([everyone])
-        texts = self._function.forced_continuations(record_of(base))
-        wanted = [base if text == base.text else Answer(text) for text in texts]
-        of_base, *found = await self._force([everyone, *coalitions], wanted, self._function.forced_top_k)
-        record = dataclasses.replace(record_of(base), forced=dict(zip(texts, of_base, strict=True)))
-        records = [
-            GenerationRecord(text="", forced=dict(zip(texts, scores, strict=True))) for scores in found
-        ]
-        return await asyncio.to_thread(score_coalitions, self._function, record, records)
+        base_record = record_of(base)
+        texts = self._function.forced_continuations(base_record)
+        wanted = [Answer(text) for text in texts]
+        found = await self._force([everyone, *coalitions], wanted, self._function.forced_top_k)
+
+        def scored() -> list[float]:
+            record = dataclasses.replace(base_record, forced=dict(zip(texts, found[0], strict=True)))
+            # One at a time: distributions of many coalitions take much memory.
+            return [self._score(record, dict(zip(texts, scores, strict=True))) for scores in found[1:]]
+
+        return await asyncio.to_thread(scored)
+
+    def _score(self, base: GenerationRecord, forced: dict[str, ForcedScore]) -> float:
+        (value,) = score_coalitions(self._function, base, [GenerationRecord(text="", forced=forced)])
+        return value
 
 
 def record_of(answer: Answer) -> GenerationRecord:

@@ -1,7 +1,7 @@
-"""The seam between explaining and models: what a loaded model is asked and what it answers.
+"""The interface of a loaded model and of the engine that owns it.
 
-A `Model` is synchronous and owned by one thread; `models.engine` makes it answer many awaiting prompts at
-once. Connectors (`hf_text`, `liquid_audio`) implement `Model`; nothing else knows torch.
+A `Model` is synchronous and is called from one thread at a time; an engine makes it answer the prompts of
+many concurrent callers. Connectors (`hf_text`, `liquid_audio`, `openai`) implement `Model`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from mllm_shapx.records.answer import Answer as Answer  # noqa: PLC0414 -- part of this seam
 from mllm_shapx.records.answer import Ending as Ending  # noqa: PLC0414
+from mllm_shapx.records.likelihood import Likelihood as Likelihood  # noqa: PLC0414
 
 EmbeddingMode = Literal["CONTEXTUAL", "STATIC"]
 
@@ -37,7 +38,7 @@ class Decoding:
 
 @dataclass(frozen=True, slots=True)
 class ModelIdentity:
-    """What exactly was loaded, as recorded with every result."""
+    """The loaded model, as recorded with every result."""
 
     connector: str
     model_id: str
@@ -50,12 +51,12 @@ class ModelIdentity:
 
 @dataclass(frozen=True, slots=True)
 class ModelReport:
-    """What a loaded model has to say of how it answers. It may grow as longer prompts come."""
+    """How a loaded model answers. It may grow when longer prompts arrive."""
 
     notes: tuple[str, ...] = ()
-    """What the user should know, one sentence each."""
+    """Sentences for the user."""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """What decides its answers beside the study's config, as JSON data for `spec.json`."""
+    """What decides the model's answers besides the config, as JSON data for `spec.json`."""
 
 
 class Prompt(Protocol):
@@ -75,7 +76,7 @@ class Model(Protocol):
 
     @property
     def report(self) -> ModelReport:
-        """Return what is to be said of how it answers. It may be called from any thread."""
+        """Return notes on how the model answers. May be called from any thread."""
 
     @property
     def max_batch_size(self) -> int | None:
@@ -87,8 +88,8 @@ class Model(Protocol):
     def answer(self, prompts: Sequence[Any], decoding: Decoding, seeds: Sequence[int]) -> list[Answer]:
         """Answer one batch in one go, in the order of `prompts`, which are what `encode` returned.
 
-        `seeds[i]` alone decides the random draws for prompt i, so that a sampled answer does not hang on
-        what else is in the batch; greedy decoding ignores it.
+        `seeds[i]` alone decides the random draws for prompt i, so a sampled answer does not depend on the
+        rest of the batch. Greedy decoding ignores it.
 
         Raises:
             OutOfMemory: When the device cannot hold the batch; nothing is kept, a smaller one may be tried.
@@ -110,15 +111,15 @@ class Model(Protocol):
 
 @runtime_checkable
 class OrdersPrompts(Protocol):
-    """A model that says which prompts are cheapest together; without it they are batched by length."""
+    """A model that orders prompts for batching; without it they are ordered by length."""
 
     def batch_key(self, prompt: Any) -> Any:
-        """Return what to sort waiting prompts by; neighbours share a batch. Keys compare with each other."""
+        """Return the sort key of a waiting prompt; neighbours share a batch."""
 
 
 @runtime_checkable
 class BoundsBatches(Protocol):
-    """A model that knows beyond which batch size its device gains nothing."""
+    """A model that limits the batch size that `auto` may choose."""
 
     @property
     def largest_batch(self) -> int:
@@ -127,7 +128,7 @@ class BoundsBatches(Protocol):
 
 @runtime_checkable
 class EncodesTogether(Protocol):
-    """A model that encodes several conversations in less time than one by one."""
+    """A model that encodes several conversations faster together than one by one."""
 
     def encode_all(self, snapshots: Sequence[ConversationSnapshot], decoding: Decoding) -> Sequence[Prompt]:
         """Return what `encode` returns for each of `snapshots`."""
@@ -139,6 +140,24 @@ class SpeaksAudio(Protocol):
 
     def decode_audio(self, answer: Answer) -> tuple[NDArray[np.float32], int] | None:
         """Return mono samples in [-1, 1] and their rate in hertz; None without a decoder or without audio."""
+
+
+@runtime_checkable
+class ReadsLikelihoods(Protocol):
+    """A model that reads the probability of given tokens off forward passes (teacher forcing)."""
+
+    def tokens_of(self, text: str) -> tuple[int, ...]:
+        """Return the tokens of `text` alone, without special tokens, as mllm_shap's backend forces them."""
+
+    def likelihoods(
+        self, prompts: Sequence[Any], continuations: Sequence[Sequence[int]], top_k: int
+    ) -> list[Likelihood]:
+        """Return how likely `continuations[i]` (tokens, not empty) is behind prompt i; see `Likelihood`.
+
+        Raises:
+            OutOfMemory: When the device cannot hold the batch.
+            RowError: When the model's logits are not numbers.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +220,10 @@ class PromptEngine(Protocol):
 
 class EngineStoppedError(RuntimeError):
     """A thread of the engine ended with an unexpected error. No prompt caused it."""
+
+
+class ServerDiedError(EngineStoppedError):
+    """The server that this worker started has ended: as if the worker itself had died."""
 
 
 States = NDArray[np.float64]

@@ -1,4 +1,4 @@
-"""How many prompts go into one batch: a fixed number, or the knee of the measured curve."""
+"""Chooses the batch size: a fixed number, or the knee of the measured throughput."""
 
 from dataclasses import dataclass, field
 
@@ -6,7 +6,7 @@ FIRST_SIZE = 32
 """Where `auto` starts: below the knee of every device measured, and small enough to fit nearly anywhere."""
 LARGEST_SIZE = 4096
 WORTHWHILE = 1.07
-"""Doubling goes on while it makes throughput at least this many times larger."""
+"""The size is doubled while that multiplies throughput by at least this factor."""
 CLEAR = 1.25
 """A gain that one measurement suffices for; smaller ones are measured `MEASUREMENTS` times."""
 MEASUREMENTS = 2
@@ -22,7 +22,7 @@ class _Curve:
 
 
 class BatchSizer:
-    """Says how many prompts to batch, from what batches cost and whether they fitted.
+    """Chooses how many prompts to batch, from measured throughput and out-of-memory errors.
 
     Args:
         fixed: The configured batch size; None looks for the knee: the size is doubled while prompts come
@@ -38,7 +38,7 @@ class BatchSizer:
         self._curves: dict[object, _Curve] = {}
         self._most_positions: int | None = None
         self.size = fixed or FIRST_SIZE
-        """Size most lately given out."""
+        """The last size returned."""
 
     def size_for(self, key: object) -> int:
         """Return how many prompts decoded as `key` to put in the next batch, memory aside."""
@@ -46,16 +46,16 @@ class BatchSizer:
         return self.size
 
     def fits(self, prompts: int, longest: int) -> bool:
-        """Say whether a batch of `prompts`, each `longest` positions, is below what ran out of memory."""
+        """Return whether a batch of `prompts` of `longest` positions is smaller than any that did not fit."""
         return prompts == 1 or self._most_positions is None or prompts * longest <= self._most_positions
 
     def too_large(self, prompts: int, longest: int) -> None:
-        """Take note that a batch of `prompts` of `longest` positions did not fit: halve it."""
+        """Record that a batch of `prompts` of `longest` positions did not fit."""
         positions = max(1, prompts // 2) * longest
         self._most_positions = min(positions, self._most_positions or positions)
 
     def observe(self, key: object, prompts: int, work: float, seconds: float) -> None:
-        """Take note that a batch of `prompts` did `work` (positions computed) in `seconds`."""
+        """Record that a batch of `prompts` took `seconds` for `work` computed positions."""
         curve = self._curve(key)
         if self._fixed or curve.settled or prompts < curve.size or seconds <= 0:
             return
@@ -77,7 +77,7 @@ class BatchSizer:
 
     def _curve(self, key: object) -> _Curve:
         if key not in self._curves:
-            # The knee hangs on model and device more than on how long answers are: begin just below.
+            # The knee depends on model and device more than on the answers' length: start just below.
             known = max((curve.size for curve in self._curves.values()), default=FIRST_SIZE)
             self._curves[key] = _Curve(max(FIRST_SIZE, known // 2))
         return self._curves[key]

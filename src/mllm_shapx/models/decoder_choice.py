@@ -86,7 +86,7 @@ class Decoder:
         self._settings = settings
         self._positions = positions
         model.generation_config = settings.greedy()
-        self._changing = ChangingPositions(model)
+        self.changing_positions = ChangingPositions(model)
         self._out_of_memory = False
         self._reached = FIRST_TRIAL if positions is None else min(FIRST_TRIAL, positions)
         with torch.inference_mode():
@@ -204,11 +204,11 @@ class Decoder:
         reason = self._against_own_loop(alone)
         if reason is not None:
             _log.info("the own loop is not used: %s", reason)
-        limit = self._changing.smallest_bound(_window(self._model, alone)) if reason is None else 0
+        limit = self.changing_positions.smallest_bound(_window(self._model, alone)) if reason is None else 0
         return _Way("own loop", own.generate, attempt, limit)
 
     def _generate_ways(self) -> list[_Way]:
-        padded = 0 if self._settings.depend_on_padding else self._changing.smallest_bound(None)
+        padded = 0 if self._settings.depend_on_padding else self.changing_positions.smallest_bound(None)
         return [
             _Way("generate", self._generate, self._trials, padded),
             _Way("generate, equal lengths", self._generate_alike, self._trials_alike, None),
@@ -218,7 +218,7 @@ class Decoder:
     def _generate(
         self, prompts: Sequence[Sequence[int]], decoding: Decoding, seeds: Sequence[int]
     ) -> list[Generated]:
-        with self._changing.reset():
+        with self.changing_positions.reset():
             return generate(self._model, self._settings, prompts, decoding, seeds)
 
     def _generate_alike(
@@ -290,7 +290,7 @@ class Decoder:
 
     def _trial(self, prompts: list[list[int]], *, cached: bool = False) -> list["_Trial"]:
         ids, mask = left_padded(prompts, self._settings.vocabulary.pad, self._model.device)
-        with self._changing.reset():
+        with self.changing_positions.reset():
             output = call_generate(
                 self._model,
                 input_ids=ids,

@@ -1,14 +1,16 @@
-"""The own decoding loop: shared beginnings once, no copying of the cache, finished answers leave the batch.
+"""Our decoding loop: it computes shared beginnings once, and finished answers leave the batch.
 
-It asks of the model no more than plain attention over cached keys and values (see `decoder_choice`), and
-does what `generate` does with the same settings.
+The model must have plain attention over cached keys and values (see `decoder_choice`). The loop gives what
+`generate` gives with the same settings.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
 
 from mllm_shapx.models.base import Decoding
@@ -18,9 +20,9 @@ from mllm_shapx.models.prefix_tree import Piece, PrefixTree, build_tree
 from mllm_shapx.models.sampling import Sampler, draws_for, not_finite
 
 PIECE_NODES = {"cpu": 512, "cuda": 2048, "mps": 1024}
-"""Tokens prefilled in one pass: enough to fill the device, and attention among them stays cheap."""
+"""Tokens prefilled in one pass: enough to keep the device busy, few enough that attention stays cheap."""
 LEAVE_SHARE = 8
-"""Finished answers leave the batch when they are at least one in so many of it."""
+"""Finished answers leave the batch when they are at least 1 / LEAVE_SHARE of it."""
 
 
 class _Slots(CacheLayerMixin):  # type: ignore[misc]  # transformers is untyped
@@ -37,7 +39,7 @@ class _Slots(CacheLayerMixin):  # type: ignore[misc]  # transformers is untyped
         self.is_initialized = True
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        """Do nothing: the buffers are there from the beginning."""
+        """Do nothing: the buffers exist from the start."""
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
@@ -56,15 +58,15 @@ class _Slots(CacheLayerMixin):  # type: ignore[misc]  # transformers is untyped
         self._values = self._values.index_select(1, rows)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Return (columns, offset) that a mask would have to cover."""
+        """Return (columns, offset) of a mask."""
         return self._filled + query_length, 0
 
     def get_seq_length(self) -> int:
-        """Return the columns written."""
+        """Return the number of columns written."""
         return self._filled
 
     def get_max_length(self) -> int:
-        """Return the columns there are."""
+        """Return the number of columns."""
         return int(self._keys.shape[2])
 
     def _seen(self, buffer: torch.Tensor) -> torch.Tensor:
@@ -84,6 +86,12 @@ class OwnLoop:
         self._settings = settings
         self._device = model.device
         self._most_nodes = PIECE_NODES.get(self._device.type, 512)
+
+    def logits_at(self, tree: PrefixTree, nodes: Sequence[NDArray[np.int64]]) -> Iterator[torch.Tensor]:
+        """Yield each piece's logits, (nodes, vocabulary), at the given nodes of the piece; keep no states."""
+        trunk = self._trunk(tree)
+        for piece, wanted in zip(tree.pieces, nodes, strict=True):
+            yield self._run_piece(replace(piece, ends=wanted), trunk, len(tree.trunk))[0]
 
     def logits_along(
         self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]
@@ -123,12 +131,8 @@ class OwnLoop:
     # --- prompts
 
     def _prefill(self, tree: PrefixTree) -> tuple[torch.Tensor, list[tuple[torch.Tensor, torch.Tensor]]]:
-        """Return the logits behind each prompt, (prompts, vocabulary), and the states of all nodes."""
-        trunk: list[DynamicLayer] = []
-        if tree.trunk:
-            chain = np.arange(len(tree.trunk))
-            piece = Piece(np.array(tree.trunk), chain, np.tri(len(chain), dtype=np.bool_), chain[-1:])
-            trunk = self._run_piece(piece, [], 0)[1]
+        """Return the logits after each prompt, (prompts, vocabulary), and the states of all nodes."""
+        trunk = self._trunk(tree)
         logits, parts = [], []
         for piece in tree.pieces:
             ends, layers = self._run_piece(piece, trunk, len(tree.trunk))
@@ -142,6 +146,14 @@ class OwnLoop:
             for depth in range(len(parts[0]))
         ]
         return torch.cat(logits), states
+
+    def _trunk(self, tree: PrefixTree) -> list[DynamicLayer]:
+        """Return the states of the trunk; an empty list without one."""
+        if not tree.trunk:
+            return []
+        chain = np.arange(len(tree.trunk))
+        piece = Piece(np.array(tree.trunk), chain, np.tri(len(chain), dtype=np.bool_), chain[-1:])
+        return self._run_piece(piece, [], 0)[1]
 
     def _run_piece(
         self, piece: Piece, trunk: list[DynamicLayer], behind: int
@@ -211,7 +223,7 @@ class OwnLoop:
     def _step(
         self, chosen: torch.Tensor, cache: Cache, mask: torch.Tensor, positions: torch.Tensor
     ) -> torch.Tensor:
-        """Run one token of each answer through the model; return the logits behind it."""
+        """Run one token of each answer through the model; return the logits after it."""
         output = self._model(
             input_ids=chosen[:, None],
             attention_mask=mask[..., : cache.get_seq_length() + 1],
@@ -305,7 +317,7 @@ class _RulesOfRows:
 
 
 class _Answers:
-    """The tokens generated so far, of answers that still run and of those that have ended."""
+    """The tokens generated so far, of running and of finished answers."""
 
     def __init__(self, rows: int, decoding: Decoding, eos: Sequence[int], device: torch.device) -> None:
         most = decoding.max_new_tokens

@@ -23,13 +23,25 @@ from mllm_shapx.models.base import (
     EncodesTogether,
     EngineStats,
     EngineStoppedError,
+    Likelihood,
     Model,
     OrdersPrompts,
     OutOfMemory,
     Prompt,
 )
 from mllm_shapx.models.batch_size import LARGEST_SIZE, BatchSizer
-from mllm_shapx.models.engine_queue import AnswerCall, Batch, DeviceQueue, EmbedJob, Item, Request
+from mllm_shapx.models.engine_queue import (
+    AnswerCall,
+    Batch,
+    DeviceQueue,
+    EmbedJob,
+    ForcingCall,
+    ForcingJob,
+    ForwardJob,
+    Item,
+    Request,
+)
+from mllm_shapx.models.likelihood_batches import SIZE, Forcing, encode_batches
 
 _log = logging.getLogger(__name__)
 
@@ -83,8 +95,8 @@ class Engine:
         self._queue = DeviceQueue(self._sizer, may_stretch=model.max_batch_size is None)
         self._counters = _Counters()
         self._arriving = threading.Lock()
-        self._arrivals: dict[asyncio.AbstractEventLoop, list[AnswerCall]] = {}
-        self._to_encode: queue.SimpleQueue[list[AnswerCall] | None] = queue.SimpleQueue()
+        self._arrivals: dict[asyncio.AbstractEventLoop, list[AnswerCall | ForcingCall]] = {}
+        self._to_encode: queue.SimpleQueue[list[AnswerCall | ForcingCall] | None] = queue.SimpleQueue()
         self._requests: weakref.WeakSet[Request] = weakref.WeakSet()
         self._encoder = threading.Thread(
             target=self._guarded, args=(self._encode_all,), name="shapx-encode", daemon=True
@@ -151,7 +163,25 @@ class Engine:
             for first in range(0, len(answers), EMBED_BATCH)
         ]
         self._requests.add(request)
-        self._queue.put_embeds(jobs)
+        self._queue.put_jobs(jobs)
+        return await request.wait()
+
+    async def likelihoods(
+        self, forcing: Forcing, on_likelihood: Callable[[int, Likelihood], None] | None = None
+    ) -> list[Likelihood]:
+        """Return how likely each continuation is behind its prompt, in the order of `forcing`.
+
+        `on_likelihood(i, likelihood)` is called in the caller's loop as they come in.
+
+        Raises:
+            ModelError: When one prompt alone does not fit in the device's memory, the model's forward pass
+                does not give its probabilities, or the engine is closed.
+            RowError: When a prompt cannot be encoded or leaves no room for its continuation.
+        """
+        if not forcing.snapshots:
+            return []
+        request = Request.create(len(forcing.snapshots), on_likelihood)
+        self._arrive(ForcingCall(request, forcing))
         return await request.wait()
 
     async def aclose(self) -> None:
@@ -193,7 +223,7 @@ class Engine:
 
     # --- event loop: calls of the same moment are collected, so that single prompts share batches
 
-    def _arrive(self, call: AnswerCall) -> None:
+    def _arrive(self, call: AnswerCall | ForcingCall) -> None:
         loop = call.request.loop
         with self._arriving:
             self._queue.check_open()
@@ -218,7 +248,10 @@ class Engine:
                 return
             for call in calls:
                 try:
-                    self._encode(arrival, call)
+                    if isinstance(call, ForcingCall):
+                        self._encode_forcing(call)
+                    else:
+                        self._encode(arrival, call)
                 finally:
                     self._queue.encoded()
 
@@ -246,6 +279,19 @@ class Engine:
         if self._queue.closed_by is not None:
             call.request.fail(self._queue.closed_by)
 
+    def _encode_forcing(self, call: ForcingCall) -> None:
+        """Queue the batches of one call."""
+        if call.request.dropped:
+            return
+        size = self.model.max_batch_size or max(SIZE, self._sizer.size)
+        started = time.perf_counter()
+        try:
+            batches = encode_batches(self._encode_together, call.forcing, self._batch_key, size)
+            self._counters.encoding += time.perf_counter() - started
+            self._queue.put_jobs([ForcingJob(call.request, batch) for batch in batches])
+        except Exception as error:  # noqa: BLE001 -- the caller's prompt failed, so the caller gets the error
+            call.request.fail(error)
+
     def _encode_each(self, snapshots: Sequence[ConversationSnapshot], decoding: Decoding) -> Sequence[Prompt]:
         return [self.model.encode(snapshot, decoding) for snapshot in snapshots]
 
@@ -253,10 +299,10 @@ class Engine:
 
     def _run_all(self) -> None:
         while (job := self._queue.next_job()) is not None:
-            if isinstance(job, EmbedJob):
-                self._embed(job)
-            else:
+            if isinstance(job, Batch):
                 self._answer(job)
+            else:
+                self._forward(job)
 
     def _answer(self, batch: Batch) -> None:
         items = batch.items
@@ -319,35 +365,20 @@ class Engine:
         if self._on_batch is not None:
             self._on_batch(report)
 
-    def _embed(self, job: EmbedJob) -> None:
+    def _forward(self, job: ForwardJob) -> None:
         if job.request.dropped:
             return
         started = time.perf_counter()
         try:
-            vectors = self._embed_halving(job.answers, job.mode, job.reducer)
+            found = job.run(self.model, self._count_halving)
         except Exception as error:  # noqa: BLE001 -- handed to the caller
             job.request.fail(error)
         else:
-            job.request.deliver(list(enumerate(vectors, start=job.first)))
+            job.request.deliver(found)
         self._counters.busy += time.perf_counter() - started
 
-    def _embed_halving(
-        self, answers: Sequence[Answer], mode: EmbeddingMode, reducer: str
-    ) -> list[NDArray[np.float64]]:
-        try:
-            return self.model.embed(answers, mode, reducer)
-        except (OutOfMemory, MemoryError) as error:
-            self._counters.out_of_memory += 1
-            if len(answers) == 1:
-                raise ModelError(
-                    f"model {self.model.identity.model_id!r}: the memory does not hold one answer of "
-                    f"{len(answers[0].token_ids)} tokens to embed; use a smaller dtype or a larger device"
-                ) from error
-        half = len(answers) // 2
-        return [
-            *self._embed_halving(answers[:half], mode, reducer),
-            *self._embed_halving(answers[half:], mode, reducer),
-        ]
+    def _count_halving(self) -> None:
+        self._counters.out_of_memory += 1
 
 
 def _longest_first(prompt: Prompt) -> int:

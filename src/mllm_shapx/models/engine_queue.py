@@ -8,10 +8,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from mllm_shap import ConversationSnapshot
+from numpy.typing import NDArray
 
-from mllm_shapx.models.base import Answer, Decoding, EmbeddingMode, Prompt
+from mllm_shapx.errors import ModelError
+from mllm_shapx.models.base import Answer, Decoding, EmbeddingMode, Model, OutOfMemory, Prompt
 from mllm_shapx.models.batch_size import BatchSizer
+from mllm_shapx.models.likelihood_batches import Forcing, LikelihoodBatch, read_batch
 
 STRETCH = 1.25
 """A batch may be this many times the batch size when it then takes all prompts that wait."""
@@ -19,7 +23,7 @@ STRETCH = 1.25
 
 @dataclass(eq=False, slots=True, weakref_slot=True)
 class Request:
-    """One call of `Engine.answer` or `Engine.embed`, and its results so far."""
+    """One call of the engine, and its results so far."""
 
     loop: asyncio.AbstractEventLoop
     future: "asyncio.Future[list[Any]]"
@@ -90,6 +94,14 @@ class AnswerCall:
 
 
 @dataclass(frozen=True, slots=True)
+class ForcingCall:
+    """The prompts of one request whose continuations are given, before they are encoded."""
+
+    request: Request
+    forcing: Forcing
+
+
+@dataclass(frozen=True, slots=True)
 class Item:
     """One encoded prompt that waits for the device."""
 
@@ -112,6 +124,49 @@ class EmbedJob:
     answers: Sequence[Answer]
     mode: EmbeddingMode
     reducer: str
+
+    def run(self, model: Model, on_halving: Callable[[], None]) -> list[tuple[int, Any]]:
+        """Return the vectors, each with its place in the request.
+
+        Raises:
+            ModelError: When one answer alone does not fit in the device's memory.
+        """
+        vectors = self._embed(model, self.answers, on_halving)
+        return list(enumerate(vectors, start=self.first))
+
+    def _embed(
+        self, model: Model, answers: Sequence[Answer], on_halving: Callable[[], None]
+    ) -> list[NDArray[np.float64]]:
+        try:
+            return model.embed(answers, self.mode, self.reducer)
+        except (OutOfMemory, MemoryError) as error:
+            on_halving()
+            if len(answers) == 1:
+                raise ModelError(
+                    f"model {model.identity.model_id!r}: the memory does not hold one answer of "
+                    f"{len(answers[0].token_ids)} tokens to embed; use a smaller dtype or a larger device"
+                ) from error
+        half = len(answers) // 2
+        return [
+            *self._embed(model, answers[:half], on_halving),
+            *self._embed(model, answers[half:], on_halving),
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class ForcingJob:
+    """Prompts of one request whose continuations are read in one go."""
+
+    request: Request
+    batch: LikelihoodBatch
+
+    def run(self, model: Model, on_halving: Callable[[], None]) -> list[tuple[int, Any]]:
+        """Return the likelihoods, each with its place in the request (see `read_batch`)."""
+        return list(zip(self.batch.places, read_batch(model, self.batch, on_halving), strict=True))
+
+
+ForwardJob = EmbedJob | ForcingJob
+"""What forward passes alone do, without generating."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +206,7 @@ class DeviceQueue:
         self._may_stretch = may_stretch
         self._changed = threading.Condition()
         self._heaps: dict[Decoding, list[Entry]] = {}
-        self._embeds: list[EmbedJob] = []
+        self._jobs: list[ForwardJob] = []
         self._encoding = 0
         self._closed_by: Exception | None = None
         self._numbers = itertools.count()
@@ -173,9 +228,9 @@ class DeviceQueue:
                 return None
             self._closed_by = error
             found = {entry[3].request for heap in self._heaps.values() for entry in heap}
-            found.update(job.request for job in self._embeds)
+            found.update(job.request for job in self._jobs)
             self._heaps.clear()
-            self._embeds.clear()
+            self._jobs.clear()
             self._changed.notify_all()
         return found
 
@@ -205,26 +260,26 @@ class DeviceQueue:
             for entry in batch.entries:
                 heapq.heappush(heap, entry)
 
-    def put_embeds(self, jobs: Sequence[EmbedJob]) -> None:
-        """Queue answers to be embedded.
+    def put_jobs(self, jobs: Sequence[ForwardJob]) -> None:
+        """Queue work that needs forward passes alone.
 
         Raises:
             Exception: What the queue was closed with.
         """
         with self._changed:
             self.check_open()
-            self._embeds.extend(jobs)
+            self._jobs.extend(jobs)
             self._changed.notify_all()
 
-    def next_job(self) -> EmbedJob | Batch | None:
+    def next_job(self) -> ForwardJob | Batch | None:
         """Wait for work and return it, None once the queue is closed.
 
-        Embeddings come first, since a row cannot end without them; then the oldest prompts.
+        Forward passes come first, since a row cannot end without them; then the oldest prompts.
         """
         with self._changed:
             while self._closed_by is None:
-                if self._embeds:
-                    return self._embeds.pop(0)
+                if self._jobs:
+                    return self._jobs.pop(0)
                 batch = self._take_batch()
                 if batch is not None:
                     return batch

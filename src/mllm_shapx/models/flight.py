@@ -1,19 +1,19 @@
-"""Rows in flight: so many side by side that batches are full and the device never waits."""
+"""Decides how many rows a worker explains at once, so that batches are full and the device is busy."""
 
 from collections.abc import Callable
 
 FEWEST_ROWS = 2
-"""One row's scoring, or its first answers that others wait for, must not leave the device idle."""
+"""While one row is scored, another one keeps the device busy."""
 MOST_ROWS = 32
 BATCHES_AT_HAND = 2
-"""A batch on the device, and one that is ready when it ends."""
+"""One batch on the device, and one ready to follow."""
 
 
 class Flight:
     """The rows that are being explained on one device, and whether there is room for another.
 
-    A row counts for all its answers until it ends: its scoring, and what was expected of it too low, would
-    otherwise let rows pile up.
+    A row counts with all its expected answers until it ends. Otherwise rows would pile up while they are
+    scored, or when too few answers were expected.
 
     Args:
         fixed: Rows side by side, whatever they need; None for as many as fill `BATCHES_AT_HAND` batches.
@@ -23,7 +23,7 @@ class Flight:
     def __init__(self, fixed: int | None, batch_size: Callable[[], int]) -> None:
         self.fixed = fixed
         self.most = 0
-        """Rows that were there at a time, at most, since it was last set to 0."""
+        """Most rows at once since this was last set to 0."""
         self._batch_size = batch_size
         self._answers: dict[str, float] = {}
 
@@ -43,7 +43,7 @@ class Flight:
         return self.fixed is None and len(self._answers) >= FEWEST_ROWS and self.has_room
 
     def begin(self, row: str, answers: float) -> None:
-        """Take note of a row that is expected to need so many answers; a later note replaces the first."""
+        """Add a row with its expected number of answers, or change that number."""
         self._answers[row] = answers
         self.most = max(self.most, len(self._answers))
 

@@ -1,8 +1,8 @@
-"""What a model's own generation config says about its answers, and what becomes of each setting.
+"""Reads a model's own generation config and decides how each setting is handled.
 
 `GENERATION` settings of transformers fall into four groups: those that change no answer here, those that
 `generation` of the study's config replaces, those that are honoured, and those that cannot be honoured.
-Nothing is dropped silently: a replaced setting gives a note, an impossible one refuses the model.
+A replaced setting gives a note; for an impossible one the model is refused.
 """
 
 import copy
@@ -246,7 +246,7 @@ class LogitsRules:
         self._by_length: dict[int, list[Any]] = {}
 
     def __call__(self, prompt_length: int, ids: Any, logits: Any) -> Any:
-        """Return the logits, (answers, vocabulary), behind `ids`, (answers, tokens so far)."""
+        """Return the logits, (answers, vocabulary), after `ids`, (answers, tokens so far)."""
         if prompt_length not in self._by_length:
             self._by_length[prompt_length] = self._processors(prompt_length)
         for processor in self._by_length[prompt_length]:

@@ -196,7 +196,7 @@ def _check_report(files: TextFiles, model: Any, report: Mapping[str, Any]) -> No
 
 
 def _check_is_decoder(files: TextFiles, model: Any) -> None:
-    """Refuse an encoder in the class of a decoder: each token would see those behind it."""
+    """Refuse an encoder in the class of a decoder: each token would attend to later ones."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
 
     config = model.config
@@ -253,7 +253,7 @@ def _with_adapter(model: Any, files: TextFiles) -> tuple[Any, str]:
         raise ModelError(
             f"connector 'hf_text': adapter {files.adapter!r} is a learned prompt "
             f"({adapted.active_peft_config.peft_type.value}), which is not supported; adapters that change "
-            "layers (LoRA and its kin) are"
+            "layers (such as LoRA) are"
         )
     missing = sorted(expected.keys() - stored.keys())
     strange = sorted(name for name in stored.keys() - expected.keys() if not _is_embedding(name))

@@ -19,6 +19,7 @@ from mllm_shapx.models.base import (
     Answer,
     Decoding,
     EmbeddingMode,
+    Likelihood,
     ModelIdentity,
     ModelReport,
     OutOfMemory,
@@ -36,6 +37,7 @@ from mllm_shapx.models.generation_settings import (
     read_settings,
 )
 from mllm_shapx.models.hf_loading import TextFiles, load_text
+from mllm_shapx.models.likelihood import Likelihoods
 from mllm_shapx.models.plain_generate import Generated
 from mllm_shapx.models.positions import position_limit
 from mllm_shapx.models.reasoning import ReasoningCut, opens_reasoning
@@ -45,7 +47,7 @@ MEMORY_SHARE = 0.5
 """Share of the free main memory that a batch on the CPU may take: workers share a machine."""
 _LOGITS_COPIES = 3
 LARGEST_ON_CPU = 256
-"""Beyond it processors gain a few percent at most, and the clock of a shared machine cannot see them."""
+"""Larger batches gain a few percent at most on processors."""
 _LAST = b"\xff" * 4
 
 
@@ -83,7 +85,7 @@ class HfTextModel:
         self._identity = identity
         self._max_batch_size = max_batch_size
         self._notes = notes
-        # Of a model that is spread, the device of the first layers, where prompts go in and logits come out.
+        # On several devices, that of the first layers: prompts go in there and logits come out.
         self._device: torch.device = model.device
         # Fast tokenizers are not thread-safe, and prompts are encoded while answers are decoded.
         self._decoding_tokenizer = copy.deepcopy(tokenizer)
@@ -101,6 +103,7 @@ class HfTextModel:
         self._rows = model.get_input_embeddings().num_embeddings
         self._position_bytes = _position_bytes(model)
         self.decoder = Decoder(model, settings, self._positions)
+        self._likelihoods = Likelihoods(self.decoder)
 
     @classmethod
     def load(
@@ -228,7 +231,7 @@ class HfTextModel:
         return [self._prompt(ids, decoding) for ids in rows]
 
     def batch_key(self, prompt: TextPrompt) -> bytes:
-        """Order prompts so that those which cost least together come together.
+        """Return a sort key that puts prompts together that are cheap to compute together.
 
         That is by their beginnings where these are computed once, else by length, the longest first.
         """
@@ -247,6 +250,29 @@ class HfTextModel:
             self._check_memory(ids, decoding)
             generated = self.decoder.answer(ids, decoding, seeds)
         return self._answers(generated, decoding.assistant_prefill or "")
+
+    def tokens_of(self, text: str) -> tuple[int, ...]:
+        """Return the tokens of `text` alone (see `ReadsLikelihoods`).
+
+        Raises:
+            RowError: When one of them is unknown to the model.
+        """
+        with self._encoding:
+            ids = self._tokenizer.encode(text, add_special_tokens=False)
+        self._check_known(ids, "the answer")
+        return tuple(ids)
+
+    def likelihoods(
+        self, prompts: Sequence[TextPrompt], continuations: Sequence[Sequence[int]], top_k: int
+    ) -> list[Likelihood]:
+        """Return how likely `continuations[i]` is behind prompt i (see `ReadsLikelihoods`)."""
+        ids = [prompt.token_ids for prompt in prompts]
+        lengths = [len(row) + len(tokens) for row, tokens in zip(ids, continuations, strict=True)]
+        width = min(sum(lengths), max(*lengths, self._likelihoods.positions_at_a_time))
+        needed = width * (self._position_bytes + 8 * self._rows)
+        with torch.inference_mode(), memory_errors(self._device):
+            self._refuse_beyond_memory(needed, f"{width} positions of a forward pass")
+            return self._likelihoods.read(ids, continuations, top_k)
 
     def embed(
         self, answers: Sequence[Answer], mode: EmbeddingMode, reducer: str
@@ -279,7 +305,7 @@ class HfTextModel:
         ]
 
     def _states(self, answers: Sequence[tuple[int, ...]], mode: EmbeddingMode) -> list[NDArray[np.float64]]:
-        """Return each answer's states, (tokens, hidden). Padding stands behind the tokens: unseen."""
+        """Return each answer's states, (tokens, hidden). Padding follows the tokens and is masked."""
         longest = max(len(ids) for ids in answers)
         pad, device = self._vocabulary.pad, self._device
         ids = torch.tensor([list(row) + [pad] * (longest - len(row)) for row in answers], device=device)
@@ -299,23 +325,27 @@ class HfTextModel:
             raise RowError(
                 "empty_prompt", f"model {self._identity.model_id!r} turned the prompt into no tokens"
             )
-        if max(ids) >= self._rows:
-            raise RowError(
-                "unknown_token",
-                f"the prompt holds the token {self._tokenizer.convert_ids_to_tokens(max(ids))!r}, which the "
-                f"tokenizer of model {self._identity.model_id!r} knows and the model does not",
-            )
+        self._check_known(ids, "the prompt")
         self._check_length(len(ids), decoding)
         return TextPrompt(tuple(ids))
 
+    def _check_known(self, ids: Sequence[int], what: str) -> None:
+        if ids and max(ids) >= self._rows:
+            raise RowError(
+                "unknown_token",
+                f"{what} holds the token {self._tokenizer.convert_ids_to_tokens(max(ids))!r}, which the "
+                f"tokenizer of model {self._identity.model_id!r} knows and the model does not",
+            )
+
     def _check_memory(self, prompts: Sequence[Sequence[int]], decoding: Decoding) -> None:
-        """Refuse a batch that main memory would not hold: the system would kill the process, not raise."""
-        if self._device.type != "cpu":
-            return
         width = max(map(len, prompts)) + decoding.max_new_tokens
         needed = len(prompts) * (width * self._position_bytes + 4 * _LOGITS_COPIES * self._rows)
-        if needed > MEMORY_SHARE * free_memory():
-            raise OutOfMemory(f"{len(prompts)} prompts of {width} positions need {needed / 2**30:.1f} GiB")
+        self._refuse_beyond_memory(needed, f"{len(prompts)} prompts of {width} positions")
+
+    def _refuse_beyond_memory(self, needed: int, what: str) -> None:
+        """Refuse what main memory would not hold (bytes): the system would kill the process, not raise."""
+        if self._device.type == "cpu" and needed > MEMORY_SHARE * free_memory():
+            raise OutOfMemory(f"{what} need {needed / 2**30:.1f} GiB")
 
     def _check_length(self, length: int, decoding: Decoding) -> None:
         """Refuse what runs past a table of learned positions: on a GPU that would break the whole process."""

@@ -1,4 +1,4 @@
-"""Which model a config names, that it is one, and that its files stay the same; loads nothing."""
+"""Which model and encoder a config names, and that their files stay the same; loads nothing."""
 
 import hashlib
 import os
@@ -9,16 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mllm_shapx.config.loading import resolve_path
+from mllm_shapx.config.models import EmbeddingConfig
 from mllm_shapx.data.hub_access import HubError, Named, ask, in_time, stay_offline
 from mllm_shapx.errors import ModelChangedError, ModelError
 from mllm_shapx.models.checkpoint_files import ADAPTER_CONFIG, CONFIG, has_weights
 
 MODEL_ID = "connector_kwargs.model_id"
 ADAPTER = "connector_kwargs.adapter"
+ENCODER = "embedding.model_id"
+_ENCODER_WEIGHTS = ("*.safetensors", "*.bin")
 _LOOKS_LIKE_PATH = ("/", "./", "../", "~")
 _CHUNK = 1 << 20
 _SETTLED_S = 2.0
-"""Age of the youngest file from which on the times of a file system tell every later change apart."""
+"""Files younger than this may change without a change of their times."""
 
 MODEL_DIRECTORY = (
     "a model directory holds config.json, the weights (model.safetensors, or several with an index) and the "
@@ -106,6 +110,19 @@ def directory_digest(directory: Path, *, gguf_file: str | None = None) -> str:
     except OSError as error:
         raise ModelError(f"model directory {directory}: {error.filename}: {error.strerror}") from error
     return total.hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """Return the sha256 of one file's content, as 64 hex digits.
+
+    Raises:
+        ModelError: When it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ModelError(f"{MODEL_ID}: {path}: {error.strerror}") from error
 
 
 def files_below(directory: Path) -> Iterator[tuple[str, Path]]:
@@ -200,7 +217,7 @@ def hub_file(repo_id: str, commit: str, name: str) -> Path | None:
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """What was found when a model was looked at, to be held against what is loaded."""
+    """The version of a model's files, to be compared with the files that are loaded."""
 
     key: str
     """Where the config names it."""
@@ -279,3 +296,68 @@ def _facts(directories: Sequence[Path]) -> list[tuple[str, int, int, int, int, i
 
 def _named(directories: Sequence[Path]) -> str:
     return " and ".join(map(str, directories))
+
+
+def encoder_version(config: EmbeddingConfig, config_path: Path | None, key: str = ENCODER) -> Version:
+    """Return the version of an encoder: digest of its directory, or hub commit.
+
+    A relative directory is looked for from the working directory, then from the config's folder.
+
+    Raises:
+        ModelError: When there is no such directory or hub repository, or it is no model.
+    """
+    directory = _encoder_directory(config.model_id, resolve_path(config.model_id, config_path), key)
+    if directory is not None:
+        return Version.of(key, (directory.resolve(),), lambda: directory_digest(directory))
+    if config.local_files_only:
+        return Version(key, (), _cached_encoder(config))
+    return Version(key, (), hub_commit(config.model_id, config.revision, key))
+
+
+def check_encoder(config: EmbeddingConfig, config_path: Path, key: str = ENCODER) -> str | None:
+    """Look whether an encoder exists, without reading a directory's files.
+
+    Returns:
+        A warning when the hub that would know cannot be asked.
+
+    Raises:
+        ModelError: When there is no such directory or hub repository, or it is no model.
+    """
+    if _encoder_directory(config.model_id, resolve_path(config.model_id, config_path), key) is not None:
+        return None
+    try:
+        encoder_version(config, config_path, key)
+    except ModelError as error:
+        if not (isinstance(error.__cause__, HubError) and error.__cause__.problem == "unreachable"):
+            raise
+        return f"not checked: {error}"
+    return None
+
+
+def _encoder_directory(written: str, candidate: Path, key: str) -> Path | None:
+    """Return the directory that `embedding.model_id` names, None for a hub id."""
+    if not candidate.exists():
+        if written.startswith(("/", "./", "../", "~")) or written.count("/") > 1:
+            raise ModelError(
+                f"{key}: there is no directory {written!r} (looked at {candidate}); name one, or a hub "
+                "id such as 'sentence-transformers/all-MiniLM-L6-v2'"
+            )
+        return None
+    missing = [] if (candidate / "config.json").is_file() else ["config.json"]
+    if not any(next(candidate.glob(pattern), None) for pattern in _ENCODER_WEIGHTS):
+        missing.append("weights (*.safetensors)")
+    if missing:
+        raise ModelError(f"{key}: {written!r} is no encoder, for lack of {' and '.join(missing)}")
+    return candidate
+
+
+def _cached_encoder(config: EmbeddingConfig) -> str:
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(config.model_id, "config.json", revision=config.revision)
+    if isinstance(cached, str):
+        return Path(cached).parent.name
+    raise ModelError(
+        f"{ENCODER}: {config.model_id!r} is neither a directory nor in the local hub cache, and "
+        "embedding.local_files_only forbids to ask the hub; download it once, or correct the name"
+    )

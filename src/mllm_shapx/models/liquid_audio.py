@@ -11,7 +11,15 @@ from numpy.typing import NDArray
 
 from mllm_shapx.config.model_settings import ModelSettings
 from mllm_shapx.errors import ModelError
-from mllm_shapx.models.base import Answer, Decoding, EmbeddingMode, ModelIdentity, ModelReport, pool
+from mllm_shapx.models.base import (
+    Answer,
+    Decoding,
+    EmbeddingMode,
+    Likelihood,
+    ModelIdentity,
+    ModelReport,
+    pool,
+)
 from mllm_shapx.models.devices import memory_errors, own_memory, pick_device, pick_dtype
 from mllm_shapx.models.liquid_chat import ChatEncoder, LiquidPrompt
 from mllm_shapx.models.liquid_checkpoint import LiquidCheckpoint, load_checkpoint
@@ -24,6 +32,7 @@ from mllm_shapx.models.liquid_decoding import (
     Generation,
 )
 from mllm_shapx.models.liquid_encoding import PromptEmbedder
+from mllm_shapx.models.liquid_likelihood import read_batch
 from mllm_shapx.models.liquid_waveform import OUTPUT_RATE, FrameDecoder
 
 _STEERING = frozenset({IM_END, AUDIO_START, TEXT_END})
@@ -157,6 +166,17 @@ class LiquidAudioModel:
         with torch.inference_mode(), memory_errors(self._device):
             return self._decoder.decode(self._embedder.batch(prompts), decoding, seeds)
 
+    def tokens_of(self, text: str) -> tuple[int, ...]:
+        """Return the tokens of `text` alone (see `ReadsLikelihoods`)."""
+        return self._chats.tokens_of(text)
+
+    def likelihoods(
+        self, prompts: Sequence[LiquidPrompt], continuations: Sequence[Sequence[int]], top_k: int
+    ) -> list[Likelihood]:
+        """Return how likely `continuations[i]`, text tokens, is behind prompt i (see `ReadsLikelihoods`)."""
+        with torch.inference_mode(), memory_errors(self._device):
+            return read_batch(self._model, self._embedder.batch(prompts), continuations, top_k)
+
     def embed(
         self, answers: Sequence[Answer], mode: EmbeddingMode, reducer: str
     ) -> list[NDArray[np.float64]]:
@@ -204,7 +224,7 @@ class LiquidAudioModel:
         return torch.cat([text, audio])
 
     def _contextual(self, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Run the backbone over each answer alone. Padding stands behind it, where nothing looks."""
+        """Run the backbone over each answer alone. Padding follows it and is never attended to."""
         filled = [states for states in inputs if len(states)]
         if not filled:
             return inputs

@@ -62,7 +62,7 @@ class ChatEncoder:
         self._tokenize = lru_cache(maxsize=4096)(self._tokenize_uncached)
 
     def encode(self, snapshot: ConversationSnapshot, assistant_prefill: str | None) -> LiquidPrompt:
-        """Return the chat with one turn per message, up to where the assistant goes on.
+        """Return the chat, one turn per message, up to the assistant's answer.
 
         Raises:
             RowError: `bad_audio` when a recording cannot be decoded.
@@ -77,6 +77,10 @@ class ChatEncoder:
         if assistant_prefill:
             ids.extend(self._tokenize(assistant_prefill))
         return LiquidPrompt(tuple(ids), tuple(recordings))
+
+    def tokens_of(self, text: str) -> tuple[int, ...]:
+        """Return the tokens of a text alone, without special tokens."""
+        return self._tokenize(text)
 
     def decode(self, token_ids: list[int]) -> str:
         """Return the text of generated tokens without special tokens."""
@@ -129,7 +133,7 @@ class _FeatureExtractor:
 
 
 def _build_resampler(rate: int) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return the filter that `torchaudio.functional.resample` would build anew for every recording."""
+    """Return the filter that `torchaudio.functional.resample` would build for each recording."""
     from torchaudio.transforms import Resample
 
     resampler: Callable[[torch.Tensor], torch.Tensor] = Resample(rate, SAMPLE_RATE, dtype=torch.float32)

@@ -53,7 +53,7 @@ def load_checkpoint(folder: Path, *, dtype: Any, device: Any, attn_implementatio
             f"{folder} is not a complete LFM2-Audio checkpoint: {type(error).__name__}: {error}"
         ) from error
     if config["lfm"].get("conv_bias"):
-        # Zeroed padding would come out of a biased projection as something else than zero.
+        # A biased projection would turn zeroed padding into non-zero states.
         raise ModelError(f"{folder}: LFM2 models with conv_bias cannot be padded into batches")
     return LiquidCheckpoint(folder, config, model, processor)
 

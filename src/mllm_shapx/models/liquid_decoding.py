@@ -11,7 +11,7 @@ from mllm_shapx.models.liquid_encoding import PrefillBatch
 from mllm_shapx.models.sampling import FiniteLogits, Sampler, draws_for
 
 IM_END, AUDIO_START, TEXT_END = 7, 128, 130
-"""Text tokens that steer the generation; the package holds the same ids in its code."""
+"""Text tokens that control the generation, as liquid_audio's code has them."""
 END_OF_AUDIO = 2048
 """Code of the first codebook that ends a stretch of audio."""
 
@@ -21,7 +21,7 @@ COMPACT_SHARE = 0.125
 
 @dataclass(slots=True)
 class Generation:
-    """One answer under way: what it holds so far and which modality comes next.
+    """One unfinished answer: its tokens and frames so far, and the modality of the next step.
 
     The rules are those of the package's `generate_sequential` and `generate_interleaved`.
     """
@@ -44,7 +44,7 @@ class Generation:
         self._left = self.text_run
 
     def take_text(self, token: int, logprob: float | None) -> None:
-        """Go on by one text token."""
+        """Add one text token."""
         if self.interleaved:
             self._left -= 1
             if token == IM_END:
@@ -63,7 +63,7 @@ class Generation:
             self._left = self.audio_run
 
     def take_frame(self, frame: tuple[int, ...]) -> None:
-        """Go on by one audio frame."""
+        """Add one audio frame."""
         if self.interleaved:
             self._left -= 1
             if not self._left and not self._text_done:
@@ -164,12 +164,12 @@ class BatchDecoder:
         sampling: _Sampling,
         draws: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Take one step with every sequence that goes on; return the next inputs, (rows, 1, hidden)."""
+        """Do one step of every unfinished sequence; return the next inputs, (rows, 1, hidden)."""
         alive = [row for row, sequence in enumerate(sequences) if not sequence.finished]
         writing = [row for row in alive if not sequences[row].in_audio]
         speaking = [row for row in alive if sequences[row].in_audio]
         inputs = torch.zeros_like(hidden)
-        # Both modalities are queued on the device before the first result is waited for.
+        # Queue both modalities on the device before waiting for the first result.
         tokens, frames, scores = inputs.new_empty(0), inputs.new_empty(0), None
         if writing:
             logits = torch.nn.functional.linear(hidden[writing], self._model.lfm.embed_tokens.weight)
@@ -233,7 +233,7 @@ class _BatchState:
         return states
 
     def drop_finished(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Leave finished sequences out of the next passes when they are many; return the others' inputs."""
+        """Drop finished sequences when they are many; return the inputs of the others."""
         kept = [row for row, sequence in enumerate(self.sequences) if not sequence.finished]
         if len(self.sequences) - len(kept) < max(1, COMPACT_SHARE * len(self.sequences)):
             return inputs

@@ -107,7 +107,7 @@ def left_padded(prompts: Sequence[Sequence[int]], pad: int, device: Any) -> tupl
 def collect(
     tokens: list[list[int]], logprobs: list[list[float]] | None, eos: Sequence[int]
 ) -> list[Generated]:
-    """Cut each row of generated tokens (and their log-probabilities) behind its first end token."""
+    """Cut each row of generated tokens (and their log-probabilities) after its first end token."""
     found = []
     for row, ids in enumerate(tokens):
         end = next((place + 1 for place, token in enumerate(ids) if token in eos), len(ids))
@@ -142,7 +142,7 @@ class _Draw:
     """Logits processor that leaves one token possible per prompt: the one that the prompt's seed draws.
 
     `generate` itself draws for the whole batch from one generator, so that an answer would depend on its
-    batch. This one runs behind the processors of the generation config (penalties), as sampling does there.
+    batch. This one runs after the processors of the generation config (penalties), as sampling does there.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """The tree of a batch's prompts: what prompts begin with alike is computed once.
 
 The coalitions of a row differ in a few words, and the chat template's beginning is the same for all. Sorted,
-each prompt adds only the tokens behind what it shares with its neighbour, so that the tree of all prompts of
+each prompt adds only the tokens after what it shares with its neighbour, so that the tree of all prompts of
 an exact game holds about one player and the template's end per coalition instead of the whole conversation.
 """
 
@@ -17,7 +17,7 @@ Ids = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Some tokens of the tree that are run through the model together, behind the trunk."""
+    """Some tokens of the tree that are run through the model together, after the trunk."""
 
     tokens: NDArray[np.int64]
     """Token of each node, (nodes,)."""
@@ -47,10 +47,11 @@ class PrefixTree:
         return len(self.trunk) + sum(len(piece.tokens) for piece in self.pieces)
 
 
-def build_tree(prompts: Sequence[Ids], most_nodes: int) -> PrefixTree:
+def build_tree(prompts: Sequence[Ids], most_nodes: int, most_trunk: int | None = None) -> PrefixTree:
     """Return the tree of `prompts` (token ids, none empty), cut into pieces of about `most_nodes` tokens.
 
-    A piece always holds whole prompts, so that a longer prompt makes a larger piece.
+    A piece always holds whole prompts, so that a longer prompt makes a larger piece. The trunk has at most
+    `most_trunk` tokens; by default it leaves each prompt one, whose output is needed.
     """
     order = sorted(range(len(prompts)), key=lambda each: prompts[each])
     ordered = [prompts[each] for each in order]
@@ -58,8 +59,9 @@ def build_tree(prompts: Sequence[Ids], most_nodes: int) -> PrefixTree:
     groups = _groups(ordered, shared, most_nodes, trunk=0)
     trunk = 0
     if len(groups) > 1:
-        # Sorted, the first and the last differ soonest; each keeps a token, whose output is needed.
-        trunk = min(_common(ordered[0], ordered[-1]), min(map(len, ordered)) - 1)
+        # Sorted, the first and the last differ soonest.
+        most_trunk = min(map(len, ordered)) - 1 if most_trunk is None else most_trunk
+        trunk = min(_common(ordered[0], ordered[-1]), most_trunk)
         groups = _groups(ordered, shared, most_nodes, trunk)
     pieces, paths, offset = [], [], trunk
     for first, last in groups:
@@ -79,7 +81,7 @@ def _common(left: Ids, right: Ids) -> int:
 
 
 def _groups(ordered: Sequence[Ids], shared: Sequence[int], most: int, trunk: int) -> list[tuple[int, int]]:
-    """Cut the sorted prompts into runs whose trees hold at most `most` nodes behind the trunk."""
+    """Cut the sorted prompts into runs whose trees hold at most `most` nodes after the trunk."""
     groups, first, nodes = [], 0, 0
     for place, prompt in enumerate(ordered):
         new = len(prompt) - max(shared[place], trunk) if nodes else len(prompt) - trunk
@@ -93,7 +95,7 @@ def _groups(ordered: Sequence[Ids], shared: Sequence[int], most: int, trunk: int
 def _piece(
     ordered: Sequence[Ids], shared: Sequence[int], trunk: int
 ) -> tuple[Piece, list[NDArray[np.int64]]]:
-    """Return the tree of sorted prompts behind the trunk, and each prompt's nodes in it."""
+    """Return the tree of sorted prompts after the trunk, and each prompt's nodes in it."""
     tokens: list[int] = []
     positions: list[int] = []
     spans: list[tuple[int, NDArray[np.int64]]] = []

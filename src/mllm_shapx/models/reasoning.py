@@ -90,7 +90,7 @@ class ReasoningCut:
 
 
 def _scan(text: str, begun: bool) -> tuple[str, bool]:
-    """Return what is no reasoning, and whether the text ends within it."""
+    """Return the text without reasoning, and whether the text ends inside reasoning."""
     kept: list[str] = []
     awaited: str | None = _ANY if begun else None
     position = 0

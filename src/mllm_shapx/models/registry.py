@@ -23,6 +23,7 @@ from mllm_shapx.models.text_source import text_commit, text_source
 
 if TYPE_CHECKING:
     from mllm_shapx.models.base import Model, PromptEngine
+    from mllm_shapx.models.server_budget import ServerLimits
 
 LOADERS = {
     "hf_text": "mllm_shapx.models.hf_text:load",
@@ -89,7 +90,9 @@ def check_model(settings: ModelSettings, config_path: Path) -> str:
         ModelError: As `model_identity`.
     """
     _, revision = model_identity(settings, config_path)
-    where = f" at {settings.kwargs.base_url}" if settings.connector == CONNECTOR else ""
+    where = f" at {settings.kwargs.base_url}" if settings.kwargs.base_url is not None else ""
+    if settings.kwargs.server is not None:
+        where = " behind a server that each worker starts"
     return f"model {settings.model_id}{where} ({revision[:16]})"
 
 
@@ -124,26 +127,30 @@ def load_version(
     )
 
 
-def engine_for(model: "Model", *, server_patience_s: float) -> "PromptEngine":
+def engine_for(model: "Model", limits: "ServerLimits") -> "PromptEngine":
     """Return the engine of a loaded model; it owns the model and closes it.
 
     Args:
         model: The loaded model.
-        server_patience_s: Seconds without any answer of a server after which the study stops.
+        limits: What may be asked of a model behind a server.
     """
     from mllm_shapx.models.engine import Engine
     from mllm_shapx.models.server_engine import ServerEngine
     from mllm_shapx.models.server_text import ServerModel
 
     if isinstance(model, ServerModel):
-        return ServerEngine(model, patience_s=server_patience_s)
+        return ServerEngine(model, limits)
     return Engine(model)
 
 
 def _directory(settings: ModelSettings, config_path: Path) -> Path | None:
-    """Return the local directory of the model, None for a hub id and for a model behind a server."""
+    """Return the local directory of a model, None for a hub id and for a model behind a server.
+
+    A server that a worker starts itself may load a directory or a file.
+    """
     if settings.connector == CONNECTOR:
-        return None
+        place = resolve_path(settings.model_id, config_path)
+        return place.resolve() if settings.kwargs.server is not None and place.exists() else None
     return local_directory(settings.model_id, resolve_path(settings.model_id, config_path))
 
 
@@ -185,6 +192,10 @@ def model_revision(settings: ModelSettings, directory: Path | None, config_path:
     """Return what tells one version of the model from another (see `model_identity`)."""
     if settings.connector == "hf_text":
         return text_commit(text_source(settings, directory, config_path), settings)
+    if settings.connector == CONNECTOR and settings.kwargs.server is not None:
+        from mllm_shapx.models.server_process import own_server_commit
+
+        return own_server_commit(settings, directory)
     if settings.connector == CONNECTOR:
         from mllm_shapx.models.server_identity import served_model
 

@@ -1,4 +1,4 @@
-"""One request to an OpenAI-compatible server and what comes of it, in words."""
+"""Sends one request to an OpenAI-compatible server and turns failures into clear errors."""
 
 import asyncio
 import os
@@ -20,6 +20,8 @@ from mllm_shapx.plaintext import printable
 MAX_CONCURRENCY = 256
 TIMEOUT_S = 300.0
 CONNECT_S = 10.0
+NEWER_LIMIT = "max_completion_tokens"
+"""What some services call `max_tokens`; they say so when they refuse that."""
 _LONGEST_WORDS = 300
 _SEEDS = 1 << 31
 _BUSY = frozenset({429, 503})
@@ -30,18 +32,18 @@ Messages = tuple[dict[str, str], ...]
 
 
 class Setback(Exception):  # noqa: N818 -- a condition that the engine handles
-    """A request that brought no answer and may be sent again."""
+    """A request that got no answer and may be sent again."""
 
     def __init__(
         self, why: str, *, is_away: bool = False, is_busy: bool = False, wait_s: float | None = None
     ) -> None:
         self.why = why
         self.is_away = is_away
-        """Nobody listens, or the connection broke."""
+        """Whether there is no connection to the server, or it broke."""
         self.is_busy = is_busy
-        """The server takes fewer requests than it got."""
+        """Whether the server is overloaded."""
         self.wait_s = wait_s
-        """Seconds that the server wants to be left alone."""
+        """Seconds of the header Retry-After."""
         super().__init__(why)
 
 
@@ -57,7 +59,7 @@ class Reply:
 
 @dataclass(frozen=True)
 class Service:
-    """Where the model is and how it is asked. Its repr shows no secret."""
+    """A server's address, its model and the request settings. Its repr shows no secrets."""
 
     base_url: str
     model: str
@@ -70,8 +72,13 @@ class Service:
     strip_reasoning: bool = False
 
     @classmethod
-    def of(cls, settings: ModelSettings) -> "Service":
+    def of(cls, settings: ModelSettings, base_url: str | None = None, model: str | None = None) -> "Service":
         """Return the service of a study, with the secrets of this process's environment.
+
+        Args:
+            settings: Say how the model is asked.
+            base_url: Address of a server that was started for this worker; the config's when None.
+            model: Name of the model there; the config's when None.
 
         Raises:
             ModelError: When a variable is not set.
@@ -84,8 +91,8 @@ class Service:
         if kwargs.api_key_env is not None:
             headers["Authorization"] = f"Bearer {_secret('api_key_env', kwargs.api_key_env)}"
         return cls(
-            base_url=kwargs.base_url or "",
-            model=settings.model_id,
+            base_url=base_url or kwargs.base_url or "",
+            model=model or settings.model_id,
             headers=headers,
             key_variable=kwargs.api_key_env,
             max_concurrency=kwargs.max_concurrency or MAX_CONCURRENCY,
@@ -96,11 +103,11 @@ class Service:
 
     @property
     def root(self) -> str:
-        """Return the address without `/v1`, where servers tell of themselves."""
+        """Return the address without `/v1`."""
         return self.base_url.removesuffix("/v1")
 
     def without_secrets(self, text: str) -> str:
-        """Return a server's words in one line, without the secrets that it may repeat."""
+        """Return a server's message as one line, with secrets masked."""
         for value in self.headers.values():
             for secret in {value, value.removeprefix("Bearer ")}:
                 text = text.replace(secret, "***")
@@ -125,6 +132,7 @@ class ServerClient:
 
     def __init__(self, service: Service) -> None:
         self.service = service
+        self._limit_key = "max_tokens"
         self._client = httpx.AsyncClient(
             headers=dict(service.headers),
             timeout=httpx.Timeout(service.timeout_s, connect=CONNECT_S),
@@ -143,8 +151,14 @@ class ServerClient:
             RowError: When the server does not take this conversation.
             ServerError: When it takes none.
         """
-        body = request_body(self.service, messages, decoding, seed)
-        response = await self._send("POST", f"{self.service.base_url}/chat/completions", body)
+        body = request_body(self.service, messages, decoding, seed, limit_key=self._limit_key)
+        try:
+            response = await self._send("POST", f"{self.service.base_url}/chat/completions", body)
+        except RowError as error:
+            if self._limit_key == NEWER_LIMIT or NEWER_LIMIT not in str(error):
+                raise
+            self._limit_key = NEWER_LIMIT
+            return await self.ask(messages, decoding, seed)
         return self._reply(_json(response))
 
     async def get(self, url: str) -> Any:
@@ -209,14 +223,19 @@ class ServerClient:
             raise Setback("its answer is no chat completion") from None
 
 
-def request_body(service: Service, messages: Messages, decoding: Decoding, seed: int) -> dict[str, Any]:
-    """Return the body of a request; `seed` is sent modulo 2^31, which every server takes."""
+def request_body(
+    service: Service, messages: Messages, decoding: Decoding, seed: int, *, limit_key: str = "max_tokens"
+) -> dict[str, Any]:
+    """Return the body of a request; `seed` is sent modulo 2^31, which every server takes.
+
+    `limit_key` is the name of the limit of new tokens: some services take `max_completion_tokens` only.
+    """
     body: dict[str, Any] = {
         **service.extra_body,
         "model": service.model,
         "messages": list(messages),
         "temperature": decoding.text_temperature,
-        "max_tokens": decoding.max_new_tokens,
+        limit_key: decoding.max_new_tokens,
         "seed": seed % _SEEDS,
         "stream": False,
     }
@@ -250,8 +269,16 @@ def parse_reply(data: Any, *, strip_reasoning: bool = False) -> Reply:
     found = (choice.get("logprobs") or {}).get("content") or None
     logprobs = None if found is None else tuple(float(token["logprob"]) for token in found)
     reasoning = _text(message.get("reasoning_content") or message.get("reasoning"))
+    usage = data.get("usage")
     return Reply(
-        Answer(text, logprobs=logprobs, ending=ending, reasoning=reasoning),
+        Answer(
+            text,
+            logprobs=logprobs,
+            ending=ending,
+            reasoning=reasoning,
+            tokens_in=_tokens(usage, "prompt_tokens"),
+            tokens_out=_tokens(usage, "completion_tokens"),
+        ),
         _name(data.get("model")),
         _name(data.get("system_fingerprint")),
     )
@@ -264,6 +291,12 @@ def _text(content: Any) -> str:
     if isinstance(content, str):
         return content
     return "".join(str(part["text"]) for part in content if part.get("type", "text") == "text")
+
+
+def _tokens(usage: Any, key: str) -> int | None:
+    """Return a count of tokens; anything else is ignored, since the answer is usable."""
+    value = usage.get(key) if isinstance(usage, dict) else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 
 
 def _name(value: Any) -> str | None:

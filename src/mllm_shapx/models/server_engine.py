@@ -1,37 +1,44 @@
-"""The engine of a model behind a server: many awaiting prompts become many requests in flight."""
+"""The engine of a model behind a server: it sends the prompts of many rows as concurrent requests."""
 
 import asyncio
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NoReturn
 
 import numpy as np
 from mllm_shap import ConversationSnapshot
 from numpy.typing import NDArray
 
-from mllm_shapx.errors import ModelChangedError, ModelError, RowError, ServerError, StudyError, first_of
-from mllm_shapx.models.base import Answer, Decoding, EmbeddingMode, EngineStats
+from mllm_shapx.errors import (
+    BudgetError,
+    ModelChangedError,
+    ModelError,
+    RowError,
+    ServerError,
+    StudyError,
+    first_of,
+)
+from mllm_shapx.models.base import Answer, Decoding, EmbeddingMode, EngineStats, ServerDiedError
+from mllm_shapx.models.server_budget import Budget, ServerLimits
 from mllm_shapx.models.server_client import Reply, ServerClient, Setback
 from mllm_shapx.models.server_identity import ServedModel, look
 from mllm_shapx.models.server_text import ServerModel, ServerPrompt
 from mllm_shapx.models.server_throttle import Throttle
 
-PATIENCE_S = 600.0
-"""Seconds without an answer that a study waits for its server."""
 FIRST_PAUSE_S = 0.25
 LONGEST_PAUSE_S = 8.0
-"""Pauses double from setback to setback, and are drawn between the half and the whole."""
+"""Each setback doubles the pause, which is drawn between half of it and all of it."""
 TRIES = 6
-"""Times that one prompt may fail while others are answered."""
+"""Failures of one prompt, while others are answered, after which its row is put aside."""
 QUIET_S = 3.0
-"""Seconds of setbacks before they are told of."""
+"""Seconds without an answer after which the user is told."""
 
 
 @dataclass(slots=True)
 class _Trouble:
-    """What one prompt has met with."""
+    """The failures of one prompt."""
 
     failures: int = 0
     answered_before: int = 0
@@ -41,24 +48,26 @@ class _Trouble:
 class ServerEngine:
     """Answers prompts of many concurrent callers through one server. For one event loop.
 
-    Requests go out in the order of the prompts' texts, so that the server's prefix cache works, and as many
-    at a time as the server takes (`Throttle`). A setback is waited out, for at most `patience_s` without any
-    answer; no prompt is to blame for it, unless it fails again and again while others are answered.
+    Requests are sent in the order of the prompts' texts, which suits the server's prefix cache. `Throttle`
+    limits how many are in flight. After a setback the engine waits and tries again, for at most `patience_s`
+    without any answer. A prompt fails only if it fails repeatedly while others are answered.
 
     Args:
         model: The model behind the server; the engine owns it and closes it.
-        patience_s: Seconds without an answer after which the study stops.
+        limits: How long the engine waits for answers, and how many requests and tokens it may use.
     """
 
-    def __init__(self, model: ServerModel, *, patience_s: float = PATIENCE_S) -> None:
+    def __init__(self, model: ServerModel, limits: ServerLimits | None = None) -> None:
+        limits = limits or ServerLimits()
         self.model = model
-        self._patience_s = patience_s
+        self._patience_s = limits.patience_s
+        self._budget = Budget(limits)
         self._client = ServerClient(model.service)
         self._throttle = Throttle(model.service.max_concurrency)
         self._looking = asyncio.Lock()
         self._served: ServedModel | None = None
         self._is_sure = False
-        """Whether the server has the study's model for all that is known."""
+        """Whether the server's model was compared since the connection last broke."""
         self._broken: StudyError | None = None
         self._answered = 0
         self._setbacks = 0
@@ -80,7 +89,7 @@ class ServerEngine:
 
     @property
     def waiting_for(self) -> str:
-        """Return in words what is being waited for, empty while the server answers."""
+        """Return what the engine waits for, as a sentence; empty while the server answers."""
         if self._silent_since is None or time.monotonic() - self._silent_since < QUIET_S:
             return ""
         return (
@@ -127,9 +136,10 @@ class ServerEngine:
         return self.model.embed(answers, mode, reducer)
 
     async def aclose(self) -> None:
-        """Close the connections."""
+        """Close the connections, and end the server where it was started for this engine."""
         self._broken = ServerError("the engine is closed: it answers no more prompts")
         await self._client.aclose()
+        await asyncio.to_thread(self.model.close)
 
     async def _ask(self, prompt: ServerPrompt, decoding: Decoding, seed: int) -> Answer:
         trouble = _Trouble()
@@ -139,7 +149,12 @@ class ServerEngine:
                     raise self._broken
                 try:
                     await self._make_sure()
-                    reply = await self._client.ask(prompt.messages, decoding, seed)
+                    reserved = await self._budget.enter(prompt.size, decoding.max_new_tokens)
+                    try:
+                        reply = await self._client.ask(prompt.messages, self._asked(decoding), seed)
+                    finally:
+                        self._budget.leave(reserved)
+                    self._budget.count(prompt.size, reply.answer.tokens_in, reply.answer.tokens_out)
                     return self._accept(reply)
                 except Setback as setback:
                     pause_s = self._note(setback, sent_at, trouble)
@@ -148,12 +163,18 @@ class ServerEngine:
                     raise
             await asyncio.sleep(pause_s)
 
+    def _asked(self, decoding: Decoding) -> Decoding:
+        """Return how a prompt is asked: with log-probabilities where the server gives them."""
+        if self._served is None or not self._served.gives_logprobs:
+            return decoding
+        return replace(decoding, logprobs=True)
+
     def _break(self, error: StudyError) -> None:
-        """Answer nothing more; the first reason counts."""
+        """Stop answering; the first reason is kept."""
         self._broken = self._broken or error
 
     def _accept(self, reply: Reply) -> Answer:
-        if self._broken is not None:
+        if self._broken is not None and not isinstance(self._broken, BudgetError):
             raise self._broken
         served = self._served
         assert served is not None  # noqa: S101 -- for the type checker
@@ -174,7 +195,7 @@ class ServerEngine:
         return reply.answer
 
     async def _make_sure(self) -> None:
-        """Look at the server's model: at first, and whenever the server may have been started again."""
+        """Compare the server's model: at first, and after each broken connection."""
         if self._is_sure:
             return
         async with self._looking:
@@ -185,7 +206,11 @@ class ServerEngine:
             except ModelError as error:
                 self._changed(str(error))
             before = self._served
-            if served.commit != self.model.identity.revision:
+            # What a server of our own has is decided by its command; it must only stay the same.
+            expected = (
+                self.model.identity.revision if self.model.server is None else (before or served).commit
+            )
+            if served.commit != expected:
                 self._changed((before.difference(served) if before else None) or f"it has {served}")
             self._served, self._is_sure = served, True
 
@@ -197,7 +222,7 @@ class ServerEngine:
         )
 
     def _note(self, setback: Setback, sent_at: float, trouble: _Trouble) -> float:
-        """Take note of a setback; return how long its prompt waits.
+        """Record a setback; return the seconds that its prompt waits.
 
         Raises:
             ServerError: When there has been no answer for too long.
@@ -210,7 +235,8 @@ class ServerEngine:
             self._silent_since = now
         self._give_up_if_silent(setback, now)
         if setback.is_away:
-            # Who comes back may be another one.
+            self._check_own_server()
+            # The server may come back with another model.
             self._is_sure = False
             self._throttle.away()
         elif setback.is_busy:
@@ -229,6 +255,15 @@ class ServerEngine:
                 f"{setback.why}",
             )
         return 0.0 if setback.is_busy else _pause_s(trouble.failures)
+
+    def _check_own_server(self) -> None:
+        """Raise `ServerDiedError` when the server of this worker has ended."""
+        server = self.model.server
+        if server is not None and server.exit_code is not None:
+            raise ServerDiedError(
+                f"the server of this worker ended with exit code {server.exit_code}; its log ends with\n"
+                f"{server.log_tail}"
+            )
 
     def _give_up_if_silent(self, setback: Setback, now: float) -> None:
         silent = now - (self._silent_since or now)

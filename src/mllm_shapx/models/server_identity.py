@@ -1,13 +1,13 @@
-"""Which model a server answers with, as far as it says."""
+"""Identifies the model behind a server, from what the server says about it."""
 
 import asyncio
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mllm_shapx.config.model_settings import ModelSettings
-from mllm_shapx.errors import ModelError, RowError, ServerError
+from mllm_shapx.errors import ModelError, RowError, ServerAwayError, ServerError
 from mllm_shapx.models.base import Decoding
 from mllm_shapx.models.server_client import Messages, Reply, ServerClient, Service, Setback
 
@@ -17,31 +17,33 @@ PAUSE_S = 1.0
 LONGEST_PAUSE_S = 30.0
 RETRY_S = 0.1
 _SAYS_WHICH = ("id", "owned_by", "root", "parent", "meta", "quantization", "arch")
-"""Fields of an entry of /models that stay while the model stays."""
+"""Fields of an entry of /models that only change with the model."""
 _LISTED = 8
 
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """What a server says of the model that it answers with."""
+    """What a server says about its model."""
 
     model: str | None
     """Name in its answers."""
     fingerprint: str | None
     """`system_fingerprint` of its answers."""
     version: str | None
-    """Of the server itself, where it tells."""
+    """Version of the server, where it gives one."""
     entry: str | None
     """Its entry in the server's list of models, as JSON."""
+    gives_logprobs: bool = False
+    """Whether answers come with log-probabilities on request; no part of the version."""
 
     @property
     def commit(self) -> str:
-        """Return what stands for the model's version in specs and in the store's keys."""
+        """Return the model's version for specs and the store's keys."""
         told = json.dumps([self.model, self.fingerprint, self.version, self.entry])
         return f"server-{hashlib.sha256(told.encode()).hexdigest()[:32]}"
 
     def difference(self, now: "ServedModel") -> str | None:
-        """Return in words how a server's model differs from this one, None when it does not."""
+        """Return how `now` differs from this model, as text; None when it does not."""
         pairs = (
             ("model", self.model, now.model),
             ("system_fingerprint", self.fingerprint, now.fingerprint),
@@ -69,7 +71,8 @@ async def _served_model(settings: ModelSettings, service: Service) -> ServedMode
                 return await look(client, settings)
             except Setback as setback:
                 if attempt == TRIES or (setback.wait_s or 0) > LONGEST_PAUSE_S:
-                    raise ModelError(
+                    kind = ServerAwayError if setback.is_away else ModelError
+                    raise kind(
                         f"connector_kwargs.base_url: the server at {service.base_url}: {setback.why}; start "
                         "it, or look at the address"
                     ) from None
@@ -92,7 +95,7 @@ async def look(client: ServerClient, settings: ModelSettings) -> ServedModel:
     service = client.service
     entries = await _entries(client)
     try:
-        reply = await client.ask(_question(settings), Decoding(1, settings.generation.text_temperature), 0)
+        reply = await _first_reply(client, settings)
     except RowError as error:
         message = f"the server at {service.base_url} does not take the study's requests: {error}"
         raise ModelError(message) from None
@@ -102,11 +105,44 @@ async def look(client: ServerClient, settings: ModelSettings) -> ServedModel:
         raise
     check_name(service, reply, list(entries))
     entry = entries.get(service.model)
-    return ServedModel(reply.model, reply.fingerprint, await _version(client), entry)
+    gives_logprobs = reply.answer.logprobs is not None
+    return ServedModel(reply.model, reply.fingerprint, await _version(client), entry, gives_logprobs)
+
+
+async def _first_reply(client: ServerClient, settings: ModelSettings) -> Reply:
+    """Ask for one token, with its log-probability where the server takes such a request.
+
+    Raises:
+        Setback, RowError, ServerError: As `ServerClient.ask`.
+    """
+    decoding = Decoding(1, settings.generation.text_temperature)
+    try:
+        return await client.ask(_question(settings), replace(decoding, logprobs=True), 0)
+    except (RowError, ServerError):
+        pass
+    except Setback as setback:
+        if setback.is_away or setback.is_busy:
+            raise
+    return await client.ask(_question(settings), decoding, 0)
+
+
+async def with_listed_name(service: Service) -> Service:
+    """Return the service with the name that a server gives its one model, where it does not know ours."""
+    client = ServerClient(service)
+    try:
+        await client.ask(({"role": "user", "content": "Hello"},), Decoding(1), 0)
+    except (Setback, RowError):
+        return service
+    except ServerError:
+        entries = await _entries(client)
+        return replace(service, model=next(iter(entries))) if len(entries) == 1 else service
+    finally:
+        await client.aclose()
+    return service
 
 
 def check_name(service: Service, reply: Reply, listed: list[str]) -> None:
-    """Refuse a server that answers with another model than was asked for.
+    """Check that a server answers with the model that was asked for.
 
     A more exact name of the same model (`gpt-4o-2024-08-06` for `gpt-4o`, a path for its last part) is right.
 
@@ -135,7 +171,7 @@ def _not_there(service: Service, names: list[str]) -> str:
 
 
 async def _entries(client: ServerClient) -> dict[str, str]:
-    """Return name -> what stays of its entry in the server's list of models, as JSON."""
+    """Return name -> the stable fields of its entry in the server's list of models, as JSON."""
     data = await _told(client, f"{client.service.base_url}/models")
     found = data.get("data") if isinstance(data, dict) else None
     entries = [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []
@@ -147,7 +183,7 @@ def _stable(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 async def _told(client: ServerClient, url: str) -> Any:
-    """Return what not every server tells of itself, None where it does not; the chat is what counts.
+    """Return the JSON data of an address that a server need not have, None where it has not.
 
     Raises:
         Setback: When the server is away or busy.
@@ -165,7 +201,7 @@ async def _told(client: ServerClient, url: str) -> Any:
 
 
 async def _version(client: ServerClient) -> str | None:
-    """Return the version of vLLM and its kin; None of servers that do not tell."""
+    """Return the server's version (vLLM and others give one at /version), None where it gives none."""
     data = await _told(client, f"{client.service.root}/version")
     version = data.get("version") if isinstance(data, dict) else None
     return version if isinstance(version, str) else None

@@ -15,9 +15,11 @@ from mllm_shapx.config.servers import CONNECTOR
 from mllm_shapx.errors import ModelError, RowError
 from mllm_shapx.models.base import Answer, Decoding, EmbeddingMode, ModelIdentity, ModelReport
 from mllm_shapx.models.server_client import Messages, Reply, ServerClient, Service, Setback
+from mllm_shapx.models.server_identity import with_listed_name
+from mllm_shapx.models.server_process import START_S, OwnServer
 
 SERVER = "server"
-"""Stands for the device and the dtype, which are the server's."""
+"""Recorded as device and dtype, which only the server knows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +30,17 @@ class ServerPrompt:
 
     @property
     def length(self) -> int:
-        """Return its characters; its tokens are the server's to know."""
+        """Return the number of characters; only the server knows the tokens."""
         return sum(len(message["content"]) for message in self.messages)
 
     @property
+    def size(self) -> int:
+        """Return its bytes in UTF-8, which no tokenizer makes more tokens of."""
+        return sum(len(message["content"].encode(errors="replace")) for message in self.messages)
+
+    @property
     def order(self) -> tuple[str, ...]:
-        """Return what to sort prompts by so that those with the same beginning come together."""
+        """Return the sort key that puts prompts with the same beginning next to each other."""
         return tuple(message["content"] for message in self.messages)
 
 
@@ -44,10 +51,14 @@ class ServerModel:
         settings: Says where the server is, which model is asked for and how.
         service: The same with the secrets of this process.
         commit: What `server_identity.ServedModel.commit` was when the study began.
+        server: The server, where this process started it; the model ends it.
     """
 
-    def __init__(self, settings: ModelSettings, service: Service, commit: str) -> None:
+    def __init__(
+        self, settings: ModelSettings, service: Service, commit: str, server: OwnServer | None = None
+    ) -> None:
         self.settings = settings
+        self.server = server
         self.service = service
         self._identity = ModelIdentity(CONNECTOR, settings.model_id, commit, dtype=SERVER, device=SERVER)
         self._notes: dict[str, None] = {}
@@ -56,12 +67,12 @@ class ServerModel:
 
     @property
     def identity(self) -> ModelIdentity:
-        """Return what is asked; its dtype and device are unknown."""
+        """Return which model is asked; its dtype and device are unknown."""
         return self._identity
 
     @property
     def report(self) -> ModelReport:
-        """Return what answers were unusual, and what the server says of itself."""
+        """Return notes on unusual answers, and the server's name and fingerprint of its model."""
         settings = {
             "base_url": self.service.base_url,
             "model": self._name,
@@ -126,13 +137,15 @@ class ServerModel:
         )
 
     def count(self, reply: Reply) -> None:
-        """Take note of an answer that came."""
+        """Record an answer: the model's name, the fingerprint, an unusual end."""
         self._name, self._fingerprint = reply.model, reply.fingerprint
         if reply.answer.ending is not None:
             self._notes[_ENDINGS[reply.answer.ending]] = None
 
     def close(self) -> None:
-        """Do nothing: the connections are the engine's."""
+        """End the server, where this process started it; the connections are the engine's."""
+        if self.server is not None:
+            self.server.close()
 
 
 _MARKED = "the store of answers marks them in the column `ending`"
@@ -143,6 +156,16 @@ _ENDINGS = {
 }
 
 
-def load(settings: ModelSettings, model_path: Path | None, revision: str | None) -> ServerModel:  # noqa: ARG001
-    """Return the model of a study (see `registry.LOADERS`); asks the server nothing."""
-    return ServerModel(settings, Service.of(settings), revision or "")
+def load(settings: ModelSettings, model_path: Path | None, revision: str | None) -> ServerModel:
+    """Return the model of a study (see `registry.LOADERS`); start its server where the config says so."""
+    own = settings.kwargs.server
+    if own is None:
+        return ServerModel(settings, Service.of(settings), revision or "")
+    name = settings.model_id if model_path is None else str(model_path)
+    server = OwnServer(own.command, name, own.start_s or START_S)
+    try:
+        service = Service.of(settings, server.base_url, name)
+        return ServerModel(settings, asyncio.run(with_listed_name(service)), revision or "", server)
+    except BaseException:
+        server.close()
+        raise

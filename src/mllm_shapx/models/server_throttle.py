@@ -1,4 +1,4 @@
-"""How many requests are in flight: more while that makes the server faster, half when it is too many."""
+"""Adapts the number of requests in flight: up while throughput grows, halved on overload."""
 
 import asyncio
 import contextlib
@@ -8,13 +8,13 @@ from collections.abc import AsyncIterator
 
 START = 4
 GAIN = 1.05
-"""Growth of the throughput that more requests in flight must bring."""
+"""Factor by which throughput must grow for the limit to rise."""
 HOLD = 8
 """Rounds without a gain after which one more request is tried."""
 
 
 class Throttle:
-    """Lets so many requests through at a time as the server takes; first come, first served.
+    """Limits the requests in flight; waiting ones are served in order.
 
     A round is as many answers as there may be requests in flight. While throughput grows from round to round
     the number doubles, and after the first setback it grows by one. For one event loop.
@@ -49,7 +49,7 @@ class Throttle:
 
     @contextlib.asynccontextmanager
     async def slot(self) -> AsyncIterator[float]:
-        """Wait until a request may be sent; gives the time when it was."""
+        """Wait until a request may be sent; yield that time."""
         await self._enter()
         try:
             yield time.monotonic()
@@ -60,7 +60,7 @@ class Throttle:
             self._wake()
 
     def succeeded(self) -> None:
-        """Take note of an answer."""
+        """Record an answer."""
         now = time.monotonic()
         if not self._waiting:
             self._round = None  # not all slots are used: the throughput says nothing
@@ -75,20 +75,20 @@ class Throttle:
             self._adapt(count / (now - begun))
 
     def too_many(self, sent_at: float) -> None:
-        """Take note of a request that was one too many; those sent before the last cut count once."""
+        """Halve the limit; requests sent before the last cut do not halve it again."""
         if sent_at > self._cut_at:
             self._cut_at = time.monotonic()
             self._limit = max(1.0, self._limit / 2)
             self._start_over(doubling=False)
 
     def away(self) -> None:
-        """Take note that nobody answers: one request at a time finds out when somebody does."""
+        """Send one request at a time until the server answers again."""
         self._cut_at = time.monotonic()
         self._limit = 1.0
         self._start_over(doubling=True)
 
     def pause(self, seconds: float) -> None:
-        """Send nothing for so long."""
+        """Send nothing for `seconds`."""
         until = time.monotonic() + seconds
         if until > self._not_before:
             self._not_before = until
@@ -106,7 +106,7 @@ class Throttle:
             self._doubling = False
             self._held += 1
             if self._held >= HOLD:
-                # What the server can do changes: look again from here.
+                # The server's speed may have changed: measure again.
                 self._best, self._held = rate, 0
                 self._limit += 1
         self._limit = min(self._limit, float(self._most))

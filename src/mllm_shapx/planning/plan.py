@@ -202,12 +202,25 @@ def _sum(one: Work, other: Work) -> Work:
 
 def _is_estimate(sharing: Sequence[RunSpec], num_players: int) -> bool:
     possible = [run for run in sharing if not run.is_hopeless(num_players)]
-    if any(run.hierarchical is None and run.coalitions(num_players) >= 1 << num_players for run in possible):
+    flat = [run for run in possible if run.hierarchical is None]
+    if any(run.game_coalitions(num_players) >= 1 << num_players for run in flat):
         return False
-    return len(possible) > 1 or any(run.hierarchical is not None for run in possible)
+    bounded = [run for run in possible if run.hierarchical is not None or run.faithfulness is not None]
+    return len(possible) > 1 or bool(bounded)
 
 
 def _notes(runs: Sequence[RunSpec]) -> list[str]:
+    return _curve_notes(runs) + _sharing_notes(runs)
+
+
+def _curve_notes(runs: Sequence[RunSpec]) -> list[str]:
+    measured = sum(run.faithfulness is not None for run in runs)
+    if not measured:
+        return []
+    return [f"coalitions of {measured} run(s) include those of their faithfulness curves, at most"]
+
+
+def _sharing_notes(runs: Sequence[RunSpec]) -> list[str]:
     alone = [run for run in runs if not run.shares_answers]
     if not alone or len(runs) == 1:
         return []

@@ -8,6 +8,7 @@ from fractions import Fraction
 from functools import cached_property
 from typing import Any, Literal
 
+from mllm_shapx.config.measures import FaithfulnessConfig, InteractionsConfig
 from mllm_shapx.config.model_settings import ModelSettings
 from mllm_shapx.config.models import (
     AudioSegmentation,
@@ -22,6 +23,7 @@ from mllm_shapx.config.scoring import ShapConfig
 from mllm_shapx.config.sources import TokenizerSource, ValueModel
 from mllm_shapx.config.vocabulary import EXPLAINERS, ExplainerType, ShapleyType
 from mllm_shapx.planning.coverage import has_complements
+from mllm_shapx.planning.curves import curve_coalitions
 from mllm_shapx.planning.players import PlayerRule
 
 MAX_LOG2_COALITIONS = 24
@@ -93,6 +95,8 @@ class RunSpec:
     """Where token players come from; None where the model's tokenizer is not ours to read."""
     value_model: ValueModel | None = field(default=None, compare=False)
     """The model of the value function, found when a study is prepared; None where there is none."""
+    faithfulness: FaithfulnessConfig | None = None
+    interactions: InteractionsConfig | None = None
     seed: int | None = None
     """Which repetition it is; None where the config names no seed. The name ends in it."""
     variant: Mapping[str, Any] = field(default_factory=dict, compare=False)
@@ -164,12 +168,26 @@ class RunSpec:
         return self.generation.is_greedy or self.generation.reuse_sampled_answers
 
     @cached_property
+    def forced_texts(self) -> tuple[str, ...]:
+        """Names of the texts whose likelihood every coalition needs; none where coalitions are answered.
+
+        Runs of one generation key share the likelihoods of texts of one name.
+        """
+        if self.shap.reads != "likelihoods":
+            return ()
+        if self.shap.value_function != "contrastive":
+            return ("the answer",)
+        options = self.shap.value_options or {}
+        return tuple(dict.fromkeys(f"{options.get(key)!r}" for key in ("target", "foil")))
+
+    @cached_property
     def result_settings(self) -> dict[str, Any]:
         """Everything that decides the values of a row, as JSON data; recorded in `spec.json`."""
         # Absent unless set: specs that were written without it stay equal.
         seed = {} if self.seed is None else {"seed": self.seed}
         return {
             **seed,
+            **measures_in_words(self.faithfulness, self.interactions),
             "explainer_type": self.explainer_type,
             "budget": {"kind": self.budget.kind, "value": self.budget.value},
             "hierarchical": None
@@ -226,7 +244,16 @@ class RunSpec:
         return int.from_bytes(digest[:4], "big") >> 1
 
     def coalitions(self, num_players: int) -> int:
-        """Return how many coalitions the run evaluates on `num_players`; an upper bound when hierarchical."""
+        """Return how many coalitions the run evaluates on `num_players`.
+
+        An upper bound when hierarchical, and with faithfulness curves: they ask for none that is stored.
+        """
+        games = self.game_coalitions(num_players)
+        curves = curve_coalitions(self.faithfulness, num_players)
+        return min(games + curves, 1 << num_players) if curves else games
+
+    def game_coalitions(self, num_players: int) -> int:
+        """Return the coalitions of the run's games alone; an upper bound when hierarchical."""
         if self.hierarchical is not None:
             return _hierarchical_coalitions(self.hierarchical, num_players)
         return flat_coalitions(self.explainer_type, self.budget, num_players)
@@ -307,6 +334,14 @@ def _group_counts(num_players: int, size: int) -> list[tuple[int, int]]:
     """Return (players, groups) of cutting `num_players` into groups of `size`, the rest a smaller one."""
     full, rest = divmod(num_players, size)
     return [(size, full)] if rest == 0 else [(size, full), (rest, 1)]
+
+
+def measures_in_words(
+    faithfulness: FaithfulnessConfig | None, interactions: InteractionsConfig | None
+) -> dict[str, Any]:
+    """Return the keys of what a run measures beside its values; only what is set: old specs stay equal."""
+    blocks = {"faithfulness": faithfulness, "interactions": interactions}
+    return {key: block.model_dump(mode="json") for key, block in blocks.items() if block is not None}
 
 
 def settings_digest(settings: Mapping[str, Any]) -> str:

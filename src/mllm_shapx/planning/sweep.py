@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mllm_shapx.config.loading import resolve_path
+from mllm_shapx.config.measures import FaithfulnessConfig
 from mllm_shapx.config.models import EmbeddingConfig, ExperimentSet
 from mllm_shapx.config.sources import TokenizerSource
 from mllm_shapx.config.values import canonical_type
@@ -16,7 +17,7 @@ from mllm_shapx.config.vocabulary import EXPLAINERS, ShapleyType
 from mllm_shapx.errors import ConfigError, Problem
 from mllm_shapx.planning.players import PlayerRule
 from mllm_shapx.planning.precision import rounding_warnings
-from mllm_shapx.planning.runs import Budget, HierarchicalSpec, RunSpec
+from mllm_shapx.planning.runs import Budget, HierarchicalSpec, RunSpec, measures_in_words
 from mllm_shapx.records.layout import name_fault
 
 MOST_RUNS = 10_000
@@ -159,6 +160,8 @@ def _runs(
     tokenizer: TokenizerSource | None,
 ) -> Iterator[RunSpec]:
     shap = experiment_set.shap.changed_by(variant.shap_override)
+    has_own = "faithfulness" in variant.model_fields_set
+    faithfulness = variant.faithfulness if has_own else experiment_set.faithfulness
     for entry in entries:
         yield RunSpec(
             name=entry.name,
@@ -178,12 +181,14 @@ def _runs(
             shap=shap,
             embedding=_encoder(experiment_set, variant) if shap.needs_embeddings else None,
             tokenizer=tokenizer,
+            faithfulness=faithfulness,
+            interactions=variant.interactions,
             seed=entry.seed,
-            variant=_in_words(variant, entry),
+            variant=_in_words(variant, entry, faithfulness),
         )
 
 
-def _in_words(variant: Variant, entry: _Entry) -> dict[str, Any]:
+def _in_words(variant: Variant, entry: _Entry, faithfulness: FaithfulnessConfig | None) -> dict[str, Any]:
     """Return one run as an entry of `experiments` that expands to it alone; the blocks hold the overrides."""
     return {
         "explainer_type": variant.explainer_type,
@@ -194,6 +199,7 @@ def _in_words(variant: Variant, entry: _Entry) -> dict[str, Any]:
         "hierarchical": None,
         **entry.written,
         **({} if entry.seed is None else {"seeds": [entry.seed]}),
+        **measures_in_words(faithfulness, variant.interactions),
     }
 
 

@@ -101,7 +101,22 @@ def explaining_order(runs: Sequence[RunSpec], num_players: int) -> list[RunSpec]
 
 
 def expected_answers(runs: Sequence[RunSpec], num_players: int) -> float:
-    """Return how many distinct coalitions `runs` of one generation key are expected to need together.
+    """Return how many model calls `runs` of one generation key are expected to need together.
+
+    A call is an answer to one coalition, or the likelihood of one given text behind its prompt. Runs that
+    read likelihoods need one answer, to all players.
+    """
+    forced: dict[str, list[RunSpec]] = {}
+    for run in runs:
+        for text in run.forced_texts:
+            forced.setdefault(text, []).append(run)
+    answering = [run for run in runs if not run.forced_texts]
+    answers = _expected_union(answering, num_players) or min(1.0, len(runs))
+    return answers + sum(_expected_union(sharing, num_players) for sharing in forced.values())
+
+
+def _expected_union(runs: Sequence[RunSpec], num_players: int) -> float:
+    """Return how many distinct coalitions `runs` are expected to evaluate together.
 
     2^n when one of them needs all, infinity where a float cannot hold it. Exact for one run; for several
     sampling runs what their samplers draw once (`planning.coverage`). Without players it is the empty prompt.
@@ -112,18 +127,21 @@ def expected_answers(runs: Sequence[RunSpec], num_players: int) -> float:
         return 1.0
     counts = [run.coalitions(num_players) for run in runs]
     most = max(counts)
-    if most >= 1 << num_players:
+    if max(run.game_coalitions(num_players) for run in runs) >= 1 << num_players:
         return _as_float(1 << num_players)
     if len(runs) == 1:
         return _as_float(most)
-    sets = [_drawn(run, count, num_players) for run, count in zip(runs, counts, strict=True)]
+    sets = [_drawn(run, num_players) for run in runs]
     return min(max(distinct(sets, num_players), _as_float(most)), _as_float(sum(counts)))
 
 
-def _drawn(run: RunSpec, evaluations: int, num_players: int) -> Drawn:
+def _drawn(run: RunSpec, num_players: int) -> Drawn:
     if run.hierarchical is not None:
-        return evenly(evaluations)
-    return drawn(run.explainer_type, evaluations, num_players, run.seed_for(0))
+        return evenly(run.coalitions(num_players))
+    evaluations = run.game_coalitions(num_players)
+    of_game = drawn(run.explainer_type, evaluations, num_players, run.seed_for(0))
+    # The curves of two runs have little in common: their orders differ.
+    return Drawn(of_game.masks, of_game.rest + run.coalitions(num_players) - evaluations)
 
 
 def _as_float(count: int) -> float:

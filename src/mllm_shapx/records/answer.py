@@ -24,6 +24,10 @@ class Answer:
     """What is unusual in how a server ended the answer; None for an end token or the limit of tokens."""
     reasoning: str = ""
     """Reasoning that a server sent apart from the text; it is never scored."""
+    tokens_in: int | None = None
+    """Tokens of the prompt as a server counted them; None where it did not, and for models of our own."""
+    tokens_out: int | None = None
+    """Tokens that a server generated for the answer, reasoning included."""
     asked_by: str = ""
     """Name of the run that first needed it. Empty for an answer without a run yet, and for a copy of the
     answer to another coalition. It is stored, so that `model_calls` of a resumed run is what the undisturbed

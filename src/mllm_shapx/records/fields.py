@@ -41,6 +41,15 @@ def finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
+def in_file(value: Any) -> Any:
+    """Return a field's value as JSON data: numbers that JSON cannot hold become null, tuples lists."""
+    if isinstance(value, float):
+        return finite(value)
+    if isinstance(value, tuple):
+        return [in_file(item) for item in value]
+    return value.to_json() if hasattr(value, "to_json") else value
+
+
 def in_words(error: ValidationError) -> str:
     """Return the first thing that does not fit, with the field's name."""
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]

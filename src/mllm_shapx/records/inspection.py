@@ -38,6 +38,8 @@ class RunInspection:
     """`created_at` of the checkpoint, None when there is none that can be read."""
     made_from: Mapping[int, str] = field(default_factory=dict)
     """Row -> digest of what its sample was made from, see `SampleFile.made_from`."""
+    calls: Mapping[int, tuple[int, int]] = field(default_factory=dict)
+    """Row -> coalitions and generated answers of its sample."""
     faults: tuple[Fault, ...] = ()
     """Files that are damaged or left over."""
 
@@ -47,6 +49,7 @@ class RunInspection:
             self,
             completed=self.completed.difference(rows),
             made_from={row: digest for row, digest in self.made_from.items() if row not in rows},
+            calls={row: calls for row, calls in self.calls.items() if row not in rows},
         )
 
 

@@ -7,15 +7,18 @@ from dataclasses import dataclass
 GENERATIONS = "generations"
 LOCK = ".lock"
 PACE = "pace.json"
+PROGRESS = "progress.json"
 SHARDS = "shards"
 
 RESERVED = {
     GENERATIONS: "the store's folder",
     PACE: "the file of measured costs",
+    PROGRESS: "the file of the last progress",
     SHARDS: "the folder of shards",
     "config.json": "the config's copy",
     "report.html": "the report's file",
     "wandb": "the folder of Weights & Biases",
+    "mlflow": "the folder of MLflow",
     "spec.json": "a file by which a run's directory is known",
     "checkpoint.json": "a file by which a run's directory is known",
     "samples": "a folder by which a run's directory is known",
@@ -27,7 +30,9 @@ _LONGEST_NAME = 200
 
 _SAMPLE = re.compile(r"sample_(\d{5,})_result\.json")
 _FAILURE = re.compile(r"sample_(\d{5,})\.json")
-_GENERATION = re.compile(r"(\d{5,})-([0-9A-Za-z_]+)(\.parquet|\.embeddings\.parquet|\.parts)")
+_GENERATION = re.compile(
+    r"(\d{5,})-([0-9A-Za-z_]+)(\.parquet|\.embeddings\.parquet|\.likelihoods\.parquet|\.parts)"
+)
 
 
 def name_fault(run_name: str) -> str | None:
@@ -153,6 +158,11 @@ class GenerationLayout:
     def embeddings(self) -> str:
         """Return the path of the answers' vectors."""
         return f"{GENERATIONS}/{self.stem}.embeddings.parquet"
+
+    @property
+    def likelihoods(self) -> str:
+        """Return the path of the likelihoods of given texts."""
+        return f"{GENERATIONS}/{self.stem}.likelihoods.parquet"
 
     @property
     def parts(self) -> str:

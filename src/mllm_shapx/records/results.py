@@ -9,7 +9,8 @@ from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from mllm_shapx.records.fields import STRICT, AllKnown, Known, Real, Whole, finite, in_words
+from mllm_shapx.records.fields import STRICT, AllKnown, Known, Real, Whole, in_file, in_words
+from mllm_shapx.records.measures import Faithfulness, Interactions
 from mllm_shapx.records.storage import refuse_deep
 
 SCHEMA_VERSION = 2
@@ -55,7 +56,7 @@ class ConversationEntry:
             "content_type": self.content_type,
             "roles": list(self.roles),
             "content": [piece if isinstance(piece, str) else piece.to_json() for piece in self.content],
-            "shap_values": _in_file(self.shap_values),
+            "shap_values": in_file(self.shap_values),
         }
 
     @property
@@ -81,7 +82,7 @@ class AttributionSummary:
 
     def to_json(self) -> dict[str, Any]:
         """Return the summary as JSON data."""
-        return {each.name: _in_file(getattr(self, each.name)) for each in fields(self)}
+        return {each.name: in_file(getattr(self, each.name)) for each in fields(self)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +140,14 @@ class SampleFile:
     """What the row was: 32 hex digits over its texts, recordings and languages."""
     environment: str | None = None
     """Id of the entry of `environments` in `spec.json` that it was made in."""
+    tokens_in: Whole | None = None
+    """Tokens of the prompts behind `model_calls`, as the model's server counted them; None without one."""
+    tokens_out: Whole | None = None
+    """Tokens of the answers behind `model_calls`."""
+    faithfulness: Faithfulness | None = None
+    """Deletion and insertion curves, where the run measures them."""
+    interactions: Interactions | None = None
+    """Interactions of the players, where an exact run computes them."""
 
     @property
     def imbalance(self) -> float:
@@ -187,9 +196,7 @@ class SampleResult(SampleFile):
     def to_json(self) -> dict[str, Any]:
         """Return the file's JSON data, without NaN or infinities."""
         values = ((name, getattr(self, name)) for name in FIELDS)
-        known = {
-            name: _in_file(value) for name, value in values if value is not None or name not in _LEFT_OUT
-        }
+        known = {name: in_file(value) for name, value in values if value is not None or name not in _LEFT_OUT}
         return {**self.extra, "schema_version": SCHEMA_VERSION, **known}
 
     @classmethod
@@ -263,12 +270,3 @@ def _parse_older(data: bytes, error: ValidationError) -> SampleFile:
     }
     vars(sample).update({name: value for name, value in derived.items() if name not in content})
     return sample
-
-
-def _in_file(value: Any) -> Any:
-    """Return a field's value as JSON data."""
-    if isinstance(value, float):
-        return finite(value)
-    if isinstance(value, tuple):
-        return [_in_file(item) for item in value]
-    return value.to_json() if isinstance(value, ConversationEntry | AttributionSummary) else value

@@ -82,7 +82,14 @@ class RunReader:
         """
         faults = [Fault("leftover", path) for path in self.temp_files()]
         checkpoint = self._inspected_checkpoint(faults)
-        made_from, damaged = self._readable_samples(faults, on_sample)
+        calls: dict[int, tuple[int, int]] = {}
+
+        def take(metrics: SampleMetrics) -> None:
+            calls[metrics.row_index] = (metrics.n_calls, metrics.model_calls)
+            if on_sample is not None:
+                on_sample(metrics)
+
+        made_from, damaged = self._readable_samples(faults, take)
         completed = frozenset(made_from)
         failures = self._readable_failures(completed, faults)
         self._inspect_summary(faults)
@@ -100,6 +107,7 @@ class RunReader:
             notes=notes.texts(),
             created_at=None if checkpoint is None else checkpoint.created_at,
             made_from=made_from,
+            calls=calls,
             faults=tuple(faults),
         )
 
@@ -220,7 +228,7 @@ class RunReader:
             return None
 
     def _readable_samples(
-        self, faults: list[Fault], on_sample: Callable[[SampleMetrics], None] | None
+        self, faults: list[Fault], on_sample: Callable[[SampleMetrics], None]
     ) -> tuple[dict[int, str], frozenset[int]]:
         """Return the rows that are done, with what they were made from, and those with a damaged sample."""
         rows = self.sample_paths()
@@ -234,8 +242,7 @@ class RunReader:
                     damaged.add(rows[path])
                 continue
             made_from[metrics.row_index] = metrics.made_from
-            if on_sample is not None:
-                on_sample(metrics)
+            on_sample(metrics)
         return made_from, frozenset(damaged)
 
     def _readable_failures(self, completed: frozenset[int], faults: list[Fault]) -> dict[int, FailureRecord]:

@@ -16,7 +16,7 @@ from mllm_shapx.records.storage import Storage, join_uri, open_storage
 
 _NAME = re.compile(r"(\d+)-of-(\d+)")
 _SHOWN = 5
-_MADE_ANEW = frozenset({"config.json", "pace.json", ".lock"})
+_MADE_ANEW = frozenset({"config.json", "pace.json", "progress.json", ".lock"})
 _MOVED = frozenset({"spec.json", "checkpoint.json", "summary", "samples", "failures", "audio"})
 """Names in a run's directory that are empty after a merge, or that the merged directory writes again."""
 

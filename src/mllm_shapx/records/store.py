@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from mllm_shapx.records.answer import Answer
 from mllm_shapx.records.layout import GENERATIONS, GenerationLayout
+from mllm_shapx.records.likelihood import Likelihood, LikelihoodKey, likelihoods_of
 from mllm_shapx.records.storage import TEMP_PREFIX, Storage
 from mllm_shapx.records.store_codec import (
     StoreHeader,
@@ -17,6 +18,7 @@ from mllm_shapx.records.store_codec import (
     decode_texts,
     encode_answers,
     encode_embeddings,
+    encode_likelihoods,
 )
 
 if TYPE_CHECKING:
@@ -60,6 +62,8 @@ class StoreEntry:
     """Generation settings, model commit and dtype."""
     problem: str | None = None
     """Why a file of it cannot be read, None when all can."""
+    likelihoods: int = 0
+    """Likelihoods of given texts, each behind one coalition's prompt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +219,30 @@ class CoalitionStore:
             self._storage.write_bytes(path, encode_embeddings(header, fresh | stored))
         return tuple(notes)
 
+    def read_likelihoods(
+        self, row_index: int, key: str, header: StoreHeader
+    ) -> tuple[dict[LikelihoodKey, Likelihood], StoreHeader | None, tuple[str, ...]]:
+        """Return the stored likelihoods, the header of their file, and notes as `read` does."""
+        notes: list[str] = []
+        path = GenerationLayout(row_index, key).likelihoods
+        found, written = self._read_file(path, header, likelihoods_of, notes)
+        return dict(found), written, tuple(notes)
+
+    def merge_likelihoods(
+        self, row_index: int, key: str, header: StoreHeader, likelihoods: Mapping[LikelihoodKey, Likelihood]
+    ) -> tuple[str, ...]:
+        """Add likelihoods; one that is stored already is replaced by one that knows more probable tokens."""
+        stored, _, notes = self.read_likelihoods(row_index, key, header)
+        fresh = {
+            place: each
+            for place, each in likelihoods.items()
+            if place not in stored or stored[place].top_k < each.top_k
+        }
+        if fresh:
+            path = GenerationLayout(row_index, key).likelihoods
+            self._storage.write_bytes(path, encode_likelihoods(header, stored | fresh))
+        return notes
+
     def places(self) -> set[tuple[int, str]]:
         """Return the rows and keys that have answers, from the names of the files alone."""
         found = map(GenerationLayout.of_name, self._storage.list(GENERATIONS))
@@ -225,7 +253,7 @@ class CoalitionStore:
         count = 0
         for row, key in sorted(self.places()):
             place = GenerationLayout(row, key)
-            for path in (place.answers, place.embeddings, place.parts) if row in rows else ():
+            for path in _paths(place) if row in rows else ():
                 if self._storage.exists(path):
                     self._move_aside(path, _SET_ASIDE)
                     count += 1
@@ -270,7 +298,7 @@ class CoalitionStore:
                 continue
             entries += 1
             num_bytes += sum(self._storage.size(path) for path in paths)
-            for path in (place.answers, place.embeddings, place.parts):
+            for path in _paths(place):
                 self._storage.remove(path)
         return PruneResult(entries, num_bytes)
 
@@ -285,7 +313,7 @@ class CoalitionStore:
 
     def _entry(self, place: GenerationLayout, paths: Sequence[str]) -> StoreEntry:
         masks: set[bytes] = set()
-        embeddings = num_bytes = 0
+        embeddings = likelihoods = num_bytes = 0
         header = StoreHeader({})
         problem: str | None = None
         for path in paths:
@@ -300,6 +328,8 @@ class CoalitionStore:
                 continue
             if path == place.embeddings:
                 embeddings += table.num_rows
+            elif path == place.likelihoods:
+                likelihoods += table.num_rows
             else:
                 # Masks of different widths name the same coalition.
                 masks.update(mask.rstrip(b"\0") for mask in table.column("mask").to_pylist())
@@ -312,6 +342,7 @@ class CoalitionStore:
             num_players=header.num_players,
             settings=header.settings,
             problem=problem,
+            likelihoods=likelihoods,
         )
 
     def _parts(self, place: GenerationLayout) -> list[str]:
@@ -345,3 +376,7 @@ class CoalitionStore:
         target = next(candidate for candidate in candidates if not self._storage.exists(candidate))
         self._storage.move(path, target)
         return target
+
+
+def _paths(place: GenerationLayout) -> tuple[str, ...]:
+    return (place.answers, place.embeddings, place.likelihoods, place.parts)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mllm_shapx.records.answer import Answer, ending_of
+from mllm_shapx.records.likelihood import Likelihood, LikelihoodKey, likelihood_table
 
 if TYPE_CHECKING:
     import numpy as np
@@ -77,7 +78,13 @@ def _of_servers(rows: "Sequence[Answer]") -> "dict[str, pa.Array]":
     endings = [row.ending for row in rows]
     texts = [row.reasoning.encode(errors="replace").decode() or None for row in rows]
     found: dict[str, list[Any]] = {"ending": endings, "reasoning": texts}
-    return {name: pa.array(column, pa.string()) for name, column in found.items() if any(column)}
+    columns = {name: pa.array(column, pa.string()) for name, column in found.items() if any(column)}
+    counts = {"tokens_in": [row.tokens_in for row in rows], "tokens_out": [row.tokens_out for row in rows]}
+    return columns | {
+        name: pa.array(column, pa.int64())
+        for name, column in counts.items()
+        if any(count is not None for count in column)
+    }
 
 
 def decode_answers(table: "pa.Table") -> Iterator[tuple[int, Answer]]:
@@ -89,9 +96,9 @@ def decode_answers(table: "pa.Table") -> Iterator[tuple[int, Answer]]:
     columns = (_tuples(_column(table, name)) for name in ("token_ids", "logprobs", "audio_frames"))
     masks = _column(table, "mask").to_pylist()
     texts, askers = _column(table, "text").to_pylist(), _column(table, "asked_by").to_pylist()
-    unusual = (_optional(table, name) for name in ("ending", "reasoning"))
-    rows = zip(masks, texts, *columns, askers, *unusual, strict=True)
-    for mask, text, token_ids, logprobs, frames, asker, ending, reasoning in rows:
+    of_servers = (_optional(table, name) for name in ("ending", "reasoning", "tokens_in", "tokens_out"))
+    rows = zip(masks, texts, *columns, askers, *of_servers, strict=True)
+    for mask, text, token_ids, logprobs, frames, asker, ending, reasoning, tokens_in, tokens_out in rows:
         yield (
             int.from_bytes(mask, "little"),
             Answer(
@@ -101,6 +108,8 @@ def decode_answers(table: "pa.Table") -> Iterator[tuple[int, Answer]]:
                 frames or (),
                 ending_of(ending) if ending else None,
                 reasoning or "",
+                tokens_in,
+                tokens_out,
                 asker,
             ),
         )
@@ -153,6 +162,11 @@ def decode_embeddings(table: "pa.Table") -> "Iterator[tuple[tuple[str, bytes], N
     kinds, answers = _column(table, "kind").to_pylist(), _column(table, "answer").to_pylist()
     for kind, answer, vector in zip(kinds, answers, _column(table, "vector"), strict=True):
         yield (kind, answer), vector.values.to_numpy()
+
+
+def encode_likelihoods(header: StoreHeader, likelihoods: Mapping[LikelihoodKey, Likelihood]) -> bytes:
+    """Return a file of likelihoods, given by what is forced and the coalition."""
+    return _encode_table(likelihood_table(likelihoods, header.num_players), header)
 
 
 def decode_table(data: bytes, columns: Sequence[str] | None = None) -> "tuple[pa.Table, StoreHeader]":
@@ -231,11 +245,11 @@ def _column(table: "pa.Table", name: str) -> "pa.Array":
     return table.column(name).combine_chunks()
 
 
-def _optional(table: "pa.Table", name: str) -> list[str | None]:
+def _optional(table: "pa.Table", name: str) -> list[Any]:
     """Return a column that a file may lack."""
     if name not in table.column_names:
         return [None] * table.num_rows
-    found: list[str | None] = _column(table, name).to_pylist()
+    found: list[Any] = _column(table, name).to_pylist()
     return found
 
 

@@ -6,10 +6,14 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+from mllm_shapx.records.measures import Areas
 from mllm_shapx.records.results import SampleFile
 
 N_CONSTANT = "n_constant"
 """Key of the samples in which every coalition has the same answer; summaries of earlier versions lack it."""
+
+AREAS = ("deletion_area_mean", "insertion_area_mean", "random_area_mean")
+"""Keys of the areas under faithfulness curves; they may be negative, as the value function may be."""
 
 OLDER_KEYS = ("n_samples", "runtime_sec_total", "runtime_sec_avg", "avg_frac_text", "avg_frac_audio")
 """Keys that the older runner's summaries have too."""
@@ -24,6 +28,9 @@ class SampleMetrics:
     runtime_sec: float
     n_calls: int
     model_calls: int
+    tokens_in: int | None
+    """Tokens of the prompts that a server was asked for this sample; None without a server."""
+    tokens_out: int | None
     frac_text: float
     """Share of the absolute values that lies on text, in [0, 1]; NaN where it is unknown."""
     frac_audio: float
@@ -36,6 +43,8 @@ class SampleMetrics:
     """Whether every coalition is known to have the same answer."""
     made_from: str
     """Digest of the row, see `SampleFile.made_from`."""
+    areas: Areas | None = None
+    """Of its faithfulness curves."""
 
     @classmethod
     def of(cls, sample: SampleFile) -> Self:
@@ -46,6 +55,8 @@ class SampleMetrics:
             runtime_sec=sample.runtime_sec,
             n_calls=sample.n_calls,
             model_calls=sample.model_calls,
+            tokens_in=sample.tokens_in,
+            tokens_out=sample.tokens_out,
             frac_text=sample.attr_summary.frac_text,
             frac_audio=sample.attr_summary.frac_audio,
             efficiency_residual=sample.imbalance,
@@ -53,6 +64,7 @@ class SampleMetrics:
             num_players=sample.num_players,
             is_constant=sample.is_constant,
             made_from=sample.made_from,
+            areas=None if sample.faithfulness is None else sample.faithfulness.areas,
         )
 
 
@@ -98,23 +110,68 @@ class ExactSum:
 
 
 @dataclass(slots=True)
+class _Curves:
+    """The sums over the samples with faithfulness curves."""
+
+    samples: int = 0
+    deletion_better: int = 0
+    insertion_better: int = 0
+    deletion: ExactSum = field(default_factory=ExactSum)
+    insertion: ExactSum = field(default_factory=ExactSum)
+    random: ExactSum = field(default_factory=ExactSum)
+
+    def add(self, areas: Areas) -> None:
+        self.samples += 1
+        self.deletion_better += areas.deletion_is_better
+        self.insertion_better += areas.insertion_is_better
+        self.deletion.add(areas.deletion)
+        self.insertion.add(areas.insertion)
+        self.random.add(areas.random)
+
+    def extend(self, other: "_Curves") -> None:
+        self.samples += other.samples
+        self.deletion_better += other.deletion_better
+        self.insertion_better += other.insertion_better
+        self.deletion.extend(other.deletion)
+        self.insertion.extend(other.insertion)
+        self.random.extend(other.random)
+
+    def to_json(self) -> dict[str, Any]:
+        if not self.samples:
+            return {}
+        return {
+            "n_curves": self.samples,
+            **dict(zip(AREAS, (self.deletion.mean, self.insertion.mean, self.random.mean), strict=True)),
+            "deletion_better": self.deletion_better / self.samples,
+            "insertion_better": self.insertion_better / self.samples,
+        }
+
+
+@dataclass(slots=True)
 class _Group:
     """The sums over one set of samples."""
 
     samples: int = 0
     n_calls: int = 0
     model_calls: int = 0
+    tokens_in: int | None = None
+    tokens_out: int | None = None
     runtime: ExactSum = field(default_factory=ExactSum)
     frac_text: ExactSum = field(default_factory=ExactSum)
     frac_audio: ExactSum = field(default_factory=ExactSum)
     residual: ExactSum = field(default_factory=ExactSum)
     residual_max: float = 0.0
     standard_error: ExactSum = field(default_factory=ExactSum)
+    curves: _Curves = field(default_factory=_Curves)
 
     def add(self, metrics: SampleMetrics) -> None:
         self.samples += 1
         self.n_calls += metrics.n_calls
         self.model_calls += metrics.model_calls
+        if metrics.tokens_in is not None:
+            self.tokens_in = (self.tokens_in or 0) + metrics.tokens_in
+        if metrics.tokens_out is not None:
+            self.tokens_out = (self.tokens_out or 0) + metrics.tokens_out
         self.runtime.add(metrics.runtime_sec)
         self.frac_text.add(metrics.frac_text)
         self.frac_audio.add(metrics.frac_audio)
@@ -122,6 +179,8 @@ class _Group:
         self.standard_error.add(metrics.standard_error)
         # In this order NaN never wins.
         self.residual_max = max(self.residual_max, metrics.efficiency_residual)
+        if metrics.areas is not None:
+            self.curves.add(metrics.areas)
 
     def extend(self, other: "_Group") -> None:
         self.samples += other.samples
@@ -133,6 +192,7 @@ class _Group:
         self.residual.extend(other.residual)
         self.standard_error.extend(other.standard_error)
         self.residual_max = max(self.residual_max, other.residual_max)
+        self.curves.extend(other.curves)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -143,9 +203,12 @@ class _Group:
             "avg_frac_audio": self.frac_audio.mean,
             "n_calls_total": self.n_calls,
             "model_calls_total": self.model_calls,
+            **({} if self.tokens_in is None else {"tokens_in_total": self.tokens_in}),
+            **({} if self.tokens_out is None else {"tokens_out_total": self.tokens_out}),
             "efficiency_residual_mean": self.residual.mean,
             "efficiency_residual_max": self.residual_max,
             "standard_error_mean": self.standard_error.mean if self.standard_error.has_any else None,
+            **self.curves.to_json(),
         }
 
 
@@ -153,6 +216,8 @@ class RunSummary:
     """`summary/aggregate_metrics.json` of one run, fed sample by sample.
 
     A sample takes 40 bytes. Add each row once: a row that is added twice counts twice.
+    A sample takes 32 bytes, 24 more where it has curves. Add each row once: a row that is added twice counts
+    twice.
     """
 
     def __init__(self) -> None:

@@ -10,13 +10,16 @@ from mllm_shapx.records.spec import result_settings
 TOLERANCE = 1e-6
 """How far values may be off an axiom, absolutely and relative to the numbers compared."""
 
+_EFFICIENT = frozenset({"k-SII", "STII"})
+"""Indices of interactions that sum to v(N) - v(empty) over all sets up to the order."""
+
 type ValueCheck = Callable[[SampleResult], Iterator[str]]
 
 
 def value_checks(spec: dict[str, Any]) -> list[ValueCheck]:
     """Return what a run's samples must satisfy, as far as its spec tells."""
     settings = result_settings(spec) or {}
-    checks: list[ValueCheck] = [_counts, _attribution, _raw_values]
+    checks: list[ValueCheck] = [_counts, _attribution, _raw_values, _faithfulness, _interactions]
     if settings.get("explainer_type") == "exact":
         checks.append(_efficiency)
     shap = settings.get("shap")
@@ -57,6 +60,29 @@ def _raw_values(sample: SampleResult) -> Iterator[str]:
         yield f"it has {len(values)} raw_values for {sample.num_players} players"
     elif math.isfinite(sample.values_sum) and not _close(math.fsum(values), sample.values_sum):
         yield f"raw_values sum to {math.fsum(values):.9g}, values_sum says {sample.values_sum:.9g}"
+
+
+def _faithfulness(sample: SampleResult) -> Iterator[str]:
+    """The curves go from no player to all, and have a value at each point."""
+    curves = sample.faithfulness
+    if curves is None:
+        return
+    if not curves.kept or (curves.kept[0], curves.kept[-1]) != (0, sample.num_players):
+        yield f"the curves of faithfulness do not go from 0 to {sample.num_players} players"
+    if any(len(each) != len(curves.kept) for each in (curves.deletion, curves.insertion, *curves.random)):
+        yield f"a curve of faithfulness has not one value for each of its {len(curves.kept)} points"
+
+
+def _interactions(sample: SampleResult) -> Iterator[str]:
+    """There is one number per set of players; those of an efficient index sum to v(N) - v(empty)."""
+    found = sample.interactions
+    if found is None:
+        return
+    gain, total = sample.grand_value - sample.base_value, math.fsum(found.values)
+    if len(found.players) != len(found.values):
+        yield f"it has {len(found.values)} interactions for {len(found.players)} sets of players"
+    elif found.index in _EFFICIENT and math.isfinite(gain) and not _close(total, gain):
+        yield f"the interactions sum to {total:.9g}, not to v(all) - v(none) = {gain:.9g}"
 
 
 def _attribution(sample: SampleResult) -> Iterator[str]:

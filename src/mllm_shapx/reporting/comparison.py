@@ -38,6 +38,10 @@ class RunFigures:
     """Pearson correlation of a row's values with the exact run's, mean over rows; None for an exact run."""
     marked_first: float | None
     """Share of the marked rows whose marked word has the largest value."""
+    deletion_area: float | None = None
+    """Area under the deletion curve, mean over rows (docs/formats.md, `faithfulness`)."""
+    insertion_area: float | None = None
+    random_area: float | None = None
     not_compared: int = 0
     """Rows that the exact run explained from other content or players; the correlation leaves them out."""
 
@@ -78,6 +82,9 @@ def _figures(study: StudyFiles, run: RunFiles, marks: Mapping[int, Mark]) -> Run
         seconds_per_sample=summary.get("runtime_sec_avg") if samples else None,
         correlation=correlation,
         marked_first=marked_first,
+        deletion_area=summary.get("deletion_area_mean"),
+        insertion_area=summary.get("insertion_area_mean"),
+        random_area=summary.get("random_area_mean"),
         not_compared=not_compared,
     )
 

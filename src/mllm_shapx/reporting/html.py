@@ -234,4 +234,7 @@ def _run(run: RunFiles, series: RunSeries) -> dict[str, Any]:
         "frac_text": mean(series.text),
         "frac_audio": mean(series.audio),
         "residual": residual if run.summary.get("n_samples") else None,
+        "deletion": run.summary.get("deletion_area_mean"),
+        "insertion": run.summary.get("insertion_area_mean"),
+        "random": run.summary.get("random_area_mean"),
     }

@@ -15,17 +15,21 @@ from rich.text import Text
 from mllm_shapx.reporting.study_progress import (
     RunProgress,
     StudyProgress,
+    WorkerProgress,
     choose_runs,
     pace,
     percent,
     summarize_rest,
     workers_in_words,
 )
-from mllm_shapx.reporting.timing import format_duration
+from mllm_shapx.reporting.timing import format_duration, format_rate
 
 REDRAWS_PER_SECOND = 4
 _MOST_RUNS = 8
 _LEAST_RUNS = 2
+_MOST_WORKERS = 8
+_MOST_ROWS = 4
+_GIB = 1 << 30
 _FRAME_LINES = 6
 """Lines that are no run's: bar, counts, rest, workers, and the shell's own."""
 
@@ -43,6 +47,7 @@ class LiveView:
             redirect_stderr=_is_terminal(sys.stderr),
         )
         self._open = contextlib.ExitStack()
+        self._standard = (sys.stdout, sys.stderr)
 
     def show(self, progress: StudyProgress, rate: float | None) -> None:
         """Replace the picture; it is drawn at the next of the regular redraws."""
@@ -51,6 +56,7 @@ class LiveView:
             before = (sys.stdout, sys.stderr)
             self._open.callback(self._live.stop)
             self._live.start(refresh=True)
+            self._standard = (sys.stdout, sys.stderr)
             self._open.enter_context(_handlers_moved(before))
 
     def message(self, text: str) -> None:
@@ -59,19 +65,31 @@ class LiveView:
 
     def close(self) -> None:
         """Draw once more and leave the picture where it is."""
+        out, err = sys.stdout, sys.stderr
         self._open.close()
+        # rich puts back the streams that it found at its start. Whoever has changed them since is right.
+        if out is not self._standard[0]:
+            sys.stdout = out
+        if err is not self._standard[1]:
+            sys.stderr = err
 
 
 def render(progress: StudyProgress, rate: float | None, height: int) -> RenderableType:
     """Return the picture, with as many runs as a terminal of `height` lines has room for."""
     lines: list[RenderableType] = [_bar(progress), _counts(progress, rate)]
     if len(progress.runs) > 1:
-        most = max(_LEAST_RUNS, min(_MOST_RUNS, height - _FRAME_LINES))
+        taken = _FRAME_LINES + min(len(progress.worker_list), _MOST_WORKERS)
+        most = max(_LEAST_RUNS, min(_MOST_RUNS, height - taken))
         shown, rest = choose_runs(progress.runs, most)
         lines.append(_run_lines(shown))
         if rest:
             lines.append(Text(f"  … {summarize_rest(rest)}", style="dim", no_wrap=True, overflow="ellipsis"))
     lines.append(_workers(progress))
+    most = max(0, min(_MOST_WORKERS, height - _FRAME_LINES - _LEAST_RUNS))
+    if progress.worker_list and most:
+        lines.append(_worker_lines(progress.worker_list[:most]))
+        if (hidden := len(progress.worker_list) - most) > 0:
+            lines.append(Text(f"  … and {hidden} more workers", style="dim"))
     return Group(*lines)
 
 
@@ -112,12 +130,46 @@ def _run_lines(runs: tuple[RunProgress, ...]) -> RenderableType:
 
 
 def _workers(progress: StudyProgress) -> Text:
-    parts = (
+    parts = [
         workers_in_words(progress),
         f"{progress.model_calls:,} model calls",
         f"{format_duration(progress.elapsed_s)} so far",
-    )
+    ]
+    if progress.store_hits:
+        parts.insert(2, f"{progress.store_hits:,} from the store")
     return Text(" · ".join(parts), style="dim", no_wrap=True, overflow="ellipsis")
+
+
+def _worker_lines(workers: tuple[WorkerProgress, ...]) -> RenderableType:
+    grid = Table.grid(padding=(0, 1))
+    grid.add_column(no_wrap=True)
+    grid.add_column(justify="right", no_wrap=True)
+    grid.add_column(no_wrap=True)
+    grid.add_column(no_wrap=True, overflow="ellipsis")
+    for worker in workers:
+        rate = format_rate(worker.per_second) if worker.per_second else ""
+        grid.add_row(
+            Text(f"  {worker.name} {worker.device}", style="dim"),
+            Text(rate, style="dim"),
+            Text(_memory(worker), style="dim"),
+            Text(worker.waiting_for or _rows(worker), style="yellow" if worker.waiting_for else "dim"),
+        )
+    return grid
+
+
+def _memory(worker: WorkerProgress) -> str:
+    if worker.gpu_memory is None:
+        return ""
+    used, total = (number / _GIB for number in worker.gpu_memory)
+    return f"{used:.1f}/{total:.0f} GiB"
+
+
+def _rows(worker: WorkerProgress) -> str:
+    if not worker.rows:
+        return "no row of its own"
+    shown = ", ".join(map(str, worker.rows[:_MOST_ROWS]))
+    more = f" and {len(worker.rows) - _MOST_ROWS} more" if len(worker.rows) > _MOST_ROWS else ""
+    return f"{'row' if len(worker.rows) == 1 else 'rows'} {shown}{more}"
 
 
 def _is_terminal(stream: TextIO | None) -> bool:

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self, TextIO
 
 from mllm_shapx.plaintext import shown
+from mllm_shapx.reporting.events import Events
 from mllm_shapx.reporting.study_progress import RunProgress, StudyProgress, plain_line
 from mllm_shapx.reporting.timing import Rate
 
@@ -27,7 +28,8 @@ class ProgressReporter:
         stream: Where to write, usually `sys.stderr`.
         interactive: True for the live display, False for plain lines (the config's
             `runtime.progress_bar: false`), None to look at the stream.
-        every_s: Seconds between plain lines.
+        every_s: Seconds between plain lines, or events.
+        events: Where events are written instead, for programs; nothing is shown to people then.
         clock: Seconds that only grow.
         now: The time that plain lines begin with.
     """
@@ -38,16 +40,26 @@ class ProgressReporter:
         interactive: bool | None = None,
         every_s: float = 5.0,
         *,
+        events: Events | None = None,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], datetime] = datetime.now,
     ) -> None:
         self.interactive = is_interactive(stream) if interactive is None else interactive
+        if events is not None:
+            self.interactive = False
         self._rate = Rate(_RATE_HALF_LIFE_S)
         self._notes: set[str] = set()
         self._lock = threading.RLock()
-        self._view: _View = (
-            _live_view(stream) if self.interactive else _PlainView(stream, every_s, clock, now)
-        )
+        self._view: _View
+        if events is not None:
+            self._view = _PacedView(
+                events.progress, lambda text: events.write("message", text=text), every_s, clock
+            )
+        elif self.interactive:
+            self._view = _live_view(stream)
+        else:
+            lines = _Lines(stream, now)
+            self._view = _PacedView(lines.progress, lines.write, every_s, clock)
 
     def update(self, progress: StudyProgress) -> None:
         """Show `progress`. Call it every second or so, news or not; what is drawn is kept readable."""
@@ -121,16 +133,20 @@ class _NoView:
         """Do nothing."""
 
 
-class _PlainView:
-    """One line every few seconds, each written at once."""
+class _PacedView:
+    """Writes progress every few seconds."""
 
     def __init__(
-        self, stream: TextIO, every_s: float, clock: Callable[[], float], now: Callable[[], datetime]
+        self,
+        write: Callable[[StudyProgress, float | None], None],
+        message: Callable[[str], None],
+        every_s: float,
+        clock: Callable[[], float],
     ) -> None:
-        self._stream = stream
+        self._write = write
+        self._message = message
         self._every_s = every_s
         self._clock = clock
-        self._now = now
         self._written_at: float | None = None
         self._written: StudyProgress | None = None
         self._latest: tuple[StudyProgress, float | None] | None = None
@@ -141,11 +157,13 @@ class _PlainView:
             self._write_latest()
             return
         waited = self._clock() - self._written_at
-        if waited >= HEARTBEAT_S or (waited >= self._every_s and self._has_changed(progress)):
+        # What comes after the last sample may take a while.
+        is_due = waited >= self._every_s or progress.is_finished
+        if waited >= HEARTBEAT_S or (is_due and self._has_changed(progress)):
             self._write_latest()
 
     def message(self, text: str) -> None:
-        self._write(text)
+        self._message(text)
 
     def close(self) -> None:
         if self._latest is not None and self._latest[0] != self._written:
@@ -157,10 +175,23 @@ class _PlainView:
     def _write_latest(self) -> None:
         if self._latest is None:
             return
-        self._write(plain_line(*self._latest))
+        self._write(*self._latest)
         self._written, self._written_at = self._latest[0], self._clock()
 
-    def _write(self, text: str) -> None:
+
+class _Lines:
+    """Plain lines, each written at once."""
+
+    def __init__(self, stream: TextIO, now: Callable[[], datetime]) -> None:
+        self._stream = stream
+        self._now = now
+
+    def progress(self, progress: StudyProgress, rate: float | None) -> None:
+        """Write how far the study is."""
+        self.write(plain_line(progress, rate))
+
+    def write(self, text: str) -> None:
+        """Write one line."""
         line = f"[{self._now():%H:%M:%S}] {text}\n"
         encoding = getattr(self._stream, "encoding", None) or "utf-8"
         self._stream.write(_encodable(line, encoding))

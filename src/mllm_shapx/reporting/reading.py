@@ -12,8 +12,11 @@ from mllm_shapx.records.results import SampleResult
 from mllm_shapx.records.run_reader import RunReader, find_runs
 from mllm_shapx.records.spec import explainer_type, is_of_older_runner, planned_rows, result_settings
 from mllm_shapx.records.storage import Storage
+from mllm_shapx.records.summary import AREAS
 
-_ESTIMATOR_KEYS = frozenset({"explainer_type", "budget", "hierarchical", "seed"})
+_ESTIMATOR_KEYS = frozenset(
+    {"explainer_type", "budget", "hierarchical", "seed", "faithfulness", "interactions"}
+)
 """Settings in which an approximation may differ from the exact run that it is compared with."""
 
 
@@ -151,7 +154,9 @@ def _numbers(content: Mapping[str, Any]) -> dict[str, float]:
     return {
         key: value
         for key, value in content.items()
-        if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= MOST_ROW
+        if isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and (-MOST_ROW if key in AREAS else 0) <= value <= MOST_ROW
     }
 
 

@@ -7,15 +7,33 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from mllm_shapx.records.lock import lock_holder
+from mllm_shapx.records.progress import ProgressNote, read_progress
 from mllm_shapx.records.storage import LocalStorage
 from mllm_shapx.reporting.failures import failures
 from mllm_shapx.reporting.grid import Column, grid
 from mllm_shapx.reporting.reading import RunFiles, open_study
-from mllm_shapx.reporting.timing import format_duration
+from mllm_shapx.reporting.timing import format_duration, format_rate
 
 __all__ = ["RunStatus", "StudyStatus", "failures", "status"]
 
 State = Literal["done", "done, some failed", "under way", "stopped", "not begun", "unknown"]
+
+
+_COLUMNS: tuple[Column, ...] = (
+    Column("run", shrinks=True),
+    Column("done", right=True),
+    Column("failed", right=True),
+    Column("left", right=True),
+    Column("state"),
+    Column("coalitions", right=True),
+    Column("answers", right=True),
+    Column("rate", right=True),
+    Column("time left", right=True),
+    Column("last activity"),
+)
+_ONLY_WIDE = {"coalitions", "answers", "rate", "time left"}
+_WIDE = 100
+"""Columns from which on the table has all of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +51,12 @@ class RunStatus:
     state: State
     of_older_runner: bool = False
     """Whether the older runner wrote it, so that it cannot be resumed."""
+    coalitions: int | None = None
+    """Coalitions that the done samples evaluated; None where no file counts them."""
+    answers: int | None = None
+    """Answers that were generated for the done samples of this run; None where no file counts them."""
+    samples_per_second: float | None = None
+    """As a driver measured it last; None where it did not."""
     damaged: int | None = None
     """Samples that cannot be read, which `done` leaves out; None where they were counted by name alone."""
 
@@ -40,6 +64,13 @@ class RunStatus:
     def left(self) -> int | None:
         """Rows that are neither done nor given up, None when the total is not known."""
         return None if self.total is None else max(0, self.total - self.done - self.failed)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Seconds that the rest takes at the measured rate; None where that is not known."""
+        if not self.left or not self.samples_per_second:
+            return None
+        return self.left / self.samples_per_second
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +81,8 @@ class StudyStatus:
     runs: tuple[RunStatus, ...]
     holder: str | None
     """The driver that is running it, in words; None when there is none."""
+    note: ProgressNote | None = None
+    """How far a driver was when it last wrote; None where none of this version did."""
 
     @property
     def damaged(self) -> int:
@@ -85,25 +118,38 @@ class StudyStatus:
             "failed": sum(run.failed for run in self.runs),
             "damaged": self.damaged if self.is_checked else None,
             "total": self._total(),
-            "runs": [{**asdict(run), "left": run.left} for run in self.runs],
+            "progress": None if self.note is None else _without_runs(self.note),
+            "runs": [
+                {**asdict(run), "left": run.left, "seconds_left": run.seconds_left} for run in self.runs
+            ],
         }
 
-    def to_text(self, width: int = 80, now: float | None = None) -> str:
-        """Return a table of at most `width` columns; `now` is in seconds since 1970."""
+    def to_text(self, width: int = 80, now: float | None = None, most_runs: int | None = None) -> str:
+        """Return a table of at most `width` columns.
+
+        Args:
+            width: Columns; below 100 the table leaves out coalitions, answers, rate and time left.
+            now: Seconds since 1970.
+            most_runs: Runs that are shown; those under way come first. None for all.
+        """
         now = time.time() if now is None else now
-        columns = (
-            Column("run", shrinks=True),
-            Column("done", right=True),
-            Column("failed", right=True),
-            Column("left", right=True),
-            Column("state"),
-            Column("last activity"),
-        )
-        rows = [_cells(run, now) for run in self.runs]
+        shown = self.runs
+        if most_runs is not None and len(shown) > max(1, most_runs):
+            shown = tuple(sorted(shown, key=lambda run: run.state != "under way")[: max(1, most_runs)])
+        rows = [_cells(run, now) for run in shown]
         if len(self.runs) > 1:
             rows.append(self._sum_cells())
+        columns = _COLUMNS
+        if width < _WIDE:
+            kept = [number for number, column in enumerate(columns) if column.title not in _ONLY_WIDE]
+            columns = tuple(columns[number] for number in kept)
+            rows = [[row[number] for number in kept] for row in rows]
         lines = [self.directory, "", *grid(columns, rows, width), ""]
+        if hidden := len(self.runs) - len(shown):
+            lines.insert(-1, f"... and {hidden} more")
         lines.append(f"running: {self.holder}" if self.holder else "no driver is working on it")
+        if self.holder and self.note is not None:
+            lines.append(_pace_in_words(self.note, now))
         lines += self.next_steps
         lines += self._remarks()
         return "\n".join(lines) + "\n"
@@ -126,7 +172,21 @@ class StudyStatus:
         lefts = [run.left for run in self.runs]
         left = "?" if None in lefts else str(sum(item for item in lefts if item is not None))
         done = f"{sum(run.done for run in self.runs)}/{_or_unknown(self._total())}"
-        return ["in all", done, str(sum(run.failed for run in self.runs)), left, "", ""]
+        counts = ([run.coalitions for run in self.runs], [run.answers for run in self.runs])
+        calls, answers = (None if None in each else sum(map(int, filter(None, each))) for each in counts)
+        left_s = None if self.note is None or left == "0" else self.note.seconds_left
+        return [
+            "in all",
+            done,
+            str(sum(run.failed for run in self.runs)),
+            left,
+            "",
+            _thousands(calls),
+            _thousands(answers),
+            "",
+            "" if left_s is None else format_duration(left_s),
+            "",
+        ]
 
 
 def status(directory: str, *, check: bool = False) -> StudyStatus:
@@ -140,18 +200,24 @@ def status(directory: str, *, check: bool = False) -> StudyStatus:
     """
     study = open_study(directory)
     holder = lock_holder(study.storage)
-    runs = tuple(_run_status(run, is_held=holder is not None, check=check) for run in study.runs)
-    return StudyStatus(directory, runs, None if holder is None else str(holder))
+    note = read_progress(study.storage)
+    runs = tuple(_run_status(run, note, is_held=holder is not None, check=check) for run in study.runs)
+    return StudyStatus(directory, runs, None if holder is None else str(holder), note)
 
 
-def _run_status(run: RunFiles, *, is_held: bool, check: bool) -> RunStatus:
+def _run_status(run: RunFiles, note: ProgressNote | None, *, is_held: bool, check: bool) -> RunStatus:
     named = done = frozenset(run.sample_rows)
     if check:
         done = named & run.records.read_made_from().keys()
     failed = run.records.quarantined_rows() - done
     if run.planned is not None:
         failed &= run.planned
+    coalitions, answers = _calls(run, note)
+    pace = None if note is None else note.runs.get(run.name)
     return RunStatus(
+        coalitions=coalitions,
+        answers=answers,
+        samples_per_second=None if pace is None else pace.samples_per_second,
         name=run.name,
         total=run.total,
         done=len(done),
@@ -171,6 +237,34 @@ def _state(total: int | None, done: int, failed: int, *, is_held: bool) -> State
     if done + failed == 0:
         return "not begun"
     return "unknown" if total is None else "stopped"
+
+
+def _calls(run: RunFiles, note: ProgressNote | None) -> tuple[int | None, int | None]:
+    """Return coalitions and answers of the done samples, from the file that counts more of them."""
+    summary = run.summary
+    summed = int(summary.get("n_samples", 0)) if "n_calls_total" in summary else None
+    pace = None if note is None else note.runs.get(run.name)
+    if pace is not None and (summed is None or pace.samples >= summed):
+        return pace.coalitions, pace.answers
+    if summed is None:
+        return None, None
+    answers = summary.get("model_calls_total")
+    return int(summary["n_calls_total"]), None if answers is None else int(answers)
+
+
+def _without_runs(note: ProgressNote) -> dict[str, Any]:
+    return {key: value for key, value in asdict(note).items() if key != "runs"}
+
+
+def _pace_in_words(note: ProgressNote, now: float) -> str:
+    parts = ["one worker" if note.workers == 1 else f"{note.workers} workers"]
+    if note.coalitions_per_second:
+        parts.append(f"{format_rate(note.coalitions_per_second)} coalitions")
+    if note.store_hits:
+        parts.append(f"{note.store_hits:,} answers from the store")
+    if note.seconds_left is not None:
+        parts.append(f"{format_duration(note.seconds_left)} left")
+    return f"{', '.join(parts)} ({format_duration(now - note.at)} ago)"
 
 
 def _activities(run: RunFiles) -> Iterator[float]:
@@ -198,8 +292,16 @@ def _cells(run: RunStatus, now: float) -> list[str]:
         str(run.failed),
         _or_unknown(run.left),
         run.state,
+        _thousands(run.coalitions),
+        _thousands(run.answers),
+        format_rate(run.samples_per_second) if run.samples_per_second and run.left else "",
+        "" if run.seconds_left is None else format_duration(run.seconds_left),
         ago,
     ]
+
+
+def _thousands(number: int | None) -> str:
+    return "?" if number is None else f"{number:,}"
 
 
 def _or_unknown(number: int | None) -> str:

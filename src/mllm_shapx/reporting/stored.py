@@ -20,6 +20,8 @@ class StoredKey:
     num_bytes: int
     settings: Mapping[str, Any]
     """Generation settings, model commit and dtype."""
+    likelihoods: int = 0
+    """Likelihoods of given texts behind coalitions' prompts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,7 @@ class StoredReport:
                     "rows": key.rows,
                     "answers": key.answers,
                     "vectors": key.vectors,
+                    "likelihoods": key.likelihoods,
                     "num_bytes": key.num_bytes,
                     "settings": dict(key.settings),
                 }
@@ -56,6 +59,7 @@ class StoredReport:
             Column("rows", right=True),
             Column("answers", right=True),
             Column("vectors", right=True),
+            Column("likelihoods", right=True),
             Column("MB", right=True),
         )
         cells = [
@@ -65,6 +69,7 @@ class StoredReport:
                 f"{key.rows:,}",
                 f"{key.answers:,}",
                 f"{key.vectors:,}",
+                f"{key.likelihoods:,}",
                 f"{key.num_bytes / 1e6:.1f}",
             ]
             for key in self.keys
@@ -91,6 +96,7 @@ def stored(directory: str) -> StoredReport:
             before.vectors + entry.embeddings,
             before.num_bytes + entry.num_bytes,
             before.settings or entry.settings,
+            before.likelihoods + entry.likelihoods,
         )
         if entry.problem is not None:
             problems.append(entry.problem)

@@ -1,11 +1,13 @@
 """How far a study is, as a value and in words."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from mllm_shapx.reporting.timing import format_duration, format_rate
 
 PLAIN_RUNS = 4
+PLAIN_WIDTH = 109
+"""Characters of a plain line, which its time and a separator make 120."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +28,23 @@ class RunProgress:
 
 
 @dataclass(frozen=True, slots=True)
+class WorkerProgress:
+    """What one worker does."""
+
+    name: str
+    node: str
+    device: str
+    rows: tuple[int, ...]
+    """Rows that it explains; a worker without any may help another one."""
+    per_second: float | None
+    """Coalitions that it answers in a second; None before it was measured."""
+    gpu_memory: tuple[int, int] | None = None
+    """Bytes in use and in all of its GPU; None without one."""
+    waiting_for: str = ""
+    """What it waits for, in words; empty when it works."""
+
+
+@dataclass(frozen=True, slots=True)
 class StudyProgress:
     """How far everything is."""
 
@@ -42,6 +61,9 @@ class StudyProgress:
     """Seconds left (`reporting.timing.TimeLeft`), None while unknown."""
     notes: tuple[str, ...] = ()
     """What the user should know; each is shown once."""
+    store_hits: int = 0
+    """Answers that were found in the store."""
+    worker_list: tuple[WorkerProgress, ...] = ()
 
     @property
     def samples_done(self) -> int:
@@ -54,13 +76,21 @@ class StudyProgress:
         return sum(run.failed for run in self.runs)
 
     @property
+    def is_finished(self) -> bool:
+        """Whether nothing is left to do."""
+        return all(run.is_finished for run in self.runs)
+
+    @property
     def samples_total(self) -> int:
         """Samples of all runs."""
         return sum(run.total for run in self.runs)
 
 
-def plain_line(progress: StudyProgress, rate: float | None) -> str:
-    """Return progress in one line, without the time."""
+def plain_line(progress: StudyProgress, rate: float | None, width: int = PLAIN_WIDTH) -> str:
+    """Return progress in one line of at most `width` characters, without the time.
+
+    Where there is no room, fewer runs are named, then they are counted, then other parts are left out.
+    """
     total = progress.samples_total
     done = progress.samples_done
     parts = [f"{done:,}/{total:,} samples ({percent(done, total)})"]
@@ -69,11 +99,25 @@ def plain_line(progress: StudyProgress, rate: float | None) -> str:
     parts.append(f"{progress.coalitions_done:,}/{progress.coalitions_total:,} coalitions")
     parts.extend(pace(progress, rate))
     parts.append(workers_in_words(progress))
-    if len(progress.runs) > 1:
-        shown, rest = choose_runs(progress.runs, PLAIN_RUNS)
+    names = list(_runs_in_words(progress.runs))
+    shorter = [part for part in parts if not part.endswith(" coalitions")]
+    candidates = [[*parts, name] for name in names] + [[*shorter, name] for name in names[-1:]] + [parts]
+    while len(parts) > 1:
+        parts = parts[:-1]
+        candidates.append(parts)
+    lines = (" · ".join(candidate) for candidate in candidates)
+    return next((line for line in lines if len(line) <= width), parts[0][:width])
+
+
+def _runs_in_words(runs: Sequence[RunProgress]) -> Iterator[str]:
+    """Yield what the runs do, the longest text first; nothing for a single run."""
+    if len(runs) <= 1:
+        return
+    for most in range(min(PLAIN_RUNS, len(runs)), 0, -1):
+        shown, rest = choose_runs(runs, most)
         names = ", ".join(f"{run.name} {run.done}/{run.total}" for run in shown)
-        parts.append(f"{names} … {summarize_rest(rest)}" if rest else names)
-    return " · ".join(parts)
+        yield f"{names} … {summarize_rest(rest)}" if rest else names
+    yield f"{len(runs)} runs ({_standing_in_words(runs)})"
 
 
 def choose_runs(
@@ -96,12 +140,15 @@ def choose_runs(
 
 def summarize_rest(runs: Sequence[RunProgress]) -> str:
     """Return in words what the runs that are not shown do."""
+    return f"and {len(runs)} more ({_standing_in_words(runs)})"
+
+
+def _standing_in_words(runs: Sequence[RunProgress]) -> str:
     finished = sum(run.is_finished for run in runs)
     waiting = sum(not run.is_finished and run.done + run.failed == 0 for run in runs)
     under_way = len(runs) - finished - waiting
     counts = ((finished, "done"), (under_way, "under way"), (waiting, "waiting"))
-    said = ", ".join(f"{count} {word}" for count, word in counts if count)
-    return f"and {len(runs)} more ({said})"
+    return ", ".join(f"{count} {word}" for count, word in counts if count)
 
 
 def percent(done: float, total: float) -> str:

@@ -193,6 +193,17 @@ _FIGURES: tuple[tuple[str, str, Callable[[RunFigures], str]], ...] = (
         "share of rows whose marked word has the largest value",
         lambda run: _number(run.marked_first, ".0%"),
     ),
+    (
+        "deleted",
+        "area under the value as the highest values are deleted: small is good",
+        lambda run: _number(run.deletion_area, ".3f"),
+    ),
+    (
+        "kept",
+        "area under the value as the highest values are kept: large is good",
+        lambda run: _number(run.insertion_area, ".3f"),
+    ),
+    ("random", "both areas for players in a random order", lambda run: _number(run.random_area, ".3f")),
 )
 """Title, meaning where the title does not say it, and how a run's cell reads."""
 

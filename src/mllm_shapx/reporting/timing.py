@@ -61,8 +61,8 @@ class TimeLeft:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._from_start = _lasting_rate()
-        self._from_first_lump = _lasting_rate()
+        self._from_start = lasting_rate()
+        self._from_first_lump = lasting_rate()
         self._start_done: float | None = None
         self._done = 0.0
         self._lost = 0.0
@@ -114,7 +114,8 @@ class TimeLeft:
         return max(SHORT_GAP_S, 2.0 * self._longest_gap)
 
 
-def _lasting_rate() -> Rate:
+def lasting_rate() -> Rate:
+    """Return a rate whose memory grows with the run: its half-life is half of the run, at least 20 s."""
     return Rate(lambda elapsed: max(20.0, elapsed / 2.0))
 
 

@@ -1,4 +1,4 @@
-"""What W&B gets to see of a run: its id, its settings without secrets, a sample as metrics."""
+"""What a tracker gets to see of a run: its id, its settings without secrets, a sample as metrics."""
 
 import hashlib
 import math
@@ -16,8 +16,23 @@ _SECRET_KEY = re.compile(
 _URI_LOGIN = re.compile(r"(?<=://)[^/@\s]+@")
 
 
+NUMBERS = (
+    "num_players",
+    "runtime_sec",
+    "n_calls",
+    "model_calls",
+    "frac_text",
+    "frac_audio",
+    "residual",
+    "values_max",
+    "values_max_abs",
+    "row_index",
+)
+"""The numbers that are logged for a sample, as far as they are known."""
+
+
 def run_id(experiment_set_id: str, run_name: str, salt: str = "") -> str:
-    """Return a run's W&B id: readable, at most 64 characters, always the same for the same three words."""
+    """Return a run's id: readable, at most 64 characters, always the same for the same three words."""
     digest = hashlib.sha256(f"{experiment_set_id}\0{run_name}\0{salt}".encode()).hexdigest()[:10]
     readable = re.sub(r"[^A-Za-z0-9_-]", "_", f"{experiment_set_id}-{run_name}")
     return f"{readable[:53]}-{digest}"

@@ -1,4 +1,4 @@
-"""What the history of a W&B run holds already: in the logs beside the results, and on the server."""
+"""What the history of a run holds already; for W&B, from its local logs and its server."""
 
 import json
 import logging
@@ -52,12 +52,13 @@ class History:
 def fingerprint(metrics: Mapping[str, Any]) -> int:
     """Return a number that stays the same when a row is computed again with the same values.
 
-    Keys that begin with an underscore are W&B's own and are left out.
+    Texts are left out, which not every tracker keeps, and keys that begin with an underscore, which are W&B's
+    own.
     """
     kept = {
-        key: float(f"{value:.9g}") if isinstance(value, int | float) else value
+        key: float(f"{value:.9g}")
         for key, value in metrics.items()
-        if key not in _COSTS and not key.startswith("_")
+        if isinstance(value, int | float) and key not in _COSTS and not key.startswith("_")
     }
     return zlib.crc32(json.dumps(kept, sort_keys=True).encode())
 

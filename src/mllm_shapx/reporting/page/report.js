@@ -76,7 +76,9 @@ function drawTables() {
     ["seconds / sample", r => r.seconds, small], ["error", r => r.error, small],
     ["correlation with exact", r => r.correlation, v => number(v, 3)], ["rank correlation", r => r.spearman, v => number(v, 3)],
     ["same first", r => r.same_first, percent], ["share on text", r => r.frac_text, v => number(v, 3)],
-    ["share on audio", r => r.frac_audio, v => number(v, 3)], ["residual, mean", r => r.residual, small]];
+    ["share on audio", r => r.frac_audio, v => number(v, 3)], ["residual, mean", r => r.residual, small],
+    ["deletion area", r => r.deletion, v => number(v, 3)], ["insertion area", r => r.insertion, v => number(v, 3)],
+    ["random area", r => r.random, v => number(v, 3)]];
   const hears = data.runs.some(run => run.frac_audio);
   const kept = figures.filter(([title, read]) => data.runs.some(run => read(run) !== null) && (hears || !title.startsWith("share")));
   table(get("runs"), [["run", r => r.name], ...kept], data.runs, (row, run) => {

@@ -1,0 +1,27 @@
+"""What a run writes beside its values: faithfulness curves and interactions of players."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from mllm_shapx.config.blocks import Block
+from mllm_shapx.config.values import AtMost
+
+InteractionIndex = Literal["k-SII", "SII", "STII", "BII"]
+
+
+class FaithfulnessConfig(Block):
+    """Curves of the value function while the most important players are deleted, or kept."""
+
+    steps: Annotated[int, Field(ge=1), AtMost(1000, "for each step asks for one coalition per curve")] = 10
+    """Equal steps from no player to all; rows of fewer players take one step per player."""
+    random: Annotated[int, Field(ge=1), AtMost(1000, "for each random order asks for a curve")] = 5
+    """Random orders to compare with."""
+
+
+class InteractionsConfig(Block):
+    """Interactions of the players of an exact run, computed by `shapiq` from the coalitions' values."""
+
+    index: InteractionIndex = "k-SII"
+    order: Annotated[int, Field(ge=2), AtMost(4, "for larger sets of players are too many to write")] = 2
+    """Largest set of players that gets a number; 2 for pairs."""

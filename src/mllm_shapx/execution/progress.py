@@ -1,0 +1,124 @@
+"""From the states of a study to what the reporter shows and `status` finds."""
+
+import contextlib
+import time
+
+from mllm_shapx.errors import StorageError
+from mllm_shapx.execution.messages import StudyState
+from mllm_shapx.records.progress import ProgressNote, RunPace, write_progress
+from mllm_shapx.records.storage import Storage
+from mllm_shapx.reporting.progress import ProgressReporter
+from mllm_shapx.reporting.study_progress import RunProgress, StudyProgress, WorkerProgress
+from mllm_shapx.reporting.timing import Rate, TimeLeft, lasting_rate
+
+NOTE_S = 5.0
+"""Seconds between two writes of `progress.json`."""
+_WORKER_HALF_LIFE_S = 15.0
+
+
+class ProgressFeed:
+    """Shows the states of a study on a reporter, and writes `progress.json`.
+
+    Args:
+        reporter: What shows them.
+        storage: The experiment set's directory.
+    """
+
+    def __init__(self, reporter: ProgressReporter, storage: Storage) -> None:
+        self._reporter = reporter
+        self._storage = storage
+        self._started = time.monotonic()
+        self._by_answers = TimeLeft()
+        self._by_device_seconds = TimeLeft()
+        self._rate = lasting_rate()
+        self._runs: dict[str, Rate] = {}
+        self._workers: dict[str, Rate] = {}
+        self._noted: float | None = None
+        self._latest: StudyState | None = None
+        self._has_work = False
+
+    def show(self, state: StudyState) -> None:
+        """Show a state and its notes."""
+        self._measure(state)
+        self._has_work = self._has_work or not state.finished
+        for note in state.notes:
+            self._reporter.message(note)
+        self._reporter.update(
+            StudyProgress(
+                runs=tuple(
+                    RunProgress(name, total, state.done[name], state.failed[name])
+                    for name, total in state.total.items()
+                ),
+                coalitions_done=round(state.coalitions_done),
+                coalitions_total=round(state.coalitions_total),
+                model_calls=state.model_calls,
+                workers=len(state.workers),
+                busy_workers=state.busy_workers,
+                elapsed_s=self._elapsed_s,
+                eta_s=self._seconds_left,
+                store_hits=state.tally.store_hits,
+                worker_list=tuple(
+                    WorkerProgress(
+                        name=worker.name,
+                        node=worker.node,
+                        device=worker.device,
+                        rows=worker.rows,
+                        per_second=self._workers[worker.name].per_second,
+                        gpu_memory=worker.gpu_memory,
+                        waiting_for=worker.waiting_for,
+                    )
+                    for worker in state.tally.workers
+                ),
+            )
+        )
+        self._latest = state
+        now = time.monotonic()
+        if self._noted is None or now - self._noted >= NOTE_S:
+            self._noted = now
+            self.close()
+
+    def close(self) -> None:
+        """Write where the study stands; a directory in which nothing was left to do stays as it is."""
+        state = self._latest
+        if state is None or not self._has_work:
+            return
+        runs = {
+            name: RunPace(state.done[name], calls.coalitions, calls.answers, self._runs[name].per_second)
+            for name, calls in state.tally.calls.items()
+        }
+        note = ProgressNote(
+            at=time.time(),
+            elapsed_s=self._elapsed_s,
+            workers=len(state.workers),
+            store_hits=state.tally.store_hits,
+            coalitions_per_second=self._rate.per_second,
+            seconds_left=self._seconds_left,
+            runs=runs,
+        )
+        # The coordinator, which writes the results, stops the study on a full disk.
+        with contextlib.suppress(StorageError, OSError):
+            write_progress(self._storage, note)
+
+    def _measure(self, state: StudyState) -> None:
+        elapsed = self._elapsed_s
+        if state.workers:
+            self._by_answers.update(state.coalitions_done, state.coalitions_total)
+            if state.device_seconds_left is not None:
+                total = state.device_seconds + state.device_seconds_left
+                self._by_device_seconds.update(state.device_seconds, total)
+        self._rate.observe(elapsed, state.coalitions_done)
+        for name, done in state.done.items():
+            self._runs.setdefault(name, lasting_rate()).observe(elapsed, done)
+        for worker in state.tally.workers:
+            rate = self._workers.setdefault(worker.name, Rate(_WORKER_HALF_LIFE_S))
+            rate.observe(elapsed, worker.answers)
+
+    @property
+    def _elapsed_s(self) -> float:
+        return time.monotonic() - self._started
+
+    @property
+    def _seconds_left(self) -> float | None:
+        """Return the time left by the measured cost of answers; else as if all cost the same."""
+        measured = self._by_device_seconds.seconds
+        return self._by_answers.seconds if measured is None else measured

@@ -1,0 +1,52 @@
+"""Faithfulness: how fast the answer is lost when the players with the highest values are deleted.
+
+Deletion and insertion curves follow Petsiuk, Das and Saenko, "RISE: Randomized Input Sampling for Explanation
+of Black-box Models" (BMVC 2018), with the run's value function in place of a class probability.
+"""
+
+import math
+import random
+from collections.abc import Sequence
+from itertools import pairwise
+
+from mllm_shapx.config.measures import FaithfulnessConfig
+from mllm_shapx.explaining.values import Value
+from mllm_shapx.planning.curves import kept_counts
+from mllm_shapx.records.measures import Areas, Faithfulness
+
+
+async def measure_faithfulness(
+    settings: FaithfulnessConfig, values: Sequence[float], value: Value, seed: int
+) -> tuple[Faithfulness, list[int]]:
+    """Return the curves of a row, and the coalitions that they evaluate.
+
+    Args:
+        settings: Number of steps and of random orders.
+        values: One per player, before the normalizer. Of equal ones (to 12 decimals: sums are rounded), the
+            first player counts as higher.
+        value: Scores the coalitions, all in one call: those of the curves are the corpus.
+        seed: Decides the random orders.
+    """
+    count = len(values)
+    kept = kept_counts(settings.steps, count)
+    best_first = sorted(range(count), key=lambda player: -round(values[player], 12))
+    draw = random.Random(f"faithfulness {seed}")
+    orders = [best_first[::-1], best_first]
+    orders += [draw.sample(range(count), count) for _ in range(settings.random)]
+    masks = [[sum(1 << player for player in order[:number]) for number in kept] for order in orders]
+    coalitions = list(dict.fromkeys(mask for curve in masks for mask in curve))
+    payoffs = await value.payoffs((1 << count) - 1, coalitions)
+    value_of = dict(zip(coalitions, payoffs, strict=True))
+    deletion, insertion, *drawn = (tuple(value_of[mask] for mask in curve) for curve in masks)
+    areas = Areas(
+        deletion=_area(kept, deletion),
+        insertion=_area(kept, insertion),
+        random=math.fsum(_area(kept, curve) for curve in drawn) / len(drawn),
+    )
+    return Faithfulness(kept, deletion, insertion, tuple(drawn), areas), coalitions
+
+
+def _area(kept: Sequence[int], curve: Sequence[float]) -> float:
+    """Return the area under a curve over the share of players kept, by the trapezoidal rule."""
+    points = zip(pairwise(kept), pairwise(curve), strict=True)
+    return math.fsum((end - start) * (low + high) / 2 for (start, end), (low, high) in points) / kept[-1]

@@ -1,0 +1,36 @@
+"""Likelihoods of one row: how probable given texts are behind each coalition's prompt."""
+
+from collections.abc import Iterable, Mapping
+
+from mllm_shapx.records.likelihood import Likelihood, LikelihoodKey
+
+
+class RowLikelihoods:
+    """All likelihoods of one row under one generation key."""
+
+    def __init__(self) -> None:
+        self.stored: dict[LikelihoodKey, Likelihood] = {}
+        self._fresh: dict[LikelihoodKey, Likelihood] = {}
+
+    def know(self, stored: Mapping[LikelihoodKey, Likelihood]) -> None:
+        """Take in likelihoods that were read before; they are not asked for again."""
+        self.stored.update(stored)
+
+    def knows(self, key: LikelihoodKey, top_k: int) -> bool:
+        """Return whether a likelihood is there, with at least so many of the most probable tokens."""
+        found = self.stored.get(key)
+        return found is not None and found.top_k >= top_k
+
+    def keep(self, key: LikelihoodKey, likelihood: Likelihood) -> None:
+        """Take in a likelihood that has just been read."""
+        self.stored[key] = self._fresh[key] = likelihood
+
+    def read_for(self, run_name: str, masks: Iterable[int]) -> int:
+        """Return how many likelihoods were read for a run behind the prompts of some coalitions."""
+        wanted = set(masks)
+        return sum(each.asked_by == run_name and mask in wanted for (_, mask), each in self.stored.items())
+
+    def take_fresh(self) -> dict[LikelihoodKey, Likelihood]:
+        """Return the likelihoods that came since the last call, for writing out."""
+        fresh, self._fresh = self._fresh, {}
+        return fresh

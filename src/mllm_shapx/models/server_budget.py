@@ -1,0 +1,96 @@
+"""What a call may ask of a server: how long it waits, how many requests and tokens it may use."""
+
+import asyncio
+from dataclasses import dataclass
+
+from mllm_shapx.errors import BudgetError
+
+PATIENCE_S = 600.0
+TEMPLATE_TOKENS = 64
+"""Tokens that a chat template adds to a prompt at most; used until the server has counted a prompt."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerLimits:
+    """Limits of one call of `run`."""
+
+    patience_s: float = PATIENCE_S
+    """Seconds without any answer after which the study stops."""
+    max_requests: int | None = None
+    max_tokens: int | None = None
+    """Tokens of prompts and answers together, as the server counts them."""
+
+
+class Budget:
+    """Counts requests and tokens and refuses a request that could go beyond a limit. For one event loop.
+
+    A request reserves the tokens that it can cost: those of its prompt and `max_new_tokens`. A prompt costs
+    at most one token per byte; once the server has counted prompts, the largest share of a byte is used.
+    """
+
+    def __init__(self, limits: ServerLimits) -> None:
+        self._limits = limits
+        self._requests = 0
+        self._tokens = 0
+        self._reserved = 0
+        self._in_flight = 0
+        self._tokens_per_byte: float | None = None
+        self._reached: str | None = None
+        """Why nothing more is sent; a smaller request that would fit is refused too."""
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def enter(self, prompt_bytes: int, max_new_tokens: int) -> int:
+        """Count a request that is about to be sent; return the tokens that it reserves, for `leave`.
+
+        A request that is refused waits for those in flight first: their answers are paid for and kept.
+
+        Raises:
+            BudgetError: When the request could go beyond a limit, even once all others have ended.
+        """
+        while True:
+            needed = self._cost(prompt_bytes) + max_new_tokens
+            reason = self._reached or self._refusal(needed)
+            if reason is None:
+                break
+            if not self._in_flight:
+                self._reached = reason
+                raise BudgetError(
+                    f"{reason}; stopping early. All answers so far are written; go on with --resume, which "
+                    "counts from 0"
+                )
+            self._idle.clear()
+            await self._idle.wait()
+        self._requests += 1
+        self._in_flight += 1
+        self._reserved += needed
+        return needed
+
+    def leave(self, reserved: int) -> None:
+        """Count a request that has ended, with or without an answer."""
+        self._in_flight -= 1
+        self._reserved -= reserved
+        self._idle.set()
+
+    def count(self, prompt_bytes: int, tokens_in: int | None, tokens_out: int | None) -> None:
+        """Count the tokens of an answer."""
+        self._tokens += (tokens_in or 0) + (tokens_out or 0)
+        if tokens_in is not None:
+            self._tokens_per_byte = max(self._tokens_per_byte or 0.0, tokens_in / max(1, prompt_bytes))
+
+    def _cost(self, prompt_bytes: int) -> int:
+        if self._tokens_per_byte is None:
+            return prompt_bytes + TEMPLATE_TOKENS
+        return int(prompt_bytes * self._tokens_per_byte) + 1
+
+    def _refusal(self, needed: int) -> str | None:
+        most = self._limits.max_requests
+        if most is not None and self._requests >= most:
+            return f"--max-requests {most}: {self._requests} request(s) were sent"
+        most = self._limits.max_tokens
+        if most is not None and self._tokens + self._reserved + needed > most:
+            return (
+                f"--max-tokens {most}: {self._tokens} tokens were used, and the next request may take "
+                f"{needed} more"
+            )
+        return None

@@ -1,0 +1,76 @@
+"""What a sample holds beside its values: faithfulness curves and interactions (docs/formats.md)."""
+
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+from pydantic import ConfigDict
+
+from mllm_shapx.records.fields import STRICT, AllKnown, Known, Whole, in_file
+
+_TIE = 1e-12
+"""Areas that differ by less are equal: they are sums in another order."""
+
+
+class _Part:
+    """Base of what stands in a sample as a JSON object."""
+
+    __slots__ = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON data; numbers that JSON cannot hold become null."""
+        return {each.name: in_file(getattr(self, each.name)) for each in fields(self)}  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, slots=True)
+class Areas(_Part):
+    """Areas under the curves, over the share of players kept: means of the value function."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    deletion: Known
+    """Small when the highest values belong to the players that the answer depends on."""
+    insertion: Known
+    """Large in the same case."""
+    random: Known
+    """Mean over the random orders."""
+
+    @property
+    def deletion_is_better(self) -> bool:
+        """Whether the answer is lost faster than by random deletions."""
+        return self.deletion < self.random - _TIE
+
+    @property
+    def insertion_is_better(self) -> bool:
+        """Whether the answer comes back faster than by keeping random players."""
+        return self.insertion > self.random + _TIE
+
+
+@dataclass(frozen=True, slots=True)
+class Faithfulness(_Part):
+    """Values of the coalitions that keep few to many players, in one order of the players or another."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    kept: tuple[Whole, ...]
+    """Players kept at each point of every curve, from 0 to all."""
+    deletion: AllKnown
+    """The players with the lowest values are kept: read backwards, the highest ones are deleted first."""
+    insertion: AllKnown
+    """The players with the highest values are kept."""
+    random: tuple[AllKnown, ...]
+    """A curve for each random order."""
+    areas: Areas
+
+
+@dataclass(frozen=True, slots=True)
+class Interactions(_Part):
+    """Interactions of sets of players."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    index: str
+    order: Whole
+    players: tuple[tuple[Whole, ...], ...]
+    """Sets of 1 to `order` players, by their places in the order of `raw_values`."""
+    values: AllKnown
+    """One per set, before any normalizer."""

@@ -1,0 +1,72 @@
+"""What a running command says to programs: one JSON object a line (docs/running.md, Events)."""
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Literal, TextIO
+
+from mllm_shapx.plaintext import printable_json, redacted
+from mllm_shapx.reporting.study_progress import StudyProgress
+
+Kind = Literal["started", "progress", "message", "outcome", "error"]
+
+
+class Events:
+    """Writes events to a stream. May be called from several threads; a stream that fails is left alone.
+
+    Args:
+        stream: Where to write, usually `sys.stdout`.
+        now: Gives seconds since 1970.
+    """
+
+    def __init__(self, stream: TextIO, now: Callable[[], float] = time.time) -> None:
+        self._stream = stream
+        self._now = now
+        self._lock = threading.Lock()
+
+    def write(self, kind: Kind, **content: Any) -> None:
+        """Write one event, whole and at once.
+
+        Raises:
+            OSError: When nobody reads the stream any more.
+        """
+        data = {"event": kind, "at": round(self._now(), 3), **content}
+        text = printable_json(redacted(json.dumps(data, ensure_ascii=False, allow_nan=False)))
+        with self._lock:
+            self._stream.write(text + "\n")
+            self._stream.flush()
+
+    def progress(self, progress: StudyProgress, per_second: float | None) -> None:
+        """Write how far the study is."""
+        self.write(
+            "progress",
+            samples_done=progress.samples_done,
+            samples_failed=progress.samples_failed,
+            samples_total=progress.samples_total,
+            coalitions_done=progress.coalitions_done,
+            coalitions_total=progress.coalitions_total,
+            coalitions_per_second=per_second,
+            model_calls=progress.model_calls,
+            store_hits=progress.store_hits,
+            elapsed_s=progress.elapsed_s,
+            seconds_left=progress.eta_s,
+            workers_busy=progress.busy_workers,
+            workers=[
+                {
+                    "name": worker.name,
+                    "node": worker.node,
+                    "device": worker.device,
+                    "rows": list(worker.rows),
+                    "coalitions_per_second": worker.per_second,
+                    "gpu_memory_used": None if worker.gpu_memory is None else worker.gpu_memory[0],
+                    "gpu_memory_total": None if worker.gpu_memory is None else worker.gpu_memory[1],
+                    "waiting_for": worker.waiting_for,
+                }
+                for worker in progress.worker_list
+            ],
+            runs=[
+                {"name": run.name, "done": run.done, "failed": run.failed, "total": run.total}
+                for run in progress.runs
+            ],
+        )

@@ -1,0 +1,300 @@
+"""A tracker that talks to its library from a thread of its own, so that no sample waits for it."""
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mllm_shapx.errors import ShapxError
+from mllm_shapx.plaintext import redacted
+from mllm_shapx.records.results import SampleResult
+from mllm_shapx.records.runs import RunRecords
+from mllm_shapx.tracking.content import run_id, sample_metrics, without_secrets
+from mllm_shapx.tracking.history import COUNTER
+from mllm_shapx.tracking.tracker import Backend, RunStart, TrackedRun
+
+logger = logging.getLogger(__name__)
+
+FLUSH_S = 1.0
+"""Seconds that a sample may wait for others that are sent together with it."""
+
+_MAX_WAITING = 100_000
+"""Calls that may wait for a tracker before it is given up: one that hangs must not fill the memory."""
+
+_CLOSE_S_PER_RUN = 10.0
+
+
+class BackgroundTracker:
+    """Sends what happens to a backend. What goes wrong is said once through `warn`.
+
+    Every sample on disk is logged once, whatever was killed before: at the start and at the end of a run the
+    samples that its history lacks are read from their files. A row that was explained again with other
+    values is logged again.
+
+    Args:
+        backend: The tracker's library; None for a tracker that is switched off.
+        experiment_set_id: Part of every run's id.
+        warn: Takes the one warning. It is called from another thread.
+        close_timeout_s: Seconds that `close` waits for what is still to be sent, and ten more per open run.
+    """
+
+    def __init__(
+        self,
+        backend: Backend | None,
+        experiment_set_id: str,
+        *,
+        warn: Callable[[str], None] = logger.warning,
+        close_timeout_s: float = 60.0,
+    ) -> None:
+        self._set_id = experiment_set_id
+        self._session = None if backend is None else _Session(backend, warn)
+        self._close_timeout_s = close_timeout_s
+        self._calls: queue.Queue[Callable[[], None] | None] = queue.Queue(_MAX_WAITING)
+        self._thread: threading.Thread | None = None
+        self._closed = backend is None
+        self._ending = False
+
+    @property
+    def enabled(self) -> bool:
+        """Whether what is logged can still reach the tracker."""
+        return self._session is not None and not self._closed and not self._session.is_off
+
+    def start(
+        self, run_name: str, spec: Mapping[str, Any], *, records: RunRecords | None = None, salt: str = ""
+    ) -> None:
+        """See `Tracker.start`."""
+        run = RunStart(run_name, run_id(self._set_id, run_name, salt), without_secrets(spec), records)
+        self._submit(lambda session: session.start(run))
+
+    def log_sample(self, result: SampleResult) -> None:
+        """See `Tracker.log_sample`."""
+        metrics = sample_metrics(result)
+        self._submit(lambda session: session.log(result.run_name, metrics))
+
+    def finish(self, run_name: str, summary: Mapping[str, Any]) -> None:
+        """See `Tracker.finish`."""
+        content = dict(summary)
+        self._submit(lambda session: session.finish(run_name, content))
+
+    def begin_close(self) -> None:
+        """Let the thread end once it has sent what is left, without waiting for it."""
+        session = self._session
+        if session is None or self._thread is None or self._ending:
+            return
+        self._ending = True
+        self._put(session.stop)
+        self._put(None)
+
+    def close(self) -> None:
+        """See `Tracker.close`. Calling it twice is harmless."""
+        if self._closed:
+            return
+        self.begin_close()
+        self._closed = True
+        session = self._session
+        if self._thread is None or session is None:
+            return
+        patience_s = self._close_timeout_s + _CLOSE_S_PER_RUN * session.open_runs
+        self._thread.join(patience_s)
+        if self._thread.is_alive():
+            session.warn_once(f"it was still sending after {patience_s:g} s; {session.after_timeout}")
+
+    def _submit(self, call: "Callable[[_Session], None]") -> None:
+        session = self._session
+        if session is None or not self.enabled or self._ending:
+            return
+        if self._thread is None:
+            name = f"{session.extra}-tracker"
+            self._thread = threading.Thread(target=self._work, args=(session,), name=name, daemon=True)
+            self._thread.start()
+        self._put(lambda: call(session))
+
+    def _put(self, call: Callable[[], None] | None) -> None:
+        try:
+            self._calls.put_nowait(call)
+        except queue.Full:
+            if self._session is not None:
+                self._session.switch_off(f"{_MAX_WAITING} calls are waiting for it")
+
+    def _work(self, session: "_Session") -> None:
+        flushed = time.monotonic()
+        while True:
+            try:
+                call = self._calls.get(timeout=FLUSH_S)
+            except queue.Empty:
+                session.flush()
+                continue
+            if call is None:
+                return
+            call()
+            if time.monotonic() - flushed > FLUSH_S:
+                session.flush()
+                flushed = time.monotonic()
+
+
+@dataclass
+class _OpenRun:
+    run: TrackedRun
+    records: RunRecords | None
+    is_behind: bool = False
+    """Whether the tracker did not take a sample: the rest is logged at the end of the run."""
+
+
+class _Session:
+    """The side that talks to the backend, one call after the other, in the tracker's thread."""
+
+    def __init__(self, backend: Backend, warn: Callable[[str], None]) -> None:
+        self.is_off = False
+        self._takes_runs = True
+        self._backend = backend
+        self._warn = warn
+        self._runs: dict[str, _OpenRun] = {}
+        self._warned = False
+        self._warn_lock = threading.Lock()
+
+    @property
+    def extra(self) -> str:
+        """Return the backend's extra."""
+        return self._backend.extra
+
+    @property
+    def after_timeout(self) -> str:
+        """Return what becomes of the rest when the server is gone."""
+        return self._backend.after_timeout
+
+    @property
+    def open_runs(self) -> int:
+        """Return how many runs are open."""
+        return len(self._runs)
+
+    def start(self, run: RunStart) -> None:
+        if not self._takes_runs or run.name in self._runs:
+            return
+        try:
+            self._runs[run.name] = _OpenRun(self._backend.open(run), run.records)
+        except ImportError as error:
+            extra = self._backend.extra
+            self._refuse_runs(f"{error}; install the extra `{extra}` or set {extra}.enabled to false")
+        except Exception as error:  # noqa: BLE001 -- whatever the library raises is said and costs no sample
+            self._refuse_runs(_describe(error))
+        else:
+            self._catch_up(run.name)
+
+    def log(self, run_name: str, metrics: dict[str, float | str]) -> None:
+        opened = self._runs.get(run_name)
+        if opened is None or opened.is_behind:
+            return
+        history = opened.run.history
+        if history.holds(metrics):
+            return
+        line = {COUNTER: history.counter + 1, **metrics}
+        history.add(line)
+        self._attempt(run_name, lambda: opened.run.log(line))
+
+    def flush(self) -> None:
+        """Hand over what waits to be sent together."""
+        for run_name, opened in list(self._runs.items()):
+            if not opened.is_behind:
+                self._attempt(run_name, opened.run.flush)
+
+    def finish(self, run_name: str, summary: dict[str, Any]) -> None:
+        opened = self._runs.get(run_name)
+        if opened is not None and opened.is_behind and not self._is_up_again(run_name, opened):
+            self._end(run_name, failed=True)
+            return
+        self._catch_up(run_name)
+        opened = self._runs.get(run_name)
+        if opened is None:
+            return
+        self._attempt(run_name, opened.run.flush)
+        if run_name not in self._runs:
+            return
+        try:
+            opened.run.finish(summary)
+        except Exception as error:  # noqa: BLE001 -- as above; what was logged before is still sent
+            self.warn_once(f"run {run_name} lacks its summary or some files: {_describe(error)}")
+        self._end(run_name, failed=opened.is_behind)
+
+    def stop(self) -> None:
+        """Close what `finish` was not called for, and let the backend write everything."""
+        self.flush()
+        for run_name in list(self._runs):
+            self._end(run_name, failed=True)
+        try:
+            self._backend.close()
+        except Exception as error:  # noqa: BLE001 -- as above
+            self.warn_once(f"it did not end properly: {_describe(error)}")
+
+    def switch_off(self, reason: str) -> None:
+        """Take no further calls."""
+        self.is_off = True
+        self.warn_once(reason)
+
+    def warn_once(self, reason: str) -> None:
+        with self._warn_lock:
+            if self._warned:
+                logger.debug("%s: %s", self._backend.name, reason)
+                return
+            self._warned = True
+        self._warn(f"{self._backend.name}: {redacted(reason)}. The results on disk are not affected")
+
+    def _catch_up(self, run_name: str) -> None:
+        """Log the samples on disk that the history lacks."""
+        opened = self._runs.get(run_name)
+        if opened is None or opened.records is None:
+            return
+        try:
+            rows = opened.run.history.rows
+            for row in [row for row in opened.records.sample_rows() if row not in rows]:
+                self.log(run_name, sample_metrics(opened.records.read_sample(row)))
+        except (OSError, ValueError, ShapxError) as error:
+            self.warn_once(f"run {run_name} may lack samples: {_describe(error)}")
+
+    def _is_up_again(self, run_name: str, opened: _OpenRun) -> bool:
+        try:
+            opened.run.reload()
+        except Exception as error:  # noqa: BLE001 -- as above
+            self.warn_once(f"run {run_name} may lack samples: {_describe(error)}")
+            return False
+        opened.is_behind = False
+        return True
+
+    def _attempt(self, run_name: str, call: Callable[[], None]) -> None:
+        try:
+            call()
+        except Exception as error:  # noqa: BLE001 -- as above
+            opened = self._runs[run_name]
+            if opened.run.recovers:
+                opened.is_behind = True
+                self.warn_once(f"run {run_name} gets the rest of its samples at its end: {_describe(error)}")
+            else:
+                del self._runs[run_name]
+                self.warn_once(f"run {run_name} is no longer tracked: {_describe(error)}")
+
+    def _end(self, run_name: str, *, failed: bool) -> None:
+        opened = self._runs.pop(run_name, None)
+        if opened is None:
+            return
+        try:
+            opened.run.close(failed=failed)
+        except TimeoutError as error:
+            # The server is gone: waiting as long for every other run would hold up the end of the job.
+            self._runs.clear()
+            self.switch_off(f"run {run_name} could not be sent: {error}; {self._backend.after_timeout}")
+        except Exception as error:  # noqa: BLE001 -- as above
+            self.warn_once(f"run {run_name} may be incomplete: {_describe(error)}")
+
+    def _refuse_runs(self, reason: str) -> None:
+        """Open no further runs: after one that took its whole timeout, thirty more would too."""
+        self._takes_runs = False
+        self.is_off = not self._runs
+        self.warn_once(reason)
+
+
+def _describe(error: Exception) -> str:
+    text = str(error).strip()
+    first = text.splitlines()[0].rstrip(" .") if text else ""
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__

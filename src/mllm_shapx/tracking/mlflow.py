@@ -1,0 +1,327 @@
+"""MLflow: one MLflow run per run of the sweep, in a local SQLite file or on a server."""
+
+import json
+import logging
+import math
+import os
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mllm_shapx.config.models import MlflowConfig
+from mllm_shapx.records.runs import RunRecords
+from mllm_shapx.tracking.background import BackgroundTracker
+from mllm_shapx.tracking.content import NUMBERS, run_id
+from mllm_shapx.tracking.history import COUNTER, ROW, History
+from mllm_shapx.tracking.prompts import page, prompt_rows
+from mllm_shapx.tracking.staging import sample_files, stage, summary_files
+from mllm_shapx.tracking.tracker import Line, RunStart
+
+logger = logging.getLogger(__name__)
+
+FOLDER = "mlflow"
+"""Folder of the local store, in the experiment set's directory."""
+
+IDENTITY = "mllm_shapx.run_id"
+"""Tag by which a resumed run finds its MLflow run."""
+
+_PARAMS = ("experiment_set_id", "run_name", "explainer_type", "generation_key", "seed")
+"""Keys of the spec that become parameters, beside all of `result_settings`: no resume changes them, and a
+parameter of MLflow keeps its first value. The whole spec is in `spec.json`."""
+
+_BATCH_LINES = 50
+"""Samples sent in one call; MLflow takes 1,000 metrics."""
+_BATCH_PARAMS = 100
+_LONGEST_NAME, _LONGEST_PARAM, _LONGEST_TAG = 250, 6000, 5000
+_NOT_IN_A_NAME = re.compile(r"[^\w\-. /]")
+
+_SETTINGS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    # Its handlers would write into the progress display.
+    "MLFLOW_CONFIGURE_LOGGING": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    # A file store is in maintenance mode: it is refused unless one says that one knows.
+    "MLFLOW_ALLOW_FILE_STORE": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+}
+"""Environment of MLflow, where the user has not set it."""
+
+
+class MlflowTracker(BackgroundTracker):
+    """Sends what happens to MLflow. With tracking switched off, mlflow is not imported.
+
+    Args:
+        config: The config's `mlflow` block with its `tracking_uri` (`located`); None for no tracking.
+        experiment_set_id: Part of every run's id, and the name of the parent run.
+        warn: Takes the one warning. It is called from another thread.
+        timeout_s: Seconds that a server may take to answer.
+        close_timeout_s: Seconds that `close` waits for what is still to be sent, and ten more per open run.
+    """
+
+    def __init__(
+        self,
+        config: MlflowConfig | None,
+        experiment_set_id: str,
+        *,
+        warn: Callable[[str], None] = logger.warning,
+        timeout_s: float = 15.0,
+        close_timeout_s: float = 60.0,
+    ) -> None:
+        backend = None
+        if config is not None and config.enabled:
+            backend = _Mlflow(config, experiment_set_id, timeout_s)
+        super().__init__(backend, experiment_set_id, warn=warn, close_timeout_s=close_timeout_s)
+
+
+def located(config: MlflowConfig | None, directory: str) -> MlflowConfig | None:
+    """Return the block with its store: the config's, else MLFLOW_TRACKING_URI's, else a SQLite file.
+
+    Args:
+        config: The config's block; None for no tracking.
+        directory: The experiment set's directory; where it is a URI, MLflow's own default store is used.
+    """
+    if config is None:
+        return None
+    uri = config.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or None
+    if uri is None and "://" not in directory:
+        uri = f"sqlite:///{Path(directory).absolute() / FOLDER / 'mlflow.db'}"
+    elif uri is not None and (found := re.fullmatch(r"sqlite:///(?!/)(.+)", uri)):
+        uri = f"sqlite:///{Path(found[1]).absolute()}"
+    elif uri is not None and "://" not in uri and not uri.startswith(("databricks", "file:", "uc:")):
+        uri = Path(uri).expanduser().absolute().as_uri()
+    return config.model_copy(update={"tracking_uri": uri})
+
+
+class _Mlflow:
+    """The `Backend` of MLflow."""
+
+    name = "MLflow"
+    extra = "mlflow"
+    after_timeout = "`mllm-shapx run --resume` sends what is missing"
+
+    def __init__(self, config: MlflowConfig, set_id: str, timeout_s: float) -> None:
+        self._config = config
+        self._set_id = set_id
+        self._timeout_s = timeout_s
+        self._client: Any = None
+        self._experiment = ""
+        self._parent: str | None = None
+        self._monitors: list[Any] = []
+
+    def open(self, start: RunStart) -> "_MlflowRun":
+        if self._client is None:
+            self._connect()
+        tags = {**self._tags(), IDENTITY: start.identity, "experiment_set_id": self._set_id}
+        if self._config.nested_per_variant:
+            tags["mlflow.parentRunId"] = self._parent_run()
+        number = self._run(start.identity, start.name, tags)
+        if self._config.system_metrics_enabled and self._parent is None:
+            self._watch_system(number)
+        run = _MlflowRun(self._client, number, start, self._config)
+        run.reload()
+        run.describe()
+        return run
+
+    def close(self) -> None:
+        for monitor in self._monitors:
+            monitor.finish()
+        if self._parent is not None:
+            self._client.set_terminated(self._parent)
+
+    def _connect(self) -> None:
+        for name, value in _SETTINGS.items():
+            os.environ.setdefault(name, value)
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(math.ceil(self._timeout_s)))
+        from mlflow.tracking import MlflowClient
+
+        for noisy in ("mlflow", "alembic"):
+            logging.getLogger(noisy).setLevel(logging.ERROR)
+        uri = self._config.tracking_uri
+        if uri is not None and (file := re.fullmatch(r"sqlite:///(.+)", uri)):
+            Path(file[1]).parent.mkdir(parents=True, exist_ok=True)
+        client = MlflowClient(tracking_uri=uri)
+        self._experiment = self._experiment_id(client)
+        self._client = client
+
+    def _experiment_id(self, client: Any) -> str:
+        name = self._config.experiment_name
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            try:
+                return str(client.create_experiment(name, artifact_location=self._artifacts))
+            except Exception:
+                found = client.get_experiment_by_name(name)  # another process was faster
+                if found is None:
+                    raise
+        return str(found.experiment_id)
+
+    @property
+    def _artifacts(self) -> str | None:
+        """Where files of a local database go: beside it. A server and a folder know their own place."""
+        uri = self._config.tracking_uri or ""
+        if not uri.startswith("sqlite:"):
+            return None
+        return (Path(uri.removeprefix("sqlite:///")).parent / "artifacts").as_uri()
+
+    def _run(self, identity: str, name: str, tags: Mapping[str, str]) -> str:
+        """Return the id of the run with an identity; it is made where there is none."""
+        text = f"tags.`{IDENTITY}` = '{identity}'"
+        found = self._client.search_runs([self._experiment], filter_string=text, max_results=1)
+        if not found:
+            run = self._client.create_run(self._experiment, run_name=name, tags=dict(tags))
+            return str(run.info.run_id)
+        number = str(found[0].info.run_id)
+        self._client.update_run(number, status="RUNNING")
+        return number
+
+    def _parent_run(self) -> str:
+        if self._parent is None:
+            identity = run_id(self._set_id, "")
+            tags = {**self._tags(), IDENTITY: identity, "experiment_set_id": self._set_id}
+            number = self._run(identity, self._set_id, tags)
+            if self._config.system_metrics_enabled:
+                self._watch_system(number)
+            self._parent = number
+        return self._parent
+
+    def _tags(self) -> dict[str, str]:
+        tags = self._config.tags
+        named = tags if isinstance(tags, dict) else dict.fromkeys(tags, "true")
+        return {key: str(value)[:_LONGEST_TAG] for key, value in named.items()}
+
+    def _watch_system(self, number: str) -> None:
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        monitor = SystemMetricsMonitor(number, resume_logging=True, tracking_uri=self._config.tracking_uri)
+        monitor.start()
+        self._monitors.append(monitor)
+
+
+class _MlflowRun:
+    """The `TrackedRun` of MLflow: a sample's metrics are one step."""
+
+    recovers = True
+
+    def __init__(self, client: Any, number: str, start: RunStart, config: MlflowConfig) -> None:
+        self.history = History()
+        self._client = client
+        self._number = number
+        self._start = start
+        self._config = config
+        self._waiting: list[Line] = []
+
+    def reload(self) -> None:
+        """Read the samples that MLflow holds."""
+        self._waiting.clear()
+        lines: dict[int, dict[str, float]] = {}
+        for key in self._client.get_run(self._number).data.metrics:
+            if key in NUMBERS:
+                for metric in self._client.get_metric_history(self._number, key):
+                    lines.setdefault(metric.step, {COUNTER: metric.step})[key] = metric.value
+        self.history = History()
+        for step in sorted(lines):
+            self.history.add(lines[step])
+            # A step that was cut short has no row, and is not used again.
+            self.history.counter = max(self.history.counter, step)
+
+    def describe(self) -> None:
+        """Log the settings as parameters, and the whole spec as a file."""
+        from mlflow.entities import Param
+
+        spec = self._start.config
+        known = self._client.get_run(self._number).data.params
+        settings = {**{key: spec[key] for key in _PARAMS if key in spec}, **spec.get("result_settings", {})}
+        wanted = dict(_flat(settings))
+        params = [Param(key, value[:_LONGEST_PARAM]) for key, value in wanted.items() if key not in known]
+        for first in range(0, len(params), _BATCH_PARAMS):
+            self._client.log_batch(self._number, params=params[first : first + _BATCH_PARAMS])
+        text = json.dumps(spec, indent=2, ensure_ascii=False, default=str)
+        self._client.log_text(self._number, text + "\n", "spec.json")
+
+    def log(self, line: Line) -> None:
+        self._waiting.append(line)
+        if len(self._waiting) >= _BATCH_LINES:
+            self.flush()
+
+    def flush(self) -> None:
+        if not self._waiting:
+            return
+        from mlflow.entities import Metric
+
+        at = round(time.time() * 1000)
+        metrics = [
+            Metric(key, value, at, int(line[COUNTER]))
+            for line in self._waiting
+            # The row comes last: with it a step is whole, also in a store that writes one by one.
+            for key, value in sorted(line.items(), key=lambda item: item[0] == ROW)
+            if key != COUNTER and isinstance(value, int | float)
+        ]
+        self._client.log_batch(self._number, metrics=metrics)
+        self._waiting.clear()
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        from mlflow.entities import Metric
+
+        at, step = round(time.time() * 1000), self.history.counter
+        metrics = [
+            Metric(key, float(value), at, step) for key, value in _flat(_named(summary)) if _is_number(value)
+        ]
+        self._client.log_batch(self._number, metrics=metrics)
+        with tempfile.TemporaryDirectory(prefix="mllm-shapx-mlflow-") as folder:
+            self._add_files(Path(folder), summary)
+
+    def close(self, *, failed: bool) -> None:
+        self._client.set_terminated(self._number, status="FAILED" if failed else "FINISHED")
+
+    def _add_files(self, folder: Path, summary: Mapping[str, Any]) -> None:
+        records = self._start.records
+        names = [] if records is None else summary_files(records)
+        if records is None or not names:
+            text = json.dumps(summary, indent=2) + "\n"
+            self._client.log_text(self._number, text, "summary/aggregate_metrics.json")
+            return
+        if self._config.upload_samples:
+            names += sample_files(records)
+        rows = list(prompt_rows(records, self._config.table_rows))
+        names += [name for row in rows for name in (*row.recordings, row.spoken_answer) if name is not None]
+        stage(records, [name for name in names if _is_there(records, name)], folder)
+        if rows:
+            (folder / "prompts.html").write_text(page(self._start.name, rows), encoding="utf-8")
+        self._client.log_artifacts(self._number, str(folder))
+
+
+def _is_there(records: RunRecords, name: str) -> bool:
+    """Whether a file below a run's directory is there: recordings may have been removed."""
+    return records.storage.exists(f"{records.run_name}/{name}")
+
+
+def _flat(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield every leaf as a dotted name that MLflow takes, and its text; a list is one leaf."""
+    for key, value in data.items():
+        name = f"{prefix}{_NOT_IN_A_NAME.sub('_', str(key))}"
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{name}.")
+        elif isinstance(value, str):
+            yield name[:_LONGEST_NAME], value
+        else:
+            yield name[:_LONGEST_NAME], json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _named(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the summary with the groups of `by_language` by their names instead of in a list."""
+    groups = {
+        key: {str(group.get("language")): group for group in value}
+        for key, value in summary.items()
+        if isinstance(value, list) and all(isinstance(group, Mapping) for group in value)
+    }
+    return {**summary, **groups}
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
