@@ -18,6 +18,7 @@ from mllm_shapx.cli import main
 from mllm_shapx.records.runs import RunRecords
 from mllm_shapx.records.storage import open_storage
 from mllm_shapx.records.summary import SampleMetrics
+from mllm_shapx.reporting.against_exact import AGAINST_EXACT, against_exact
 from mllm_shapx.reporting.reading import open_study
 
 SOURCE = Path(mllm_shapx.__file__).parent
@@ -130,9 +131,12 @@ def test_what_cannot_be_written_is_said(study: Study) -> None:
 
 def test_the_aggregator_sums_a_study_up_without_writing(study: Study) -> None:
     """What preparation and the aggregator learn from the files, they learn by reading."""
-    for run in open_study(str(study.output)).runs:
+    runs = open_study(str(study.output)).runs
+    for run in runs:
         with as_another_user():
-            records = RunRecords(open_storage(str(study.output)), run.name)
+            storage = open_storage(str(study.output))
+            errors = against_exact(storage, [each.name for each in runs])[run.name]
+            records = RunRecords(storage, run.name)
             seen: list[SampleMetrics] = []
             found = records.inspect([0, 1], seen.append)
             summary = records.summarize([0, 1])
@@ -140,7 +144,7 @@ def test_the_aggregator_sums_a_study_up_without_writing(study: Study) -> None:
         assert sorted(metrics.row_index for metrics in seen) == [0, 1]
         assert not found.notes
         assert not found.faults
-        assert summary == run.records.read_summary()
+        assert {**summary, AGAINST_EXACT: errors} == run.records.read_summary()
 
 
 def test_a_damaged_study_is_summed_up_without_healing_it(study: Study, tmp_path: Path) -> None:

@@ -57,5 +57,5 @@ def test_the_coalitions_evaluated_are_those_of_the_plan() -> None:
 def test_exact_values_satisfy_efficiency() -> None:
     (run,) = runs_of({"explainer_type": "exact"})
     sample = explain(row_of(" ".join(WORDS[:6])), run)
-    assert sample.efficiency_residual < 1e-12
+    assert sample.imbalance < 1e-12
     assert np.isclose(sample.values_sum, sample.grand_value - sample.base_value)

@@ -40,7 +40,7 @@ def test_numbers_that_json_lacks_become_null_and_are_unknown_when_read() -> None
     assert json.loads(data)["base_value"] is None
     again = SampleResult.from_bytes("exact", data)
     assert math.isnan(again.base_value)
-    assert math.isnan(again.efficiency_residual)
+    assert math.isnan(again.imbalance)
     assert math.isnan(SampleMetrics.of(parse_sample(data)).efficiency_residual)
 
 
@@ -75,7 +75,7 @@ def _with(path: tuple[str | int, ...], value: Any) -> dict[str, Any]:
     return data
 
 
-MAY_LACK = {"model_calls", "neyman_steps"}
+MAY_LACK = {"model_calls", "neyman_steps", "standard_errors", "efficiency_residual"}
 """Fields that earlier versions did not write."""
 
 
@@ -85,6 +85,8 @@ MAY_LACK = {"model_calls", "neyman_steps"}
         *[(_without(key), key) for key in _without("schema_version") if key not in MAY_LACK],
         (_with(("raw_values",), [0.1, "x"]), "raw_values"),
         (_with(("neyman_steps",), "2"), "neyman_steps"),
+        (_with(("standard_errors",), [0.1, "x"]), "standard_errors"),
+        (_with(("efficiency_residual",), "0"), "efficiency_residual"),
         (_with(("row_index",), "1"), "row_index"),
         (_with(("row_index",), True), "row_index"),
         (_with(("row_index",), 1.5), "row_index"),
@@ -153,6 +155,7 @@ def test_a_summary_holds_the_contracts_fields_and_does_not_hang_on_order() -> No
 def test_a_summary_of_nothing_is_all_zeros() -> None:
     data = RunSummary().to_json()
     assert data.pop("by_language") == []
+    assert data.pop("standard_error_mean") is None
     assert set(data.values()) == {0}
 
 

@@ -8,6 +8,7 @@ from mllm_shapx.records.results import SampleResult
 from mllm_shapx.records.runs import RunInspection, RunRecords
 from mllm_shapx.records.storage import Storage, open_storage
 from mllm_shapx.records.summary import N_CONSTANT
+from mllm_shapx.reporting.against_exact import AGAINST_EXACT, against_exact
 from mllm_shapx.tracking.trackers import open_trackers
 
 
@@ -41,11 +42,10 @@ class Aggregator:
     def finish(self) -> tuple[str, ...]:
         """Write each run's `aggregate_metrics.json` and end the tracking; return warnings."""
         samples = constant = 0
-        for run in self._study.runs:
-            summary = write_summary(self._storage, run.name, self._study.rows)
+        for run, summary in write_summaries(self._storage, self._study):
             samples += summary["n_samples"]
             constant += summary[N_CONSTANT]
-            self._tracker.finish(run.name, summary)
+            self._tracker.finish(run, summary)
         self._tracker.close()
         if constant:
             self._warnings.append(_constant_answers(constant, samples))
@@ -59,9 +59,14 @@ def _constant_answers(constant: int, samples: int) -> str:
     )
 
 
-def write_summary(storage: Storage, run_name: str, rows: tuple[int, ...]) -> dict[str, Any]:
-    """Summarize a run from its files, write `summary/aggregate_metrics.json` and return its content."""
-    records = RunRecords(storage, run_name)
-    content = records.summarize(rows)
-    records.write_summary(content)
-    return content
+def write_summaries(storage: Storage, study: Study) -> list[tuple[str, dict[str, Any]]]:
+    """Summarize each run from its files, write `summary/aggregate_metrics.json`; return names and content."""
+    names = [run.name for run in study.runs]
+    errors = against_exact(storage, names)
+    written = []
+    for name in names:
+        records = RunRecords(storage, name)
+        content = {**records.summarize(study.rows), AGAINST_EXACT: errors[name]}
+        records.write_summary(content)
+        written.append((name, content))
+    return written

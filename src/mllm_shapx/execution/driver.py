@@ -19,7 +19,7 @@ from mllm_shapx.execution.actors import (
     CoordinatorActor,
     CoordinatorClient,
 )
-from mllm_shapx.execution.aggregator import write_summary
+from mllm_shapx.execution.aggregator import write_summaries
 from mllm_shapx.execution.autoscaling import NodeRequest
 from mllm_shapx.execution.cluster import WorkerResources, private_environment
 from mllm_shapx.execution.coordinator import Coordinator
@@ -151,9 +151,7 @@ class Driver:
             finish = self._aggregator.finish.options(max_task_retries=FINISH_TRIES).remote()
             warnings: tuple[str, ...] = ray.get(finish, timeout=self._grace_s if stopped else FINISH_S)
         except RayActorError:
-            storage = open_storage(self._study.output_uri)
-            for run in self._study.runs:
-                write_summary(storage, run.name, self._study.rows)
+            write_summaries(open_storage(self._study.output_uri), self._study)
             return ("the aggregator died: W&B may lack the last samples; the summaries are complete",)
         except GetTimeoutError:
             return ("the summaries could not be written in time; --resume writes them",)

@@ -3,7 +3,7 @@
 import contextlib
 
 from mllm_shapx.config.loading import LoadedConfig
-from mllm_shapx.execution.aggregator import write_summary
+from mllm_shapx.execution.aggregator import write_summaries
 from mllm_shapx.execution.options import RunOptions
 from mllm_shapx.execution.outcome import StudyOutcome, outcome_of
 from mllm_shapx.execution.preparation import CONFIG, open_output, prepare
@@ -45,8 +45,7 @@ def merge_shards(loaded: LoadedConfig) -> StudyOutcome:
         merger.move()
     output = open_output(study, options)
     try:
-        for run in study.runs:
-            write_summary(storage, run.name, study.rows)
+        write_summaries(storage, study)
     finally:
         output.lock.release()
     rows = set(study.rows)

@@ -14,6 +14,7 @@ from mllm_shap.protocols.estimator import TwoPhaseEstimator
 from mllm_shapx.config.vocabulary import EXPLAINERS
 from mllm_shapx.errors import RowError
 from mllm_shapx.explaining.settings import GameSettings, explain_config, resolve
+from mllm_shapx.explaining.standard_errors import standard_errors
 from mllm_shapx.explaining.values import Value
 from mllm_shapx.planning.runs import MAX_LOG2_COALITIONS, RunSpec, flat_coalitions
 
@@ -32,6 +33,8 @@ class GameResult:
     """Coalitions evaluated, in terms of the row's players."""
     payoffs: tuple[float, ...]
     """The value of each of them."""
+    standard_errors: tuple[float, ...] | None = None
+    """One per player of the game, see `standard_errors`."""
 
 
 class Game:
@@ -91,6 +94,7 @@ class Game:
             base_value=value_of[(False,) * count],
             grand_value=value_of[(True,) * count],
             masks=tuple(self._row_mask(coalition) for coalition in coalitions),
+            standard_errors=standard_errors(settings.explainer_type, list(value_of), list(value_of.values())),
             payoffs=tuple(payoffs),
         )
 

@@ -43,6 +43,8 @@ class Outcome:
     masks: tuple[int, ...]
     """Coalitions evaluated."""
     num_levels: int | None = None
+    standard_errors: tuple[float, ...] | None = None
+    """One per player, NaN where it is not known; None where they are not defined."""
     faithfulness: Faithfulness | None = None
     interactions: Interactions | None = None
 
@@ -109,7 +111,13 @@ async def _explain(row: Row, coalitions: RowCoalitions, run: RunSpec, value: Val
         return Outcome(tree.values, tree.top.base_value, tree.top.grand_value, tree.masks, tree.num_levels)
     singles = [1 << index for index in range(coalitions.players.num_players)]
     game = await Game(run, singles, 0, value).play(GameSettings(run.explainer_type, run.budget, seed))
-    outcome = Outcome(game.values, game.base_value, game.grand_value, game.masks)
+    outcome = Outcome(
+        game.values,
+        game.base_value,
+        game.grand_value,
+        game.masks,
+        standard_errors=game.standard_errors,
+    )
     if run.interactions is None:
         return outcome
     # In a thread: it takes seconds on many players, and other rows must not wait for it.
@@ -170,7 +178,9 @@ def _sample(
         seed=seed,
         num_players=players.num_players,
         values_sum=sum(outcome.values),
+        efficiency_residual=sum(outcome.values) - (outcome.grand_value - outcome.base_value),
         raw_values=outcome.values,
+        standard_errors=outcome.standard_errors,
         neyman_steps=NEYMAN_STEPS if run.explainer_type in NEYMAN_TYPES else None,
         distinct_answers=None if run.shap.reads == "likelihoods" else coalitions.distinct_answers(answered),
         num_levels=outcome.num_levels,

@@ -123,6 +123,12 @@ class SampleFile:
     num_players: Whole
     neyman_steps: Whole | None = None
     """Sampling steps of a Neyman explainer, 2: pilot and allocation; None for all others."""
+    efficiency_residual: Known | None = None
+    """Sum of the values before normalizing - (v(N) - v(empty)). None where an earlier version did not record
+    it."""
+    standard_errors: AllKnown | None = None
+    """Standard error of each value before normalizing, in player order, over draws of coalitions. None for
+    explainers without, and where an earlier version did not record them."""
     raw_values: AllKnown | None = None
     """The values before normalizing, in player order. This and what follows is None where an earlier version
     did not record it."""
@@ -144,7 +150,7 @@ class SampleFile:
     """Interactions of the players, where an exact run computes them."""
 
     @property
-    def efficiency_residual(self) -> float:
+    def imbalance(self) -> float:
         """|sum of values - (v(N) - v(empty))|, before normalizing."""
         return abs(self.values_sum - (self.grand_value - self.base_value))
 

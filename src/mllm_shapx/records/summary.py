@@ -36,6 +36,8 @@ class SampleMetrics:
     frac_audio: float
     efficiency_residual: float
     """|sum of values - (v(N) - v(empty))|, before normalizing; NaN where it is unknown."""
+    standard_error: float
+    """Mean standard error of the players that have one; NaN where none has."""
     num_players: int
     is_constant: bool
     """Whether every coalition is known to have the same answer."""
@@ -57,12 +59,18 @@ class SampleMetrics:
             tokens_out=sample.tokens_out,
             frac_text=sample.attr_summary.frac_text,
             frac_audio=sample.attr_summary.frac_audio,
-            efficiency_residual=sample.efficiency_residual,
+            efficiency_residual=sample.imbalance,
+            standard_error=_mean_error(sample),
             num_players=sample.num_players,
             is_constant=sample.is_constant,
             made_from=sample.made_from,
             areas=None if sample.faithfulness is None else sample.faithfulness.areas,
         )
+
+
+def _mean_error(sample: SampleFile) -> float:
+    known = [error for error in sample.standard_errors or () if math.isfinite(error)]
+    return math.fsum(known) / len(known) if known else math.nan
 
 
 class ExactSum:
@@ -84,6 +92,11 @@ class ExactSum:
     def extend(self, other: "ExactSum") -> None:
         """Add the numbers of another sum."""
         self._values.extend(other._values)  # noqa: SLF001 -- of this class
+
+    @property
+    def has_any(self) -> bool:
+        """Return whether a number was added."""
+        return bool(self._values)
 
     @property
     def total(self) -> float:
@@ -148,6 +161,7 @@ class _Group:
     frac_audio: ExactSum = field(default_factory=ExactSum)
     residual: ExactSum = field(default_factory=ExactSum)
     residual_max: float = 0.0
+    standard_error: ExactSum = field(default_factory=ExactSum)
     curves: _Curves = field(default_factory=_Curves)
 
     def add(self, metrics: SampleMetrics) -> None:
@@ -162,6 +176,7 @@ class _Group:
         self.frac_text.add(metrics.frac_text)
         self.frac_audio.add(metrics.frac_audio)
         self.residual.add(metrics.efficiency_residual)
+        self.standard_error.add(metrics.standard_error)
         # In this order NaN never wins.
         self.residual_max = max(self.residual_max, metrics.efficiency_residual)
         if metrics.areas is not None:
@@ -175,6 +190,7 @@ class _Group:
         self.frac_text.extend(other.frac_text)
         self.frac_audio.extend(other.frac_audio)
         self.residual.extend(other.residual)
+        self.standard_error.extend(other.standard_error)
         self.residual_max = max(self.residual_max, other.residual_max)
         self.curves.extend(other.curves)
 
@@ -191,6 +207,7 @@ class _Group:
             **({} if self.tokens_out is None else {"tokens_out_total": self.tokens_out}),
             "efficiency_residual_mean": self.residual.mean,
             "efficiency_residual_max": self.residual_max,
+            "standard_error_mean": self.standard_error.mean if self.standard_error.has_any else None,
             **self.curves.to_json(),
         }
 
@@ -198,6 +215,7 @@ class _Group:
 class RunSummary:
     """`summary/aggregate_metrics.json` of one run, fed sample by sample.
 
+    A sample takes 40 bytes. Add each row once: a row that is added twice counts twice.
     A sample takes 32 bytes, 24 more where it has curves. Add each row once: a row that is added twice counts
     twice.
     """
@@ -224,7 +242,7 @@ class RunSummary:
         self._failed += 1
 
     def to_json(self) -> dict[str, Any]:
-        """Return the file's data (docs/formats.md); means are 0 where there are no samples."""
+        """Return the file's data (docs/formats.md); means are 0 where there are no samples, or null."""
         whole = _Group()
         for group in self._languages.values():
             whole.extend(group)

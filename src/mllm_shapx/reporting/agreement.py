@@ -27,6 +27,8 @@ class Agreement:
 
     error: float
     """Mean over players of |difference of the two values|."""
+    squared_error: float
+    """Mean over players of the squared difference."""
     pearson: float | None
     """None for fewer than two players or where one side's values are all equal."""
     spearman: float | None
@@ -83,6 +85,7 @@ def _agreement(pairs: Sequence[tuple[float, float]], top_k: int, *, same_answer:
     shared = set(most_important(first, top_k)) & set(most_important(second, top_k))
     return Agreement(
         error=math.fsum(abs(left - right) for left, right in pairs) / len(pairs),
+        squared_error=math.fsum((left - right) ** 2 for left, right in pairs) / len(pairs),
         pearson=pearson(first, second),
         spearman=spearman(first, second),
         top=len(shared) / top_k if len(pairs) > top_k else None,

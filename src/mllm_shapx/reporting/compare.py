@@ -53,6 +53,8 @@ class PairFigures:
     """Share of players with a positive value in one run and a negative one in the other."""
     difference: float | None
     """Mean over players of |difference of the values|."""
+    squared_difference: float | None
+    """Mean over players of the squared difference."""
     same_answer: float | None
     """Share of rows with the same answer to the whole prompt."""
     other_prompts: int
@@ -252,6 +254,7 @@ class _Tally:
             same_first=mean([float(each.same_first) for each in found]),
             sign_changes=sum(each.sign_changes for each in found) / players if players else None,
             difference=mean([each.error for each in found]),
+            squared_difference=mean([each.squared_error for each in found]),
             same_answer=mean([float(each.same_answer) for each in found]),
             other_prompts=self.obstacles[Obstacle.OTHER_PROMPT],
             other_players=self.obstacles[Obstacle.OTHER_PLAYERS],

@@ -78,6 +78,9 @@ class PageRows:
             "m": sample.model_calls,
             "s": _finite(sample.runtime_sec),
         }
+        errors, raw = sample.standard_errors, sample.raw_values
+        if errors is not None and raw is not None and len(errors) == len(raw) == len(data["v"]):
+            data["u"], data["e"] = list(map(_finite, raw)), list(map(_finite, errors))
         if without is not None:
             data["w"] = self.answers.place(without)
         spoken = _artifacts(sample, "answer")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from mllm_shapx.config.vocabulary import EXPLAINERS
 from mllm_shapx.errors import StorageError, UsageError
 from mllm_shapx.records.fields import MOST_ROW
 from mllm_shapx.records.results import SampleResult
@@ -63,7 +64,13 @@ class RunFiles:
     @property
     def is_exact(self) -> bool:
         """Whether the run evaluates every coalition."""
-        return (explainer_type(self.spec) or self.name) == "exact"
+        return (explainer_type(self.spec) or self.name) in {"exact", "exact_banzhaf"}
+
+    @property
+    def estimand(self) -> str:
+        """What the values are: `shapley` or `banzhaf`."""
+        facts = EXPLAINERS.get(explainer_type(self.spec) or self.name)
+        return "shapley" if facts is None else facts.estimand
 
     @property
     def is_of_older_runner(self) -> bool:
@@ -93,7 +100,11 @@ class RunFiles:
 
     def approximates(self, exact: "RunFiles") -> bool:
         """Return whether the run's values estimate those of `exact`: all but the estimator is the same."""
-        return exact.is_exact and self.compared_settings == exact.compared_settings
+        return (
+            exact.is_exact
+            and self.estimand == exact.estimand
+            and self.compared_settings == exact.compared_settings
+        )
 
 
 @dataclass(frozen=True)

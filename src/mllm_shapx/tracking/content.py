@@ -49,7 +49,7 @@ def sample_metrics(result: SampleResult) -> dict[str, float | str]:
         "model_calls": result.model_calls,
         "frac_text": result.attr_summary.frac_text,
         "frac_audio": result.attr_summary.frac_audio,
-        "residual": result.efficiency_residual,
+        "residual": result.imbalance,
     }
     if values:
         numbers["values_max"] = max(values)

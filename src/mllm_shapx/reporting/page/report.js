@@ -4,6 +4,7 @@
    rows: i index, l language, o original language, m input modality, p prompts, r one entry per run or null.
    A prompt: t pieces [text, is player, begins a message, seconds of sound], a recordings of its stretches of sound.
    A run's entry: q its prompt, v values of the players, a answer, w answer without the most important player,
+   u values before normalizing and e their standard errors, where there are any,
    b value of no player, g of all, n coalitions evaluated, m answers generated, s seconds, k recording of a spoken answer.
    Recordings: d seconds, k outline, u WAV file in base64. Answers are positions in `answers`. */
 (() => {
@@ -143,6 +144,12 @@ function pages() {
   return starts;
 }
 
+/* What is known of a player's value before normalizing: how sure it is. */
+const sureness = (run, player) => {
+  const error = run.e?.[player - 1] ?? null;
+  return error === null ? "" : " · before normalizing " + show(run.u[player - 1]) + " ± " + small(error) + " (standard error)";
+};
+
 function dress(piece, value, top, scale, place, count, what) {
   const share = scale > 0 ? Math.min(1, Math.abs(value ?? 0) / scale) : 0;
   piece.classList.add("p");
@@ -181,7 +188,7 @@ function drawSound(pieces, recording, run, player, top, scale) {
     seconds += length;
     if (isPlayer) {
       const value = run.v[player++] ?? null, when = known && !gaps ? " · " + from.toFixed(2) + "–" + seconds.toFixed(2) + " s" : "";
-      dress(piece, value, top, scale, player, run.v.length, (text ? " · " + text : "") + when);
+      dress(piece, value, top, scale, player, run.v.length, (text ? " · " + text : "") + when + sureness(run, player));
       if (known && !gaps) piece.addEventListener("click", () => play(recording, from, from + length, wave));
     } else piece.className = "rest";
     if (text) piece.append(make("span", "", text));
@@ -265,7 +272,7 @@ function drawPanel(row, run, name) {
     const value = run.v[player++] ?? null, blank = text.match(/^\s*/)[0];
     if (blank) line.append(blank);
     const piece = make("span", "", text.slice(blank.length));
-    dress(piece, value, top, scale, player, run.v.length, "");
+    dress(piece, value, top, scale, player, run.v.length, sureness(run, player));
     line.append(piece);
   }
   panel.append(answer("answer", data.answers[run.a] || "(no text)"));
