@@ -168,10 +168,8 @@ class _Group:
         self.samples += 1
         self.n_calls += metrics.n_calls
         self.model_calls += metrics.model_calls
-        if metrics.tokens_in is not None:
-            self.tokens_in = (self.tokens_in or 0) + metrics.tokens_in
-        if metrics.tokens_out is not None:
-            self.tokens_out = (self.tokens_out or 0) + metrics.tokens_out
+        self.tokens_in = _sum_of_known(self.tokens_in, metrics.tokens_in)
+        self.tokens_out = _sum_of_known(self.tokens_out, metrics.tokens_out)
         self.runtime.add(metrics.runtime_sec)
         self.frac_text.add(metrics.frac_text)
         self.frac_audio.add(metrics.frac_audio)
@@ -186,6 +184,8 @@ class _Group:
         self.samples += other.samples
         self.n_calls += other.n_calls
         self.model_calls += other.model_calls
+        self.tokens_in = _sum_of_known(self.tokens_in, other.tokens_in)
+        self.tokens_out = _sum_of_known(self.tokens_out, other.tokens_out)
         self.runtime.extend(other.runtime)
         self.frac_text.extend(other.frac_text)
         self.frac_audio.extend(other.frac_audio)
@@ -212,11 +212,15 @@ class _Group:
         }
 
 
+def _sum_of_known(first: int | None, second: int | None) -> int | None:
+    """Return the sum of two counts; one that is not known counts as 0, unless both are."""
+    return second if first is None else first + (second or 0)
+
+
 class RunSummary:
     """`summary/aggregate_metrics.json` of one run, fed sample by sample.
 
-    A sample takes 40 bytes. Add each row once: a row that is added twice counts twice.
-    A sample takes 32 bytes, 24 more where it has curves. Add each row once: a row that is added twice counts
+    A sample takes 40 bytes, 24 more where it has curves. Add each row once: a row that is added twice counts
     twice.
     """
 
