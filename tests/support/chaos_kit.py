@@ -203,12 +203,18 @@ class Chaos:
 
     def _lose_node(self) -> str:
         """Kill the second node and let another one start meanwhile."""
-        self._wait(lambda: self._second.raylet() is not None and self._second.has_started())
+        self._wait(self._has_second_node)
         raylet = self._second.raylet()
         assert raylet is not None
         raylet.kill()
         self._second = self._cluster.add_node(cpus=1, wait=False)
         return "went on"
+
+    def _has_second_node(self) -> bool:
+        """Return whether the second node runs; start it again where it gave up, as on a busy machine."""
+        if self._second.has_ended():
+            self._second = self._cluster.add_node(cpus=1, wait=False)
+        return self._second.raylet() is not None and self._second.has_started()
 
     def _end(self, code: int) -> str:
         """Wait for the driver's end with a code and return what it said."""

@@ -52,13 +52,17 @@ class Node:
         """Wait until Ray says that the node runs."""
         deadline = time.monotonic() + START_S
         while not self.has_started():
-            if self._process.poll() is not None or time.monotonic() > deadline:
+            if self.has_ended() or time.monotonic() > deadline:
                 raise AssertionError(f"the node did not start:\n{self.log.read_text(errors='replace')}")
             time.sleep(0.1)
 
     def has_started(self) -> bool:
         """Return whether Ray has said that the node runs."""
         return "Ray runtime started" in self.log.read_text(errors="replace")
+
+    def has_ended(self) -> bool:
+        """Return whether the node runs no more, or gave up starting."""
+        return self._process.poll() is not None
 
     def processes(self) -> list[psutil.Process]:
         """Return the node's living processes, workers included."""
