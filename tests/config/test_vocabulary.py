@@ -65,7 +65,7 @@ def loaded(folder: Path, **changes: Any) -> Any:
                 "shap": {"value_function": "tf_logprob"},
             },
             "shap.value_function",
-            "reasoning would precede it",
+            "where reasoning would come",
         ),
         (
             {
