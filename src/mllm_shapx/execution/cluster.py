@@ -345,8 +345,8 @@ def _variables_of_the_job() -> frozenset[str]:
 def plan_resources(options: RunOptions, device: str | None, *, grows: bool = False) -> WorkerResources:
     """Return the workers to start, from the options and the resources of the cluster.
 
-    Without --num-gpus every GPU of the cluster is used, unless `device` is the CPU. A cluster that `grows`
-    may be asked for more than it has.
+    Without --num-gpus every GPU of the cluster is used, unless `device` is the CPU; `all` means every GPU, as
+    their number would. A cluster that `grows` may be asked for more than it has.
 
     Raises:
         ResourceError: When the cluster does not have what is asked for.
@@ -358,7 +358,7 @@ def plan_resources(options: RunOptions, device: str | None, *, grows: bool = Fal
     cpus = [float(node["Resources"].get("CPU", 0.0)) for node in ray.nodes() if node["Alive"]]
     wants_gpus = options.gpus_asked
     if wants_gpus is None:
-        wants_gpus = 0.0 if device in {"cpu", "mps"} else gpus
+        wants_gpus = gpus if options.num_gpus == "all" or device not in {"cpu", "mps"} else 0.0
     if options.num_gpus == "all" and grows and not gpus and device not in {"cpu", "mps"}:
         raise ResourceError(
             "--num-gpus all: the cluster has no GPU yet and starts nodes on demand: say how many, such as "
