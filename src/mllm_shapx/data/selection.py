@@ -256,6 +256,7 @@ def _integers(column: pa.Array, name: str, where: str) -> NDArray[np.int64]:
     try:
         whole = pc.cast(plain_values(column), pa.int64())
     except (*UNREADABLE, NotImplementedError) as error:
+        # Arrow raises the latter for a pair of types that it has no cast for.
         raise DatasetError(
             f"{where}: column {name!r} holds {column.type}, not whole numbers; "
             "name the right one in dataset.column_mapping.token_count"
