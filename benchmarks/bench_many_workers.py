@@ -21,9 +21,7 @@ from typing import Concatenate
 
 import click
 import numpy as np
-from bench_spreading import QUEUE, WaitingPrompt, _said, _write_config
-from mllm_shap import ConversationSnapshot
-from numpy.typing import NDArray
+from bench_spreading import QUEUE, SleepingModel, write_config
 
 from mllm_shapx.config.loading import load_config
 from mllm_shapx.execution.coordinator import Coordinator
@@ -31,49 +29,26 @@ from mllm_shapx.execution.messages import Study
 from mllm_shapx.execution.options import RunOptions
 from mllm_shapx.execution.preparation import open_output, prepare
 from mllm_shapx.execution.worker import BEAT_S, Worker
-from mllm_shapx.models.base import Answer, Decoding, ModelIdentity, ModelReport
 
 SPARE_THREADS = 16
 """Threads beyond one for each worker; every worker's engine has two more of its own."""
 
 
-class WaitingModel:
-    """Sleeps instead of computing, and counts its batches."""
-
-    identity = ModelIdentity("none", "waits", None, "float32", "cpu")
-    report = ModelReport()
+class CountingModel(SleepingModel):
+    """Counts its batches, and remembers when the first began and the last ended."""
 
     def __init__(self, batch_size: int, seconds: float) -> None:
-        self.max_batch_size = batch_size
+        super().__init__(batch_size, seconds)
         self.seconds = seconds
         self.batches = 0
         self.first_at = self.last_at = 0.0
-        """When the first batch began and the last one ended."""
 
-    def encode(self, snapshot: ConversationSnapshot, decoding: Decoding) -> WaitingPrompt:
-        """Take the words of the user."""
-        del decoding
-        words = (message.text for message in snapshot.messages() if message.role.value == "user")
-        return WaitingPrompt(" ".join(words))
-
-    def answer(
-        self, prompts: Sequence[WaitingPrompt], decoding: Decoding, seeds: Sequence[int]
-    ) -> list[Answer]:
-        """Wait; then return a few words that depend on the prompt."""
-        del decoding, seeds
-        self.first_at = self.first_at or time.monotonic()
-        time.sleep(self.seconds)
+    def note(self, started: float, ended: float, prompts: int) -> None:
+        """Count a batch."""
+        del prompts
+        self.first_at = self.first_at or started
+        self.last_at = ended
         self.batches += 1
-        self.last_at = time.monotonic()
-        return [Answer(_said(prompt.text)) for prompt in prompts]
-
-    def embed(self, answers: Sequence[Answer], mode: str, reducer: str) -> list[NDArray[np.float64]]:
-        """Embed nothing: the similarity reads texts."""
-        del mode, reducer
-        return [np.zeros(0) for _ in answers]
-
-    def close(self) -> None:
-        """Nothing to close."""
 
 
 @dataclass
@@ -104,14 +79,14 @@ class MeasuringDesk:
             calls.seconds += time.thread_time() - started
 
 
-async def _work(study: Study, desk: MeasuringDesk, models: Sequence[WaitingModel]) -> tuple[float, float]:
+async def _work(study: Study, desk: MeasuringDesk, models: Sequence[CountingModel]) -> tuple[float, float]:
     """Let one worker for each model explain the study; return when all were ready, and when it was done."""
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(len(models) + SPARE_THREADS))
     started: list[float] = []
-    all_ready = threading.Barrier(len(models), lambda: started.append(time.monotonic()))
+    all_ready = threading.Barrier(len(models), lambda: started.append(time.time()))
 
-    def load(model: WaitingModel) -> Callable[[Study], WaitingModel]:
-        def wait_for_the_others(_: Study) -> WaitingModel:
+    def load(model: CountingModel) -> Callable[[Study], CountingModel]:
+        def wait_for_the_others(_: Study) -> CountingModel:
             all_ready.wait()
             return model
 
@@ -122,7 +97,7 @@ async def _work(study: Study, desk: MeasuringDesk, models: Sequence[WaitingModel
             group.create_task(Worker(f"worker-{number}", study, desk, load(model)).run())
         while not desk.coordinator.state().finished:  # noqa: ASYNC110 -- nobody tells
             await asyncio.sleep(0.1)
-        return started[0], time.monotonic()
+        return started[0], time.time()
 
 
 @click.command()
@@ -135,12 +110,12 @@ def main(workers: int, batch_size: int, seconds: float, rows: int | None, player
     """Measure many workers on one coordinator."""
     queue = QUEUE if rows is None else (players,) * rows
     with tempfile.TemporaryDirectory(prefix="shapx-workers-") as folder:
-        loaded = load_config(_write_config(Path(folder), queue))
+        loaded = load_config(write_config(Path(folder), queue))
         options = RunOptions()
         study, _ = prepare(loaded, options)
         output = open_output(study, options)
         desk = MeasuringDesk(Coordinator(study, output.inspections))
-        models = [WaitingModel(batch_size, seconds) for _ in range(workers)]
+        models = [CountingModel(batch_size, seconds) for _ in range(workers)]
         processor = time.process_time()
         started, ended = asyncio.run(_work(study, desk, models))
         processor = time.process_time() - processor
@@ -150,7 +125,7 @@ def main(workers: int, batch_size: int, seconds: float, rows: int | None, player
 
 def _show(
     desk: MeasuringDesk,
-    models: Sequence[WaitingModel],
+    models: Sequence[CountingModel],
     span: tuple[float, float],
     processor: float,
     fewest: float,

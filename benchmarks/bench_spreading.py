@@ -66,17 +66,20 @@ class WaitingPrompt:
         return len(self.text.split())
 
 
-class WaitingModel:
-    """Sleeps instead of computing; notes when."""
+class SleepingModel:
+    """Sleeps instead of computing.
+
+    Args:
+        batch_size: Prompts of a batch at most.
+        seconds: Time of a batch, however full.
+    """
 
     identity = ModelIdentity("none", "waits", None, "float32", "cpu")
     report = ModelReport()
 
-    def __init__(self, pace: Pace) -> None:
-        self._pace = pace
-        self.max_batch_size = pace.batch_size
-        self._log = Path(pace.folder, f"batches-{os.getpid()}").open("w", buffering=1)  # noqa: SIM115
-        self._meet()
+    def __init__(self, batch_size: int, seconds: float) -> None:
+        self.max_batch_size = batch_size
+        self._seconds = seconds
 
     def encode(self, snapshot: ConversationSnapshot, decoding: Decoding) -> WaitingPrompt:
         """Take the words of the user."""
@@ -90,14 +93,34 @@ class WaitingModel:
         """Wait; then return a few words that depend on the prompt."""
         del decoding, seeds
         started = time.time()
-        time.sleep(self._pace.seconds)
-        self._log.write(f"{started} {time.time()} {len(prompts)}\n")
+        time.sleep(self._seconds)
+        self.note(started, time.time(), len(prompts))
         return [Answer(_said(prompt.text)) for prompt in prompts]
 
     def embed(self, answers: Sequence[Answer], mode: str, reducer: str) -> list[NDArray[np.float64]]:
         """Embed nothing: the similarity reads texts."""
         del mode, reducer
         return [np.zeros(0) for _ in answers]
+
+    def note(self, started: float, ended: float, prompts: int) -> None:
+        """Note a batch: seconds since 1970, and its number of prompts."""
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+class WaitingModel(SleepingModel):
+    """Writes its batches into a file, and begins when the models of all workers have come so far."""
+
+    def __init__(self, pace: Pace) -> None:
+        super().__init__(pace.batch_size, pace.seconds)
+        self._pace = pace
+        self._log = Path(pace.folder, f"batches-{os.getpid()}").open("w", buffering=1)  # noqa: SIM115
+        self._meet()
+
+    def note(self, started: float, ended: float, prompts: int) -> None:
+        """Write a line."""
+        self._log.write(f"{started} {ended} {prompts}\n")
 
     def close(self) -> None:
         """Close the notes."""
@@ -185,7 +208,7 @@ def measure(players: Sequence[int], workers: int, batch_size: int, seconds: floa
     with tempfile.TemporaryDirectory(prefix="shapx-spreading-") as folder:
         pace = Pace(folder, workers, batch_size, seconds)
         recorder = Recorder()
-        config = _write_config(Path(folder), players)
+        config = write_config(Path(folder), players)
         options = RunOptions(num_workers=workers)
         load = partial(_waiting_model, pace)
         outcome = run_config(load_config(config), options, recorder, inline=False, load=load)
@@ -195,7 +218,8 @@ def measure(players: Sequence[int], workers: int, batch_size: int, seconds: floa
         return _outcome(Path(folder), recorder, workers, batch_size, ended)
 
 
-def _write_config(folder: Path, players: Sequence[int]) -> Path:
+def write_config(folder: Path, players: Sequence[int]) -> Path:
+    """Write a config of rows of so many players, and return its path."""
     order = np.random.default_rng(0).permutation(len(players))
     prompts = [" ".join(f"row{row}word{place}" for place in range(players[row])) for row in order]
     pq.write_table(pa.table({"prompt": prompts}), folder / "rows.parquet")

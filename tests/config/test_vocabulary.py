@@ -23,6 +23,14 @@ def loaded(folder: Path, **changes: Any) -> Any:
     return load_config(path)
 
 
+def assert_refused(folder: Path, changes: dict[str, Any], key: str, message: str) -> None:
+    """Hold that a config with `changes` is refused at `key` with the words of `message`."""
+    with pytest.raises(ConfigError) as caught:
+        loaded(folder, **changes)
+    assert key in str(caught.value)
+    assert message in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("changes", "key", "message"),
     [
@@ -81,10 +89,7 @@ def loaded(folder: Path, **changes: Any) -> Any:
 def test_a_combination_that_does_not_work_is_refused_with_the_key(
     tmp_path: Path, changes: dict[str, Any], key: str, message: str
 ) -> None:
-    with pytest.raises(ConfigError) as caught:
-        loaded(tmp_path, **changes)
-    assert key in str(caught.value)
-    assert message in str(caught.value)
+    assert_refused(tmp_path, changes, key, message)
 
 
 def test_an_inherited_similarity_is_taken_back_with_null(tmp_path: Path) -> None:
@@ -181,7 +186,4 @@ SPOKEN = {"connector": "liquid_audio", "modality": {"input_modality": "audio__ma
 def test_players_and_absence_that_do_not_fit_are_refused(
     tmp_path: Path, changes: dict[str, Any], key: str, message: str
 ) -> None:
-    with pytest.raises(ConfigError) as caught:
-        loaded(tmp_path, **changes)
-    assert key in str(caught.value)
-    assert message in str(caught.value)
+    assert_refused(tmp_path, changes, key, message)
