@@ -152,12 +152,12 @@ def _study(folder: Path, units: int) -> Any:
         players=dict.fromkeys(range(units), PLAYERS),
         config_path=config,
         dataset=settings_of.dataset,
-        dataset_commit=None,
+        dataset_commit="0",  # as a hub's: what is there at a commit is not read again to be compared
         model_path=None,
         model_commit="0",
         wandb=settings_of.wandb,
         runtime=settings_of.runtime,
-        config=loaded.data,
+        config={**loaded.data, "selection": settings_of.selection.model_dump(mode="json")},
     )
 
 

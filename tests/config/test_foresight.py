@@ -85,11 +85,11 @@ def test_rows_without_a_player_are_told_and_not_counted(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("prompt\none two\n— … 。\n")
     result = call("validate", "--config", config, "--check-dataset")
     assert result.exit_code == 0
-    assert "1 row(s) of 2 have no word that could be a player and will fail" in result.stderr
+    assert "1 row(s) of 2 have nothing that could be a player and will fail" in result.stderr
     planned = json.loads(call("plan", "--config", config, "--json").stdout)
     assert [(run["refused_samples"], run["coalitions"]) for run in planned["runs"]] == [(1, 4), (1, 4)]
     note, _ = planned["notes"]
-    assert note.startswith("1 row(s) of 2 have no word that could be a player and will fail; selection.min")
+    assert note.startswith("1 row(s) of 2 have nothing that could be a player and will fail; selection.min")
     (tmp_path / "rows.csv").write_text("prompt\n?\n— … 。\n")
     for command in (["validate", "--check-dataset"], ["run", "--inline"]):
         refused = call(*command, "--config", config)

@@ -5,6 +5,8 @@ import time
 from pathlib import Path
 
 import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 from small_study import Process, Sabotage, Study, model_that_does_not_load, untouched
@@ -81,6 +83,24 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(three: list[Study]
     assert first.startswith(f"{three[0].config}: would make 1 of 2 samples, of 1 run(s) and 2 row(s), in ")
     assert second.startswith(f"{three[1].config}: would be refused: ")
     assert third.startswith(f"{three[2].config}: would make 2 of 2 samples")
+
+
+def test_a_dry_run_refuses_what_run_refuses(three: list[Study], tmp_path: Path) -> None:
+    study = three[0]
+    assert run("--config", str(study.config), "--max-samples", "1").exit_code == 0
+    study.write_config(generation={"max_new_tokens": 3, "text_temperature": 0.0})
+    with untouched(tmp_path):
+        found = run("--config", str(study.config), "--resume", "--dry-run")
+    assert found.exit_code == 2
+    assert "made with other settings" in found.output
+    assert run("--config", str(study.config), "--resume").exit_code == 2
+    hopeless = Study(tmp_path / "hopeless", rows=1, settings={"experiments": [{"explainer_type": "exact"}]})
+    rows = {"prompt": [" ".join(f"word{number}" for number in range(60))], "language": ["en"]}
+    pq.write_table(pa.table(rows), hopeless.folder / "rows.parquet")
+    with untouched(tmp_path):
+        found = run("--config", str(hopeless.config), "--dry-run")
+    assert found.exit_code == 2
+    assert "no row can be explained by exact" in found.output
 
 
 @pytest.mark.slow

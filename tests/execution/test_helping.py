@@ -521,3 +521,15 @@ def test_a_heavy_row_uses_two_processes_and_gives_the_values_of_one(tmp_path: Pa
     assert sum(answers) == outcome.model_calls == 2**9
     assert min(answers) > 2**9 / 5, "the row is shared about evenly"
     assert explained(tmp_path, "together") == explained(tmp_path, "alone")
+
+
+def test_an_answer_to_a_task_of_the_coordinator_before_a_restart_meets_no_task_of_the_next_one() -> None:
+    before, after = HelpExchange(), HelpExchange()
+    before.exchange(HelpOffer("unit-a", "exact", tuple(range(64)), 0, 1, 64), 0, ["owner", "one", "two"])
+    after.exchange(HelpOffer("unit-b", "exact", tuple(range(64)), 0, 1, 64), 1, ["owner", "one", "two"])
+    old, new = before.claim("one"), after.claim("two")
+    assert old is not None
+    assert new is not None
+    after.deliver(old.task_id, {mask: Answer("to another row") for mask in old.masks})
+    reply = after.exchange(HelpOffer("unit-b", "exact"), 1, ["owner", "one", "two"])
+    assert reply.answers == {}

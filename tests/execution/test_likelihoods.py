@@ -169,9 +169,14 @@ def test_a_top_k_that_was_not_stored_is_read_again_and_what_is_smaller_is_not(tm
 def test_answers_without_probabilities_are_read_for_self_logprob(tmp_path: Path) -> None:
     """A similarity's answers are used again: their tokens are forced, and values are the same."""
     exact, confidence = {"explainer_type": "exact"}, variant("self_logprob")
-    study = study_in(tmp_path, exact, confidence)
-    outcome = outcome_of(study.call("--inline", "--json").out)
-    assert outcome["model_calls"] == 2 * len(PROMPTS) * 2**5
+    study = study_in(tmp_path, exact)
+    assert study.call("--inline").code == 0
+    study.write_config(experiments=[exact, confidence])
+    outcome = outcome_of(study.call("--inline", "--resume", "--json").out)
+    assert outcome["model_calls"] == len(PROMPTS) * 2**5
+    together = study_in(tmp_path / "together", exact, confidence)
+    outcome = outcome_of(together.call("--inline", "--json").out)
+    assert outcome["model_calls"] == len(PROMPTS) * 2**5, "answers are generated with their probabilities"
     alone = study_in(tmp_path / "alone", confidence)
     assert outcome_of(alone.call("--inline", "--json").out)["model_calls"] == len(PROMPTS) * 2**5
     for key in ("raw_values", "base_value", "grand_value"):

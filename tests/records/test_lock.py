@@ -259,3 +259,13 @@ def test_a_lock_works_on_a_remote_storage() -> None:
     with OutputLock(storage), pytest.raises(OutputError, match="in use by"):
         OutputLock(storage).acquire()
     assert storage.list() == []
+
+
+def test_a_heartbeat_does_not_bring_back_a_directory_that_was_removed(tmp_path: Path) -> None:
+    """As `merge` removes a shard's, whose lock it holds."""
+    lock = OutputLock(LocalStorage(tmp_path / "shard"))
+    lock.acquire()
+    shutil.rmtree(tmp_path / "shard")
+    lock.refresh()
+    lock.release()
+    assert not (tmp_path / "shard").exists()

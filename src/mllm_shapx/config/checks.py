@@ -284,16 +284,14 @@ def _without_effect(experiment_set: ExperimentSet) -> Iterator[Finding]:
 
 
 def _seeds(path: Place, variant: Variant, experiment_set: ExperimentSet) -> Iterator[Finding]:
-    override, generation = variant.shap_override, variant.generation_override
+    override = variant.shap_override
     place: Place = (*path, "shap_override", "seed")
     if variant.seeds and override is not None and override.seed is not None:
         reads: tuple[Place, ...] = ((*path, "seeds"),)
         yield _problem(place, 'is the same setting as "seeds"; keep one', reads=reads)
-    temperatures = [experiment_set.generation.text_temperature]
-    if generation is not None and generation.text_temperature is not None:
-        temperatures = [generation.text_temperature]
-    if variant.all_seeds and _evaluates_all(variant) and temperatures == [0.0]:
-        message = "has no effect on the values: every coalition is evaluated, and answers are not sampled"
+    generation = experiment_set.generation.changed_by(variant.generation_override)
+    if variant.all_seeds and _evaluates_all(variant) and generation.is_greedy:
+        message = "has no effect on the values: no coalitions are drawn, and answers are not sampled"
         yield _warning((*path, "seeds") if variant.seeds else place, message, "remove it")
 
 

@@ -115,13 +115,6 @@ def _flat_type_as_written(value: Any) -> Any:
     return value
 
 
-def _not_empty(value: str) -> str:
-    if not value.strip():
-        msg = "must not be empty"
-        raise ValueError(msg)
-    return value
-
-
 def _gguf_file(value: str) -> str:
     path = PurePosixPath(value)
     if path.suffix != ".gguf" or path.is_absolute() or ".." in path.parts:

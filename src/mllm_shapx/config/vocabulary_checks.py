@@ -5,13 +5,13 @@ from importlib.util import find_spec
 from typing import Any
 
 from mllm_shapx.config import servers
+from mllm_shapx.config.diagnosis import Place
 from mllm_shapx.config.models import ExperimentSet
 from mllm_shapx.config.scoring import ShapConfig, ShapOverride
 from mllm_shapx.config.values import canonical_type
 from mllm_shapx.config.variants import Variant
 from mllm_shapx.config.vocabulary import EXPLAINERS, context_roles
 
-Place = tuple[str | int, ...]
 Fault = tuple[Place, str, str, tuple[Place, ...]]
 """Where, what is wrong, what to write, and the other keys that it follows from."""
 
@@ -134,9 +134,13 @@ def _keep(place: Place, written: ShapConfig | ShapOverride, experiment_set: Expe
     for number, word in enumerate(written.keep.words):
         if not word.strip():
             yield (*key, "words", number), "must not be empty", "", ()
+    method: tuple[Place, ...] = (("audio_segmentation", "method"),)
+    if "user" in written.keep.roles and experiment_set.audio_segmentation.method == "sgpa":
+        message = 'keeps the spoken messages, which audio_segmentation.method "sgpa" explains'
+        yield (*key, "roles"), message, 'leave out "user"', method
     if written.keep.words and experiment_set.audio_segmentation.method == "sgpa":
         message = 'are words of written messages, and audio_segmentation.method "sgpa" explains spoken ones'
-        yield (*key, "words"), message, "remove them", (("audio_segmentation", "method"),)
+        yield (*key, "words"), message, "remove them", method
 
 
 def _absence(

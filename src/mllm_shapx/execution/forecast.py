@@ -29,10 +29,6 @@ class Forecast:
         """Expected answers of all units."""
         self._cost = AnswerCost()
         self._clock = clock
-        self.settled_answers = 0.0
-        """Expected answers of the units that need nothing more."""
-        self.total_answers = 0.0
-        """Expected answers of all units."""
         self._left: defaultdict[str, float] = defaultdict(float)
         for unit in units:
             self.total_answers += unit.cost

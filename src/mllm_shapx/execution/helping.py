@@ -84,7 +84,8 @@ class HelpExchange:
     def __init__(self) -> None:
         self._shared: dict[str, _Shared] = {}
         self._claimed: dict[int, tuple[str, HelpTask]] = {}
-        self._next_task = 0
+        # Not from 0: helpers may still answer tasks of the coordinator before a restart.
+        self._next_task = secrets.randbits(62)
 
     def exchange(self, offer: HelpOffer, row_index: int, workers: Collection[str]) -> HelpReply:
         """Take an owner's coalitions and return what has come back.

@@ -7,6 +7,7 @@ from mllm_shapx.execution.aggregator import write_summaries
 from mllm_shapx.execution.options import RunOptions
 from mllm_shapx.execution.outcome import StudyOutcome, outcome_of
 from mllm_shapx.execution.preparation import CONFIG, open_output, prepare
+from mllm_shapx.execution.spec_content import refuse_other_settings
 from mllm_shapx.records.lock import OutputLock
 from mllm_shapx.records.runs import RunRecords
 from mllm_shapx.records.shards import ShardMerger, all_shards
@@ -40,6 +41,7 @@ def merge_shards(loaded: LoadedConfig) -> StudyOutcome:
             stack.callback(lock.release)
         merger = ShardMerger(storage, shards, [run.name for run in study.runs])
         specs = merger.check()
+        refuse_other_settings(study, specs)
         for name, spec in specs.items():
             RunRecords(storage, name).write_spec(spec)
         merger.move()

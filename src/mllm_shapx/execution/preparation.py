@@ -20,7 +20,7 @@ from mllm_shapx.execution.dataset import OldPlayers, content_of, find_changed_ro
 from mllm_shapx.execution.environment import library_versions
 from mllm_shapx.execution.messages import Study
 from mllm_shapx.execution.options import RunOptions
-from mllm_shapx.execution.spec_content import ENCODER_COMMIT, run_spec
+from mllm_shapx.execution.spec_content import refuse_other_settings, run_spec, usable_specs
 from mllm_shapx.explaining.value_models import value_model
 from mllm_shapx.models.control_tokens import control_token_warnings
 from mllm_shapx.models.identity import MODEL_ID, Version, encoder_version
@@ -33,7 +33,7 @@ from mllm_shapx.records.layout import GENERATIONS, SHARDS
 from mllm_shapx.records.lock import OutputLock
 from mllm_shapx.records.runs import RunInspection, RunRecords
 from mllm_shapx.records.shards import found_shards
-from mllm_shapx.records.spec import RESULT_SETTINGS, differences
+from mllm_shapx.records.spec import RESULT_SETTINGS
 from mllm_shapx.records.storage import Storage, join_uri, open_storage, write_json
 from mllm_shapx.records.store import CoalitionStore, PruneResult
 from mllm_shapx.tracking.mlflow import located
@@ -180,6 +180,8 @@ def check_output(study: Study, options: RunOptions) -> None:
     if not options.overwrite:
         _refuse_older_runs(study, storage)
     _check_shards(study, options, storage)
+    if options.resume and not options.overwrite:
+        refuse_other_settings(study, usable_specs(study, storage))
     if options.resume or options.overwrite:
         return
     taken = {}
@@ -303,30 +305,20 @@ def _take_over(
 def _check_settings(study: Study, specs: dict[str, dict[str, Any]], storage: Storage) -> list[str]:
     """Refuse to mix results of different settings in one run's directory; keep the runs' history."""
     notes: list[str] = []
-    conflicts = []
+    recorded: dict[str, dict[str, Any]] = {}
     for run in study.runs:
         old, found = RunRecords(storage, run.name).heal_spec()
         notes += found
         if old is None:
             notes += _renamed(storage, run)
             continue
-        new = specs[run.name][RESULT_SETTINGS]
-        # Older versions did not record the encoder's commit, which is then not compared.
-        keys = differences({ENCODER_COMMIT: new[ENCODER_COMMIT], **(old.get(RESULT_SETTINGS) or {})}, new)
-        if keys:
-            conflicts.append(f"  - {run.name}: {', '.join(keys)}")
+        recorded[run.name] = old
         specs[run.name] |= {
             ENVIRONMENTS: history(old),
             MODEL: old.get(MODEL),
             "libraries": old.get("libraries") or library_versions(),
         }
-    if conflicts:
-        listed = "\n".join(conflicts)
-        raise OutputError(
-            f"{study.output_uri} holds samples that were made with other settings; resuming would mix them. "
-            f"These keys differ:\n{listed}\n"
-            "Put them back, name another experiment_set_id, or give --overwrite"
-        )
+    refuse_other_settings(study, recorded)
     return notes
 
 

@@ -64,7 +64,7 @@ class _Rescorer:
         """Yield the sample of each run, or the error of the runs that cannot explain the row.
 
         Raises:
-            _MissingError: When an answer or a vector is not stored.
+            _MissingError: When an answer, a vector or a likelihood is not stored.
         """
         runs = [self.study.run(name) for name in unit.run_names]
         try:
@@ -123,7 +123,8 @@ def rescore_config(
         request: Says when a signal came; without one, signals are left to the caller.
 
     Raises:
-        UsageError: When coalitions or vectors are missing, with their number; nothing is written then.
+        UsageError: When coalitions, vectors or likelihoods are missing, with their number; then nothing is
+            written.
     """
     study, warnings = prepare(loaded, options, may_do_without_server=True)
     check_output(study, options)
@@ -230,7 +231,7 @@ class _StoredCrew(InProcessCrew):
         """See `Crew.step`.
 
         Raises:
-            _MissingError: When an answer or a vector of a unit is not stored.
+            _MissingError: When an answer, a vector or a likelihood of a unit is not stored.
         """
         started = time.monotonic()
         while lease := self._coordinator.lease(self._me, ()).lease:

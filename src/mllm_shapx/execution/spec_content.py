@@ -1,32 +1,38 @@
-"""The content of a run's `spec.json`: resolved settings in the config's own words, and versions."""
+"""A run's `spec.json`: resolved settings in the config's own words, versions, and what must not differ."""
 
+import contextlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mllm_shapx.config.loading import resolve_path
 from mllm_shapx.config.paths import exists
 from mllm_shapx.config.vocabulary import VALUE_FUNCTIONS
+from mllm_shapx.errors import OutputError
 from mllm_shapx.execution.dataset import dataset_path
 from mllm_shapx.execution.environment import library_versions
 from mllm_shapx.execution.messages import Study
 from mllm_shapx.planning.bounds import budget_bounds
 from mllm_shapx.planning.runs import RunSpec
 from mllm_shapx.records.environments import ENVIRONMENTS, MODEL
+from mllm_shapx.records.runs import RunRecords
 from mllm_shapx.records.spec import (
     DATASET_COMMIT,
     DATASET_PATH,
     RESULT_SETTINGS,
     SELECTED_ROWS,
+    differences,
     selected_rows,
 )
+from mllm_shapx.records.storage import Storage
 
 ENCODER_COMMIT = "embedding_commit"
 """Key in the result settings for the version of the external encoder."""
 
 
-def run_spec(study: Study, run: RunSpec) -> dict[str, Any]:
-    """Return the content of a run's `spec.json`: resolved settings and versions, no secrets."""
+def run_settings(study: Study, run: RunSpec) -> dict[str, Any]:
+    """Return what decides a run's results; two runs of equal settings give equal values."""
     settings = {
         **run.result_settings,
         "model_commit": study.model_commit,
@@ -35,6 +41,11 @@ def run_spec(study: Study, run: RunSpec) -> dict[str, Any]:
     }
     if run.value_model is not None:  # absent where there is none: specs of earlier studies stay equal
         settings["value_model_commit"] = run.value_model.commit
+    return settings
+
+
+def run_spec(study: Study, run: RunSpec) -> dict[str, Any]:
+    """Return the content of a run's `spec.json`: resolved settings and versions, no secrets."""
     return {
         "schema_version": 2,
         "experiment_set_id": study.experiment_set_id,
@@ -42,7 +53,7 @@ def run_spec(study: Study, run: RunSpec) -> dict[str, Any]:
         "run_slug": run.name,
         "explainer_type": run.explainer_type,
         **_config_blocks(study, run),
-        RESULT_SETTINGS: settings,
+        RESULT_SETTINGS: run_settings(study, run),
         "budget_bounds": budget_bounds(run, study.rows, study.players),
         "generation_key": run.generation_key,
         "batch_size": run.connector_kwargs.batch_size,
@@ -56,6 +67,44 @@ def run_spec(study: Study, run: RunSpec) -> dict[str, Any]:
         ENVIRONMENTS: [],
         MODEL: None,
     }
+
+
+def usable_specs(study: Study, storage: Storage) -> dict[str, dict[str, Any]]:
+    """Return run -> its spec, where there is one that can be read."""
+    found = {}
+    for run in study.runs:
+        with contextlib.suppress(ValueError):  # a damaged file is moved aside when the directory is opened
+            if (spec := RunRecords(storage, run.name).read_usable_spec()) is not None:
+                found[run.name] = spec
+    return found
+
+
+def refuse_other_settings(study: Study, specs: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse to mix results of different settings.
+
+    Args:
+        study: What is to be done now.
+        specs: Run -> the spec that its results record.
+
+    Raises:
+        OutputError: With the keys that differ.
+    """
+    conflicts = []
+    for run in study.runs:
+        if run.name not in specs:
+            continue
+        new = run_settings(study, run)
+        # Older versions did not record the encoder's commit, which is then not compared.
+        old = {ENCODER_COMMIT: new[ENCODER_COMMIT], **(specs[run.name].get(RESULT_SETTINGS) or {})}
+        if keys := differences(old, new):
+            conflicts.append(f"  - {run.name}: {', '.join(keys)}")
+    if conflicts:
+        listed = "\n".join(conflicts)
+        raise OutputError(
+            f"{study.output_uri} holds samples that were made with other settings; resuming would mix them. "
+            f"These keys differ:\n{listed}\n"
+            "Put them back, name another experiment_set_id, or give --overwrite"
+        )
 
 
 def _config_blocks(study: Study, run: RunSpec) -> dict[str, Any]:

@@ -113,6 +113,8 @@ def dry_run(loaded: LoadedConfig, options: RunOptions) -> DryRun:
     from mllm_shapx.execution.preparation import check_output, prepare
 
     study, warnings = prepare(loaded, options)
+    outlook = Outlook(study.output_uri, study.runs, study.rows, study.players)
+    outlook.refuse_hopeless(all_runs=True)
     check_output(study, options)
     there = standing(study.output_uri, study.runs, study.rows, study.players)
     samples = len(study.runs) * len(study.rows)
@@ -123,7 +125,7 @@ def dry_run(loaded: LoadedConfig, options: RunOptions) -> DryRun:
         runs=len(study.runs),
         rows=len(study.rows),
         output_uri=study.output_uri,
-        warnings=tuple(warnings),
+        warnings=(*warnings, *outlook.warnings()),
     )
 
 

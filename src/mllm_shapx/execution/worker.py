@@ -221,11 +221,9 @@ class Worker:
             # Only this unit was cancelled: the coordinator dropped it, or the worker is stopping.
         except RowError as error:
             await self._failed(held, unit.run_names, error.reason, error, final=True)
-        except StudyError:
+        except (StudyError, DeviceLostError, EngineStoppedError):
             await self.flush()  # also the other rows, which are about to be cancelled
             raise
-        except (DeviceLostError, EngineStoppedError):
-            raise  # it ends the worker
         except Exception as error:
             logger.warning("row %d failed", unit.row_index, exc_info=True)
             await self._failed(held, unit.run_names, type(error).__name__, error, final=False)

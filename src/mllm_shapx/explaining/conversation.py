@@ -27,7 +27,7 @@ def conversation_entries(
 
     Args:
         snapshot: The whole conversation.
-        players: Its players; each lies within one user message.
+        players: Its players; each lies within one message.
         values: One normalized value per player.
         response: The model's answer to the whole prompt.
     """

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from mllm_shap import CoalitionMask, PlayerSet, PluginGroup
 from mllm_shap.protocols.estimator import TwoPhaseEstimator
 
-from mllm_shapx.config.vocabulary import EXPLAINERS
 from mllm_shapx.errors import RowError
 from mllm_shapx.explaining.settings import GameSettings, explain_config, resolve
 from mllm_shapx.explaining.standard_errors import standard_errors
@@ -70,8 +69,6 @@ class Game:
         players = PlayerSet(player_ids=tuple(str(index) for index in range(count)))
         evaluations = settings.budget.evaluations(count)
         share = settings.budget.fraction if evaluations is None else min(1.0, evaluations / (1 << count))
-        if not EXPLAINERS[settings.explainer_type].takes_budget:
-            share = 1.0
         coalitions = _with_boundaries(
             list(
                 estimator.sample_masks(

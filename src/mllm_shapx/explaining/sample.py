@@ -95,7 +95,8 @@ async def explain_run(
             return await own_logprobs(masks, answers)
         return answers
 
-    value = build_value(run, Sources(ask, embed, force))
+    # In a thread: a model's files may be read through, and other rows must not wait for it.
+    value = await asyncio.to_thread(build_value, run, Sources(ask, embed, force))
     outcome = await _explain(row, coalitions, run, value)
     if run.faithfulness is not None:
         outcome = await _with_faithfulness(outcome, run.faithfulness, value, run.seed_for(row.row_index))

@@ -67,9 +67,9 @@ def explain_config(run: RunSpec, game: GameSettings, num_players: int) -> Explai
     facts = EXPLAINERS[game.explainer_type]
     evaluations = game.budget.evaluations(num_players)
     budget = {"fraction": game.budget.fraction} if evaluations is None else {"evaluations": evaluations}
-    if facts.estimator == "exact":
-        budget = {"fraction": 1.0}
-    elif not facts.takes_budget:  # the library refuses what would be too many if it were all of 2^n
+    if (
+        not facts.takes_budget and facts.estimator != "exact"
+    ):  # the library refuses what would be too many if it were all of 2^n
         budget = {"evaluations": facts.least(num_players)}
     dtype = run.connector_kwargs.dtype
     return ExplainConfig.model_validate(

@@ -86,7 +86,7 @@ def drawn(explainer_type: str, evaluations: int, num_players: int, seed: int) ->
 
 
 def has_complements(explainer_type: str, evaluations: int, num_players: int) -> bool:
-    """Return whether a run surely evaluates every coalition that lacks one player."""
+    """Return whether a run surely evaluates every coalition of one player, and every one that lacks one."""
     if evaluations >= 1 << num_players:
         return True
     begins = EXPLAINERS[explainer_type].estimator in _BEGIN_WITH_COMPLEMENTS

@@ -52,7 +52,7 @@ def without_players(rows: Sequence[int], players: Mapping[int, int] | None) -> l
     if not number:
         return []
     text = (
-        f"{number:,} row(s) of {len(rows):,} have no word that could be a player and will fail; "
+        f"{number:,} row(s) of {len(rows):,} have nothing that could be a player and will fail; "
         "selection.min_prompt_tokens 1 leaves them out"
     )
     return [text]

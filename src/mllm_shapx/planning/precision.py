@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from mllm_shapx.config.vocabulary import EXPLAINERS
 from mllm_shapx.planning.runs import RunSpec
 
 ROUNDED = ("bfloat16", "float16")
@@ -27,7 +28,8 @@ def loaded_warnings(runs: Sequence[RunSpec], dtype: str) -> list[str]:
 
 
 def _warnings(runs: Sequence[RunSpec], dtype: str) -> list[str]:
-    exact = next((run.name for run in runs if run.explainer_type == "exact"), None)
+    flat = (run for run in runs if run.hierarchical is None)
+    exact = next((run.name for run in flat if EXPLAINERS[run.explainer_type].estimator == "exact"), None)
     if exact is None:
         return []
     text = (

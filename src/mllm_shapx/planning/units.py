@@ -96,8 +96,16 @@ def runs_by_key(runs: Sequence[RunSpec]) -> dict[str, list[RunSpec]]:
 
 
 def explaining_order(runs: Sequence[RunSpec], num_players: int) -> list[RunSpec]:
-    """Return `runs` with exact ones first, then by falling coalitions."""
-    return sorted(runs, key=lambda run: (run.explainer_type != "exact", -run.coalitions(num_players)))
+    """Return `runs` with exact ones first, then by falling coalitions.
+
+    Of runs alike, one that reads log-probabilities comes first: answers are generated with them then.
+    """
+
+    def place(run: RunSpec) -> tuple[bool, int, bool]:
+        reads_logprobs = run.shap.reads == "log_probabilities"
+        return run.explainer_type != "exact", -run.coalitions(num_players), not reads_logprobs
+
+    return sorted(runs, key=place)
 
 
 def expected_answers(runs: Sequence[RunSpec], num_players: int) -> float:

@@ -158,6 +158,8 @@ class OutputLock:
         if holder is None:
             return
         current = self._read()
+        if current is None and not self._storage.list():
+            return  # the directory was removed, as `merge` does with a shard's
         if current is not None and current.token != holder.token:
             self._lost_to = str(current)
             return
