@@ -11,8 +11,7 @@ from mllm_shap import AudioPart, ConversationSnapshot, ExplainRunner, Message, R
 from mllm_shapx.data.audio import decode, encode_wav
 from mllm_shapx.explaining.absence import absence_policy
 from mllm_shapx.explaining.coalitions import RowCoalitions
-from mllm_shapx.explaining.players import player_set
-from mllm_shapx.explaining.sample import open_row
+from mllm_shapx.explaining.sample import open_row, player_set
 from mllm_shapx.explaining.settings import GameSettings, explain_config
 
 ABSENCES: list[dict[str, Any]] = [

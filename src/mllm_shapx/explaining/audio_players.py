@@ -1,7 +1,7 @@
 """Players of prompts with recordings, as mllm_shap partition plugins: stretches of audio, and words."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 from itertools import pairwise
@@ -23,8 +23,8 @@ from pydantic import Field
 
 from mllm_shapx.config.models import AudioSegmentation
 from mllm_shapx.data.audio import decode
-from mllm_shapx.data.tokens import player_spans
 from mllm_shapx.errors import ModelError, RowError
+from mllm_shapx.explaining.players import messages_of, text_players
 from mllm_shapx.planning.players import PlayerRule
 
 ALIGNER = "facebook/wav2vec2-base-960h"
@@ -77,14 +77,14 @@ class RawWindowPartitioner:
         """
         players: list[tuple[str, PlayerSpan]] = []
         hidden: list[int] = []
-        for index, prefix, message in _messages(snapshot):
+        for index, prefix, message in messages_of(snapshot):
             recording = _recording(message)
             if recording is not None and message.text:
                 hidden.append(index)
             if message.role.value not in self._options.roles:
                 continue
             spans = (
-                word_players(message, index, self._rule)
+                text_players(message, index, self._rule)
                 if recording is None
                 else _windows(recording, index, self._options.window_ms, message.speaker)
             )
@@ -131,7 +131,7 @@ class SgpaPartitioner:
                 fit its recording, `no_players` when there is no recording.
             ModelError: When the aligner cannot be loaded.
         """
-        spoken = [index for index, _, message in _messages(snapshot) if _recording(message) is not None]
+        spoken = [index for index, _, message in messages_of(snapshot) if _recording(message) is not None]
         if not spoken:
             raise RowError(
                 "no_players", "audio_segmentation.method 'sgpa' needs a recording, and there is none"
@@ -191,20 +191,6 @@ def audio_player_set(
     return RawWindowPartitioner(options=windows).partition(snapshot)
 
 
-def word_players(message: Message, message_index: int, rule: PlayerRule) -> list[PlayerSpan]:
-    """Return the players that `rule` makes of a written message."""
-    return [
-        PlayerSpan(
-            message_index=message_index,
-            start=start,
-            end=end,
-            text=message.text[start:end],
-            speaker=message.speaker,
-        )
-        for start, end in player_spans(message.text, rule)
-    ]
-
-
 def window_bounds(samples: int, rate: int, window_ms: float) -> list[tuple[int, int]]:
     """Return `[start, end)` sample ranges of consecutive windows over `samples` samples at `rate` hertz.
 
@@ -232,15 +218,6 @@ def _windows(
         )
         for start, end in window_bounds(len(waveform), rate, window_ms)
     ]
-
-
-def _messages(snapshot: ConversationSnapshot) -> Iterator[tuple[int, str, Message]]:
-    """Yield (index in conversation order, prefix of its players' ids, message)."""
-    index = 0
-    for turn_index, turn in enumerate(snapshot.turns):
-        for local_index, message in enumerate(turn.messages):
-            yield index, f"{snapshot.snapshot_id}:{turn_index}:{local_index}", message
-            index += 1
 
 
 def _recording(message: Message) -> AudioPart | None:

@@ -1,24 +1,12 @@
-"""The players of a row: what can be present in or absent from its prompt."""
+"""The players of written messages: what can be present in or absent from a prompt."""
 
-from mllm_shap import ConversationSnapshot, PlayerSet, PlayerSpan
+from collections.abc import Iterator
+
+from mllm_shap import ConversationSnapshot, Message, PlayerSet, PlayerSpan
 
 from mllm_shapx.data.tokens import player_spans
 from mllm_shapx.errors import RowError
 from mllm_shapx.planning.players import PlayerRule
-from mllm_shapx.planning.runs import RunSpec
-
-
-def player_set(snapshot: ConversationSnapshot, run: RunSpec) -> PlayerSet:
-    """Return the players of `snapshot`, in conversation order: pieces of text and stretches of audio.
-
-    Raises:
-        RowError: `no_players` when the prompt holds none.
-    """
-    if run.modality.has_audio_input:
-        from mllm_shapx.explaining.audio_players import audio_player_set
-
-        return audio_player_set(snapshot, run.audio_segmentation, run.player_rule)
-    return text_player_set(snapshot, run.player_rule)
 
 
 def text_player_set(snapshot: ConversationSnapshot, rule: PlayerRule) -> PlayerSet:
@@ -30,26 +18,38 @@ def text_player_set(snapshot: ConversationSnapshot, rule: PlayerRule) -> PlayerS
     Raises:
         RowError: `no_players` when there is none.
     """
-    ids: list[str] = []
-    spans: list[PlayerSpan] = []
-    message_index = 0
-    for turn_index, turn in enumerate(snapshot.turns):
-        for local_index, message in enumerate(turn.messages):
-            if message.role.value in rule.roles:
-                for number, (start, end) in enumerate(player_spans(message.text, rule)):
-                    ids.append(f"{snapshot.snapshot_id}:{turn_index}:{local_index}:{number}")
-                    spans.append(
-                        PlayerSpan(
-                            message_index=message_index,
-                            start=start,
-                            end=end,
-                            text=message.text[start:end],
-                            speaker=message.speaker,
-                        )
-                    )
-            message_index += 1
-    if not spans:
+    players = [
+        (f"{prefix}:{number}", span)
+        for index, prefix, message in messages_of(snapshot)
+        if message.role.value in rule.roles
+        for number, span in enumerate(text_players(message, index, rule))
+    ]
+    if not players:
         raise RowError(
             "no_players", f"the prompt has no {rule.kind.removesuffix('s')} that could be a player"
         )
-    return PlayerSet(player_ids=tuple(ids), spans=tuple(spans))
+    ids, spans = zip(*players, strict=True)
+    return PlayerSet(player_ids=ids, spans=spans)
+
+
+def messages_of(snapshot: ConversationSnapshot) -> Iterator[tuple[int, str, Message]]:
+    """Yield (index in conversation order, prefix of its players' ids, message)."""
+    index = 0
+    for turn_index, turn in enumerate(snapshot.turns):
+        for local_index, message in enumerate(turn.messages):
+            yield index, f"{snapshot.snapshot_id}:{turn_index}:{local_index}", message
+            index += 1
+
+
+def text_players(message: Message, message_index: int, rule: PlayerRule) -> list[PlayerSpan]:
+    """Return the players that `rule` makes of a written message."""
+    return [
+        PlayerSpan(
+            message_index=message_index,
+            start=start,
+            end=end,
+            text=message.text[start:end],
+            speaker=message.speaker,
+        )
+        for start, end in player_spans(message.text, rule)
+    ]

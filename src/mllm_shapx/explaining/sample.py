@@ -18,7 +18,7 @@ from mllm_shapx.explaining.forcing import OwnLogprobs
 from mllm_shapx.explaining.games import Game
 from mllm_shapx.explaining.hierarchical import HierarchicalExplainer
 from mllm_shapx.explaining.interactions import interactions_of
-from mllm_shapx.explaining.players import player_set
+from mllm_shapx.explaining.players import text_player_set
 from mllm_shapx.explaining.settings import GameSettings, flat_config, resolve
 from mllm_shapx.explaining.similarity import Embedder
 from mllm_shapx.explaining.values import Force, Sources, Value, build_value
@@ -63,6 +63,19 @@ def open_row(row: Row, run: RunSpec) -> RowCoalitions:
         share_prompts=run.generation.is_greedy,
         policy=absence_policy(run),
     )
+
+
+def player_set(snapshot: ConversationSnapshot, run: RunSpec) -> PlayerSet:
+    """Return the players of `snapshot`, in conversation order: pieces of text and stretches of audio.
+
+    Raises:
+        RowError: `no_players` when the prompt holds none.
+    """
+    if run.modality.has_audio_input:
+        from mllm_shapx.explaining.audio_players import audio_player_set
+
+        return audio_player_set(snapshot, run.audio_segmentation, run.player_rule)
+    return text_player_set(snapshot, run.player_rule)
 
 
 async def explain_run(
