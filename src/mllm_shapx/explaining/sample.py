@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from mllm_shap import PluginGroup
+from mllm_shap import ConversationSnapshot, PlayerSet, PluginGroup
 
 from mllm_shapx.config.measures import FaithfulnessConfig
 from mllm_shapx.data.conversations import Row, to_snapshot
