@@ -1,5 +1,6 @@
 """Several configs in one call: one that fails is tried again and does not keep the others waiting."""
 
+import io
 import json
 import time
 from pathlib import Path
@@ -9,9 +10,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
-from small_study import Process, Sabotage, Study, model_that_does_not_load, untouched
+from small_study import Process, Sabotage, Study, model_that_does_not_load, results, untouched
 
 from mllm_shapx.cli import main
+from mllm_shapx.config.loading import load_config
+from mllm_shapx.execution import messages
+from mllm_shapx.execution.kept import Kept
+from mllm_shapx.execution.loading import load_study_model
+from mllm_shapx.execution.options import RunOptions
+from mllm_shapx.execution.run import run_config
+from mllm_shapx.models.base import Model
+from mllm_shapx.reporting.progress import ProgressReporter
 
 ONE_RUN = {"experiments": [{"explainer_type": "exact"}]}
 
@@ -115,11 +124,13 @@ def test_the_configs_of_a_call_share_one_ray_until_one_fails_which_may_be_its_fa
     words = [word for study in (first, second, broken, last) for word in ("--config", str(study.config))]
     run = Process(["run", *words, "--num-workers", "1"], saboteur.env, tmp_path)
     heads: dict[str, set[int]] = {"1": set(), "2": set(), "last": set()}
+    workers: dict[str, set[int]] = {"1": set(), "2": set(), "last": set()}
 
     def look() -> bool:
         for study in (first, second, last):
             if (study.output / ".lock").exists():
-                heads[study.folder.name] |= _heads(run.pid)
+                heads[study.folder.name] |= _below(run.pid, "gcs_server")
+                workers[study.folder.name] |= _below(run.pid, "ray::WorkerActor")
         return not run.is_running()
 
     while not look():
@@ -130,14 +141,41 @@ def test_the_configs_of_a_call_share_one_ray_until_one_fails_which_may_be_its_fa
     assert heads["1"] == heads["2"]
     assert len(heads["1"]) == len(heads["last"]) == 1
     assert heads["last"] != heads["1"]
+    assert workers["1"] == workers["2"], "the worker keeps the model that both configs name"
+    assert len(workers["1"]) == len(workers["last"]) == 1
 
 
-def _heads(pid: int) -> set[int]:
-    """Return the process ids of the Ray clusters that a call has started."""
+def test_the_model_stays_while_configs_name_the_same_one(tmp_path: Path) -> None:
+    first, second, third = (
+        Study(tmp_path / name, rows=2, words=3, settings=ONE_RUN) for name in ("1", "2", "3")
+    )
+    second.write_config(experiments=[{"explainer_type": "standard_cc", "num_samples": [6]}])
+    third.write_config(generation={"max_new_tokens": 5, "text_temperature": 0.0})
+    models: list[Model] = []
+
+    def load(study: messages.Study) -> Model:
+        models.append(load_study_model(study))
+        return models[-1]
+
+    kept = Kept(workers=True)
+    with kept, ProgressReporter(io.StringIO(), interactive=False) as reporter:
+        for study in (first, second, third):
+            loaded = load_config(study.config)
+            outcome = run_config(loaded, RunOptions(), reporter, inline=True, load=load, kept=kept)
+            assert outcome.exit_code == 0
+            assert len(models) == (2 if study is third else 1)
+    alone = Study(tmp_path / "alone", rows=2, words=3, settings=ONE_RUN)
+    alone.write_config(experiments=[{"explainer_type": "standard_cc", "num_samples": [6]}])
+    assert alone.call("--inline").code == 0
+    assert results(alone.output) == results(second.output)
+
+
+def _below(pid: int, name: str) -> set[int]:
+    """Return the processes below `pid` whose title holds `name`."""
     found = set()
     for process in psutil.Process(pid).children(recursive=True):
         try:
-            if "gcs_server" in process.name():
+            if name in process.name() or any(name in word for word in process.cmdline()):
                 found.add(process.pid)
         except psutil.Error:
             continue

@@ -21,7 +21,7 @@ from mllm_shapx.reporting.progress import ProgressReporter
 from mllm_shapx.terminal import say, terminal_width
 
 if TYPE_CHECKING:
-    from mllm_shapx.execution.kept_cluster import KeptCluster
+    from mllm_shapx.execution.kept import Kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +47,14 @@ def run_configs(
         ShapxError: The error of the only config.
     """
     results: list[ConfigResult] = []
-    from mllm_shapx.execution.kept_cluster import KeptCluster
+    from mllm_shapx.execution.kept import Kept
 
     request = stop_request()
     events = Events(sys.stdout) if show.as_json else None
-    with KeptCluster() as cluster:
+    with Kept(workers=len(loaded) > 1) as kept:
         for number, config in enumerate(loaded):
             note_left(request, loaded[number:], overwrite=options.overwrite)
-            result = _result(config, options, again, request, inline=inline, events=events, cluster=cluster)
+            result = _result(config, options, again, request, inline=inline, events=events, kept=kept)
             results.append(result)
             with no_audience_needed(request):
                 if events is not None:
@@ -92,7 +92,7 @@ def _result(
     *,
     inline: bool,
     events: Events | None,
-    cluster: "KeptCluster",
+    kept: "Kept",
 ) -> ConfigResult:
     from mllm_shapx.execution.run import run_config
 
@@ -106,7 +106,7 @@ def _result(
                 # What libraries print is no event.
                 stack.enter_context(contextlib.redirect_stdout(sys.stderr))
             reporter = stack.enter_context(ProgressReporter(sys.stderr, interactive, events=events))
-            return run_config(config, options, reporter, inline=inline, request=request, cluster=cluster)
+            return run_config(config, options, reporter, inline=inline, request=request, kept=kept)
 
     tell = functools.partial(say, err=True)
     return run_with_retries(work, config, options=options, again=again, request=request, tell=tell)

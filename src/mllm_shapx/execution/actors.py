@@ -16,7 +16,7 @@ from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError, RayEr
 from mllm_shapx.errors import ShapxError
 from mllm_shapx.execution.aggregator import Aggregator
 from mllm_shapx.execution.coordinator import Coordinator
-from mllm_shapx.execution.loading import LoadModel
+from mllm_shapx.execution.loading import LoadModel, ModelShelf
 from mllm_shapx.execution.messages import Study, StudyState
 from mllm_shapx.execution.worker import Worker
 from mllm_shapx.execution.writer import OnSample
@@ -51,6 +51,7 @@ class CoordinatorActor(Coordinator):
 
     def __init__(self, shared: str, aggregator_name: str, stall_s: float) -> None:
         _set_up_logging()
+        _hide_gpus()
         study, inspections, _ = _read(shared)
         restarted = ray.get_runtime_context().was_current_actor_reconstructed
         rows = frozenset(study.rows)
@@ -72,6 +73,7 @@ class AggregatorActor(Aggregator):
 
     def __init__(self, shared: str) -> None:
         _set_up_logging()
+        _hide_gpus()
         study, inspections, specs = _read(shared)
         private = Path(shared).with_name(PRIVATE_ENVIRONMENT)
         for name, value in json.loads(private.read_text(encoding="utf-8")).items():
@@ -79,12 +81,34 @@ class AggregatorActor(Aggregator):
         super().__init__(study, specs, inspections)
 
 
-class WorkerActor(Worker):
-    """A `Worker` in a process of its own."""
+class WorkerActor:
+    """A process for workers: for one, or for those of several studies that use one model.
 
-    def __init__(self, worker: str, study: Study, coordinator: Any, load: LoadModel) -> None:
+    Args:
+        load: Loads the model.
+        keeps_model: Whether it may be asked to `run` again.
+    """
+
+    def __init__(self, load: LoadModel, *, keeps_model: bool) -> None:
         _set_up_logging()
-        super().__init__(worker, study, ActorDesk(coordinator), load)
+        self._load = load
+        self._shelf = ModelShelf(load) if keeps_model else None
+        self._worker: Worker | None = None
+
+    async def run(self, worker: str, study: Study, coordinator: Any) -> None:
+        """See `Worker.run`."""
+        self._worker = Worker(worker, study, ActorDesk(coordinator), self._load, shelf=self._shelf)
+        await self._worker.run()
+
+    async def flush(self) -> None:
+        """See `Worker.flush`."""
+        if self._worker is not None:
+            await self._worker.flush()
+
+    async def stop(self) -> None:
+        """See `Worker.stop`."""
+        if self._worker is not None:
+            await self._worker.stop()
 
     async def place(self) -> tuple[str, str | None]:
         """Return the id of the node, and the path there of this process's log."""
@@ -212,6 +236,14 @@ def _read(path: str) -> tuple[Study, dict[str, RunInspection], dict[str, dict[st
     """Read what the driver wrote for the actors on its node: study, inspections and specs."""
     study, inspections, specs = pickle.loads(Path(path).read_bytes())  # noqa: S301 -- the driver's own file
     return study, inspections, specs
+
+
+def _hide_gpus() -> None:
+    """Leave the GPUs to the workers: Ray does not hide them from actors that ask for none.
+
+    An environment of the actor's own would do the same, and would cost a new process.
+    """
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def _set_up_logging() -> None:

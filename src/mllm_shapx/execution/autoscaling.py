@@ -10,7 +10,7 @@ from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
 from ray.exceptions import RayError
 from ray.experimental.internal_kv import _internal_kv_get
 
-from mllm_shapx.execution.cluster import WorkerResources
+from mllm_shapx.execution.resources import WorkerResources
 from mllm_shapx.execution.signals import StopRequest
 
 logger = logging.getLogger(__name__)

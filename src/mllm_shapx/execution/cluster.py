@@ -1,4 +1,4 @@
-"""Joins or starts a Ray cluster, and decides what the workers take of it."""
+"""Joins a Ray cluster, or starts one on this machine."""
 
 import contextlib
 import io
@@ -12,7 +12,6 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from typing import Any
 from mllm_shapx.errors import ResourceError
 from mllm_shapx.execution.address import probe
 from mllm_shapx.execution.options import RunOptions
+from mllm_shapx.execution.resources import check_gpus
 from mllm_shapx.execution.scratch import scratch_folder
 from mllm_shapx.execution.signals import JOB_VARIABLE, StopNow, StopRequest
 
@@ -35,26 +35,9 @@ _PASSED_ON_PREFIXES = ("WANDB_", "MLFLOW_", "HF_", "TRANSFORMERS_", "TORCH_", "O
 _SECRET_WORDS = frozenset(
     {"TOKEN", "TOKENS", "KEY", "KEYS", "APIKEY", "SECRET", "PASSWORD", "AUTH", "HEADERS"}
 )
+_SERVICES = ("start_api_server", "start_monitor", "start_log_monitor")
+"""Methods of Ray's `Node` that start the dashboard, the autoscaler, and what copies logs to the driver."""
 _LOGIN = re.compile(r"://[^/]*@")
-_GPU_DEVICES = (
-    "dev/nvidia[0-9]*",
-    "proc/driver/nvidia/gpus/*",
-    "dev/kfd",
-    "dev/dxg",
-    "dev/dri/renderD*",
-)
-"""Files that are there with GPUs of NVIDIA, AMD, WSL and Intel."""
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerResources:
-    """How many workers there are and what each takes."""
-
-    workers: int
-    gpus: float
-    """GPUs of one worker; 0 for a worker on the CPU."""
-    cpus: float
-    """CPUs of one worker; Ray sets the worker's OMP_NUM_THREADS to it."""
 
 
 @contextlib.contextmanager
@@ -74,7 +57,7 @@ def connected(options: RunOptions, request: StopRequest | None = None) -> Iterat
         folder = stack.enter_context(scratch_folder())
         stack.enter_context(request.at_the_last(partial(shutil.rmtree, folder, ignore_errors=True)))
         if address == "local":
-            _check_gpus(options)
+            check_gpus(options)
             end = partial(_end_processes, folder)
             stack.enter_context(request.at_the_last(end))
             stack.callback(end)
@@ -197,23 +180,6 @@ def _end_processes(folder: Path) -> None:
     psutil.wait_procs(left, timeout=5.0)
 
 
-def _check_gpus(options: RunOptions) -> None:
-    """Refuse --num-gpus on a machine without GPUs before Ray is started, which takes long to notice."""
-    if not options.gpus_asked or "RAY_OVERRIDE_RESOURCES" in os.environ or sys.platform != "linux":
-        return
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    hidden = visible is not None and visible.strip() in {"", "-1", "NoDevFiles"}
-    if hidden or not any(found for pattern in _GPU_DEVICES for found in Path("/").glob(pattern)):
-        raise ResourceError(_too_many_gpus(options.gpus_asked, "this machine has none"))
-
-
-def _too_many_gpus(asked: float, have: str) -> str:
-    return (
-        f"--num-gpus {asked:g} asks for more GPUs than there are: {have}. "
-        "Lower it, join a larger cluster with --address, or use --num-workers for workers on the CPU"
-    )
-
-
 class _Logged(io.TextIOBase):
     """Logs what Ray prints: standard output is for results, and the driver reports dead workers."""
 
@@ -265,12 +231,13 @@ def _start_here(folder: Path) -> None:
     for attempt in range(1, START_ATTEMPTS + 1):
         try:
             # Its processes inherit the environment, secrets included, so that nothing is passed on.
-            ray.init(
-                address="local",
-                include_dashboard=False,
-                _temp_dir=str(folder / "r"),  # Ray opens it to everybody; the folder around it is closed
-                **_init_options(_source_path()),
-            )
+            with _without_services():
+                ray.init(
+                    address="local",
+                    include_dashboard=False,
+                    _temp_dir=str(folder / "r"),  # Ray opens it to everybody; the folder around it is closed
+                    **_init_options(_source_path()),
+                )
         except Exception as error:
             ray.shutdown()
             _end_processes(folder)
@@ -283,6 +250,27 @@ def _start_here(folder: Path) -> None:
             logger.warning("Ray did not start (%s); trying again", error)
         else:
             return
+
+
+@contextlib.contextmanager
+def _without_services() -> Iterator[None]:
+    """Start no processes that only serve people who look at a cluster, or that start nodes.
+
+    Each takes a second of processor time. `ray.init` waits for some of them, and the end for all.
+    """
+    from ray._private.node import Node
+
+    services = [
+        name for name in _SERVICES if hasattr(Node, name)
+    ]  # a Ray without them starts more, and works
+    before = {name: getattr(Node, name) for name in services}
+    try:
+        for name in services:
+            setattr(Node, name, lambda *_, **__: None)
+        yield
+    finally:
+        for name, method in before.items():
+            setattr(Node, name, method)
 
 
 def _init_options(variables: dict[str, str]) -> dict[str, Any]:
@@ -340,59 +328,3 @@ def _variables_of_the_job() -> frozenset[str]:
         return frozenset(submitted["runtime_env"]["env_vars"])
     except (ValueError, KeyError, TypeError):
         return frozenset()
-
-
-def plan_resources(options: RunOptions, device: str | None, *, grows: bool = False) -> WorkerResources:
-    """Return the workers to start, from the options and the resources of the cluster.
-
-    Without --num-gpus every GPU of the cluster is used, unless `device` is the CPU; `all` means every GPU, as
-    their number would. A cluster that `grows` may be asked for more than it has.
-
-    Raises:
-        ResourceError: When the cluster does not have what is asked for.
-    """
-    import ray
-
-    have: dict[str, Any] = ray.cluster_resources()
-    gpus = float(have.get("GPU", 0.0))
-    cpus = [float(node["Resources"].get("CPU", 0.0)) for node in ray.nodes() if node["Alive"]]
-    wants_gpus = options.gpus_asked
-    if wants_gpus is None:
-        wants_gpus = gpus if options.num_gpus == "all" or device not in {"cpu", "mps"} else 0.0
-    if options.num_gpus == "all" and grows and not gpus and device not in {"cpu", "mps"}:
-        raise ResourceError(
-            "--num-gpus all: the cluster has no GPU yet and starts nodes on demand: say how many, such as "
-            "--num-gpus 4"
-        )
-    if wants_gpus > gpus and not grows:
-        raise ResourceError(_too_many_gpus(wants_gpus, f"the cluster has {gpus:g}"))
-    if device is not None and device.startswith("cuda") and wants_gpus == 0:
-        raise ResourceError(
-            f"the config says device {device!r}, but there is no GPU to use: the cluster has {gpus:g} and "
-            f"--num-gpus is {wants_gpus:g}. Set device to null or 'cpu', or join a cluster with GPUs"
-        )
-    if wants_gpus == 0:
-        workers = options.num_workers or 1
-        share = _cpu_share(cpus, workers)
-        return WorkerResources(workers, 0.0, max(share, 1.0) if grows else share)
-    per_worker = options.gpus_per_worker or 1.0 / options.workers_per_gpu
-    fits = int(wants_gpus / per_worker + 1e-9)
-    if fits < 1:
-        raise ResourceError(f"--gpus-per-worker {per_worker:g} is more than the {wants_gpus:g} GPU(s) to use")
-    workers = fits if options.num_workers is None else options.num_workers
-    if workers > fits:
-        raise ResourceError(
-            f"--num-workers {workers} at {per_worker:g} GPU(s) each need {workers * per_worker:g} GPUs, and "
-            f"{wants_gpus:g} may be used; lower it, or set --workers-per-gpu"
-        )
-    share = _cpu_share(cpus, workers)
-    return WorkerResources(workers, per_worker, min(1.0, max(share, per_worker) if grows else share))
-
-
-def _cpu_share(cpus: list[float], workers: int) -> float:
-    """Return the CPUs of one worker, which is on one node: a whole number, or a part where there are few."""
-    share = sum(cpus) / workers
-    if share < 1.0:
-        return int(share * 100) / 100.0
-    fitting = (each for each in range(int(share), 1, -1) if sum(one // each for one in cpus) >= workers)
-    return float(next(fitting, 1))

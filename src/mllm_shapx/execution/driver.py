@@ -21,12 +21,14 @@ from mllm_shapx.execution.actors import (
 )
 from mllm_shapx.execution.aggregator import write_summaries
 from mllm_shapx.execution.autoscaling import NodeRequest
-from mllm_shapx.execution.cluster import WorkerResources, private_environment
+from mllm_shapx.execution.cluster import private_environment
 from mllm_shapx.execution.coordinator import Coordinator
+from mllm_shapx.execution.kept import IdleWorkers
 from mllm_shapx.execution.loading import LoadModel
 from mllm_shapx.execution.messages import Study, StudyState
 from mllm_shapx.execution.options import RunOptions
 from mllm_shapx.execution.preparation import OpenOutput
+from mllm_shapx.execution.resources import WorkerResources
 from mllm_shapx.execution.worker_pool import WorkerPool
 from mllm_shapx.records.storage import open_storage
 from mllm_shapx.reporting.progress import ProgressReporter
@@ -55,6 +57,7 @@ class Driver:
         folder: A folder that only this user may enter.
         load: Loads the model in a worker's process.
         nodes: Asks for the nodes that workers need; None on a cluster that starts none.
+        idle: Keeps the workers and their model for the next study; None to end them.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class Driver:
         folder: Path,
         load: LoadModel,
         nodes: NodeRequest | None = None,
+        idle: IdleWorkers | None = None,
     ) -> None:
         self._study = study
         self._nodes = nodes
@@ -76,8 +80,6 @@ class Driver:
         on_this_node = {
             "num_cpus": 0,
             "scheduling_strategy": NodeAffinitySchedulingStrategy(node_id=here, soft=False),
-            # Ray does not hide GPUs from actors that ask for none.
-            "runtime_env": {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}},
         }
         token = secrets.token_hex(4)
         # A file rather than Ray objects: an actor that is started again must find it, whatever was lost.
@@ -98,9 +100,17 @@ class Driver:
         )
         self._coordinator = CoordinatorClient(coordinator, reporter.message)
         self._pool = WorkerPool(
-            study, load, self._coordinator, resources=resources, stall_s=options.stall_s, say=reporter.message
+            study,
+            load,
+            self._coordinator,
+            resources=resources,
+            stall_s=options.stall_s,
+            say=reporter.message,
+            idle=idle,
         )
         self._draining = False
+        # Workers take seconds to load the model, and the coordinator's process takes some to start.
+        self._grow(_open_rows(study, output))
 
     def step(self) -> StudyState | None:
         """See `Crew.step`."""
@@ -114,10 +124,7 @@ class Driver:
             self._coordinator.tell(Coordinator.drain)
         self._draining = self._draining or state.draining
         if not self._draining:
-            wanted = max(state.unfinished_units, _worth_helping(state))
-            if self._nodes is not None:
-                self._nodes.ask(wanted)
-            self._pool.grow(wanted)
+            self._grow(max(state.unfinished_units, _worth_helping(state)))
         return state
 
     def drain(self) -> None:
@@ -160,10 +167,21 @@ class Driver:
     def close(self, *, stopped: bool) -> None:
         """See `Crew.close`."""
         del stopped
-        self._pool.kill()
+        self._pool.end()
         for actor in (self._coordinator.actor, self._aggregator):
             with contextlib.suppress(RayError):
                 ray.kill(actor, no_restart=True)
+
+    def _grow(self, wanted: int) -> None:
+        if self._nodes is not None:
+            self._nodes.ask(wanted)
+        self._pool.grow(wanted)
+
+
+def _open_rows(study: Study, output: OpenOutput) -> int:
+    """Return how many rows some run has neither a sample nor a failure of."""
+    ended = (found.completed | found.failed for found in output.inspections.values())
+    return len(frozenset(study.rows) - frozenset.intersection(*ended))
 
 
 def _worth_helping(state: StudyState) -> int:

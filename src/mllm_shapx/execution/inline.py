@@ -7,7 +7,7 @@ from typing import Concatenate
 from mllm_shapx.errors import ShapxError, first_of
 from mllm_shapx.execution.aggregator import Aggregator
 from mllm_shapx.execution.coordinator import Coordinator
-from mllm_shapx.execution.loading import DeviceLostError, LoadModel
+from mllm_shapx.execution.loading import DeviceLostError, LoadModel, ModelShelf
 from mllm_shapx.execution.messages import Study, StudyState
 from mllm_shapx.execution.options import RunOptions
 from mllm_shapx.execution.preparation import OpenOutput
@@ -85,10 +85,17 @@ class InProcessCrew:
 class InlineCrew(InProcessCrew):
     """One worker in this process."""
 
-    def __init__(self, study: Study, options: RunOptions, output: OpenOutput, load: LoadModel) -> None:
+    def __init__(
+        self,
+        study: Study,
+        options: RunOptions,
+        output: OpenOutput,
+        load: LoadModel,
+        shelf: ModelShelf | None = None,
+    ) -> None:
         super().__init__(study, output, options.stall_s)
         self._maybe_aggregator = self._aggregator  # the tracking starts before the first sample
-        self._worker = Worker("inline", study, DirectDesk(self._coordinator), load)
+        self._worker = Worker("inline", study, DirectDesk(self._coordinator), load, shelf=shelf)
         self._work: asyncio.Task[None] | None = None
 
     def step(self) -> StudyState:

@@ -4,6 +4,7 @@ import gc
 import logging
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,6 +63,40 @@ def load_study_model(study: Study) -> Model:
     return load_version(settings, study.model_path, study.model_version, study.config_path)
 
 
+def model_key(study: Study) -> tuple[object, ...]:
+    """Return what is equal for studies whose models are the same, loaded in the same way."""
+    return study.runs[0].model_settings, study.model_path, study.model_commit, study.model_version
+
+
+class ModelShelf:
+    """Keeps the model of a study that has ended for the next one, in one process.
+
+    Args:
+        load: Loads the model of a study.
+    """
+
+    def __init__(self, load: LoadModel) -> None:
+        self._load = load
+        self._kept: tuple[tuple[object, ...], Model] | None = None
+
+    def take(self, study: Study) -> Model:
+        """Return the kept model if it is the study's; else close it and load the study's.
+
+        Raises:
+            ModelError, ResourceError, ModelChangedError: When it cannot be loaded.
+        """
+        kept, self._kept = self._kept, None
+        if kept is not None:
+            if kept[0] == model_key(study):
+                return kept[1]
+            kept[1].close()
+        return self._load(study)
+
+    def put(self, study: Study, model: Model) -> None:
+        """Keep the model of `study`, which nobody uses any more."""
+        self._kept = (model_key(study), model)
+
+
 def load_all(study: Study, load: LoadModel) -> Loaded:
     """Open the dataset; load the model by `load`, and the encoders.
 
@@ -71,8 +106,10 @@ def load_all(study: Study, load: LoadModel) -> Loaded:
     """
     _silence_libraries()
     plugins()  # the search for them takes a moment, which the first row should not pay for
-    table = open_study_table(study)
-    model = load(study)
+    with ThreadPoolExecutor(1) as beside:
+        opened = beside.submit(open_study_table, study)
+        model = load(study)
+    table = opened.result()
     # An encoder that cannot be loaded concerns every row, so that it is loaded before the first answer.
     encoders = {config: TextEncoder.load(config, version) for config, version in study.encoders.items()}
     engine = engine_for(model, study.server_limits)

@@ -7,9 +7,8 @@ from dataclasses import replace
 
 from mllm_shapx.config.loading import LoadedConfig
 from mllm_shapx.errors import DatasetError, ModelError, OutputError
-from mllm_shapx.execution.cluster import plan_resources
 from mllm_shapx.execution.inline import InlineCrew
-from mllm_shapx.execution.kept_cluster import KeptCluster
+from mllm_shapx.execution.kept import Kept
 from mllm_shapx.execution.lifecycle import Crew, run_to_end, taken
 from mllm_shapx.execution.loading import LoadModel, load_study_model
 from mllm_shapx.execution.messages import Study
@@ -17,6 +16,7 @@ from mllm_shapx.execution.options import RunOptions
 from mllm_shapx.execution.outcome import StudyOutcome
 from mllm_shapx.execution.preparation import OpenOutput, check_output, has_begun, prepare
 from mllm_shapx.execution.rescoring import finish_from_stored
+from mllm_shapx.execution.resources import plan_resources
 from mllm_shapx.execution.signals import JOB_VARIABLE, StopNow, StopRequest
 from mllm_shapx.reporting.outlook import Outlook
 from mllm_shapx.reporting.progress import ProgressReporter
@@ -33,7 +33,7 @@ def run_config(
     inline: bool,
     request: StopRequest | None = None,
     load: LoadModel | None = None,
-    cluster: KeptCluster | None = None,
+    kept: Kept | None = None,
 ) -> StudyOutcome:
     """Explain the rows of one config by all its runs.
 
@@ -44,7 +44,7 @@ def run_config(
         inline: Whether everything is done in this process, without Ray.
         request: Says when a signal came; without one, signals are left to the caller.
         load: Loads the model; None for the one that the config names.
-        cluster: Keeps Ray for the next config; None to leave it at the end.
+        kept: Keeps Ray and the model for the next config; None to keep neither.
 
     Raises:
         UsageError: For anything that the user can mend; nothing is written then.
@@ -73,10 +73,10 @@ def run_config(
             output = found
         if inline:
             output = output or stack.enter_context(taken(study, options, reporter, request))
-            crew: Crew = InlineCrew(study, options, output, load)
+            crew: Crew = InlineCrew(study, options, output, load, kept.shelf(load) if kept else None)
         else:
-            cluster = cluster or stack.enter_context(KeptCluster())
-            folder = stack.enter_context(cluster.joined(options, request))
+            kept = kept or stack.enter_context(Kept(workers=False))
+            folder = stack.enter_context(kept.joined(options, request))
             from mllm_shapx.execution.autoscaling import is_autoscaling, node_request
             from mllm_shapx.execution.driver import Driver
 
@@ -86,7 +86,18 @@ def run_config(
             resources = plan_resources(asked, study.worker_device, grows=grows)
             output = output or stack.enter_context(taken(study, options, reporter, request))
             nodes = stack.enter_context(node_request(resources, request)) if grows else None
-            crew = Driver(study, options, resources, output, reporter, folder=folder, load=load, nodes=nodes)
+            idle = None if grows else kept.idle_workers  # those of a cluster that grows would hold nodes
+            crew = Driver(
+                study,
+                options,
+                resources,
+                output,
+                reporter,
+                folder=folder,
+                load=load,
+                nodes=nodes,
+                idle=idle,
+            )
         return run_to_end(crew, study, output, reporter=reporter, request=request, grace_s=options.grace_s)
 
 

@@ -25,6 +25,7 @@ from mllm_shapx.execution.loading import (
     DeviceLostError,
     Loaded,
     LoadModel,
+    ModelShelf,
     free_memory,
     gpu_memory,
     is_device_lost,
@@ -67,13 +68,23 @@ class Worker:
         study: What is studied.
         desk: The connection to the coordinator.
         load: Loads the model.
+        shelf: Gives the model instead, and keeps it for the next study when all went well.
     """
 
-    def __init__(self, worker: str, study: Study, desk: Desk, load: LoadModel = load_study_model) -> None:
+    def __init__(
+        self,
+        worker: str,
+        study: Study,
+        desk: Desk,
+        load: LoadModel = load_study_model,
+        *,
+        shelf: ModelShelf | None = None,
+    ) -> None:
         self._me = WorkerInfo(worker, socket.gethostname(), os.getpid(), "", "")
         self._study = study
         self._desk = desk
-        self._load = load
+        self._load = load if shelf is None else shelf.take
+        self._shelf = shelf
         self._held: dict[str, HeldUnit] = {}
         self._answers = 0
         self._generated: dict[str, int] = {}
@@ -102,6 +113,7 @@ class Worker:
         environment = environment_of(identity, self._study.runs[0])
         self._me = replace(self._me, device=identity.device, dtype=identity.dtype, environment=environment)
         self._environment = environment.id
+        keeps_model = False
         try:
             async with asyncio.TaskGroup() as group:
                 # In the group, so that a worker whose heartbeats fail stops.
@@ -109,6 +121,7 @@ class Worker:
                 await self._work_on()
                 beats.cancel()
                 await self._send_beat()  # with the answers since the last one
+            keeps_model = self._shelf is not None
         except ExceptionGroup as failures:
             found = failures.subgroup(StudyError)
             if found is None:
@@ -117,7 +130,9 @@ class Worker:
         finally:
             self._stopping.set()
             await self.flush()
-            await self._loaded.engine.aclose()
+            await self._loaded.engine.aclose(keep_model=keeps_model)
+        if self._shelf is not None:
+            self._shelf.put(self._study, self._loaded.engine.model)
 
     async def flush(self) -> None:
         """Send all answers that are not on disk yet."""

@@ -15,10 +15,11 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mllm_shapx.errors import DatasetError, ModelError, ShapxError, first_of
 from mllm_shapx.execution.actors import CoordinatorClient, WorkerActor, log_tail
-from mllm_shapx.execution.cluster import WorkerResources
 from mllm_shapx.execution.coordinator import Coordinator
-from mllm_shapx.execution.loading import LoadModel
+from mllm_shapx.execution.kept import IdleWorkers
+from mllm_shapx.execution.loading import LoadModel, model_key
 from mllm_shapx.execution.messages import Study, StudyState
+from mllm_shapx.execution.resources import WorkerResources
 from mllm_shapx.models.base import ServerDiedError
 
 TICK_S = 0.5
@@ -68,6 +69,7 @@ class WorkerPool:
         resources: What each worker takes.
         stall_s: Seconds without progress after which a worker is replaced.
         say: Shows a line to the user.
+        idle: Workers of studies before this one, and where its own go when it is done; None to end them.
     """
 
     def __init__(
@@ -79,8 +81,11 @@ class WorkerPool:
         resources: WorkerResources,
         stall_s: float,
         say: Callable[[str], None],
+        idle: IdleWorkers | None = None,
     ) -> None:
         self._study_ref = ray.put(study)
+        self._idle = idle
+        self._key = (model_key(study), resources, load)
         self._load = load
         self._coordinator = coordinator
         self._resources = resources
@@ -99,17 +104,20 @@ class WorkerPool:
         while len(self._members) < min(wanted, self._resources.workers):
             self._started += 1
             name = f"worker-{self._started}"
-            actor = (
-                ray.remote(WorkerActor)
-                .options(
-                    num_cpus=self._resources.cpus,
-                    num_gpus=self._resources.gpus,
-                    max_restarts=0,
-                    scheduling_strategy="SPREAD",
+            actor = self._idle.take(self._key) if self._idle is not None else None
+            if actor is None:
+                actor = (
+                    ray.remote(WorkerActor)
+                    .options(
+                        num_cpus=self._resources.cpus,
+                        num_gpus=self._resources.gpus,
+                        max_restarts=0,
+                        scheduling_strategy="SPREAD",
+                    )
+                    .remote(self._load, keeps_model=self._idle is not None)
                 )
-                .remote(name, self._study_ref, self._coordinator.actor, self._load)
-            )
-            self._members[name] = _Member(name, actor, actor.run.remote(), actor.place.remote())
+            work = actor.run.remote(name, self._study_ref, self._coordinator.actor)
+            self._members[name] = _Member(name, actor, work, actor.place.remote())
 
     def look(self) -> None:
         """Wait for a tick; remove workers that have ended, and note where new ones are.
@@ -126,22 +134,31 @@ class WorkerPool:
             self._note_place(member)
         for reference in ready:
             member = runs[reference]
-            try:
-                ray.get(reference)
-            except ActorUnavailableError as error:
-                if self._ask_again(member):
-                    continue
-                self._lost(member, error)
-            except ShapxError as error:
-                # The model or the dataset cannot be loaded: other workers would fail too.
-                raise self._naming_its_node(member, getattr(error, "cause", error)) from None
-            except RayError as error:
-                self._lost(member, error)
-            else:
-                if member.unreachable_since is not None:
-                    self._lost(member, RayError("its connection was lost"))
-            ray.kill(member.actor, no_restart=True)
-            del self._members[member.name]
+            if self._has_ended(member):
+                del self._members[member.name]
+                self._release(member)
+
+    def _has_ended(self, member: _Member) -> bool:
+        """Return whether a worker whose reference is ready has ended; report what it did not end well.
+
+        Raises:
+            ShapxError: When the model or the dataset cannot be loaded, or workers die before they have.
+        """
+        try:
+            ray.get(member.run)
+        except ActorUnavailableError as error:
+            if self._ask_again(member):
+                return False
+            self._lost(member, error)
+        except ShapxError as error:
+            # The model or the dataset cannot be loaded: other workers would fail too.
+            raise self._naming_its_node(member, getattr(error, "cause", error)) from None
+        except RayError as error:
+            self._lost(member, error)
+        else:
+            if member.unreachable_since is not None:
+                self._lost(member, RayError("its connection was lost"))
+        return True
 
     def compare(self, state: StudyState) -> None:
         """Bring pool and coordinator in line: report ended workers, replace stuck ones."""
@@ -171,11 +188,18 @@ class WorkerPool:
         if runs:
             ray.wait(runs, num_returns=len(runs), timeout=timeout_s)
 
-    def kill(self) -> None:
-        """End the workers' processes."""
+    def end(self) -> None:
+        """End the workers' processes, but for those that are kept for the next study."""
         for member in self._members.values():
-            with contextlib.suppress(RayError):
-                ray.kill(member.actor, no_restart=True)
+            self._release(member)
+
+    def _release(self, member: _Member) -> None:
+        """End the process of a worker; keep one that has done all its work where it may be needed again."""
+        if self._idle is not None and _has_done_all(member):
+            self._idle.put(self._key, member.actor)
+            return
+        with contextlib.suppress(RayError):
+            ray.kill(member.actor, no_restart=True)
 
     def _ask_again(self, member: _Member) -> bool:
         """Ask a worker that cannot be reached whether it is alive.
@@ -286,6 +310,17 @@ class WorkerPool:
                 member.stuck = True
                 self._say(f"{name} has shown no progress for {self._stall_s:g} s; it is replaced")
                 ray.kill(member.actor, no_restart=True)
+
+
+def _has_done_all(member: _Member) -> bool:
+    """Return whether a worker has ended because nothing was left."""
+    if member.unreachable_since is not None:
+        return False
+    try:
+        ray.get(member.run, timeout=0)
+    except (RayError, ShapxError):
+        return False
+    return True
 
 
 def _node(node_id: str | None) -> dict[str, Any] | None:

@@ -214,8 +214,8 @@ class PromptEngine(Protocol):
     ) -> list[NDArray[np.float64]]:
         """Return one vector per answer from the model's own states (see `Model.embed`)."""
 
-    async def aclose(self) -> None:
-        """Fail what still waits, and close the model."""
+    async def aclose(self, *, keep_model: bool = False) -> None:
+        """Fail what still waits, and close the model unless it is to be kept for another engine."""
 
 
 class EngineStoppedError(RuntimeError):

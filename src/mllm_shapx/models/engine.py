@@ -184,17 +184,21 @@ class Engine:
         self._arrive(ForcingCall(request, forcing))
         return await request.wait()
 
-    async def aclose(self) -> None:
-        """Stop the threads after the batch in hand, fail what still waits, and close the model."""
-        await asyncio.to_thread(self.close)
+    async def aclose(self, *, keep_model: bool = False) -> None:
+        """Stop the threads after the batch in hand, fail what still waits, and close the model.
 
-    def close(self) -> None:
+        With `keep_model` the model stays open, for another engine.
+        """
+        await asyncio.to_thread(self.close, keep_model=keep_model)
+
+    def close(self, *, keep_model: bool = False) -> None:
         """Close as `aclose` does, from outside an event loop."""
         if not self._stop(_closed()):
             return
         self._encoder.join()
         self._device.join()
-        self.model.close()
+        if not keep_model:
+            self.model.close()
 
     def _stop(self, error: Exception) -> bool:
         """Take no more work and fail what waits; return whether the engine was open."""

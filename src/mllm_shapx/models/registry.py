@@ -128,7 +128,7 @@ def load_version(
 
 
 def engine_for(model: "Model", limits: "ServerLimits") -> "PromptEngine":
-    """Return the engine of a loaded model; it owns the model and closes it.
+    """Return the engine of a loaded model; it closes the model too unless that is to be kept.
 
     Args:
         model: The loaded model.

@@ -135,11 +135,12 @@ class ServerEngine:
         """Raise `ModelError`: a server gives no states."""
         return self.model.embed(answers, mode, reducer)
 
-    async def aclose(self) -> None:
-        """Close the connections, and end the server where it was started for this engine."""
+    async def aclose(self, *, keep_model: bool = False) -> None:
+        """Close the connections, and end the server where it was started for the model, which may stay."""
         self._broken = ServerError("the engine is closed: it answers no more prompts")
         await self._client.aclose()
-        await asyncio.to_thread(self.model.close)
+        if not keep_model:
+            await asyncio.to_thread(self.model.close)
 
     async def _ask(self, prompt: ServerPrompt, decoding: Decoding, seed: int) -> Answer:
         trouble = _Trouble()

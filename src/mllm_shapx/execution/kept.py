@@ -1,0 +1,100 @@
+"""What stays while the configs of one call are worked on: the Ray cluster, its idle workers, the model."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Self
+
+from mllm_shapx.execution.cluster import connected, logged_output
+from mllm_shapx.execution.loading import LoadModel, ModelShelf
+from mllm_shapx.execution.options import RunOptions
+from mllm_shapx.execution.signals import StopRequest
+
+
+class IdleWorkers:
+    """Actors that have done a study's work and hold its model, for the next study with the same key."""
+
+    def __init__(self) -> None:
+        self._key: object = None
+        self._actors: list[Any] = []
+
+    def take(self, key: object) -> Any | None:
+        """Return an actor that was put here under an equal key; None when there is none.
+
+        Those with another key end: they hold what the new ones need.
+        """
+        if key != self._key:
+            self.end()
+        return self._actors.pop() if self._actors else None
+
+    def put(self, key: object, actor: Any) -> None:
+        """Keep an actor that is done."""
+        if key != self._key:
+            self.end()
+        self._key = key
+        self._actors.append(actor)
+
+    def end(self) -> None:
+        """End the actors."""
+        if self._actors:
+            import ray
+
+            for actor in self._actors:
+                with contextlib.suppress(ray.exceptions.RayError):
+                    ray.kill(actor, no_restart=True)
+        self._actors.clear()
+
+
+class Kept:
+    """Joins or starts a cluster at its first use, and leaves it when the `with` block ends.
+
+    Args:
+        workers: Whether workers and models stay too, for a next config.
+    """
+
+    def __init__(self, *, workers: bool) -> None:
+        self._stack = contextlib.ExitStack()
+        self._folder: Path | None = None
+        self._shelf: ModelShelf | None = None
+        self._workers = workers
+        self.idle_workers = IdleWorkers() if workers else None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._leave()
+
+    def shelf(self, load: LoadModel) -> ModelShelf | None:
+        """Return what keeps the model in this process; None where none is kept.
+
+        Args:
+            load: Loads a model; the same for all configs.
+        """
+        if self._workers and self._shelf is None:
+            self._shelf = ModelShelf(load)
+        return self._shelf
+
+    @contextlib.contextmanager
+    def joined(self, options: RunOptions, request: StopRequest) -> Iterator[Path]:
+        """Give a study the cluster; one that raises leaves it, since the cluster may be the cause.
+
+        Yields:
+            A folder on this machine that only this user may enter.
+
+        Raises:
+            ResourceError: As `connected`.
+        """
+        with contextlib.ExitStack() as failing:
+            failing.callback(self._leave)
+            if self._folder is None:
+                self._folder = self._stack.enter_context(connected(options, request))
+            with logged_output():
+                yield self._folder
+            failing.pop_all()
+
+    def _leave(self) -> None:
+        self._folder = None
+        if self.idle_workers is not None:
+            self.idle_workers.end()
+        self._stack.close()
