@@ -185,15 +185,12 @@ class Engine:
         return await request.wait()
 
     async def aclose(self, *, keep_model: bool = False) -> None:
-        """Stop the threads after the batch in hand, fail what still waits, and close the model.
-
-        With `keep_model` the model stays open, for another engine.
-        """
+        """See `PromptEngine.aclose`. The batch in hand is finished first."""
         await asyncio.to_thread(self.close, keep_model=keep_model)
 
     def close(self, *, keep_model: bool = False) -> None:
         """Close as `aclose` does, from outside an event loop."""
-        if not self._stop(_closed()):
+        if not self._stop(ModelError("the model's engine is closed: it answers no more prompts")):
             return
         self._encoder.join()
         self._device.join()
@@ -389,14 +386,10 @@ def _longest_first(prompt: Prompt) -> int:
     return -prompt.length
 
 
-def _closed() -> ModelError:
-    return ModelError("the model's engine is closed: it answers no more prompts")
-
-
 def _too_long(model: Model, length: int, decoding: Decoding, error: BaseException) -> ModelError:
-    identity = model.identity
+    known = model.identity
     failure = ModelError(
-        f"model {identity.model_id!r} on {identity.device}: the memory does not hold one prompt of {length} "
+        f"model {known.model_id!r} on {known.device}: the memory does not hold one prompt of {length} "
         f"positions with {decoding.max_new_tokens} new tokens; lower generation.max_new_tokens, use a "
         "smaller dtype (connector_kwargs.dtype), fewer workers per device, or a device with more memory"
     )
