@@ -16,6 +16,8 @@ from huggingface_hub import constants
 from small_study import Study, results, untouched
 
 from mllm_shapx.cli import main
+from mllm_shapx.config.loading import load_config
+from mllm_shapx.execution.study_plan import study_plan
 
 ROWS = 6
 RUNS = 3
@@ -269,7 +271,9 @@ def test_a_hub_dataset_stays_at_the_commit_that_was_used(hub: HubServer, tmp_pat
     one_run = {"dataset": dataset, "experiments": [{"explainer_type": "exact"}]}
     study = Study(tmp_path / "study", settings=one_run)
     assert study.call("--inline", "--max-samples", "1").code == 0
-    commit("please say nothing", "please sing")
+    commit("please say nothing", "please sing", "please go")
+    planned = study_plan(load_config(study.config))
+    assert [row["num_players"] for row in planned.plan.to_json()["rows"]] == [4, 3]
     end = study.call("--inline", "--resume")
     assert end.code == 0, end.out
     assert spec(study)["dataset_commit"] == first

@@ -5,22 +5,28 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mllm_shapx.config.loading import resolve_path
-from mllm_shapx.config.models import DatasetConfig, ExperimentSet
+from mllm_shapx.config.loading import LoadedConfig, resolve_path
+from mllm_shapx.config.models import DatasetConfig, ExperimentSet, SelectionConfig
 from mllm_shapx.data.columns import resolve_columns
 from mllm_shapx.data.digests import Changes, compare_samples
+from mllm_shapx.data.selection import Selection, select_rows
 from mllm_shapx.data.sources import open_table
 from mllm_shapx.data.table import Table
 from mllm_shapx.errors import OutputError
-from mllm_shapx.execution.messages import Study
+from mllm_shapx.models.control_tokens import control_token_warnings
 from mllm_shapx.planning.players import players_under
 from mllm_shapx.planning.runs import RunSpec
+from mllm_shapx.planning.sweep import Sweep, player_rule
 from mllm_shapx.records.runs import RunInspection, RunRecords
 from mllm_shapx.records.spec import DATASET_COMMIT, RESULT_SETTINGS
 from mllm_shapx.records.storage import Storage, open_storage
 from mllm_shapx.records.store import CoalitionStore
 from mllm_shapx.records.summary import SampleMetrics
+
+if TYPE_CHECKING:
+    from mllm_shapx.execution.messages import Study  # at run time it would bring mllm_shap, which is slow
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +85,49 @@ class OldPlayers:
             )
 
 
-def open_study_table(study: Study) -> Table:
+def open_study_table(study: "Study") -> Table:
     """Open the dataset at the commit that the rows were selected from.
 
     Raises:
         DatasetError: As `open_table`.
     """
     return open_table(_at(study.dataset, study.dataset_commit), study.config_path)
+
+
+def open_selection(
+    loaded: LoadedConfig, sweep: Sweep, dataset: DatasetConfig, selection: SelectionConfig
+) -> tuple[Table, Selection]:
+    """Return the dataset of a config and its selected rows, with warnings about special tokens in them.
+
+    Args:
+        loaded: The config.
+        sweep: Its runs.
+        dataset: The config's dataset, see `pinned`.
+        selection: Which rows are selected.
+
+    Raises:
+        DatasetError: When the dataset cannot be used.
+    """
+    settings = loaded.experiment_set
+    table = open_table(dataset, loaded.path)
+    chosen = select_rows(
+        table,
+        dataset,
+        selection,
+        settings.modality,
+        player_rule(settings, loaded.path),
+        other_rules=[run.player_rule for run in sweep.runs],
+    )
+    first = sweep.runs[0]
+    more = control_token_warnings(
+        first.model_settings,
+        loaded.path,
+        table,
+        chosen.rows,
+        dataset=first.dataset,
+        modality=first.modality,
+    )
+    return table, replace(chosen, warnings=(*chosen.warnings, *more))
 
 
 def pinned(dataset: DatasetConfig, output_uri: str, runs: Sequence[RunSpec]) -> DatasetConfig:
@@ -122,7 +164,7 @@ def dataset_path(dataset: DatasetConfig, config_path: Path) -> str | None:
     return os.path.abspath(resolve_path(dataset.path, config_path))  # noqa: PTH100 -- links stay as written
 
 
-def refuse_changed_rows(study: Study) -> None:
+def refuse_changed_rows(study: "Study") -> None:
     """Refuse a directory with samples of rows that were changed since. Reads only.
 
     Raises:
@@ -136,7 +178,9 @@ def refuse_changed_rows(study: Study) -> None:
         raise _refusal(study, changed, changes)
 
 
-def find_changed_rows(study: Study, inspections: Mapping[str, RunInspection], *, accept: bool) -> ChangedRows:
+def find_changed_rows(
+    study: "Study", inspections: Mapping[str, RunInspection], *, accept: bool
+) -> ChangedRows:
     """Compare every sample with the row that it was made from. Reads only.
 
     Args:
@@ -154,7 +198,7 @@ def find_changed_rows(study: Study, inspections: Mapping[str, RunInspection], *,
 
 
 def make_again(
-    study: Study, inspections: Mapping[str, RunInspection], found: ChangedRows
+    study: "Study", inspections: Mapping[str, RunInspection], found: ChangedRows
 ) -> tuple[dict[str, RunInspection], list[str]]:
     """Move the samples of changed rows aside; remove failures that belong to another dataset.
 
@@ -177,13 +221,13 @@ def make_again(
     return left, notes
 
 
-def _has_other_dataset(study: Study, records: RunRecords) -> bool:
+def _has_other_dataset(study: "Study", records: RunRecords) -> bool:
     """Return whether a run's `spec.json` names another content of a local dataset."""
     before = (records.read_spec() or {}).get(DATASET_COMMIT)
     return before is not None and study.dataset_commit is None and before != study.dataset_content
 
 
-def _refusal(study: Study, changed: Mapping[str, Sequence[int]], changes: Changes) -> OutputError:
+def _refusal(study: "Study", changed: Mapping[str, Sequence[int]], changes: Changes) -> OutputError:
     count = sum(map(len, changed.values()))
     return OutputError(
         f"{study.output_uri}: {changes.in_words()}. {count} sample(s) show the rows as they were; going on "
@@ -194,7 +238,7 @@ def _refusal(study: Study, changed: Mapping[str, Sequence[int]], changes: Change
 
 
 def _changed_samples(
-    study: Study, samples: Mapping[str, Mapping[int, str]]
+    study: "Study", samples: Mapping[str, Mapping[int, str]]
 ) -> tuple[dict[str, list[int]], Changes]:
     """Return run -> rows whose samples were made from something else, and how the rows differ."""
     # What the hub has at a commit does not change.

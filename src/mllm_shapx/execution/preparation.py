@@ -12,22 +12,26 @@ from typing import Any
 from mllm_shapx.config.loading import LoadedConfig
 from mllm_shapx.config.paths import real
 from mllm_shapx.config.servers import CONNECTOR
-from mllm_shapx.data.selection import select_rows
-from mllm_shapx.data.sources import open_table
 from mllm_shapx.errors import OutputError, ServerAwayError, UsageError
 from mllm_shapx.execution.answers import keys_in_use
-from mllm_shapx.execution.dataset import OldPlayers, content_of, find_changed_rows, make_again, pinned
+from mllm_shapx.execution.dataset import (
+    OldPlayers,
+    content_of,
+    find_changed_rows,
+    make_again,
+    open_selection,
+    pinned,
+)
 from mllm_shapx.execution.environment import library_versions
 from mllm_shapx.execution.messages import Study
 from mllm_shapx.execution.options import RunOptions
 from mllm_shapx.execution.spec_content import refuse_other_settings, run_spec, usable_specs
 from mllm_shapx.explaining.value_models import value_model
-from mllm_shapx.models.control_tokens import control_token_warnings
 from mllm_shapx.models.identity import MODEL_ID, Version, encoder_version
 from mllm_shapx.models.registry import model_version
 from mllm_shapx.models.server_budget import ServerLimits
 from mllm_shapx.planning.runs import RunSpec
-from mllm_shapx.planning.sweep import expand, player_rule
+from mllm_shapx.planning.sweep import expand
 from mllm_shapx.records.environments import ENVIRONMENTS, MODEL, history
 from mllm_shapx.records.layout import GENERATIONS, SHARDS
 from mllm_shapx.records.lock import OutputLock
@@ -77,18 +81,10 @@ def prepare(
     dataset = experiment_set.dataset
     if options.resume:
         dataset = pinned(dataset, output_uri, sweep.runs)
-    table = open_table(dataset, loaded.path)
     chosen = experiment_set.selection
     if options.max_samples is not None:
         chosen = chosen.model_copy(update={"max_samples": options.max_samples})
-    selection = select_rows(
-        table,
-        experiment_set.dataset,
-        chosen,
-        experiment_set.modality,
-        player_rule(experiment_set, loaded.path),
-        other_rules=[run.player_rule for run in sweep.runs],
-    )
+    table, selection = open_selection(loaded, sweep, dataset, chosen)
     rows = selection.rows if shard is None else shard.rows(selection.rows)
     if shard is not None and not rows:
         raise UsageError(
@@ -135,15 +131,7 @@ def prepare(
         model_version=model,
         encoders=encoders,
     )
-    tokens = control_token_warnings(
-        sweep.runs[0].model_settings,
-        loaded.path,
-        table,
-        rows,
-        dataset=sweep.runs[0].dataset,
-        modality=sweep.runs[0].modality,
-    )
-    return study, (*loaded.warnings, *sweep.warnings, *selection.warnings, *tokens, *away)
+    return study, (*loaded.warnings, *sweep.warnings, *selection.warnings, *away)
 
 
 def _recorded_commit(output_uri: str, runs: Sequence[RunSpec]) -> str | None:

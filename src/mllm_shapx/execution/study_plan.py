@@ -1,16 +1,15 @@
 """Plans one config: what it will do on its rows, and how much is done. Loads no model, writes nothing."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from mllm_shapx.config.loading import LoadedConfig
-from mllm_shapx.data.selection import Selection, select_rows
-from mllm_shapx.data.sources import open_table
+from mllm_shapx.data.selection import Selection
 from mllm_shapx.errors import DatasetError
+from mllm_shapx.execution.dataset import open_selection, pinned
 from mllm_shapx.execution.options import RunOptions
-from mllm_shapx.models.control_tokens import control_token_warnings
 from mllm_shapx.planning.plan import Plan, make_plan
-from mllm_shapx.planning.sweep import Sweep, expand, player_rule
+from mllm_shapx.planning.sweep import Sweep, expand
 from mllm_shapx.records.storage import join_uri
 from mllm_shapx.reporting.outlook import Outlook
 from mllm_shapx.reporting.standing import Standing, standing
@@ -73,7 +72,7 @@ def checked_config(loaded: LoadedConfig, *, dataset: bool, model: bool) -> Check
         warnings += [text for text in found_models if text is not None]
     rows = None
     if dataset:
-        selection = selected(loaded, sweep)
+        selection = _selected(loaded, sweep)
         rows = len(selection.rows)
         warnings += [*selection.warnings, *_foreseen(loaded, sweep, selection)]
     found = None
@@ -144,7 +143,7 @@ def study_plan(loaded: LoadedConfig, *, skip_data: bool = False) -> StudyPlan:
     if skip_data:
         plan = make_plan(settings.experiment_set_id, sweep.runs, None, None, [])
         return StudyPlan(plan, None, (*loaded.warnings, *sweep.warnings))
-    chosen = selected(loaded, sweep)
+    chosen = _selected(loaded, sweep)
     uri = join_uri(settings.output_root, settings.experiment_set_id)
     notes = Outlook(uri, sweep.runs, chosen.rows, chosen.players).large_games()
     return StudyPlan(
@@ -154,32 +153,16 @@ def study_plan(loaded: LoadedConfig, *, skip_data: bool = False) -> StudyPlan:
     )
 
 
-def selected(loaded: LoadedConfig, sweep: Sweep) -> Selection:
-    """Return the rows that a config selects, with warnings about special tokens in their texts.
+def _selected(loaded: LoadedConfig, sweep: Sweep) -> Selection:
+    """Return the rows that a config selects, from the dataset that its results were made from.
 
     Raises:
         DatasetError: When the dataset cannot be used; the message names the config.
     """
     settings = loaded.experiment_set
+    dataset = pinned(settings.dataset, join_uri(settings.output_root, settings.experiment_set_id), sweep.runs)
     try:
-        table = open_table(settings.dataset, loaded.path)
-        selection = select_rows(
-            table,
-            settings.dataset,
-            settings.selection,
-            settings.modality,
-            player_rule(settings, loaded.path),
-            other_rules=[run.player_rule for run in sweep.runs],
-        )
-        more = control_token_warnings(
-            sweep.runs[0].model_settings,
-            loaded.path,
-            table,
-            selection.rows,
-            dataset=sweep.runs[0].dataset,
-            modality=sweep.runs[0].modality,
-        )
-        return replace(selection, warnings=(*selection.warnings, *more))
+        return open_selection(loaded, sweep, dataset, settings.selection)[1]
     except DatasetError as error:
         raise DatasetError(f"{loaded.path}: {error}") from error
 
