@@ -1,7 +1,7 @@
-"""Between Arrow, Python and numpy without pandas.
+"""Converts between Arrow, Python and numpy without pandas.
 
-`pyarrow.scalar`, `pyarrow.array` and `to_numpy` import pandas where it is installed, which costs the commands
-that only plan half a second.
+`pyarrow.scalar`, `pyarrow.array` and `to_numpy` import pandas if installed, which adds half a second to
+`plan`.
 """
 
 import struct
@@ -16,7 +16,7 @@ def scalar(value: bool | float | str) -> pa.Scalar:
     """Return `value` as bool, int64, float64 or string.
 
     Raises:
-        OverflowError: For a whole number outside of int64.
+        OverflowError: For an integer outside int64.
     """
     if isinstance(value, bool):
         return _one(pa.bool_(), bytes([value]))

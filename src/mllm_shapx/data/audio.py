@@ -1,4 +1,4 @@
-"""Recordings: encoded bytes to a mono waveform and back, with errors in plain words."""
+"""Decodes recordings to mono waveforms, and encodes waveforms as WAV."""
 
 import io
 from types import ModuleType
@@ -10,15 +10,15 @@ from numpy.typing import NDArray
 from mllm_shapx.errors import RowError, UsageError
 
 MOST_SECONDS = 600
-"""Length of a recording that is taken: ten minutes, 7,500 windows of 80 ms."""
+"""Longest accepted recording: ten minutes, 7,500 windows of 80 ms."""
 
 MOST_RATE = 192_000
-"""Samples per second and channel that are taken."""
+"""Highest accepted sample rate, in hertz."""
 
 MOST_CHANNELS = 64
 
 _BLOCK = 1 << 16
-"""Frames decoded at once."""
+"""Frames decoded at a time."""
 
 SILENCE = 1e-5
 """Peak amplitude, of full scale 1, below which a recording is silent: less than a bit of 16-bit audio."""
@@ -32,7 +32,7 @@ def decode(data: bytes, *, allow_empty: bool = False) -> tuple[NDArray[np.float3
 
     Raises:
         RowError: `empty_audio` for no bytes, or no samples unless `allow_empty`; `bad_audio` for bytes that
-            are no audio, or samples that are not finite; `long_audio` for more than `MOST_SECONDS`.
+            are not audio or samples that are not finite; `long_audio` for more than `MOST_SECONDS`.
         UsageError: When soundfile is not installed.
     """
     if not data:
@@ -53,10 +53,10 @@ def decode(data: bytes, *, allow_empty: bool = False) -> tuple[NDArray[np.float3
 
 
 def _refuse_long(frames: int, rate: int, channels: int) -> None:
-    """Refuse by what the header says, before anything is decoded: a constant tone packs 1000 times.
+    """Refuse by the header, before decoding: a constant tone compresses 1000 times.
 
     Raises:
-        RowError: `long_audio`, or `bad_audio` for a rate or channels that no recording has.
+        RowError: `long_audio`, or `bad_audio` for an impossible rate or number of channels.
     """
     if not 0 < rate <= MOST_RATE or not 0 < channels <= MOST_CHANNELS:
         raise RowError(
@@ -70,7 +70,7 @@ def _refuse_long(frames: int, rate: int, channels: int) -> None:
 
 
 def _mono(stream: Any, rate: int) -> NDArray[np.float32]:
-    """Decode block by block: memory is that of one channel, and a header that understates ends here."""
+    """Decode block by block: needs memory for one channel only, and stops when the header understates."""
     blocks: list[NDArray[np.float32]] = []
     count = 0
     while len(block := stream.read(_BLOCK, dtype="float32", always_2d=True)):
@@ -89,7 +89,7 @@ def encode_wav(waveform: NDArray[np.floating], rate: int) -> bytes:
 
 
 def check_recording(data: bytes) -> int:
-    """Return the sample rate in hertz of a recording that can be explained.
+    """Check that a recording can be explained; return its sample rate in hertz.
 
     Raises:
         RowError: As `decode`, and `silent_audio` when no sample reaches `SILENCE`.

@@ -1,4 +1,4 @@
-"""Which of a dataset's columns holds what: the mapping of the config, else the usual names."""
+"""Finds a dataset's columns: by the config's mapping, else by the usual names."""
 
 import difflib
 from collections.abc import Iterable, Sequence
@@ -9,12 +9,12 @@ from mllm_shapx.data.table import Table
 from mllm_shapx.errors import DatasetError
 
 TEXT_COLUMNS = ("sentences", "prompt")
-"""Looked for in this order when no text column is mapped."""
+"""Default names of the text column, tried in this order."""
 
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """The columns that a row's conversation is read from; None where there is none."""
+    """The columns of a row's conversation; None for a missing column."""
 
     text: str | None
     audio: str | None
@@ -23,7 +23,7 @@ class Columns:
 
     @property
     def names(self) -> list[str]:
-        """Return those that exist."""
+        """Return the columns that are not None."""
         found = (self.text, self.audio, self.language, self.original_language)
         return [name for name in found if name is not None]
 
@@ -32,7 +32,7 @@ def resolve_columns(table: Table, dataset: DatasetConfig, modality: ModalityConf
     """Find the columns that `modality` needs.
 
     Raises:
-        DatasetError: When one is missing; it names the columns there are and the key to set.
+        DatasetError: When one is missing; the message lists the columns and the key to set.
     """
     mapping = dataset.column_mapping
     return Columns(
@@ -44,14 +44,14 @@ def resolve_columns(table: Table, dataset: DatasetConfig, modality: ModalityConf
 
 
 def text_column(table: Table, mapped: str | None, *, required: bool = True) -> str | None:
-    """Return the text column; None when there is none and none is `required`."""
+    """Return the text column; None when it is missing and not `required`."""
     if mapped is None and not required and not set(TEXT_COLUMNS) & set(table.columns):
         return None
     return _find(table, "text", mapped, TEXT_COLUMNS)
 
 
 def optional_column(table: Table, mapped: str | None, usual: str) -> str | None:
-    """Return a column that a dataset may lack; naming the usual one in the mapping does not demand it."""
+    """Return an optional column; mapping it to its usual name does not make it required."""
     if mapped is None or mapped == usual:
         return usual if usual in table.columns else None
     return require_column(table, mapped, f"dataset.column_mapping.{usual}")
@@ -61,7 +61,7 @@ def require_column(table: Table, name: str, key: str) -> str:
     """Return `name`.
 
     Raises:
-        DatasetError: When the table lacks it; `key` is where the config names it.
+        DatasetError: When the table lacks it; `key` is its config key.
     """
     if name in table.columns:
         return name
@@ -69,12 +69,12 @@ def require_column(table: Table, name: str, key: str) -> str:
 
 
 def missing(name: str, columns: Sequence[str]) -> str:
-    """Return the error for a missing column: which ones exist, and which is nearest."""
+    """Return the error text for a missing column: the existing columns, and the nearest name."""
     return f"there is no column {name!r}{nearest_hint(name, columns)}; its columns are {listed(columns)}"
 
 
 def nearest_hint(name: str, known: Iterable[str]) -> str:
-    """Return ` (did you mean 'x'?)` for the known name nearest to `name`, empty when none is near."""
+    """Return ` (did you mean 'x'?)` with the known name nearest to `name`; empty when none is near."""
     nearest = difflib.get_close_matches(name, list(known), n=1)
     return f" (did you mean {nearest[0]!r}?)" if nearest else ""
 
@@ -89,7 +89,7 @@ def listed(names: Iterable[str], most: int = 20) -> str:
 def _audio_column(table: Table, mapped: str | None, modality: ModalityConfig) -> str:
     voice = modality.input_modality.rsplit("__", 1)[-1]
     usual = [f"audio__{voice}", f"audio_{voice}"]
-    # A plain `audio` column is the original recording; a voice of its own must be named to be trusted.
+    # A plain `audio` column is the original recording; other voices must be named in the config.
     return _find(table, "audio", mapped, (*usual, "audio") if voice == "original" else usual)
 
 

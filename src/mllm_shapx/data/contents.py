@@ -1,4 +1,4 @@
-"""Hashes of what dataset files hold, which stand for a commit where there is none."""
+"""Hashes of dataset files' contents; they replace the commit for local files."""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,7 +10,7 @@ _CHUNK = 1 << 20
 
 
 def hash_of(files: Iterable[Iterable[bytes]]) -> str:
-    """Return `content:` and 40 hex digits over the pieces of files, in order."""
+    """Return `content:` and 40 hex digits of the hash over the pieces of files, in order."""
     total = hashlib.blake2b(digest_size=20)
     for pieces in files:
         of_file = hashlib.blake2b(digest_size=20)

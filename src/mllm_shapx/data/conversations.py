@@ -1,4 +1,4 @@
-"""A dataset row as the conversation that is explained."""
+"""Reads a dataset row as the conversation to explain."""
 
 import contextlib
 import math
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
     from mllm_shap import ConversationSnapshot, Message
 
 UNKNOWN = "unknown"
-"""Language of a row that names none."""
+"""Language of a row without a language."""
 
 _LONGEST_NAN = 16
-"""Characters of a text that is looked at for the word nan and blanks."""
+"""Longest text, in characters, that is tested for the word nan and blanks."""
 
 _MOST_BYTES = 1 << 28
-"""Size of a recording's file that is read; larger ones are longer than any recording that is taken."""
+"""Largest recording's file that is read, in bytes; larger files exceed the longest accepted recording."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What the user says in one row: one piece, written or spoken, per message."""
+    """The user's messages of one row: one piece, written or spoken, per message."""
 
     row_index: int
     texts: tuple[str, ...]
@@ -44,7 +44,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """A sentence and its recording before the modality has chosen between them."""
+    """A sentence and its recording, before the modality selects one."""
 
     text: str
     recording: Any
@@ -60,7 +60,7 @@ def load_row(table: Table, row_index: int, dataset: DatasetConfig, modality: Mod
 
     Raises:
         RowError: `no_text`, `bad_text`, `no_audio`, `bad_audio`, `empty_audio`, `silent_audio`,
-            `long_audio`, `audio_text_mismatch` or `unreadable_row`: what is wrong with this row alone.
+            `long_audio`, `audio_text_mismatch` or `unreadable_row`, for faults of this row.
         DatasetError: When a column is missing.
     """
     values = table.row(row_index, resolve_columns(table, dataset, modality).names)
@@ -82,16 +82,16 @@ def load_row(table: Table, row_index: int, dataset: DatasetConfig, modality: Mod
 def read_content(
     values: Mapping[str, Any], table: Table, dataset: DatasetConfig, modality: ModalityConfig
 ) -> tuple[list[tuple[str, bytes | None]], tuple[str, str]]:
-    """Return what a row says and its two languages; recordings are read, not decoded.
+    """Return a row's pieces and its two languages; recordings are read but not decoded.
 
     Args:
-        values: The row's values of the columns that `resolve_columns` names.
+        values: The row's values of the columns from `resolve_columns`.
         table: The row's dataset.
-        dataset: Names the columns.
+        dataset: Column names.
         modality: Which pieces are written and which are spoken.
 
     Raises:
-        RowError: As `load_row`, for what does not take decoding a recording.
+        RowError: As `load_row`, except errors of decoding.
     """
     columns = resolve_columns(table, dataset, modality)
     text = None if columns.text is None else values[columns.text]
@@ -104,13 +104,13 @@ def read_content(
 def to_snapshot(
     row: Row,
     chat: ChatConfig,
-    modality: ModalityConfig,  # noqa: ARG001 -- what is written and what is spoken is settled in the row
+    modality: ModalityConfig,  # noqa: ARG001 -- the row already has written and spoken pieces
     *,
     with_transcripts: bool = False,
 ) -> "ConversationSnapshot":
     """Return the system prompt, unless empty, and one turn per piece.
 
-    Each piece is a message of its own: masking edits the first recording of a message only.
+    Each piece is a separate message, because masking edits only the first recording of a message.
     `with_transcripts` puts the text of a spoken piece beside its recording, for a partition that aligns them.
     """
     from mllm_shap import ConversationSnapshot, Message, Role, Turn
@@ -142,7 +142,7 @@ def _texts(value: Any) -> list[str]:
 
 
 def is_missing(value: Any) -> bool:
-    """Return whether a value stands for no text: null, NaN, or the word nan that tools write for it."""
+    """Return whether a value means a missing text: null, NaN, or the word nan, which tools write for it."""
     if isinstance(value, str):
         return len(value) < _LONGEST_NAN and value.strip() in {"nan", "NaN"}
     return value is None or (isinstance(value, float) and math.isnan(value))
@@ -156,7 +156,7 @@ def _written(text: Any) -> list[_Piece]:
 
 
 def _pieces(text: Any, recordings: Any, modality: ModalityConfig) -> list[_Piece]:
-    """Pair sentences and recordings; a blank sentence goes with its recording."""
+    """Pair sentences and recordings; a blank sentence is dropped with its recording."""
     spoken = recordings if isinstance(recordings, list) else [recordings]
     written = _texts(text)
     if not any(sentence.strip() for sentence in written):
@@ -178,7 +178,7 @@ def _pieces(text: Any, recordings: Any, modality: ModalityConfig) -> list[_Piece
 
 
 def _said(pieces: Sequence[_Piece], modality: ModalityConfig, table: Table) -> list[tuple[str, bytes | None]]:
-    """Return text and recording of each piece as the modality has it written or spoken."""
+    """Return text and recording of each piece, written or spoken according to the modality."""
     said: list[tuple[str, bytes | None]] = []
     for number, piece in enumerate(pieces):
         if not _is_spoken(number, modality):
@@ -190,7 +190,7 @@ def _said(pieces: Sequence[_Piece], modality: ModalityConfig, table: Table) -> l
 
 
 def _sample_rates(recordings: Sequence[bytes | None]) -> tuple[int | None, ...]:
-    """Return the sample rate of each recording, after checking it."""
+    """Check each recording; return its sample rate."""
     if not any(data is not None for data in recordings):
         return (None,) * len(recordings)
     from mllm_shapx.data.audio import check_recording
@@ -204,7 +204,7 @@ def _sample_rates(recordings: Sequence[bytes | None]) -> tuple[int | None, ...]:
 
 @contextlib.contextmanager
 def _of_recording(number: int, count: int) -> Iterator[None]:
-    """Add to an error which of several pieces it concerns."""
+    """Add the number of the piece to an error when there are several."""
     try:
         yield
     except RowError as error:

@@ -1,12 +1,12 @@
 """A dataset in CSV files, read by Arrow's CSV reader into memory.
 
-What that reader does not do is done here:
+This module corrects the reader:
 
-- It takes a quote that is never closed for one value that holds all rows that follow: such a file is refused.
-- It takes bytes that are no UTF-8, and a column name that stands twice: both are refused.
-- It takes dates for timestamps: they stay the text that was written.
-- It finds the types of one file: several files get the narrowest types that hold the values of all.
-- It knows no lists in cells, as JSON or as Python writes them.
+- An unclosed quote would put all following rows into one value: such a file is refused.
+- Bytes that are not UTF-8 and repeated column names are refused.
+- Dates would become timestamps: they stay text.
+- Types are found per file: several files get the narrowest types that fit the values of all.
+- Lists in cells, in JSON or Python syntax, are read as lists.
 """
 
 import ast
@@ -25,7 +25,7 @@ from mllm_shapx.data.table import BATCH_ROWS, UNREADABLE, column_values, refuse_
 from mllm_shapx.errors import DatasetError, RowError
 
 _LARGEST_BLOCK = 1 << 30
-"""Bytes that Arrow parses at a time; a record may not be longer."""
+"""Bytes that Arrow parses at a time; the longest possible record."""
 _QUOTE, _NEWLINE = b'"'[0], b"\n"[0]
 
 _Types = Mapping[str, pa.DataType]
@@ -47,7 +47,7 @@ class CsvTable:
         """Read `files`.
 
         Raises:
-            DatasetError: When a file is missing, unreadable or no CSV, or the headers differ.
+            DatasetError: When a file is missing, unreadable or not CSV, or the headers differ.
         """
         tables = [_read_checked(path) for path in files]
         for path, table in zip(files, tables, strict=True):
@@ -58,7 +58,7 @@ class CsvTable:
                 )
         refuse_too_many(name, sum(table.num_rows for table in tables))
         types = _common_types(tables)
-        # From the text again: a number that turns out to be text keeps its leading zeros.
+        # Parse the text again: a number in a text column keeps its leading zeros.
         same = [
             table if dict(zip(types, table.schema.types, strict=True)) == types else _read(path, types)
             for path, table in zip(files, tables, strict=True)
@@ -110,7 +110,7 @@ def _read_checked(path: Path) -> pa.Table:
     """Return a file's table with the types that Arrow finds.
 
     Raises:
-        DatasetError: When it is missing, unreadable or no CSV.
+        DatasetError: When it is missing, unreadable or not CSV.
     """
     table = _read(path, {})
     twice = sorted({name for name in table.column_names if table.column_names.count(name) > 1})
@@ -127,18 +127,18 @@ def _read(path: Path, types: _Types) -> pa.Table:
     try:
         table = pacsv.read_csv(
             pa.BufferReader(data),
-            # One block, as far as possible: a record longer than a block is an error.
+            # One block if possible: a record longer than a block is an error.
             read_options=pacsv.ReadOptions(use_threads=False, block_size=min(len(data) + 1, _LARGEST_BLOCK)),
             parse_options=pacsv.ParseOptions(newlines_in_values=True),
             convert_options=pacsv.ConvertOptions(
                 column_types=types,
                 strings_can_be_null=True,
                 quoted_strings_can_be_null=False,
-                # What pandas writes for a missing value; in quotes it is text.
+                # Missing values as pandas writes them; in quotes they are text.
                 null_values=["", "nan", "NaN"],
             ),
         )
-        table.column_names  # noqa: B018 -- raises where the header is no UTF-8
+        table.column_names  # noqa: B018 -- raises when the header is not UTF-8
     except UNREADABLE as error:
         raise DatasetError(
             f"{path}: is no CSV file with a header ({error}); quote values that hold commas or line breaks, "
@@ -148,7 +148,7 @@ def _read(path: Path, types: _Types) -> pa.Table:
 
 
 def _content(path: Path) -> bytes:
-    """Return a file's bytes, ended by a line break, without which Arrow takes a lone header for nothing."""
+    """Return a file's bytes with a final line break; without it, Arrow ignores a lone header."""
     try:
         data = path.read_bytes()
     except FileNotFoundError as error:
@@ -161,10 +161,10 @@ def _content(path: Path) -> bytes:
 
 
 def _refuse_open_quote(path: Path, content: bytes) -> None:
-    """Refuse a file in which an odd number of quotes stands: the last one is never closed.
+    """Refuse a file with an odd number of quotes: the last one is never closed.
 
     Raises:
-        DatasetError: With the line in which the record begins that takes in the rest.
+        DatasetError: With the first line of the unclosed record.
     """
     if content.count(b'"') % 2 == 0:
         return
@@ -193,12 +193,12 @@ def _common_types(tables: Sequence[pa.Table]) -> _Types:
 
 
 def _kind(kind: pa.DataType) -> pa.DataType:
-    """Return `kind` if filters and text can use it; dates and times stay the text that was written."""
+    """Return `kind` if filters and text can use it; dates and times stay text."""
     return kind if kind in {pa.null(), pa.int64(), pa.float64(), pa.bool_()} else pa.string()
 
 
 def _with_lists(table: pa.Table) -> pa.Table:
-    """Return the table with lists in the columns whose every cell holds one."""
+    """Return the table with list columns where every cell is a list."""
     for place, name in enumerate(table.column_names):
         column = table.column(name)
         if not pa.types.is_string(column.type) or column.null_count == len(column):
@@ -209,7 +209,7 @@ def _with_lists(table: pa.Table) -> pa.Table:
                 text = cell.as_py()
                 found = None if text is None else _as_list(text)
                 if text is not None and found is None:
-                    break  # the first cell that is no list ends the search
+                    break  # the first cell that is not a list ends the search
                 lists.append(found)
         if len(lists) == len(column):
             table = table.set_column(place, name, pa.array(lists, pa.list_(pa.string())))
@@ -217,7 +217,7 @@ def _with_lists(table: pa.Table) -> pa.Table:
 
 
 def _as_list(cell: str) -> list[str | None] | None:
-    """Return the texts of a cell that holds a list, None when it holds none."""
+    """Return the texts of a list cell, None for other cells."""
     if not (cell.startswith("[") and cell.endswith("]")):
         return None
     for parse in (json.loads, ast.literal_eval):

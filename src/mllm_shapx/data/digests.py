@@ -1,4 +1,4 @@
-"""Digests of a dataset's rows, and which rows have changed since they were explained."""
+"""Digests of a dataset's rows, for finding rows that changed since they were explained."""
 
 import hashlib
 import json
@@ -14,22 +14,22 @@ from mllm_shapx.records.results import texts_digest
 
 _SHOWN = 5
 _MOST_SEARCHED = 200_000
-"""Rows that are searched for texts that moved."""
+"""Most rows searched for moved texts."""
 _UNREADABLE = ""
-"""Digest of a row that cannot be read any more; it equals no recorded one."""
+"""Digest of an unreadable row; it equals no recorded one."""
 
 
 @dataclass(frozen=True, slots=True)
 class RowDigests:
-    """The digests by which a sample recognizes its row."""
+    """The digests that tie a sample to its row."""
 
     full: str
-    """Over everything that is read of the row: texts, the recordings' bytes and the languages."""
+    """Over all data of the row: texts, the recordings' bytes and the languages."""
     texts: str
     """Over the texts alone, for samples of versions that recorded no digest."""
 
     def fits(self, recorded: str) -> bool:
-        """Return whether a sample's recorded digest is one of this row."""
+        """Return whether a sample's recorded digest belongs to this row."""
         return recorded in {self.full, self.texts}
 
 
@@ -41,10 +41,10 @@ def row_digest(row: Row) -> str:
 def digests_of(
     table: Table, dataset: DatasetConfig, modality: ModalityConfig, rows: Iterable[int]
 ) -> dict[int, RowDigests]:
-    """Return the digests of `rows` as the dataset has them now; a row that is not there is left out.
+    """Return the current digests of `rows`; missing rows are left out.
 
-    Each part of a file is read once. Texts cost little; recordings are read whole but not decoded: about a
-    second for each gigabyte.
+    Each part of a file is read once. Texts cost little; recordings are read but not decoded: about a second
+    per gigabyte.
     """
     columns = resolve_columns(table, dataset, modality)
     wanted = sorted(row for row in set(rows) if 0 <= row < table.num_rows)
@@ -79,7 +79,7 @@ def _digest(
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """How rows with samples differ from what the samples were made from."""
+    """Rows that changed since their samples were made."""
 
     edited: tuple[int, ...]
     """Rows whose content is no longer in the dataset."""
@@ -92,7 +92,7 @@ class Changes:
         return tuple(sorted((*self.edited, *self.moved)))
 
     def in_words(self) -> str:
-        """Return how many rows differ, which ones, and what was done to the dataset as far as that shows."""
+        """Return the number of changed rows, their indices, and the likely change of the dataset."""
         count = len(self.rows)
         said = [f"{count} row(s) differ from what the samples were made from: {_listed(self.rows)}"]
         shifts = {now - before for before, now in self.moved.items()}
@@ -116,16 +116,16 @@ def compare_samples(
     modality: ModalityConfig,
     samples: Mapping[str, Mapping[int, str]],
 ) -> tuple[dict[str, list[int]], Changes]:
-    """Compare what samples were made from with the rows as they are now.
+    """Compare the recorded digests of samples with the current rows.
 
     Args:
-        table: The dataset now.
-        dataset: Names its columns.
+        table: The current dataset.
+        dataset: Its column names.
         modality: Which columns are read.
-        samples: Run -> row -> digest that its sample recorded.
+        samples: Run -> row -> digest recorded in its sample.
 
     Returns:
-        Run -> rows whose samples were made from something else; and how those rows differ.
+        Run -> rows with outdated samples; and the changes of those rows.
     """
     rows = {row for made_from in samples.values() for row in made_from}
     now = digests_of(table, dataset, modality, rows)
@@ -140,13 +140,13 @@ def compare_samples(
         return {}, Changes((), {})
     recorded = {row: samples[name][row] for name, found in changed.items() for row in found}
     if not modality.has_audio_input:
-        # Texts are cheap: content that moved is found in rows without a sample too.
+        # Texts are cheap: rows without a sample are also searched for moved content.
         now = digests_of(table, dataset, modality, {*rows, *range(min(table.num_rows, _MOST_SEARCHED))})
     return changed, _changes(recorded, now)
 
 
 def _changes(recorded: Mapping[int, str], now: Mapping[int, RowDigests]) -> Changes:
-    """Return which changed rows have moved, and which are gone."""
+    """Return which changed rows moved, and whose content is gone."""
     places: dict[str, list[int]] = {}
     for index, digests in now.items():
         for digest in (digests.full, digests.texts):

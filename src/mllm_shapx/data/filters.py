@@ -1,4 +1,4 @@
-"""Row filters: which values of a column satisfy `op value`."""
+"""Row filters: select the values of a column that satisfy `op value`."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -25,24 +25,25 @@ _COMPARE: dict[str, Callable[[pa.Array, pa.Scalar], pa.Array]] = {
 
 
 def describe(row_filter: RowFilter) -> str:
-    """Return the filter as a user would say it."""
+    """Return the filter in words."""
     return f"{row_filter.column} {row_filter.op} {row_filter.value!r}"
 
 
 def passes(column: pa.Array, row_filter: RowFilter, number: int, where: str) -> NDArray[np.bool_]:
     """Return which values of `column` pass, as a mask of its length.
 
-    A missing value (null or NaN) equals only null: it passes `!=` and `not_in`, and no order comparison.
+    A missing value (null or NaN) equals only null: it passes `!=` and `not_in` but no order comparison.
 
     Raises:
-        DatasetError: When the value cannot be compared with the column; it names `where` and the filter.
+        DatasetError: When the value and the column are not comparable; the message names `where` and the
+            filter.
     """
     fits = _Fits(column.type, f"{where}: selection.filters[{number}] ({describe(row_filter)})")
     try:
         values = plain_values(column)
         return _passes(values, row_filter, replace(fits, kind=values.type))
     except (*UNREADABLE, NotImplementedError) as error:
-        # Arrow has kernels for some pairs of types only.
+        # Arrow compares only some pairs of types.
         raise DatasetError(
             f"{fits.where}: the column holds {column.type}, and values of that type cannot be compared; "
             "write it as text, a number or true/false"
@@ -80,7 +81,7 @@ def _any_equal(values: pa.Array, items: Sequence[Any], fits: "_Fits") -> NDArray
 
 
 def plain_values(column: pa.Array) -> pa.Array:
-    """Return a column's values without their encoding: dictionaries, run lengths, extensions, views."""
+    """Return a column's decoded values, without dictionaries, run lengths, extensions or views."""
     if isinstance(column, pa.ExtensionArray):
         column = column.storage
     if pa.types.is_dictionary(column.type):
@@ -92,7 +93,7 @@ def plain_values(column: pa.Array) -> pa.Array:
 
 @dataclass(frozen=True, slots=True)
 class _Fits:
-    """Turns a filter's JSON value into a scalar that can be compared with a column."""
+    """Converts a filter's JSON value to a scalar that is comparable with a column."""
 
     kind: pa.DataType
     where: str
@@ -107,7 +108,7 @@ class _Fits:
         """Return the scalar of `value`.
 
         Raises:
-            DatasetError: When text is compared with numbers, or a list or recording with anything.
+            DatasetError: When text meets numbers, or a list or recording meets anything.
         """
         if pa.types.is_boolean(self.kind):
             fits = isinstance(value, bool)

@@ -1,4 +1,4 @@
-"""Datasets of the hub at one commit: parquet files through the hub cache, or what `datasets` can load."""
+"""Datasets of the hub at one commit: parquet files in the hub cache, or data loaded by `datasets`."""
 
 import contextlib
 import re
@@ -39,21 +39,21 @@ class _Repository:
     commit: str
     files: tuple[str, ...]
     cached_only: bool
-    """Whether the hub could not be reached, so that only the hub cache may be read."""
+    """Whether the hub is unreachable, so that only the hub cache is read."""
 
     @property
     def where(self) -> str:
-        """Return what error messages call it."""
+        """Return the repository's name for error messages."""
         return f"{self.repo_id} at {self.commit[:12]}" + (" (offline, hub cache)" if self.cached_only else "")
 
 
 def open_hub_parquet(dataset: DatasetConfig) -> ParquetTable:
     """Download the parquet files of the subset and split into the hub cache and open them.
 
-    What is in the cache is not downloaded again; without a connection the cache alone is read.
+    Cached files are not downloaded again; without a connection only the cache is read.
 
     Raises:
-        DatasetError: When the repository, commit, subset or split does not exist or cannot be had.
+        DatasetError: When the repository, commit, subset or split does not exist or cannot be downloaded.
     """
     try:
         repository = _locate(dataset)
@@ -63,7 +63,8 @@ def open_hub_parquet(dataset: DatasetConfig) -> ParquetTable:
     readme = _download(repository, "README.md").read_text("utf-8", "replace") if has_card else None
     names = split_files(repository.files, readme, dataset.subset, dataset.split, repository.where)
     check_complete(names, repository.where)
-    # Last shard first: an interrupted download lacks the first shard, and is not taken for a smaller split.
+    # Last shard first: an interrupted download then lacks the first shard and does not look like a smaller
+    # split.
     paths = [_download(repository, name) for name in reversed(names)][::-1]
     return ParquetTable.open(
         paths,
@@ -74,12 +75,12 @@ def open_hub_parquet(dataset: DatasetConfig) -> ParquetTable:
 
 
 def open_hub_datasets(dataset: DatasetConfig) -> "ArrowTable":
-    """Load the subset and split with `datasets`; its memory-mapped Arrow files are read as they are.
+    """Load the subset and split with `datasets`; its memory-mapped Arrow files are read directly.
 
-    Where the hub cannot be reached, the caches of the hub and of `datasets` are read.
+    If the hub is unreachable, the caches of the hub and of `datasets` are read.
 
     Raises:
-        DatasetError: When `datasets` cannot load it; its reason is in the message.
+        DatasetError: When `datasets` cannot load it; the message has its reason.
     """
     commit, trouble = _commit(dataset)
     import datasets
@@ -91,7 +92,7 @@ def open_hub_datasets(dataset: DatasetConfig) -> "ArrowTable":
             loaded = datasets.load_dataset(
                 dataset.repo_id, name=dataset.subset, split=dataset.split, revision=commit or dataset.revision
             )
-    except Exception as error:  # `datasets` raises what its readers raise
+    except Exception as error:  # `datasets` passes on any error of its readers
         if isinstance(error, MemoryError):
             raise
         raise DatasetError(_not_loaded(dataset, commit, trouble, error)) from error
@@ -105,7 +106,7 @@ def _place(dataset: DatasetConfig, commit: str | None) -> str:
 def _not_loaded(
     dataset: DatasetConfig, commit: str | None, trouble: HubError | None, error: Exception
 ) -> str:
-    """Return why `datasets` did not load it: the hub, else what the config asks for."""
+    """Return why `datasets` failed: the hub's problem, else the config's."""
     if trouble is None and is_connection_problem(error):
         trouble = problem_of(error)
     if trouble is not None and (commit is None or is_connection_problem(error)):
@@ -157,7 +158,7 @@ class ArrowTable:
         for index in indices:
             yield index, self.row(index, columns)
 
-    def content(self, columns: Sequence[str]) -> str | None:  # noqa: ARG002 -- the commit tells it
+    def content(self, columns: Sequence[str]) -> str | None:  # noqa: ARG002 -- the commit identifies it
         """Return None."""
         return None
 
@@ -166,7 +167,7 @@ def _locate(dataset: DatasetConfig) -> _Repository:
     """Ask the hub, else its cache, for the commit and the files of the repository.
 
     Raises:
-        HubError: When the hub says no, or cannot be reached and the cache has nothing.
+        HubError: When the hub refuses, or is unreachable and the cache is empty.
     """
     try:
         info = ask("dataset", dataset.repo_id, dataset.revision)
@@ -182,10 +183,10 @@ def _locate(dataset: DatasetConfig) -> _Repository:
 
 
 def _remember(dataset: DatasetConfig) -> None:
-    """Have the hub cache note which commit a branch means: files are downloaded by commit, which does not."""
+    """Record the branch's commit in the hub cache; downloads by commit do not record it."""
     from huggingface_hub import snapshot_download
 
-    # A cache that cannot be written lacks the note, not the rows. The pattern matches nothing.
+    # An unwritable cache only loses this record. The pattern matches no file.
     with quiet(), contextlib.suppress(OSError):
         snapshot_download(
             dataset.repo_id, repo_type="dataset", revision=dataset.revision, allow_patterns=[_NO_FILE]
@@ -193,24 +194,24 @@ def _remember(dataset: DatasetConfig) -> None:
 
 
 def _commit(dataset: DatasetConfig) -> tuple[str | None, HubError | None]:
-    """Return the commit of the revision, None where it is not known, and why the hub was not reached.
+    """Return the commit of the revision, None if unknown, and the error if the hub was unreachable.
 
     Raises:
-        DatasetError: When the hub says no.
+        DatasetError: When the hub refuses.
     """
     try:
         found = _locate(dataset)
     except HubError as error:
         if error.problem != "unreachable":
             raise DatasetError(_named(dataset).explain(error)) from error
-        # With nothing in the hub cache: `datasets` has a cache of its own.
+        # The hub cache is empty, but `datasets` has its own cache.
         pinned = dataset.revision if _COMMIT.fullmatch(dataset.revision or "") else None
         return pinned, error
     return found.commit, HubError("unreachable", "no answer") if found.cached_only else None
 
 
 def _cached(dataset: DatasetConfig) -> _Repository | None:
-    """Return the repository as far as the hub cache holds it."""
+    """Return the repository's part in the hub cache."""
     from huggingface_hub import snapshot_download
 
     try:
@@ -244,7 +245,7 @@ def _download(repository: _Repository, name: str) -> Path:
                     local_files_only=repository.cached_only,
                 )
             )
-    except Exception as error:  # the network, the hub and the disk fail in many ways
+    except Exception as error:  # network, hub and disk raise many types
         if isinstance(error, MemoryError):
             raise
         raise DatasetError(

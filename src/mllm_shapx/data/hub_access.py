@@ -1,4 +1,4 @@
-"""Asks the hub what a repository holds: one request, a time limit, and no output of libraries."""
+"""Asks the hub for a repository's contents: one request, a time limit, no output of libraries."""
 
 import contextlib
 import logging
@@ -15,14 +15,14 @@ Problem = Literal["unreachable", "missing", "gated", "revision", "name", "refuse
 
 _LIBRARIES = ("huggingface_hub", "datasets", "transformers", "httpx2", "httpx", "fsspec")
 _LATER = frozenset({408, 429})
-"""Client errors that may not occur on a later try."""
+"""HTTP client errors that may be temporary."""
 
 
 class HubError(Exception):
-    """The hub did not give what was asked for.
+    """The hub did not return the requested data.
 
     Args:
-        problem: What kind of reason it has.
+        problem: Kind of the reason.
         detail: The reason, in one line.
     """
 
@@ -34,7 +34,7 @@ class HubError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """A repository as a config names it, for messages."""
+    """A repository as named in a config, for messages."""
 
     kind: Kind
     repo_id: str
@@ -43,14 +43,14 @@ class Named:
     """The config's key that holds the id, such as `dataset.repo_id`."""
     revision_key: str
     instead: str
-    """What the user can name instead of a repository."""
+    """The user's alternative to a repository."""
 
     def explain(self, error: HubError) -> str:
-        """Return what went wrong with which repository, and what to do about it."""
+        """Return a message with the repository, the problem and the fix."""
         return f"{self.repo_id}: {self.reason(error)}"
 
     def reason(self, error: HubError) -> str:
-        """Return what went wrong and what to do about it."""
+        """Return a message with the problem and the fix."""
         match error.problem:
             case "unreachable":
                 return self._unreachable(error.detail)
@@ -84,9 +84,9 @@ _stays_offline = threading.Event()
 
 
 def stay_offline() -> None:
-    """Have this process, and the workers that it starts, read the hub cache alone from now on.
+    """Make this process, and workers that it starts, read only the hub cache from now on.
 
-    Otherwise each file of a model that is loaded from the cache would be asked for first, with all retries.
+    Otherwise loading a cached model would first request each file from the hub, with all retries.
     """
     from huggingface_hub import constants
 
@@ -99,11 +99,10 @@ def stay_offline() -> None:
 def ask(kind: Kind, repo_id: str, revision: str | None) -> Any:
     """Return the hub's description of a repository: commit, files, whether it is gated.
 
-    One try. It may take `HF_HUB_ETAG_TIMEOUT` seconds in all, the look-up of the host's name included; they
-    are 10 where the environment does not say.
+    Tries once, for at most `HF_HUB_ETAG_TIMEOUT` seconds (default 10), name look-up included.
 
     Raises:
-        HubError: When the hub cannot be reached, or says no.
+        HubError: When the hub is unreachable or refuses.
     """
     answer = in_time(lambda: _ask(kind, repo_id, revision))
     if answer is None:
@@ -114,9 +113,9 @@ def ask(kind: Kind, repo_id: str, revision: str | None) -> Any:
 
 
 def in_time[T](work: Callable[[], T]) -> T | None:
-    """Return what `work` returns; None when it takes longer than `HF_HUB_ETAG_TIMEOUT` seconds."""
+    """Return the result of `work`; None after `HF_HUB_ETAG_TIMEOUT` seconds."""
     found: list[T] = []
-    # A thread that may outlive the limit: no client's timeout covers name look-ups and retries.
+    # The thread may outlive the limit: client timeouts do not cover name look-ups and retries.
     thread = threading.Thread(target=lambda: found.append(work()), daemon=True)
     with quiet():
         thread.start()
@@ -125,7 +124,7 @@ def in_time[T](work: Callable[[], T]) -> T | None:
 
 
 def _ask(kind: Kind, repo_id: str, revision: str | None) -> Any:
-    """Return the description, or a `HubError` with the reason why there is none."""
+    """Return the description, or a `HubError` with the reason."""
     from huggingface_hub import HfApi
 
     try:
@@ -145,7 +144,7 @@ def _limit_s() -> float:
 
 
 def problem_of(error: BaseException) -> HubError:
-    """Return what an error of a hub client means; the first known error of its chain decides."""
+    """Return the `HubError` for a hub client's error; the first known error of its chain decides."""
     from huggingface_hub import errors
 
     for each in _chain(error):
@@ -165,7 +164,7 @@ def problem_of(error: BaseException) -> HubError:
 
 
 def is_connection_problem(error: BaseException) -> bool:
-    """Return whether an error says that the network or the hub failed, and not that something is wrong."""
+    """Return whether an error means that the network or the hub failed, not that the request is wrong."""
     names = ("ConnectError", "ConnectTimeout", "ReadTimeout", "ReadError", "RemoteProtocolError")
     return any(
         isinstance(each, ConnectionError | TimeoutError) or type(each).__name__ in names
@@ -184,12 +183,12 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 @contextlib.contextmanager
 def quiet(*, downloads: bool = False) -> Iterator[None]:
-    """Keep the hub's clients from printing: their retries are not shown, or are reported by us.
+    """Silence the hub's clients; our own messages report what matters.
 
-    With `LOG_LEVEL=DEBUG` they speak.
+    With `LOG_LEVEL=DEBUG` they print.
 
     Args:
-        downloads: Whether a terminal may see how downloads get on.
+        downloads: Whether a terminal may show download progress.
     """
     if os.environ.get("LOG_LEVEL", "").upper() == "DEBUG":
         yield
@@ -208,7 +207,7 @@ def quiet(*, downloads: bool = False) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _without_bars() -> Iterator[None]:
-    """Switch the progress bars of `huggingface_hub` off, where the environment leaves that open."""
+    """Switch the progress bars of `huggingface_hub` off, unless the environment sets them."""
     from huggingface_hub import constants, utils
 
     is_ours = constants.HF_HUB_DISABLE_PROGRESS_BARS is None and not utils.are_progress_bars_disabled()
@@ -223,7 +222,7 @@ def _without_bars() -> Iterator[None]:
 
 @contextlib.contextmanager
 def offline() -> Iterator[None]:
-    """Have `huggingface_hub` and `datasets` read their caches alone."""
+    """Make `huggingface_hub` and `datasets` read only their caches."""
     import datasets
     from huggingface_hub import constants
 

@@ -1,4 +1,4 @@
-"""Where a dataset repository keeps a subset and split: its README's `configs`, else its folders."""
+"""Finds a subset and split in a dataset repository: by its README's `configs`, else by its folders."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,11 +24,11 @@ Splits = dict[str, list[str]]
 def split_files(files: Sequence[str], readme: str | None, subset: str, split: str, where: str) -> list[str]:
     """Return the parquet files of `subset` and `split` in a repository that holds `files`, in name order.
 
-    Read in this order: the `configs` block of the README, `SUBSET/SPLIT/*.parquet`, `SUBSET/SPLIT-*.parquet`,
-    the same under `data/`; the subset `default` may lack its folder.
+    Tried in this order: the `configs` block of the README, `SUBSET/SPLIT/*.parquet`,
+    `SUBSET/SPLIT-*.parquet`, the same under `data/`; the subset `default` may lack its folder.
 
     Raises:
-        DatasetError: With the subsets or splits that there are; `where` names the repository.
+        DatasetError: Lists the existing subsets or splits; `where` names the repository.
     """
     subsets = _subsets(files, _declared_configs(readme))
     if subset not in subsets:
@@ -57,7 +57,7 @@ def split_files(files: Sequence[str], readme: str | None, subset: str, split: st
 
 
 def local_split_files(files: Sequence[str], subset: str, split: str) -> list[str]:
-    """Return the files of `subset` and `split` in a directory, empty when it is not laid out by them."""
+    """Return the files of `subset` and `split` in a directory; empty for other layouts."""
     subsets = _folders(files)
     return subsets.get(subset, subsets.get(DEFAULT_SUBSET, {})).get(split, [])
 
@@ -66,7 +66,7 @@ def check_complete(files: Iterable[str], where: str) -> None:
     """Refuse an incomplete set of shards: `…-00001-of-00004` without the other three.
 
     Raises:
-        DatasetError: Naming the first shard that is missing.
+        DatasetError: Names the first missing shard.
     """
     found: dict[tuple[str, str], set[int]] = {}
     for match in filter(None, map(_OF.match, files)):
@@ -97,7 +97,7 @@ def _folders(files: Sequence[str]) -> dict[str, Splits]:
 
 
 def _place(name: str) -> tuple[str, str]:
-    """Return the subset and the split that a file's path names."""
+    """Return the subset and the split in a file's path."""
     *folders, file = name.split("/")
     if folders and folders[0] == "data":
         folders = folders[1:]
@@ -119,7 +119,7 @@ def _declared_configs(readme: str | None) -> dict[str, Any]:
     try:
         front = yaml.safe_load(readme.split("\n---", 1)[0])
     except yaml.YAMLError:
-        return {}  # The folders still tell; the hub itself shows such a card without its metadata.
+        return {}  # Use the folders; the hub itself ignores such metadata.
     configs = front.get("configs") if isinstance(front, dict) else None
     if not isinstance(configs, list):
         return {}

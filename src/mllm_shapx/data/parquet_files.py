@@ -16,12 +16,12 @@ from mllm_shapx.data.table import BATCH_ROWS, UNREADABLE, column_values, refuse_
 from mllm_shapx.errors import DatasetError, RowError
 
 _LARGE_BYTES = 1 << 26
-"""A row group from which memory is given back after a row was read: writers like to put a whole file's
-recordings into one dictionary page, which cannot be decoded in parts."""
+"""Memory is freed after reading a row of a row group this large: writers often put all recordings
+of a file into one dictionary page, which cannot be decoded in parts."""
 _FOOTER_END = 8
-"""Bytes behind a footer: its length and the file's mark."""
+"""Bytes after a footer: its length and the magic number."""
 _SEEK_BYTES = 1 << 22
-"""About how many bytes are decoded at once to reach one row: many rows of text, few recordings."""
+"""Approximate bytes decoded at a time to reach one row: many rows of text, few recordings."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,8 @@ class ParquetTable:
         """Read the footers of `files`; no row is read.
 
         Raises:
-            DatasetError: When a file is missing, unreadable, no parquet, or has other columns than the first.
+            DatasetError: When a file is missing, unreadable, not parquet, or its columns differ from the
+                first.
         """
         footers = [_footer(path) for path in files]
         columns = _columns(files[0], footers[0])
@@ -82,7 +83,7 @@ class ParquetTable:
         return column_values(self, name)
 
     def row(self, index: int, columns: Sequence[str]) -> dict[str, Any]:
-        """Return the values of `columns` in row `index`, decoding its row group up to it and no further."""
+        """Return the values of `columns` in row `index`; decodes its row group only up to that row."""
         if not 0 <= index < self.num_rows:
             raise DatasetError(f"{self.name}: there is no row {index}; it has {self.num_rows} rows")
         number = bisect.bisect_right(self._starts, index) - 1
@@ -107,7 +108,7 @@ class ParquetTable:
     def some_rows(
         self, indices: Sequence[int], columns: Sequence[str]
     ) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
-        """Yield the values of `columns` in the rows `indices`, which ascend; other groups are not read."""
+        """Yield the values of `columns` in the rows `indices`, which ascend; reads only their row groups."""
         for (number, group, start), of_group in groupby(indices, self._place):
             wanted = list(of_group)
             size = _stored_bytes(self._metadata[number], group, columns)
@@ -127,9 +128,10 @@ class ParquetTable:
                     pa.default_memory_pool().release_unused()
 
     def content(self, columns: Sequence[str]) -> str | None:
-        """Return a hash of the files' footers and of the bytes that `columns` take; None for hub files.
+        """Return a hash of the files' footers and of the bytes of `columns`; None for hub files.
 
-        A footer holds the size and place of every column, so that most changes of the others show too.
+        A footer has the size and offset of every column, so most changes of other columns change the hash
+        too.
         """
         if self.commit is not None:
             return None
@@ -160,7 +162,7 @@ class ParquetTable:
     def _group_batches(
         self, number: int, group: int, columns: Sequence[str], size: int
     ) -> Iterator[pa.RecordBatch]:
-        """Yield a row group that stores `size` bytes in `columns`, in pieces that fit into memory."""
+        """Yield a row group that stores `size` bytes in `columns`, in pieces that fit in memory."""
         rows = self._metadata[number].row_group(group).num_rows
         at_once = min(BATCH_ROWS, max(1, _SEEK_BYTES * rows // max(1, size)))
         yield from self._reader(number).iter_batches(
@@ -168,7 +170,7 @@ class ParquetTable:
         )
 
     def _reader(self, number: int) -> pq.ParquetFile:
-        # Opened for each use: a reader is not thread-safe, and with the footer at hand opening is cheap.
+        # Opened for each use: a reader is not thread-safe, and opening is cheap with a known footer.
         return pq.ParquetFile(
             self.files[number], metadata=self._metadata[number], memory_map=True, pre_buffer=False
         )
@@ -191,7 +193,7 @@ def _columns(path: Path, footer: pq.FileMetaData) -> tuple[str, ...]:
     """Return the names of a file's columns.
 
     Raises:
-        DatasetError: When the schema cannot be read, or a name stands there twice.
+        DatasetError: When the schema is unreadable, or a name occurs twice.
     """
     try:
         names = tuple(footer.schema.to_arrow_schema().names)
@@ -224,7 +226,7 @@ def _row_group(footer: pq.FileMetaData, row: int) -> tuple[int, int]:
 
 
 def _stored_bytes(footer: pq.FileMetaData, group: int, columns: Sequence[str]) -> int:
-    """Return what `columns` of a row group take before compression."""
+    """Return the uncompressed bytes of `columns` in a row group."""
     chunks = footer.row_group(group)
     return sum(
         chunk.total_uncompressed_size

@@ -1,9 +1,9 @@
-"""Texts in scripts that put no spaces between words: there a word between spaces is a whole sentence."""
+"""Detects scripts without spaces between words: there, a "word" between spaces is a whole sentence."""
 
 import re
 
 LETTERS_PER_PLAYER = 6
-"""Letters that the players of a text hold on average, at most, where its words are divided by spaces."""
+"""Largest mean letters per player of a text whose words are separated by spaces."""
 
 _UNSPACED = re.compile(
     "["
@@ -24,7 +24,7 @@ _UNSPACED = re.compile(
 def lacks_spaces(text: str, num_players: int) -> bool:
     """Return whether most of `text` is in such a script and its `num_players` players are longer than words.
 
-    A text whose words were divided by spaces before is not meant.
+    False for a text whose words already have spaces between them.
     """
     if text.isascii() or not num_players:
         return False

@@ -28,12 +28,12 @@ _BYTES = (
     pa.types.is_binary_view,
 )
 _UNKNOWN = -1
-"""Token count of a row that has none."""
+"""Token count of a row without one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One step of the selection and what it left."""
+    """One step of the selection and the remaining rows."""
 
     name: str
     kept: int
@@ -44,28 +44,28 @@ class Selection:
     """The rows to explain."""
 
     rows: tuple[int, ...]
-    """Row indices of the source, in the order in which they are counted."""
+    """Row indices of the source, in selection order."""
     players: PlayerCounts | None
-    """Players of each selected row; None when the input holds audio, whose players are not known before."""
+    """Players of each selected row; None for audio input, whose players are unknown before a row is read."""
     warnings: tuple[str, ...] = ()
     steps: tuple[Step, ...] = ()
-    """What each step left, the source's row count first."""
+    """Remaining rows after each step; the source's row count comes first."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Scan:
-    """What one pass over the needed columns found."""
+    """The result of one pass over the needed columns."""
 
     kept_by_filter: tuple[int, ...]
     """Rows left after each filter."""
     mask: NDArray[np.bool_]
     """Rows that pass all filters."""
     players: NDArray[np.int64] | None
-    """Players per row where counted; only rows of `mask` hold a count."""
+    """Players per row if counted; only rows of `mask` have a count."""
     other_players: NDArray[np.int64] | None
-    """The same under each other rule: an array (rules, rows)."""
+    """The same under each other rule, (rules, rows)."""
     unspaced: NDArray[np.bool_]
-    """Rows whose text puts no spaces between words."""
+    """Rows whose text has no spaces between words."""
     token_counts: NDArray[np.int64] | None
 
 
@@ -80,12 +80,12 @@ def select_rows(
 ) -> Selection:
     """Select rows of `table`.
 
-    All rows are put in order first (`RandomState(shuffle_seed).permutation`, or file order), so that a
-    filter takes rows away without reordering the others. Then come filters, player bounds and balance;
-    `start_index` and `max_samples` count what is left.
+    All rows are ordered first (`RandomState(shuffle_seed).permutation`, or file order), so that a filter
+    removes rows without reordering the others. Filters, player bounds and balance follow; `start_index` and
+    `max_samples` count the remaining rows.
 
-    `rule` decides the players that bounds and balance look at; players are counted under `other_rules` too,
-    for variants that have one of their own.
+    `rule` decides the players for bounds and balance. Players are also counted under `other_rules`, the
+    variants' own rules.
 
     Raises:
         DatasetError: When a column is missing, a filter does not fit its column, a balanced bucket is short,
@@ -153,7 +153,7 @@ def _scan(
     text: str | None,
     rules: Sequence[PlayerRule],
 ) -> _Scan:
-    """Read the columns that the selection needs, once, in batches."""
+    """Read the columns of the selection once, in batches."""
     for number, row_filter in enumerate(selection.filters):
         require_column(table, row_filter.column, f"selection.filters[{number}].column")
     count_column = _token_count_column(table, dataset, selection, text)
@@ -211,9 +211,9 @@ def _token_count_column(
 def _count(
     texts: pa.Array, wanted: NDArray[np.bool_], rules: Sequence[PlayerRule]
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Return the players of each text under each rule, and which texts lack spaces.
+    """Return the players of each text under each rule, (rules, texts), and which texts lack spaces, (texts,).
 
-    The arrays are (rules, texts) and (texts,); a text that is not `wanted` has 0 players.
+    A text that is not `wanted` has 0 players.
     """
     players = np.zeros((len(rules), len(texts)), dtype=np.int64)
     unspaced = np.zeros(len(texts), dtype=np.bool_)
@@ -228,7 +228,7 @@ def _count(
 
 
 def _parts(value: Any) -> list[str]:
-    """Return the text or the texts of a row; nothing where it is neither, which its row says later."""
+    """Return the text or the texts of a row; empty for other values, which fail when the row is read."""
     if isinstance(value, str) and not is_missing(value):
         return [value]
     try:
@@ -238,7 +238,7 @@ def _parts(value: Any) -> list[str]:
 
 
 def _check_text(kind: pa.DataType, name: str, where: str) -> None:
-    """Refuse a text column of recordings or of structures: none of its rows could be explained."""
+    """Refuse a text column of recordings or structures: no row could be explained."""
     item = kind.value_type if _is_list(kind) or pa.types.is_dictionary(kind) else kind
     if pa.types.is_nested(item) or any(is_bytes(item) for is_bytes in _BYTES):
         raise DatasetError(
@@ -256,7 +256,7 @@ def _integers(column: pa.Array, name: str, where: str) -> NDArray[np.int64]:
     try:
         whole = pc.cast(plain_values(column), pa.int64())
     except (*UNREADABLE, NotImplementedError) as error:
-        # Arrow raises the latter for a pair of types that it has no cast for.
+        # Arrow raises the latter for pairs of types without a cast.
         raise DatasetError(
             f"{where}: column {name!r} holds {column.type}, not whole numbers; "
             "name the right one in dataset.column_mapping.token_count"

@@ -1,4 +1,4 @@
-"""Opens the dataset that a config names: local files, or a repository of the hub."""
+"""Opens the dataset of a config: local files, or a repository of the hub."""
 
 import glob
 from pathlib import Path
@@ -16,12 +16,12 @@ _SUFFIXES = {"local_parquet": ".parquet", "local_csv": ".csv"}
 
 
 def open_table(dataset: DatasetConfig, config_path: Path | None) -> Table:
-    """Open `dataset`: hub files are downloaded into the hub cache, rows are read when asked for.
+    """Open `dataset`: hub files are downloaded into the hub cache, rows are read on demand.
 
-    A relative `path` is looked for from the working directory, then from the folder of `config_path`.
+    A relative `path` is looked up in the working directory, then in the folder of `config_path`.
 
     Raises:
-        DatasetError: When the dataset is missing, unreadable, offline or has no such subset or split.
+        DatasetError: When the dataset is missing, unreadable or offline, or lacks the subset or split.
     """
     if dataset.source == "hf_parquet":
         from mllm_shapx.data.hub import open_hub_parquet
@@ -42,7 +42,7 @@ def open_table(dataset: DatasetConfig, config_path: Path | None) -> Table:
 
 
 def _local_files(dataset: DatasetConfig, config_path: Path | None) -> list[Path]:
-    """Return the files that `dataset.path` names, in name order."""
+    """Return the files of `dataset.path`, in name order."""
     if not dataset.path:
         raise DatasetError(
             f"dataset.path is missing: source {dataset.source!r} needs a file, a directory or a glob there"
@@ -75,7 +75,7 @@ def _expand(path: Path, suffix: str, dataset: DatasetConfig) -> list[Path]:
 
 
 def _directory_files(directory: Path, suffix: str, dataset: DatasetConfig) -> list[Path]:
-    """Return a directory's files: those of the split where it is laid out like a hub repository, else all."""
+    """Return a directory's files: those of the split if it has a hub repository's layout, else all."""
     names = sorted(
         path.relative_to(directory).as_posix()
         for path in directory.rglob(f"*{suffix}")

@@ -12,21 +12,21 @@ from mllm_shapx.errors import DatasetError, RowError
 from mllm_shapx.plaintext import shown
 
 UNREADABLE = (pa.ArrowException, ValueError, TypeError, ArithmeticError, LookupError)
-"""What Arrow raises for a value that Python cannot hold: invalid UTF-8, a time too far away, no time zone."""
+"""Arrow's errors for values without a Python value: invalid UTF-8, time out of range, no time zone."""
 
 BATCH_ROWS = 8192
-"""Rows read at once when a column is scanned."""
+"""Rows per batch when a column is scanned."""
 
 MOST_ROWS = 10_000_000
-"""Rows of a dataset. More are refused before any is read: the selection looks at each of them."""
+"""Most rows of a dataset; more are refused before reading, because the selection scans every row."""
 
 
 class Table(Protocol):
-    """A dataset. Each call returns only the columns and rows that it names."""
+    """A dataset. Each call reads only the requested columns and rows."""
 
     @property
     def name(self) -> str:
-        """Return what error messages call it: a file, or a repository with its commit."""
+        """Return the name for error messages: a file, or a repository with its commit."""
 
     @property
     def num_rows(self) -> int:
@@ -42,7 +42,7 @@ class Table(Protocol):
 
     @property
     def folder(self) -> Path | None:
-        """Return where the relative paths found in the rows start."""
+        """Return the base folder of relative paths in the rows."""
 
     def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """Yield `columns` of all rows in order, at most `BATCH_ROWS` rows at a time."""
@@ -63,18 +63,18 @@ class Table(Protocol):
     ) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
         """Yield the values of `columns` in the rows `indices`, which ascend; each part is read once.
 
-        A row in a damaged part of the file comes as the `RowError` that `row` raises.
+        A row in a damaged part of the file is yielded as the `RowError` of `row`.
 
         Raises:
             DatasetError: When a file is gone.
         """
 
     def content(self, columns: Sequence[str]) -> str | None:
-        """Return a hash of what the files hold in `columns`, None for a table that has a `commit`."""
+        """Return a hash of the files' contents in `columns`, None for a table with a `commit`."""
 
 
 def refuse_too_many(name: str, rows: int) -> None:
-    """Refuse a dataset of more than `MOST_ROWS` rows; a few kB of parquet may say that they hold 10^9.
+    """Refuse a dataset of more than `MOST_ROWS` rows; a few kB of parquet may claim 10^9 rows.
 
     Raises:
         DatasetError: When it has more.
@@ -87,10 +87,10 @@ def refuse_too_many(name: str, rows: int) -> None:
 
 
 def python_values(array: pa.Array) -> list[Any]:
-    """Return an array's values as Python has them; None for those that Python cannot hold.
+    """Return an array's values as Python values; None for values without one.
 
-    Text that is not UTF-8 and times beyond the year 9999 are such: the one row that holds it fails by itself
-    when it is read, and the others stay.
+    Examples are text that is not UTF-8 and times after the year 9999. Only the row with such a value fails,
+    when it is read.
     """
     try:
         values: list[Any] = array.to_pylist()
@@ -107,7 +107,7 @@ def _python_value(array: pa.Array, place: int) -> Any:
 
 
 class ScanNotice:
-    """Reports the progress of a long scan on the standard error; a short one prints nothing."""
+    """Reports the progress of a long scan on standard error; a short scan prints nothing."""
 
     def __init__(
         self, name: str, rows: int, *, every_s: float = 5.0, clock: Callable[[], float] = time.monotonic
@@ -116,7 +116,7 @@ class ScanNotice:
         self._due = clock() + every_s
 
     def show(self, done: int) -> None:
-        """Print that `done` rows were read, if it is time for a line."""
+        """Print the number of rows read, if a line is due."""
         if self._clock() < self._due:
             return
         self._due = self._clock() + self._every_s

@@ -1,4 +1,4 @@
-"""Which pieces of a text are players: shared by the row selection and the player partition."""
+"""Finds the players of a text, for the row selection and the player partition."""
 
 import re
 import unicodedata
@@ -12,13 +12,13 @@ Spans = list[tuple[int, int]]
 _WORD = re.compile(r"\S+")
 _PARAGRAPH = re.compile(r"(?:[^\n]|\n(?!\s*\n))+")
 _SENTENCE = re.compile(r"\S.*?(?:[.!?]+(?=\s|$)|$)", re.DOTALL)
-"""As mllm_shap's `sentences`: up to . ! or ? before white space, or the end of the paragraph."""
+"""As mllm_shap's `sentences`: up to . ! or ? before white space, or to the end of the paragraph."""
 _PLAYING = frozenset("LNS")
 """First letters of the Unicode categories of letters, numbers and symbols."""
 
 
 class _Playing(dict[str, bool]):
-    """Character -> whether a piece that holds it is a player; filled as characters are met."""
+    """Character -> whether it makes a piece a player; filled on demand."""
 
     def __missing__(self, character: str) -> bool:
         found = self[character] = unicodedata.category(character)[0] in _PLAYING
@@ -32,9 +32,9 @@ def player_spans(text: str, rule: PlayerRule) -> Spans:
     """Return the players of `text` under `rule`.
 
     Words are separated by white space, sentences end as in mllm_shap, tokens are the model's, and a message
-    is the whole text. `exclude_punctuation` leaves out the pieces without a letter, a number or a symbol
-    (Unicode categories L, N and S): pieces made of punctuation, of invisible or control characters, or of
-    combining marks alone. `none` keeps all. Kept words are no players.
+    is the whole text. `exclude_punctuation` drops pieces without a letter, a number or a symbol (Unicode
+    categories L, N and S): pieces of only punctuation, invisible or control characters, or combining marks.
+    `none` keeps all. Kept words are not players.
 
     Raises:
         ModelError: When the tokenizer of token players cannot be loaded.
@@ -56,7 +56,7 @@ def count_players(text: str, rule: PlayerRule) -> int:
 
 
 def row_players(texts: Iterable[str], rule: PlayerRule) -> int:
-    """Return the players of a row whose user messages are `texts`, those of the system prompt included."""
+    """Return the number of a row's players in its user messages `texts` and in the system prompt."""
     own = sum(count_players(text, rule) for text in texts) if "user" in rule.roles else 0
     return own + (count_players(rule.system_prompt, rule) if rule.system_prompt else 0)
 

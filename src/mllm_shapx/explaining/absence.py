@@ -1,4 +1,4 @@
-"""What stands in a coalition's prompt in the place of the players that are absent."""
+"""Replaces absent players in a coalition's prompt."""
 
 import hashlib
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ FILL_CHAR = NeutralPolicy().fill_char
 
 
 def absence_policy(run: RunSpec) -> AbsencePolicy:
-    """Return what renders the coalitions of a run: mllm_shap's policy, or ours for recordings."""
+    """Return the policy that renders the coalitions of a run: mllm_shap's, or ours for recordings."""
     shap = run.shap
     audio: AudioAbsence = shap.audio_absence or ("cut" if shap.absence == "delete" else "silence")
     if run.modality.has_audio_input and (shap.absence, audio) != ("delete", "cut"):
@@ -43,9 +43,9 @@ def absence_policy(run: RunSpec) -> AbsencePolicy:
 
 
 class _MixedPolicy:
-    """Renders absent text as one policy says and absent stretches of recordings as another.
+    """Renders absent text by one policy and absent segments of recordings by another.
 
-    The library's policies tie the two together, and would write the placeholder of a spoken player as text.
+    The library has one policy for both, and would write the placeholder of a spoken player as text.
     """
 
     def __init__(self, absence: Absence, text: str | None, audio: AudioAbsence) -> None:
@@ -55,7 +55,7 @@ class _MixedPolicy:
 
     @property
     def name(self) -> str:
-        """Return the two absences that it applies."""
+        """Return the names of both absences."""
         return f"{self._absence}+{self._audio}"
 
     def apply(
@@ -110,9 +110,9 @@ def _noisy(message: Message, index: int, ranges: Sequence[tuple[int, int]]) -> M
 
 
 def _noise(stretch: NDArray[np.float32], message_index: int, start: int) -> NDArray[np.float32]:
-    """Return white noise as loud as the stretch; its place alone decides the draws.
+    """Return white noise as loud as the segment.
 
-    So a coalition's prompt is the same whenever it is rendered.
+    Only its position decides the draws, so a coalition's prompt is always rendered the same.
     """
     seed = hashlib.sha256(f"{message_index}\0{start}".encode()).digest()
     draws = np.random.default_rng(int.from_bytes(seed[:8], "big")).standard_normal(len(stretch))

@@ -1,4 +1,4 @@
-"""Players of prompts with recordings, as mllm_shap partition plugins: stretches of audio, and words."""
+"""Players of prompts with recordings, as mllm_shap partition plugins: audio segments, and words."""
 
 import math
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ from mllm_shapx.planning.players import PlayerRule
 
 ALIGNER = "facebook/wav2vec2-base-960h"
 ALIGNER_REVISION = "22aad52d435eb6dbaf354bdad9b0da84ce7d6156"
-"""The aligner of `sgpa`, mllm_shap's default, pinned."""
+"""Pinned commit of the `sgpa` aligner, mllm_shap's default."""
 
 
 class RawWindowsOptions(PluginOptions):
@@ -38,9 +38,9 @@ class RawWindowsOptions(PluginOptions):
     window_ms: float = Field(default=80.0, gt=0.0)
     """Length of a window; the last one of a recording may be shorter."""
     token_filter: Literal["exclude_punctuation", "none"] = "exclude_punctuation"  # noqa: S105 -- no password
-    """Which words of a written piece are players."""
+    """Selects the words of a written piece that are players."""
     kept_words: list[str] = Field(default_factory=list)
-    """Words of a written piece that are no players, casefolded and without punctuation around them."""
+    """Words of a written piece that are not players, casefolded and without surrounding punctuation."""
     roles: list[RoleName] = Field(default=["user"])
     """Roles whose pieces become players; other messages are always present."""
 
@@ -48,8 +48,8 @@ class RawWindowsOptions(PluginOptions):
 class RawWindowPartitioner:
     """Makes each window of a recording a player, and each word of a written message.
 
-    A message's recording is its first audio part. Text beside a recording is its transcript: it is no player,
-    and no coalition holds it.
+    A message's recording is its first audio part. Text beside a recording is its transcript: it is not a
+    player and in no coalition.
     """
 
     options_model: ClassVar[type[PluginOptions]] = RawWindowsOptions
@@ -57,7 +57,7 @@ class RawWindowPartitioner:
     def __init__(
         self, context: PluginContext | None = None, options: RawWindowsOptions | None = None
     ) -> None:
-        """Take `options`, else those of the `context`."""
+        """Use `options`, else those of the `context`."""
         if options is None:
             options = RawWindowsOptions.model_validate({} if context is None else dict(context.options))
         self._options = options
@@ -72,7 +72,7 @@ class RawWindowPartitioner:
         """Return the players in conversation order.
 
         Raises:
-            RowError: `no_players` when nothing can be a player; `bad_audio` when a recording cannot be
+            RowError: `no_players` when there is no possible player; `bad_audio` when a recording cannot be
                 decoded.
         """
         players: list[tuple[str, PlayerSpan]] = []
@@ -100,20 +100,20 @@ class SgpaOptions(PluginOptions):
     revision: str | None = ALIGNER_REVISION
     """Its hub commit."""
     device: str = "cpu"
-    """Torch device that it runs on."""
+    """Its torch device."""
 
 
 class SgpaPartitioner:
-    """Makes the stretch of audio of each word of a transcript a player.
+    """Makes the audio segment of each word of a transcript a player.
 
-    The stretches are those of mllm_shap's `sgpa_segments`. The text beside a recording is its transcript. It
-    is used for the alignment only, and the model does not read it. Written messages are no players here.
+    The segments are those of mllm_shap's `sgpa_segments`. The text beside a recording is its transcript. It
+    serves only the alignment; the model does not read it. Written messages are not players here.
     """
 
     options_model: ClassVar[type[PluginOptions]] = SgpaOptions
 
     def __init__(self, context: PluginContext | None = None, options: SgpaOptions | None = None) -> None:
-        """Take `options`, else those of the `context`."""
+        """Use `options`, else those of the `context`."""
         if options is None:
             options = SgpaOptions.model_validate({} if context is None else dict(context.options))
         self._options = options
@@ -127,8 +127,8 @@ class SgpaPartitioner:
         """Return the players in conversation order.
 
         Raises:
-            RowError: `no_transcript` when a recording has no text to align, `not_aligned` when it does not
-                fit its recording, `no_players` when there is no recording.
+            RowError: `no_transcript` when a recording has no text to align, `not_aligned` when the text does
+                not fit the recording, `no_players` when there is no recording.
             ModelError: When the aligner cannot be loaded.
         """
         spoken = [index for index, _, message in messages_of(snapshot) if _recording(message) is not None]
@@ -172,7 +172,7 @@ def audio_player_set(
 ) -> PlayerSet:
     """Return the players of a prompt with recordings, in conversation order.
 
-    For method `sgpa` the spoken messages of `snapshot` hold their transcript beside the recording.
+    For method `sgpa`, spoken messages of `snapshot` contain the transcript beside the recording.
 
     Raises:
         RowError: When the prompt cannot be split into players; see the partitioners.

@@ -1,4 +1,4 @@
-"""The audio files of a sample: the recordings of the prompt, and the answer's waveform or codes."""
+"""Builds the audio files of a sample: the prompt's recordings, and the answer's waveform or codes."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -14,7 +14,7 @@ from mllm_shapx.models.base import Answer
 from mllm_shapx.records.results import ASSISTANT, AUDIO, AudioPiece, ConversationEntry
 
 DecodeAudio = Callable[[Answer], tuple[NDArray[np.float32], int] | None]
-"""From an answer to (mono samples in [-1, 1], hertz); None where the checkpoint has no decoder."""
+"""Answer -> (mono samples in [-1, 1], hertz); None when the checkpoint has no decoder."""
 
 NO_DECODER = (
     "the checkpoint has no audio decoder, so the answer's codes were kept instead of a waveform; "
@@ -29,22 +29,22 @@ class AudioRecords:
     files: Mapping[str, bytes]
     """Path below the run's directory -> content."""
     artifacts: dict[str, Any] | None
-    """The sample's `audio_artifacts`: JSON data that names the files; None where there is no audio."""
+    """The sample's `audio_artifacts`: JSON data that names the files; None without audio."""
 
 
 def audio_records(
     row_index: int, snapshot: ConversationSnapshot, answer: Answer, decode_audio: DecodeAudio | None
 ) -> AudioRecords:
-    """Return the recordings of the whole prompt and the sound of the answer to it.
+    """Return the recordings of the whole prompt and the audio of its answer.
 
-    Files stand under `audio/sample_ROW/`: `input_MESSAGE.wav` (MESSAGE: position in the conversation, the
+    Files are below `audio/sample_ROW/`: `input_MESSAGE.wav` (MESSAGE: position in the conversation, the
     system prompt included, from 0), and `answer.wav`, or `answer_codes.json` without a decoder.
 
     Args:
         row_index: The row, for the folder's name.
         snapshot: The whole conversation.
         answer: The model's answer to it.
-        decode_audio: Turns frames into sound; None for a model that does not speak.
+        decode_audio: Decodes frames; None for a model without audio output.
     """
     folder = f"audio/sample_{row_index:05d}"
     files: dict[str, bytes] = {}
@@ -92,7 +92,7 @@ def _answer(
 
 
 def answer_entry(artifacts: dict[str, Any] | None) -> ConversationEntry | None:
-    """Return the spoken answer as an entry of the conversation's last turn; None for an unspoken one."""
+    """Return the spoken answer as an entry of the conversation's last turn; None for a text answer."""
     answer = None if artifacts is None else artifacts["answer"]
     return (
         None

@@ -1,4 +1,4 @@
-"""The answers to a row's coalitions: each is generated once and used by every run that needs it."""
+"""The answers to a row's coalitions: each is generated once and shared by all runs."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -12,15 +12,15 @@ from mllm_shapx.explaining.likelihoods import RowLikelihoods
 from mllm_shapx.models.base import Answer
 
 Keep = Callable[[int, Answer], None]
-"""Takes one answer as it comes: `(mask, answer)`."""
+"""Receives each new answer: `(mask, answer)`."""
 
 Generate = Callable[[Mapping[int, ConversationSnapshot], Keep], Awaitable[None]]
-"""Generates the answers to coalitions (mask -> prompt) and hands each to `Keep`. Calls may overlap."""
+"""Generates the answers to coalitions (mask -> prompt) and passes each to `Keep`. Calls may overlap."""
 
 _SLICE = 1 << 10
-"""Prompts rendered at a time, while earlier ones are answered."""
+"""Prompts rendered at a time, while earlier ones are being answered."""
 _SLICES_IN_HAND = 1 << 5
-"""Slices held in memory at a time."""
+"""Most slices in memory at a time."""
 
 REUSED = ""
 """`Answer.asked_by` of an answer that was copied from a coalition with the same prompt."""
@@ -29,8 +29,8 @@ REUSED = ""
 class RowCoalitions:
     """All answers of one row under one generation key.
 
-    A coalition is an integer: bit i is set when player i is present. Runs call `answers`; an answer that is
-    missing is generated once, for the run that asks first.
+    A coalition is an integer: bit i is set when player i is present. Runs call `answers`; a missing answer is
+    generated once, for the first run that needs it.
     """
 
     def __init__(
@@ -41,13 +41,13 @@ class RowCoalitions:
         share_prompts: bool,
         policy: AbsencePolicy | None = None,
     ) -> None:
-        """Bind the row.
+        """Set up the row.
 
         Args:
             snapshot: The whole conversation.
             players: Its players.
-            share_prompts: Whether coalitions that give the same prompt share one answer: right for
-                greedy decoding, wrong for sampled answers.
+            share_prompts: Whether coalitions with equal prompts share one answer: right for greedy decoding,
+                wrong for sampling.
             policy: Renders absent players; None leaves them out.
         """
         self.snapshot = snapshot
@@ -59,14 +59,14 @@ class RowCoalitions:
         self._mask_of_prompt: dict[str, int] | None = {} if share_prompts else None
 
     def know(self, stored: Mapping[int, Answer]) -> None:
-        """Add answers that were generated before, so that they are not generated again."""
+        """Add stored answers, so that they are not generated again."""
         self.stored.update(stored)
         if self._mask_of_prompt is not None:
             for mask in stored:
                 self._mask_of_prompt.setdefault(self.render(mask).snapshot_id, mask)
 
     def render(self, mask: int) -> ConversationSnapshot:
-        """Return the conversation with the players outside `mask` absent."""
+        """Return the conversation without the players outside `mask`."""
         present = tuple(bool(mask >> index & 1) for index in range(self.players.num_players))
         return self._policy.apply(self.snapshot, self.players, CoalitionMask(present))
 
@@ -75,7 +75,7 @@ class RowCoalitions:
         return [mask for mask in dict.fromkeys(masks) if mask not in self.stored]
 
     async def answers(self, masks: Sequence[int], run_name: str, generate: Generate) -> list[Answer]:
-        """Return the answers to `masks`, generating the missing ones for `run_name`."""
+        """Return the answers to `masks`; missing ones are generated for `run_name`."""
         await self._generate(self.missing(masks), run_name, generate)
         return [self.stored[mask] for mask in masks]
 
@@ -84,26 +84,23 @@ class RowCoalitions:
         return sum(self.stored[mask].asked_by == run_name for mask in set(masks))
 
     def tokens(self, masks: Sequence[int], run_name: str) -> tuple[int | None, int | None]:
-        """Return the tokens of prompts and of answers that were generated for `run_name`.
-
-        None where no server counted them.
-        """
+        """Return the tokens of prompts and of answers for `run_name`; None if no server counted them."""
         asked = (self.stored[mask] for mask in set(masks) if mask in self.stored)
         mine = [answer for answer in asked if answer.asked_by == run_name]
         return _sum(answer.tokens_in for answer in mine), _sum(answer.tokens_out for answer in mine)
 
     def distinct_answers(self, masks: Sequence[int]) -> int:
-        """Return how many different texts and sounds are among the answers to `masks`."""
+        """Return the number of distinct answers (text and audio) to `masks`."""
         answers = (self.stored[mask] for mask in masks)
         return len({(answer.text, answer.audio_frames) for answer in answers})
 
     def take_fresh(self) -> dict[int, Answer]:
-        """Return the answers since the last call, for the store."""
+        """Return the new answers since the last call, for the store."""
         fresh, self._fresh = self._fresh, {}
         return fresh
 
     async def _generate(self, masks: Sequence[int], run_name: str, generate: Generate) -> None:
-        """Generate the answers to `masks`; coalitions that give one prompt are asked once."""
+        """Generate the answers to `masks`; coalitions with equal prompts are asked once."""
         room = asyncio.Semaphore(_SLICES_IN_HAND)
 
         async def ask(prompts: Mapping[int, ConversationSnapshot]) -> None:
@@ -119,13 +116,13 @@ class RowCoalitions:
                     twin_of.update(twins)
                     group.create_task(ask(prompts))
         except ExceptionGroup as failures:
-            # The first one tells the cause; the others repeat it or follow from it.
+            # The first error is the cause; the others repeat it or follow from it.
             raise first_of(failures) from None
         for mask, first in twin_of.items():
             self._keep(mask, replace(self.stored[first], asked_by=REUSED))
 
     def _prompts(self, masks: Sequence[int]) -> tuple[dict[int, ConversationSnapshot], dict[int, int]]:
-        """Return the prompts to ask, and for each other coalition the one that has the same prompt."""
+        """Return the prompts to ask, and for each other coalition the coalition with the same prompt."""
         prompts: dict[int, ConversationSnapshot] = {}
         twin_of: dict[int, int] = {}
         for mask in masks:
@@ -145,6 +142,6 @@ class RowCoalitions:
 
 
 def _sum(counts: Iterable[int | None]) -> int | None:
-    """Return the sum of what was counted, None where nothing was."""
+    """Return the sum of the known counts; None when none is known."""
     known = [count for count in counts if count is not None]
     return sum(known) if known else None

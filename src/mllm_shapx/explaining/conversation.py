@@ -1,4 +1,4 @@
-"""The conversation of a sample file: turns, pieces, and the players' values."""
+"""Builds the conversation of a sample file: turns, pieces, and the players' values."""
 
 from collections.abc import Sequence
 
@@ -43,7 +43,7 @@ def conversation_entries(
         else:
             turns.append(tuple(entries))
     answer = ConversationEntry(TEXT, (ASSISTANT,), (response,), None)
-    # An empty system prompt is no message, but it is a turn.
+    # An empty system prompt is not a message, but it is a turn.
     first = tuple(system) or (ConversationEntry(TEXT, (SYSTEM,), ("",), None),)
     return (first, *turns, (answer,))
 
@@ -77,7 +77,7 @@ def _message_entries(message: Message, players: list[tuple[PlayerSpan, float]]) 
 
 
 def _text_entry(text: str, role: int, players: list[tuple[PlayerSpan, float]]) -> ConversationEntry:
-    """Split the text into pieces that give it when joined. The space before a player belongs to its piece."""
+    """Split the text into pieces that join to it. The space before a player belongs to its piece."""
     pieces: list[str] = []
     values: list[float | None] = []
     cursor = 0
@@ -100,12 +100,12 @@ def _text_entry(text: str, role: int, players: list[tuple[PlayerSpan, float]]) -
 
 
 def _audio_entry(part: AudioPart, role: int, players: list[tuple[PlayerSpan, float]]) -> ConversationEntry:
-    """Give each stretch of the recording a piece; a recording without players is one piece."""
+    """Split the recording into one piece per segment; without players it is one piece."""
     if not players:
         return ConversationEntry(AUDIO, (role,), (AudioPiece(len(part.data())),), None)
     ordered = sorted(players, key=lambda item: item[0].samples or (0, 0))
     bytes_per_sample = 2
-    # Windows of `raw` have no text; the stretches of `sgpa` have the word that they speak.
+    # Windows of `raw` have no text; segments of `sgpa` have their spoken word.
     pieces = []
     for span, _ in ordered:
         start, end = span.samples or (0, 0)

@@ -1,4 +1,4 @@
-"""Faithfulness: how fast the answer is lost when the players with the highest values are deleted.
+"""Faithfulness: how fast the answer changes when the players with the highest values are deleted.
 
 Deletion and insertion curves follow Petsiuk, Das and Saenko, "RISE: Randomized Input Sampling for Explanation
 of Black-box Models" (BMVC 2018), with the run's value function in place of a class probability.
@@ -22,9 +22,9 @@ async def measure_faithfulness(
 
     Args:
         settings: Number of steps and of random orders.
-        values: One per player, before the normalizer. Of equal ones (to 12 decimals: sums are rounded), the
-            first player counts as higher.
-        value: Scores the coalitions, all in one call: those of the curves are the corpus.
+        values: One per player, before the normalizer. Among equal values (to 12 decimals, because of
+            rounding), the first player ranks higher.
+        value: Scores all coalitions in one call: the curves' coalitions are the corpus.
         seed: Decides the random orders.
     """
     count = len(values)

@@ -1,4 +1,4 @@
-"""Teacher forcing: what a run asks of the likelihoods of a row, each read by the model once."""
+"""Teacher forcing: gives runs the likelihoods of a row; the model reads each once."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -17,32 +17,32 @@ from mllm_shapx.planning.runs import RunSpec
 from mllm_shapx.records.likelihood import Forced, LikelihoodKey, forced_id
 
 KeepLikelihood = Callable[[int, Likelihood], None]
-"""Takes one likelihood as it comes: `(place, likelihood)`."""
+"""Receives each new likelihood: `(index, likelihood)`."""
 
 ReadLikelihoods = Callable[
     [Sequence[tuple[int, ConversationSnapshot]], Sequence[Forced], int, KeepLikelihood], Awaitable[None]
 ]
-"""Reads how likely each of some texts (or tokens) is behind its prompt, given as (coalition, prompt), with so
-many of the most probable tokens per place, and hands each likelihood on."""
+"""Reads the likelihood of each text (or tokens) after its prompt, given as (coalition, prompt), with
+the `top_k` most probable tokens per position, and passes each likelihood to `KeepLikelihood`."""
 
 _Prompts = Sequence[tuple[int, ConversationSnapshot]]
 
 OwnLogprobs = Callable[[Sequence[int], Sequence[Answer]], Awaitable[list[Answer]]]
-"""Gives coalitions' answers the log-probabilities of their tokens."""
+"""Adds the log-probabilities of their tokens to coalitions' answers."""
 
 _SLICE = 1 << 10
-"""Prompts rendered at a time, while the ones before are being read."""
+"""Prompts rendered at a time, while earlier ones are being read."""
 _SLICES_IN_HAND = 4
 
 
 class Forcer:
-    """Gives one run the likelihoods of a row's coalitions; what is not stored is read by the model.
+    """Gives one run the likelihoods of a row's coalitions; the model reads those that are not stored.
 
     Args:
         coalitions: The row.
         run_name: The run that asks.
         read: The model.
-        least_top_k: Most probable tokens that are always asked for, because another run needs them.
+        least_top_k: Fewest most probable tokens to request, because another run needs them.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Forcer:
     async def force(
         self, masks: Sequence[int], answers: Sequence[Answer], top_k: int
     ) -> Sequence[tuple[ForcedScore, ...]]:
-        """Return, for each coalition, how likely the text of each answer is (see `values.Force`)."""
+        """Return, for each coalition, the likelihood of the text of each answer (see `values.Force`)."""
         texts = [answer.text for answer in answers]
         wanted = [(mask, text) for mask in dict.fromkeys(masks) for text in texts]
         await self._ask(wanted, top_k, max(top_k, self._least_top_k))
@@ -66,10 +66,10 @@ class Forcer:
     async def with_logprobs(self, masks: Sequence[int], answers: Sequence[Answer]) -> list[Answer]:
         """Return the coalitions' answers with the log-probabilities of their tokens.
 
-        Answers that were generated without them are read, each behind its own coalition's prompt.
+        Answers stored without them are read by the model, each after its own coalition's prompt.
 
         Raises:
-            RowError: `spoken_answer` when such an answer went over to speech, which cannot be forced.
+            RowError: `spoken_answer` when such an answer contains speech, which cannot be forced.
         """
         if any(answer.logprobs is None and answer.audio_frames for answer in answers):
             raise RowError(
@@ -92,7 +92,7 @@ class Forcer:
         return found
 
     async def _ask(self, wanted: Sequence[tuple[int, Forced]], needed: int, top_k: int) -> None:
-        """Read what is not stored of `wanted`, (coalition, what is forced)."""
+        """Read the likelihoods of `wanted`, (coalition, forced text or tokens), that are not stored."""
         identify = _Identifier()
         missing = [
             (mask, forced)
@@ -124,7 +124,7 @@ class Forcer:
 
 
 class _Identifier:
-    """`forced_id`, computed once for what is forced behind many prompts."""
+    """Caches `forced_id`: the same text is forced after many prompts."""
 
     def __init__(self) -> None:
         self._known: dict[Forced, bytes] = {}
@@ -136,7 +136,7 @@ class _Identifier:
 
 
 class _Scores(Sequence[tuple[ForcedScore, ...]]):
-    """mllm_shap's scores of many coalitions, each made when it is looked at: all would take much memory."""
+    """mllm_shap's scores of many coalitions, created on access to save memory."""
 
     def __init__(
         self,
@@ -171,6 +171,6 @@ def _rows(values: NDArray[Any]) -> tuple[tuple[Any, ...], ...]:
 
 
 def most_top_k(runs: Iterable[RunSpec]) -> int:
-    """Return how many of the most probable tokens some run needs, so that all share one reading."""
+    """Return the largest top-k that a run needs, so that all runs share one reading."""
     options = [run.shap.value_options or {} for run in runs if run.shap.value_function == "tf_jsd"]
     return max((TfJsdOptions.model_validate(each).top_k for each in options), default=0)

@@ -29,11 +29,11 @@ class GameResult:
     grand_value: float
     """v(all players)."""
     masks: tuple[int, ...]
-    """Coalitions evaluated, in terms of the row's players."""
+    """Evaluated coalitions, as masks of the row's players."""
     payoffs: tuple[float, ...]
-    """The value of each of them."""
+    """The value of each coalition."""
     standard_errors: tuple[float, ...] | None = None
-    """One per player of the game, see `standard_errors`."""
+    """One per player of the game; see `standard_errors`."""
 
 
 class Game:
@@ -41,7 +41,7 @@ class Game:
 
     Args:
         run: The run that plays it.
-        groups: For each player of the game, the bit mask of the row's players that it stands for.
+        groups: For each player of the game, the mask of the row's players in it.
         context: The mask of the row's players that are present in every coalition.
         value: Scores coalitions.
     """
@@ -59,7 +59,7 @@ class Game:
         """Estimate the values of the game's players.
 
         Raises:
-            RowError: `too_many_players` when the budget plans more coalitions than can be asked.
+            RowError: `too_many_players` when the budget plans more coalitions than the limit.
         """
         count = len(self._groups)
         self._refuse_hopeless(settings, count)
@@ -83,7 +83,7 @@ class Game:
             second = list(estimator.sample_allocation_masks())
             if second:
                 coalitions.extend(second)
-                # All coalitions are scored again, so that both phases share one TF-IDF corpus.
+                # Score all coalitions again, so that both phases share one TF-IDF corpus.
                 payoffs = await self._payoffs(coalitions)
         value_of = dict(zip((coalition.present for coalition in coalitions), payoffs, strict=True))
         return GameResult(
@@ -118,7 +118,7 @@ class Game:
 
 
 def _with_boundaries(coalitions: list[CoalitionMask], count: int) -> list[CoalitionMask]:
-    """Add the grand and the empty coalition where the sampler omits them."""
+    """Add the grand and the empty coalition if the sampler omits them."""
     present = {coalition.present for coalition in coalitions}
     boundaries = ((True,) * count, (False,) * count)
     return coalitions + [CoalitionMask(each) for each in boundaries if each not in present]

@@ -13,7 +13,7 @@ from mllm_shapx.planning.runs import Budget, HierarchicalSpec, RunSpec
 
 @dataclass(frozen=True, slots=True)
 class HierarchicalResult:
-    """The values of the single players, and the games that gave them."""
+    """The values of the single players, and the games behind them."""
 
     top: GameResult
     """The game of the first layer; its base and grand value are the row's."""

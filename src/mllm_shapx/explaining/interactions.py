@@ -24,7 +24,7 @@ def interactions_of(
 
     table, bits = np.empty(1 << num_players), 1 << np.arange(num_players)
     table[list(masks)] = payoffs
-    # shapiq takes no order above the number of players.
+    # shapiq refuses an order above the number of players.
     order = min(settings.order, num_players)
     found = ExactComputer(lambda present: table[present @ bits], n_players=num_players)(settings.index, order)
     players = tuple(each for size in range(1, order + 1) for each in combinations(range(num_players), size))

@@ -1,4 +1,4 @@
-"""Reads the likelihoods that a row's coalitions need with a loaded model."""
+"""Reads the likelihoods of a row's coalitions with a loaded model."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -13,13 +13,13 @@ from mllm_shapx.records.likelihood import Forced
 
 
 class LikelihoodReader:
-    """Reads likelihoods with one engine (see `ReadLikelihoods`). Idle workers do not help with them.
+    """Reads likelihoods with one engine (see `ReadLikelihoods`). Idle workers do not help.
 
     Args:
         engine: The model's engine.
         model: The model.
         decoding: How the run's prompts are encoded.
-        count: Called once for each likelihood that the model has read.
+        count: Called once per likelihood that the model has read.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class LikelihoodReader:
         top_k: int,
         keep: KeepLikelihood,
     ) -> None:
-        """Read how likely each of `forced` is behind its prompt, (coalition, prompt)."""
+        """Read the likelihood of each of `forced` after its prompt, (coalition, prompt)."""
         continuations = await asyncio.to_thread(self._tokens, forced)
         places = [place for place, tokens in enumerate(continuations) if tokens]
         for place, tokens in enumerate(continuations):

@@ -1,4 +1,4 @@
-"""The players of written messages: what can be present in or absent from a prompt."""
+"""The players of written messages."""
 
 from collections.abc import Iterator
 
@@ -10,9 +10,9 @@ from mllm_shapx.planning.players import PlayerRule
 
 
 def text_player_set(snapshot: ConversationSnapshot, rule: PlayerRule) -> PlayerSet:
-    """Return the players that `rule` makes of the messages of its roles.
+    """Return the players under `rule` in the messages of its roles.
 
-    Other text stays present in every coalition. Ids are of the library's form:
+    Other text is present in every coalition. Ids have the library's form:
     `{snapshot_id}:{turn}:{message}:{piece}`.
 
     Raises:
@@ -42,7 +42,7 @@ def messages_of(snapshot: ConversationSnapshot) -> Iterator[tuple[int, str, Mess
 
 
 def text_players(message: Message, message_index: int, rule: PlayerRule) -> list[PlayerSpan]:
-    """Return the players that `rule` makes of a written message."""
+    """Return the players under `rule` in a written message."""
     return [
         PlayerSpan(
             message_index=message_index,

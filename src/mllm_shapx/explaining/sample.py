@@ -1,4 +1,4 @@
-"""Explains one row by one run, on answers that the runs of a unit share."""
+"""Explains one row by one run; the runs of a unit share answers."""
 
 import asyncio
 import time
@@ -44,7 +44,7 @@ class Outcome:
     """Coalitions evaluated."""
     num_levels: int | None = None
     standard_errors: tuple[float, ...] | None = None
-    """One per player, NaN where it is not known; None where they are not defined."""
+    """One per player, NaN if unknown; None for an explainer without standard errors."""
     faithfulness: Faithfulness | None = None
     interactions: Interactions | None = None
 
@@ -66,10 +66,10 @@ def open_row(row: Row, run: RunSpec) -> RowCoalitions:
 
 
 def player_set(snapshot: ConversationSnapshot, run: RunSpec) -> PlayerSet:
-    """Return the players of `snapshot`, in conversation order: pieces of text and stretches of audio.
+    """Return the players of `snapshot`, in conversation order: pieces of text and audio segments.
 
     Raises:
-        RowError: `no_players` when the prompt holds none.
+        RowError: `no_players` when the prompt has none.
     """
     if run.modality.has_audio_input:
         from mllm_shapx.explaining.audio_players import audio_player_set
@@ -91,11 +91,11 @@ async def explain_run(
 ) -> SampleResult:
     """Explain `row` by `run` and return the sample.
 
-    `decode_audio` turns a spoken answer into sound, `force` gives the likelihood of texts, and `own_logprobs`
-    gives answers the log-probabilities that they were stored without, where the model can.
+    `decode_audio` decodes a spoken answer, `force` gives the likelihood of texts, and `own_logprobs` adds
+    missing log-probabilities to stored answers, if the model can.
 
-    Runs of one generation key use the same `coalitions`, one after the other. Their order decides which run
-    a shared answer is generated for, and so their `model_calls`; it changes nothing else.
+    Runs of one generation key use the same `coalitions`, one after the other. Their order decides for which
+    run a shared answer is generated, and so their `model_calls`; nothing else depends on it.
 
     Raises:
         RowError: When this run cannot explain the row.
@@ -108,7 +108,7 @@ async def explain_run(
             return await own_logprobs(masks, answers)
         return answers
 
-    # In a thread: a model's files may be read through, and other rows must not wait for it.
+    # In a thread: this may read all files of a model, and other rows must not wait.
     value = await asyncio.to_thread(build_value, run, Sources(ask, embed, force))
     outcome = await _explain(row, coalitions, run, value)
     if run.faithfulness is not None:
@@ -134,7 +134,7 @@ async def _explain(row: Row, coalitions: RowCoalitions, run: RunSpec, value: Val
     )
     if run.interactions is None:
         return outcome
-    # In a thread: it takes seconds on many players, and other rows must not wait for it.
+    # In a thread: this takes seconds with many players, and other rows must not wait.
     found = await asyncio.to_thread(interactions_of, run.interactions, game.masks, game.payoffs, len(singles))
     return replace(outcome, interactions=found)
 
@@ -142,7 +142,7 @@ async def _explain(row: Row, coalitions: RowCoalitions, run: RunSpec, value: Val
 async def _with_faithfulness(
     outcome: Outcome, settings: FaithfulnessConfig, value: Value, seed: int
 ) -> Outcome:
-    """Return the outcome with its curves, whose coalitions count as evaluated."""
+    """Return the outcome with its curves; their coalitions count as evaluated."""
     curves, masks = await measure_faithfulness(settings, outcome.values, value, seed)
     return replace(outcome, masks=tuple(dict.fromkeys((*outcome.masks, *masks))), faithfulness=curves)
 

@@ -1,4 +1,4 @@
-"""Translates a run's settings into mllm_shap's; no other module builds the library's config."""
+"""Converts a run's settings to mllm_shap's config; no other module builds it."""
 
 import functools
 import hashlib
@@ -20,7 +20,7 @@ _NORMALIZERS = {
 
 
 _PARTITIONS = {"words": "tokens", "tokens": "tokens", "sentences": "sentences", "messages": "messages"}
-"""Kind of player -> the library's partition; the library has none of a model's own tokens."""
+"""Kind of player -> the library's partition; the library has none for a model's own tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,27 +49,27 @@ def decoding(run: RunSpec) -> Decoding:
 
 
 def answer_seed(run: RunSpec, row_index: int, mask: int) -> int:
-    """Return the seed of one coalition's draws, from the generation key, the row and the coalition."""
+    """Return the seed of one coalition's draws; depends on the generation key, the row and the coalition."""
     digest = hashlib.sha256(f"{run.generation_key}\0{row_index}\0{mask:x}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
 def flat_config(run: RunSpec) -> ExplainConfig:
-    """Return the library's config of `run` for plugins that do not depend on the game's sampling."""
+    """Return the library's config of `run`, for plugins that do not depend on the game's sampling."""
     return explain_config(run, GameSettings("exact", Budget("all"), 0), 1)
 
 
 def explain_config(run: RunSpec, game: GameSettings, num_players: int) -> ExplainConfig:
     """Return the library's config of one game of `run` on `num_players` players.
 
-    `mllm_shap.ExplainRunner` run with it on the same row gives the same values.
+    `mllm_shap.ExplainRunner` with this config gives the same values for the same row.
     """
     facts = EXPLAINERS[game.explainer_type]
     evaluations = game.budget.evaluations(num_players)
     budget = {"fraction": game.budget.fraction} if evaluations is None else {"evaluations": evaluations}
     if (
         not facts.takes_budget and facts.estimator != "exact"
-    ):  # the library refuses what would be too many if it were all of 2^n
+    ):  # the library refuses a share if all 2^n coalitions are too many
         budget = {"evaluations": facts.least(num_players)}
     dtype = run.connector_kwargs.dtype
     return ExplainConfig.model_validate(
@@ -103,7 +103,7 @@ def explain_config(run: RunSpec, game: GameSettings, num_players: int) -> Explai
 
 
 def value_function_name(run: RunSpec) -> str:
-    """Return the library's name of the run's value function; it has no Euclidean similarity of its own."""
+    """Return the library's name of the run's value function; the library has no Euclidean similarity."""
     if run.shap.value_function is not None:
         return run.shap.value_function
     return "embedding_cosine" if run.shap.needs_embeddings else "tfidf_cosine"
@@ -124,7 +124,7 @@ def _plugin_options(run: RunSpec) -> dict[str, dict[str, object]]:
 
 
 def _value_model(run: RunSpec) -> dict[str, object]:
-    """Return the options that name the value function's model where it is known: its place and commit."""
+    """Return the options for the value function's model, if known: its location and commit."""
     name, model = run.shap.value_function, run.value_model
     key = None if name is None else VALUE_FUNCTIONS[name].model_option
     if key is None or model is None:
@@ -140,5 +140,5 @@ def resolve(config: ExplainConfig, group: PluginGroup, name: str) -> Any:
 
 @functools.cache
 def plugins() -> PluginRegistry:
-    """Return the library's plugins and the installed ones. Cached: the search for entry points is slow."""
+    """Return the library's plugins and installed ones. Cached, because searching entry points is slow."""
     return default_registry()

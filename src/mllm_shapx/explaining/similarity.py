@@ -1,6 +1,6 @@
-"""Similarities: how close a coalition's answer is to the answer to the whole prompt.
+"""Similarities of a coalition's answer to the answer to the whole prompt.
 
-TF-IDF and cosine are mllm_shap's, computed here once per distinct answer instead of once per coalition. The
+TF-IDF and cosine follow mllm_shap, but are computed once per distinct answer, not once per coalition. The
 Euclidean similarity and the reducers are our own.
 """
 
@@ -22,11 +22,11 @@ Embedder = Callable[[Sequence[Answer]], Awaitable[list[Vector]]]
 """Gives one vector per answer, pooled by the run's reducer."""
 
 _EPSILON = 1e-8
-"""Smallest norm that a cosine divides by, as in mllm_shap."""
+"""Lower bound of the norms in a cosine, as in mllm_shap."""
 
 
 class Similarity(Protocol):
-    """Scores answers against a base answer; `answers` is the whole corpus of the game so far."""
+    """Scores answers against a base answer; `answers` is the game's whole corpus so far."""
 
     async def score(self, base: Answer, answers: Sequence[Answer]) -> list[float]:
         """Return one score per answer, in order."""
@@ -42,7 +42,7 @@ class TfIdfCosine:
 
     async def score(self, base: Answer, answers: Sequence[Answer]) -> list[float]:
         """Return the similarity of each answer to `base`."""
-        # In a thread: thousands of answers take a second, and other rows must not wait for it.
+        # In a thread: thousands of answers take a second, and other rows must not wait.
         return await asyncio.to_thread(self._score, base, answers)
 
     @staticmethod

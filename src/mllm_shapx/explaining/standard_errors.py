@@ -1,7 +1,7 @@
-"""How sure estimated values are: a standard error per player, from the coalitions that were evaluated.
+"""Standard errors of estimated values: one per player, from the evaluated coalitions.
 
-A standard error is that of the estimator over draws of coalitions: the square root of its variance, for one
-game with fixed payoffs. It says nothing of the model's answers, and a bias is no part of it.
+A standard error is the square root of the estimator's variance over draws of coalitions, for one game with
+fixed payoffs. It includes neither the randomness of the model's answers nor a bias.
 """
 
 import math
@@ -17,10 +17,10 @@ type Floats = NDArray[np.float64]
 type Errors = tuple[float, ...]
 
 MIN_PAIRS = 2
-"""Pairs beyond the coefficients that a regression needs for its residuals to say how sure it is."""
+"""Pairs beyond the number of coefficients that a regression needs for standard errors."""
 _CERTAIN = 1e-9
 _MOST = 1 << 1000
-"""More coalitions than this count as so many: floats end soon above it."""
+"""Upper bound for numbers of coalitions: floats overflow soon above it."""
 
 
 def standard_errors(
@@ -28,25 +28,25 @@ def standard_errors(
 ) -> Errors | None:
     """Return the standard error of each player's value, in the units of the payoffs.
 
-    Coalitions are drawn without repeats, so that every method has the correction for a finite population:
-    with all 2^n coalitions the standard errors are 0.
+    Coalitions are drawn without replacement, so every method has the finite population correction: with all
+    2^n coalitions the standard errors are 0.
 
-    Monte Carlo (`mc` and its Banzhaf variants): a value is a weighted sum of means over strata, which are the
-    coalitions of one size with, or without, the player; its variance is the sum of the strata's (Cochran,
-    Sampling Techniques, 1977, 5.4; Kolpaczki et al., Approximating the Shapley value without marginal
-    contributions, 2024). A stratum that nothing was drawn from counts as any other one of the player: the
-    variance between the observed strata is added.
+    Monte Carlo (`mc` and its Banzhaf variants): a value is a weighted sum of means over strata (coalitions of
+    one size with, or without, the player); its variance is the sum over the strata (Cochran, Sampling
+    Techniques, 1977, 5.4; Kolpaczki et al., Approximating the Shapley value without marginal contributions,
+    2024). A stratum without draws counts like the player's other strata: the variance between the observed
+    strata is added.
 
     Complementary contributions and Neyman allocation: the same, with strata of the coalitions of one size
-    that hold the player and v(S) - v(N - S) as what is averaged (Zhang et al., Efficient sampling approaches
-    to Shapley value approximation, 2023). A player with an empty stratum has no standard error: the estimator
-    takes 0 for the stratum.
+    that contain the player, and means of v(S) - v(N - S) (Zhang et al., Efficient sampling approaches to
+    Shapley value approximation, 2023). A player with an empty stratum has no standard error, because the
+    estimator uses 0 for that stratum.
 
-    In both, a stratum with one draw takes the variance of all draws of its size. Complementary strata are
-    small, so that this variance counts for one draw in each of them.
+    In both, a stratum with one draw uses the variance of all draws of its size. Complementary strata are
+    small, so this variance counts as one draw in each of them.
 
     Regressions (`leverage`, `kernel_banzhaf`): a sandwich over pairs of a coalition and its complement, with
-    each residual divided by 1 - leverage, which is close to leaving a pair out (MacKinnon and White, Some
+    each residual divided by 1 - leverage, which approximates leaving a pair out (MacKinnon and White, Some
     heteroskedasticity-consistent covariance matrix estimators, 1985; Binder, On the variances of
     asymptotically normal estimators from complex surveys, 1983).
 
@@ -56,15 +56,15 @@ def standard_errors(
         payoffs: Their values.
 
     Returns:
-        One per player, NaN for a player whose draws are too few; None for an explainer without: `exact` and
-        `loo` draw nothing, and the trees of `proxy` fit themselves to the draws.
+        One per player, NaN for a player with too few draws. None for explainers without standard errors:
+        `exact` and `loo` draw nothing, and the trees of `proxy` adapt to the draws.
     """
     facts = EXPLAINERS[explainer_type]
     present = np.array(coalitions, dtype=np.float64)
     pay = np.array(payoffs, dtype=np.float64)
     if not np.isfinite(pay).all():
         return (math.nan,) * len(coalitions[0])
-    # Centred, so that sums of squares lose no digits; no method depends on a constant.
+    # Centred for numerical accuracy of squares; no method depends on a constant.
     pay = pay - pay.mean()
     found: Floats
     match facts.estimator:
@@ -116,8 +116,8 @@ def _strata(
 ) -> tuple[Floats, Floats, NDArray[np.bool_]]:
     """Return mean, squared error of the mean, and whether there are draws, per player and coalition size.
 
-    `member` says which coalitions belong to a player's strata: those that hold it, or those that do not.
-    `borrowed` is for how many draws the variance of all draws of a size counts.
+    `member` marks the coalitions of a player's strata: those with it, or those without it. `borrowed` is the
+    weight, in draws, of the variance of all draws of a size.
     """
     players = member.shape[1]
     sizes = (member if holds_player else 1.0 - member).sum(axis=1).astype(np.int64)
@@ -139,7 +139,7 @@ def _strata(
 
 
 def _pooled(pay: Floats, of_size: Floats) -> Floats:
-    """Return the variance of all draws of each size; for a size with fewer than two, that over all sizes."""
+    """Return the variance of all draws of each size; over all sizes for a size with fewer than two draws."""
     count = of_size.sum(axis=0)
     mean = pay @ of_size / np.maximum(count, 1.0)
     squares = np.maximum(pay**2 @ of_size - count * mean**2, 0.0)
@@ -149,7 +149,7 @@ def _pooled(pay: Floats, of_size: Floats) -> Floats:
 
 
 def _of_kernel_regression(present: Floats, pay: Floats) -> Floats:
-    """Errors of the least squares whose values sum to the grand value: the last player is the rest."""
+    """Return the errors of least squares with values that sum to the grand value: the last is the rest."""
     players = present.shape[1]
     complements = _complements(present)
     sizes = present.sum(axis=1).astype(np.int64)
@@ -183,7 +183,7 @@ def _of_banzhaf_regression(present: Floats, pay: Floats) -> Floats:
 
 
 def _influence(design: Floats, target: Floats, weights: Floats, certain: NDArray[np.bool_]) -> Floats:
-    """Return how far the coefficients move without each pair; NaN where the pairs are too few to say it."""
+    """Return the change of the coefficients without each pair; NaN with too few pairs."""
     pairs, coefficients = design.shape
     if certain.all():
         return np.zeros((pairs, coefficients))
@@ -201,18 +201,18 @@ def _influence(design: Floats, target: Floats, weights: Floats, certain: NDArray
 
 
 def _complements(present: Floats) -> NDArray[np.int64]:
-    """Return the place of each coalition's complement."""
+    """Return the index of each coalition's complement."""
     place = {row.tobytes(): index for index, row in enumerate(present)}
     return np.array([place[row.tobytes()] for row in 1.0 - present], dtype=np.int64)
 
 
 def _choices(players: int, size: int) -> float:
-    """Return how many coalitions of a size there are, at most `_MOST`."""
+    """Return the number of coalitions of a size, at most `_MOST`."""
     return float(min(math.comb(players, size), _MOST)) if size >= 0 else 0.0
 
 
 def _probabilities(players: int, estimand: Literal["shapley", "banzhaf"]) -> Floats:
-    """Return the chance of each number of others that a semivalue's player joins."""
+    """Return the probability of each number of other players that a semivalue's player joins."""
     if estimand == "shapley":
         return np.full(players, 1.0 / players)
     return np.array([math.comb(players - 1, size) / 2 ** (players - 1) for size in range(players)])

@@ -1,4 +1,4 @@
-"""A unit of work explained: one row by all runs of one generation key, on answers that they share."""
+"""Explains a work unit: one row by all runs of one generation key, which share answers."""
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -56,10 +56,10 @@ class RowExplainer:
 
         Args:
             run: A run of the generation key.
-            generate: Generates the answers that no earlier run has asked for.
-            embed: Gives the run's vectors.
-            decode_audio: Turns a spoken answer into sound, where the model can.
-            forcer: Gives likelihoods of texts, where the model can.
+            generate: Generates answers that no earlier run needed.
+            embed: Embeds answers for the run.
+            decode_audio: Decodes a spoken answer, if the model can.
+            forcer: Gives likelihoods of texts, if the model can.
 
         Raises:
             RowError: When this run cannot explain the row.
@@ -82,7 +82,7 @@ class ModelAnswers:
 
     Args:
         engine: The model's engine.
-        encoders: External encoders that are loaded already; others are loaded once, when a run needs them.
+        encoders: Loaded external encoders; others are loaded once, on demand.
     """
 
     def __init__(self, engine: PromptEngine, encoders: Mapping[EmbeddingConfig, TextEncoder]) -> None:
@@ -92,7 +92,7 @@ class ModelAnswers:
     async def answer(
         self, run: RunSpec, row_index: int, prompts: Mapping[int, ConversationSnapshot], keep: Keep
     ) -> None:
-        """Answer `prompts` (mask -> prompt) of a row as `run` decodes them; `keep` gets each answer."""
+        """Answer `prompts` (mask -> prompt) of a row with the decoding of `run`; `keep` gets each answer."""
         masks = list(prompts)
         await self._engine.answer(
             list(prompts.values()),
@@ -102,7 +102,7 @@ class ModelAnswers:
         )
 
     def embedder(self, run: RunSpec) -> Embedder:
-        """Return what gives the run's vectors: the model's own states, or the encoder of the config."""
+        """Return the run's embedder: the model's own states, or the encoder of the config."""
 
         async def embed(answers: Sequence[Answer]) -> list[Vector]:
             if run.embedding is None:
@@ -121,13 +121,13 @@ class ModelAnswers:
         runs: Iterable[RunSpec],
         on_likelihood: Callable[[], None] = lambda: None,
     ) -> Forcer | None:
-        """Return what gives `run` likelihoods of a row's coalitions; None where the model reads none.
+        """Return the source of likelihoods of a row's coalitions for `run`; None if the model reads none.
 
         Args:
             row: The row.
             run: The run that asks.
             runs: All runs of the row: each likelihood is read for all of them.
-            on_likelihood: Called for each likelihood that the model has read.
+            on_likelihood: Called for each likelihood that the model reads.
         """
         engine = self._engine
         if not isinstance(engine, Engine) or not isinstance(engine.model, ReadsLikelihoods):
@@ -137,5 +137,5 @@ class ModelAnswers:
 
 
 def seeds(run: RunSpec, row_index: int, masks: Iterable[int]) -> list[int]:
-    """Return the seed of each coalition's draws; greedy decoding draws nothing, and all are 0."""
+    """Return the seed of each coalition's draws; all 0 for greedy decoding, which draws nothing."""
     return [0 if run.generation.is_greedy else answer_seed(run, row_index, mask) for mask in masks]

@@ -1,4 +1,4 @@
-"""Which model a run's value function loads, and that there is one, without loading it."""
+"""Finds the model of a run's value function and checks that it exists, without loading it."""
 
 import functools
 from pathlib import Path
@@ -15,10 +15,10 @@ from mllm_shapx.planning.runs import RunSpec
 def value_model(run: RunSpec, config_path: Path | None) -> ValueModel | None:
     """Return the model of a run's value function: directory and digest, or hub id and commit.
 
-    A relative directory is looked for from the working directory, then from the config's folder.
+    A relative directory is looked up in the working directory, then in the config's folder.
 
     Raises:
-        ModelError: When there is no such directory or hub repository, or it is no model.
+        ModelError: When the directory or hub repository does not exist or is not a model.
     """
     found = _named(run)
     if found is None:
@@ -30,13 +30,13 @@ def value_model(run: RunSpec, config_path: Path | None) -> ValueModel | None:
 
 
 def check_value_model(run: RunSpec, config_path: Path) -> str | None:
-    """Look whether the model of a run's value function exists, without reading a directory's files.
+    """Check that the model of a run's value function exists, without reading a directory's files.
 
     Returns:
-        A warning when the hub that would know cannot be asked.
+        A warning when the hub is unreachable.
 
     Raises:
-        ModelError: When there is no such directory or hub repository, or it is no model.
+        ModelError: When the directory or hub repository does not exist or is not a model.
     """
     found = _named(run)
     return None if found is None else check_encoder(found[1], config_path, found[0])
@@ -44,10 +44,10 @@ def check_value_model(run: RunSpec, config_path: Path) -> str | None:
 
 @functools.lru_cache(maxsize=16)
 def refuse_changed(model: ValueModel) -> None:
-    """Refuse a directory whose files are not the ones that the study began with; looked at once per process.
+    """Refuse a directory whose files changed since the study's start; checked once per process.
 
     Raises:
-        ModelChangedError: With the directory.
+        ModelChangedError: Names the directory.
     """
     if model.is_directory and directory_digest(Path(model.source)) != model.commit:
         raise ModelChangedError(
@@ -57,7 +57,7 @@ def refuse_changed(model: ValueModel) -> None:
 
 
 def _named(run: RunSpec) -> tuple[str, EmbeddingConfig] | None:
-    """Return the config key and the model of a value function: the library's default where none is set."""
+    """Return the config key and the model of a value function; the default is the library's."""
     name = run.shap.value_function
     key = None if name is None else VALUE_FUNCTIONS[name].model_option
     if name is None or key is None:

@@ -1,7 +1,7 @@
-"""What a coalition is worth: the one place that names, builds and feeds a run's value function.
+"""Builds a run's value function; no other module does.
 
-A value function gets coalitions and returns a number for each. What it may read stands in `Sources`:
-answers, their vectors, and the likelihood of given texts after a coalition's prompt.
+A value function returns a number for each coalition. It reads `Sources`: answers, their vectors, and the
+likelihood of given texts after a coalition's prompt.
 """
 
 import asyncio
@@ -28,21 +28,21 @@ Ask = Callable[[Sequence[int]], Awaitable[list[Answer]]]
 """Gives the answers to coalitions of the row's players (bit i = player i)."""
 
 Force = Callable[[Sequence[int], Sequence[Answer], int], Awaitable[Sequence[tuple[ForcedScore, ...]]]]
-"""Gives, for each coalition, how likely the text of each of some answers is after the coalition's prompt.
+"""Returns, for each coalition, the likelihood of the text of each answer after the coalition's prompt.
 
-The arguments are the coalitions, the answers and how many next-token candidates are wanted per position. A
-text is tokenized by itself, as in mllm_shap's own backend.
+The arguments are the coalitions, the answers and the number of next-token candidates per position. A text is
+tokenized by itself, as in mllm_shap's own backend.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """What a value function may read of a row."""
+    """A row's data for a value function."""
 
     ask: Ask
     embed: Embedder
     force: Force | None = None
-    """None where the model cannot score given texts."""
+    """None if the model cannot score given texts."""
 
 
 class Value(Protocol):
@@ -53,7 +53,7 @@ class Value(Protocol):
 
         Args:
             everyone: The coalition whose answer is the reference.
-            coalitions: All coalitions of the game so far: a corpus is fitted on them.
+            coalitions: All coalitions of the game so far; they form the corpus.
         """
 
 
@@ -61,12 +61,12 @@ def build_value(run: RunSpec, sources: Sources) -> Value:
     """Return the value function of `run`.
 
     Args:
-        run: Names it, in `shap.value_function` or `shap.similarity`.
-        sources: What it may read.
+        run: Its `shap.value_function` or `shap.similarity` selects the function.
+        sources: The function's data.
 
     Raises:
-        ModelError: When it needs likelihoods and `sources` has none.
-        ModelChangedError: When the files of the model that it loads are others than when the study began.
+        ModelError: When the function needs likelihoods and `sources` has none.
+        ModelChangedError: When the files of the function's model changed since the study's start.
     """
     if run.value_model is not None:
         refuse_changed(run.value_model)
@@ -111,7 +111,7 @@ class _LibrarySimilarity:
         record, records = record_of(base), [record_of(answer) for answer in answers]
         if isinstance(self._function, PreparesScores):
             await self._function.prepare(record, records)
-        # In a thread: an encoder takes seconds, and other rows must not wait for it.
+        # In a thread: an encoder takes seconds, and other rows must not wait.
         return await asyncio.to_thread(self._scored, record, records)
 
     def _scored(self, base: GenerationRecord, records: Sequence[GenerationRecord]) -> list[float]:
@@ -120,7 +120,7 @@ class _LibrarySimilarity:
 
 
 class _Forced:
-    """A value function of mllm_shap that reads the likelihood of texts; coalitions are not answered."""
+    """A value function of mllm_shap that reads likelihoods of texts; coalitions are not answered."""
 
     def __init__(self, function: Any, ask: Ask, force: Force) -> None:
         self._function = function
@@ -137,7 +137,7 @@ class _Forced:
 
         def scored() -> list[float]:
             record = dataclasses.replace(base_record, forced=dict(zip(texts, found[0], strict=True)))
-            # One at a time: distributions of many coalitions take much memory.
+            # One at a time: distributions of many coalitions need much memory.
             return [self._score(record, dict(zip(texts, scores, strict=True))) for scores in found[1:]]
 
         return await asyncio.to_thread(scored)
@@ -148,7 +148,7 @@ class _Forced:
 
 
 def record_of(answer: Answer) -> GenerationRecord:
-    """Return the record that mllm_shap's value functions score.
+    """Return the record for mllm_shap's value functions.
 
     Text rows are the hashed whitespace words of the text, as in mllm_shap's own backends; audio rows are the
     frames.

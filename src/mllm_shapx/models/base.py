@@ -1,7 +1,7 @@
 """The interface of a loaded model and of the engine that owns it.
 
-A `Model` is synchronous and is called from one thread at a time; an engine makes it answer the prompts of
-many concurrent callers. Connectors (`hf_text`, `liquid_audio`, `openai`) implement `Model`.
+A `Model` is synchronous and is called from one thread at a time. An engine batches the prompts of many
+concurrent callers. Connectors (`hf_text`, `liquid_audio`, `openai`) implement `Model`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -31,7 +31,7 @@ class Decoding:
     audio_top_k: int | None = None
     output_modality: Literal["text", "audio"] = "text"
     assistant_prefill: str | None = None
-    """Beginning of the answer that is given rather than generated; not part of `Answer.text`."""
+    """Given beginning of the answer; not part of `Answer.text`."""
     logprobs: bool = False
     """Whether answers carry the log-probability of each generated token."""
 
@@ -56,7 +56,7 @@ class ModelReport:
     notes: tuple[str, ...] = ()
     """Sentences for the user."""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """What decides the model's answers besides the config, as JSON data for `spec.json`."""
+    """Settings outside the config that decide the answers, as JSON data for `spec.json`."""
 
 
 class Prompt(Protocol):
@@ -72,7 +72,7 @@ class Model(Protocol):
 
     @property
     def identity(self) -> ModelIdentity:
-        """Return what was loaded."""
+        """Return name, revision, dtype and device of the loaded model."""
 
     @property
     def report(self) -> ModelReport:
@@ -86,13 +86,13 @@ class Model(Protocol):
         """Encode one conversation. Needs no device and may run beside `answer` in another thread."""
 
     def answer(self, prompts: Sequence[Any], decoding: Decoding, seeds: Sequence[int]) -> list[Answer]:
-        """Answer one batch in one go, in the order of `prompts`, which are what `encode` returned.
+        """Answer one batch, in the order of `prompts`, which come from `encode`.
 
         `seeds[i]` alone decides the random draws for prompt i, so a sampled answer does not depend on the
         rest of the batch. Greedy decoding ignores it.
 
         Raises:
-            OutOfMemory: When the device cannot hold the batch; nothing is kept, a smaller one may be tried.
+            OutOfMemory: When the device cannot hold the batch; no answer is kept, a smaller batch may fit.
         """
 
     def embed(
@@ -100,9 +100,9 @@ class Model(Protocol):
     ) -> list[NDArray[np.float64]]:
         """Return one vector per answer from the model's own states.
 
-        STATIC takes the input embeddings of `Answer.token_ids`, CONTEXTUAL the last hidden states of the
-        model run over them alone; `reducer` pools the (tokens, hidden) matrix over tokens. An answer
-        without tokens gives an empty vector.
+        STATIC takes the input embeddings of `Answer.token_ids`, CONTEXTUAL the model's last hidden states
+        over these tokens alone; `reducer` pools the (tokens, hidden) matrix over tokens. An answer without
+        tokens gives an empty vector.
         """
 
     def close(self) -> None:
@@ -131,7 +131,7 @@ class EncodesTogether(Protocol):
     """A model that encodes several conversations faster together than one by one."""
 
     def encode_all(self, snapshots: Sequence[ConversationSnapshot], decoding: Decoding) -> Sequence[Prompt]:
-        """Return what `encode` returns for each of `snapshots`."""
+        """Return one prompt per snapshot, equal to that of `encode`."""
 
 
 @runtime_checkable
@@ -152,7 +152,7 @@ class ReadsLikelihoods(Protocol):
     def likelihoods(
         self, prompts: Sequence[Any], continuations: Sequence[Sequence[int]], top_k: int
     ) -> list[Likelihood]:
-        """Return how likely `continuations[i]` (tokens, not empty) is behind prompt i; see `Likelihood`.
+        """Return the likelihood of `continuations[i]` (tokens, not empty) after prompt i.
 
         Raises:
             OutOfMemory: When the device cannot hold the batch.
@@ -162,7 +162,7 @@ class ReadsLikelihoods(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """What an engine has done so far."""
+    """Counts and times of an engine since its start."""
 
     prompts: int
     batches: int
@@ -173,13 +173,13 @@ class EngineStats:
     padding_share: float
     """Share of the batches' prompt positions that were padding, in [0, 1]."""
     batch_size: int
-    """Prompts per batch, or requests in flight, at present."""
+    """Current prompts per batch, or requests in flight."""
     out_of_memory: int
     """Batches that did not fit and were repeated in halves."""
 
 
 class PromptEngine(Protocol):
-    """Answers prompts of many concurrent callers with one model, which it owns.
+    """Answers prompts of many concurrent callers with one model; the engine owns the model.
 
     `engine.Engine` batches them on a device, `server_engine.ServerEngine` sends them to a server.
     """
@@ -206,7 +206,7 @@ class PromptEngine(Protocol):
         """Answer `snapshots`, in their order; `seeds[i]` decides the random draws of snapshot i.
 
         `on_answer(i, answer)` is called in the caller's event loop as answers come in. Cancelling the call
-        drops the prompts that were not begun.
+        drops prompts that have not started.
         """
 
     async def embed(
@@ -215,7 +215,7 @@ class PromptEngine(Protocol):
         """Return one vector per answer from the model's own states (see `Model.embed`)."""
 
     async def aclose(self, *, keep_model: bool = False) -> None:
-        """Fail what still waits, and close the model unless it is to be kept for another engine."""
+        """Fail the waiting calls. Close the model, unless `keep_model` keeps it for another engine."""
 
 
 class EngineStoppedError(RuntimeError):
@@ -223,7 +223,7 @@ class EngineStoppedError(RuntimeError):
 
 
 class ServerDiedError(EngineStoppedError):
-    """The server that this worker started has ended: as if the worker itself had died."""
+    """The server that this worker started has ended. Treated like the death of the worker."""
 
 
 States = NDArray[np.float64]
@@ -243,11 +243,11 @@ def pool(states: States, reducer: str) -> States:
     """Return one vector for the states of an answer, shaped (tokens, hidden); empty for no tokens.
 
     Raises:
-        KeyError: When `reducer` is none of `REDUCERS`.
+        KeyError: When `reducer` is not in `REDUCERS`.
     """
     reduce = REDUCERS[reducer]
     return reduce(states) if len(states) else np.zeros(0)
 
 
-class OutOfMemory(Exception):  # noqa: N818 -- it is a condition that the engine handles
+class OutOfMemory(Exception):  # noqa: N818 -- a condition that the engine handles
     """The device's memory could not hold a batch."""

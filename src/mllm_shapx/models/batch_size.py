@@ -3,12 +3,12 @@
 from dataclasses import dataclass, field
 
 FIRST_SIZE = 32
-"""Where `auto` starts: below the knee of every device measured, and small enough to fit nearly anywhere."""
+"""First size of `auto`: below the knee of every measured device, and small enough for nearly all devices."""
 LARGEST_SIZE = 4096
 WORTHWHILE = 1.07
-"""The size is doubled while that multiplies throughput by at least this factor."""
+"""The size doubles while throughput grows by at least this factor."""
 CLEAR = 1.25
-"""A gain that one measurement suffices for; smaller ones are measured `MEASUREMENTS` times."""
+"""One measurement proves a gain of this factor; smaller gains need `MEASUREMENTS` measurements."""
 MEASUREMENTS = 2
 
 
@@ -25,11 +25,11 @@ class BatchSizer:
     """Chooses how many prompts to batch, from measured throughput and out-of-memory errors.
 
     Args:
-        fixed: The configured batch size; None looks for the knee: the size is doubled while prompts come
-            out faster, and falls back to the best size when they do not.
+        fixed: The configured batch size. None searches for the knee: the size doubles while throughput grows,
+            then falls back to the best size.
 
-    `auto` never goes beyond `largest`. A size that did not fit is remembered as positions (prompt plus new
-    tokens, padded), which is what memory goes by, so that shorter prompts may still fill larger batches.
+    `auto` never exceeds `largest`. A size that did not fit is stored as positions (prompt plus new tokens,
+    padded), because memory depends on positions: shorter prompts may still fill larger batches.
     """
 
     def __init__(self, fixed: int | None = None, largest: int = LARGEST_SIZE) -> None:
@@ -41,7 +41,7 @@ class BatchSizer:
         """The last size returned."""
 
     def size_for(self, key: object) -> int:
-        """Return how many prompts decoded as `key` to put in the next batch, memory aside."""
+        """Return the size of the next batch of prompts decoded as `key`, without regard to memory."""
         self.size = self._fixed or self._curve(key).size
         return self.size
 

@@ -1,4 +1,4 @@
-"""From conversations to token ids, exactly as the tokenizer's `apply_chat_template` gives them."""
+"""Converts conversations to token ids, equal to those of the tokenizer's `apply_chat_template`."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,20 +17,20 @@ Messages = list[dict[str, str]]
 
 _LONGEST_MESSAGE = 300
 _NOT_READ_BY_TEMPLATES = frozenset({"sanitize_control_tokens"})
-"""Keys of `chat_template_kwargs` that `apply_chat_template` itself takes."""
+"""Keys of `chat_template_kwargs` that `apply_chat_template` reads itself."""
 _TEMPLATE_HELPS = "give a template that takes it in connector_kwargs.chat_template"
 
 
 @dataclass(frozen=True, slots=True)
 class ChatSettings:
-    """What a study says about its prompts and about the texts of its answers."""
+    """A study's settings for prompts and for the texts of answers."""
 
     system_prompt: str = ChatConfig().system_prompt
     template: str | None = None
     """Chat template in place of the tokenizer's own."""
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     strip_reasoning: bool = False
-    """Whether the text between think tags is cut from answers."""
+    """Whether the text between think tags is removed from answers."""
 
     @classmethod
     def of(cls, settings: ModelSettings) -> "ChatSettings":
@@ -46,7 +46,7 @@ class ChatSettings:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A template took no conversation of the kind that it was given."""
+    """A template's refusal of a conversation."""
 
     message: str
 
@@ -55,20 +55,20 @@ class ChatPrompts:
     """Renders and tokenizes conversations with the tokenizer's chat template.
 
     The ids are those of `apply_chat_template(messages, add_generation_prompt=True, **template_kwargs)`. An
-    assistant prefill follows the rendered text before this is tokenized. Where the template refuses a system
-    message, it stands at the beginning of the first user message. A tokenizer without a template gets the
-    lines `role: text`, as mllm_shap's own backend writes them, with the tokenizer's special tokens.
+    assistant prefill is appended to the rendered text before tokenizing. Where the template refuses a system
+    message, the first user message begins with it. Without a template, prompts are lines `role: text`, as in
+    mllm_shap's own backend, with the tokenizer's special tokens.
 
     Not thread-safe, as fast tokenizers are not.
 
     Args:
         tokenizer: The model's tokenizer.
-        settings: What the study says about its prompts.
-        model_id: Name of the model in messages.
+        settings: The study's prompt settings.
+        model_id: The model's name, for messages.
         names_control_tokens: Whether the first prompt that holds a control token gives a note.
 
     Raises:
-        ModelError: When the template takes no conversation of a system prompt and a user message.
+        ModelError: When the template refuses even a system prompt and a user message.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class ChatPrompts:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Return what the user should know of how prompts are made, one sentence each."""
+        """Return notes for the user on how prompts are made, one sentence each."""
         return tuple(self._notes)
 
     def encode_all(self, snapshots: Sequence[ConversationSnapshot], prefill: str = "") -> list[list[int]]:
@@ -110,7 +110,7 @@ class ChatPrompts:
             raise self._row_error(conversations, error) from error
 
     def generation_prompt(self) -> str:
-        """Return a rendered prompt; its end is what the template writes before every answer."""
+        """Return a rendered prompt. It ends with the text that the template writes before every answer."""
         return self._render([_user("Good morning.")]) if self._has_template else ""
 
     def _messages(self, snapshot: ConversationSnapshot) -> Messages:
@@ -123,7 +123,7 @@ class ChatPrompts:
         if prefill:
             return self._tokenized([self._render(each) + prefill for each in conversations], special=False)
         if self._is_own:
-            # Its author may not have thought of several conversations at once.
+            # A custom `apply_chat_template` may not support batches.
             return [list(self._apply(each, tokenize=True, return_dict=False)) for each in conversations]
         ids: list[list[int]] = self._apply(
             list(conversations),
@@ -145,7 +145,7 @@ class ChatPrompts:
     def _apply(self, conversation: Any, **options: Any) -> Any:
         given = {key: value for key, value in self._options.items() if key not in options}
         if options["tokenize"] is False:
-            given.pop("sanitize_control_tokens", None)  # it concerns the tokens alone
+            given.pop("sanitize_control_tokens", None)  # concerns tokenizing only
         return self._tokenizer.apply_chat_template(
             conversation, add_generation_prompt=True, **given, **options
         )
@@ -153,7 +153,7 @@ class ChatPrompts:
     # --- at load
 
     def _trial(self, settings: ChatSettings) -> None:
-        """Find out what the template takes, with the study's own system prompt."""
+        """Test whether the template accepts the study's system prompt."""
         if not self._has_template:
             self._notes.append(
                 f"model {self._model_id!r} has no chat template: its prompts are the lines 'system: ...' and "
@@ -184,7 +184,7 @@ class ChatPrompts:
         self._look_at(taken(whole), taken([*system, _user("Where is it?")]), settings)
 
     def _look_at(self, whole: Messages, other: Messages, settings: ChatSettings) -> None:
-        """Find what a rendered prompt lacks that its author would expect in it."""
+        """Find expected parts that are missing from a rendered prompt."""
         text = self._render(whole)
         if self._rendered(other) == text:
             raise ModelError(f"{self._named} leaves the user's text out of the prompt; {_TEMPLATE_HELPS}")
@@ -213,12 +213,12 @@ class ChatPrompts:
             )
 
     def _rendered(self, messages: Messages, **more: Any) -> str | Refusal:
-        """Return the prompt, or what the template says when it refuses the conversation."""
+        """Return the prompt, or the template's reason for refusing the conversation."""
         try:
             return self._render(messages, **more)
         except MemoryError:
             raise
-        except Exception as error:  # noqa: BLE001 -- a template is a program: it may raise anything
+        except Exception as error:  # noqa: BLE001 -- a template may raise anything
             return Refusal(_in_words(error))
 
     def _refusal(self, messages: Messages) -> str | None:
@@ -246,7 +246,7 @@ class ChatPrompts:
         if self._control is None:
             return
         texts = ["\n".join(each["content"] for each in messages) for messages in conversations]
-        # Coalitions are parts of the same text: the longest has what any of them has.
+        # Coalitions are parts of one text: the longest contains every control token of the others.
         found = first_match(self._control, max(texts, key=len))
         if found is not None:
             self._control = None
@@ -257,7 +257,7 @@ class ChatPrompts:
 
 
 def _overrides_template(tokenizer: Any) -> bool:
-    """Return whether the tokenizer brings an `apply_chat_template` of its own."""
+    """Return whether the tokenizer overrides `apply_chat_template`."""
     from transformers import PreTrainedTokenizerBase
 
     return type(tokenizer).apply_chat_template is not PreTrainedTokenizerBase.apply_chat_template
@@ -282,7 +282,7 @@ def _merged(messages: Messages) -> Messages:
 
 
 def _in_words(error: Exception) -> str:
-    """Return the first line of an error's message, with its kind where it is not the template's own words."""
+    """Return the first line of an error's message; prefixed with the type unless the template raised it."""
     from jinja2 import TemplateError
 
     line = next(iter(str(error).strip().splitlines()), "")[:_LONGEST_MESSAGE]

@@ -1,4 +1,4 @@
-"""What the files of a model directory say before anything is loaded: what they hold, and whether all of it.
+"""Checks the files of a model directory before loading: their contents and completeness.
 
 Reads headers and small files only, and imports no torch.
 """
@@ -15,17 +15,17 @@ CONFIG = "config.json"
 ADAPTER_CONFIG = "adapter_config.json"
 _POINTER = b"version https://git-lfs"
 _POINTER_BYTES = 1024
-"""A Git LFS pointer is a text of about 130 bytes."""
+"""Upper bound for a Git LFS pointer, which has about 130 bytes."""
 _LARGEST_HEADER = 100_000_000
-"""The limit of safetensors itself."""
+"""The limit of the safetensors library, in bytes."""
 _WEIGHTS = ("*.safetensors", "*.bin", "*.safetensors.index.json", "*.bin.index.json")
 _NO_WEIGHTS = frozenset({"training_args.bin", "optimizer.bin", "scheduler.bin"})
-"""What trainers leave beside the weights."""
+"""Files that trainers write beside the weights."""
 _ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
 
 def has_weights(directory: Path) -> bool:
-    """Return whether a directory holds weights of a whole model, apart from those of an adapter."""
+    """Return whether a directory holds weights of a whole model; adapter weights do not count."""
     found = (path.name for pattern in _WEIGHTS for path in directory.glob(pattern))
     return any(name not in _NO_WEIGHTS and name not in _ADAPTER_WEIGHTS for name in found)
 
@@ -41,14 +41,14 @@ def has_adapter_weights(directory: Path) -> bool:
 
 
 def read_json(named: str, path: Path) -> dict[str, Any]:
-    """Return the object that a JSON file of a model holds.
+    """Return the object in a JSON file of a model.
 
     Args:
         named: The config's key and value, for the message.
         path: The file.
 
     Raises:
-        ModelError: When it cannot be read or is no JSON object.
+        ModelError: When the file cannot be read or is not a JSON object.
     """
     try:
         found = json.loads(path.read_bytes())
@@ -62,14 +62,14 @@ def read_json(named: str, path: Path) -> dict[str, Any]:
 
 
 def check_files(named: str, directory: Path) -> None:
-    """Refuse files that are not whole: Git LFS pointers, truncated weights, missing shards.
+    """Refuse incomplete files: Git LFS pointers, truncated weights, missing shards.
 
     Args:
         named: The config's key and value, for the message.
         directory: Local directory of the model or adapter.
 
     Raises:
-        ModelError: With the file's name and what to do.
+        ModelError: With the file's name and the fix.
     """
     for path in sorted(directory.iterdir()):
         if not path.is_file() or path.name.startswith("."):
@@ -95,7 +95,7 @@ def _is_pointer(path: Path) -> bool:
 
 
 def _check_safetensors(named: str, path: Path) -> None:
-    """Compare the file's size with what its header says."""
+    """Compare the file's size with its header."""
     size = path.stat().st_size
     try:
         expected = _announced_size(path)
@@ -113,7 +113,7 @@ def _check_safetensors(named: str, path: Path) -> None:
 
 
 def _announced_size(path: Path) -> int:
-    """Return the bytes of a whole safetensors file: a length of 8 bytes, the JSON header, the tensors."""
+    """Return the expected bytes of a safetensors file: 8 bytes of length, the JSON header, the tensors."""
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         if length > _LARGEST_HEADER:
@@ -125,7 +125,7 @@ def _announced_size(path: Path) -> int:
 
 
 def _check_archive(named: str, path: Path) -> None:
-    """Refuse a file of PyTorch that begins as a ZIP archive and does not end as one."""
+    """Refuse a PyTorch file that begins like a ZIP archive but does not end like one."""
     with path.open("rb") as file:
         is_archive = file.read(2) == b"PK"
     if is_archive and not zipfile.is_zipfile(path):

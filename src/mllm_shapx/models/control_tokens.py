@@ -1,6 +1,6 @@
-"""Special tokens that stand in a user's text: transformers turns them into control tokens.
+"""Finds special tokens in a user's text: transformers turns them into control tokens.
 
-Read from a tokenizer, or from its files without importing torch or transformers.
+The tokens come from a tokenizer, or from its files without importing torch or transformers.
 """
 
 import json
@@ -21,9 +21,9 @@ _FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
 def control_tokens(tokenizer: Any, template: str | None) -> tuple[str, ...]:
-    """Return the strings that `tokenizer` reads as control tokens wherever they stand.
+    """Return the strings that `tokenizer` reads as control tokens anywhere in a text.
 
-    These are transformers' own: its special tokens, and those added tokens that the chat template writes.
+    These are the special tokens, and the added tokens that the chat template writes.
     """
     own = tokenizer.chat_template
     templates = own.values() if isinstance(own, dict) else [own or ""]
@@ -32,7 +32,7 @@ def control_tokens(tokenizer: Any, template: str | None) -> tuple[str, ...]:
 
 
 def matcher(tokens: Sequence[str]) -> re.Pattern[str] | None:
-    """Return a pattern that finds any of `tokens`, None when there are none."""
+    """Return a pattern that finds any of `tokens`; None when `tokens` is empty."""
     longest_first = sorted(tokens, key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first))) if tokens else None
 
@@ -59,8 +59,7 @@ def control_token_warnings(
 ) -> tuple[str, ...]:
     """Return a warning when texts of `rows` hold special tokens of the model.
 
-    The tokens of a local directory and of a model in the local hub cache are known. Other models give no
-    warning.
+    Only local directories and models in the local hub cache are checked.
     """
     if settings.connector != "hf_text" or modality.has_audio_input:
         return ()
@@ -91,7 +90,7 @@ def _texts(table: Table, column: str, rows: Sequence[int]) -> Iterator[tuple[int
             try:
                 yield row, "\n".join(sentences(values[row - start]))
             except RowError:
-                continue  # said when the row is explained
+                continue  # reported when the row is explained
         wanted.difference_update(inside)
         if not wanted:
             return
@@ -99,7 +98,7 @@ def _texts(table: Table, column: str, rows: Sequence[int]) -> Iterator[tuple[int
 
 
 def _tokens_of(settings: ModelSettings, config_path: Path | None) -> tuple[str, ...]:
-    """Return the control tokens that the model's files name; none when there are no such files here."""
+    """Return the control tokens from the model's files; empty without local files."""
     options = settings.kwargs
     if options.gguf_file is not None or (options.chat_template_kwargs or {}).get("sanitize_control_tokens"):
         return ()
@@ -130,7 +129,7 @@ def _cached(settings: ModelSettings) -> dict[str, Path]:
 
 
 def _chosen(added: Iterable[tuple[str, bool]], template: str) -> tuple[str, ...]:
-    """Return the special tokens, and of the others those that the template writes, but for white space."""
+    """Return the special tokens and the added tokens in the template; blank tokens are left out."""
     kept = (token for token, special in added if special or token in template)
     return tuple(dict.fromkeys(token for token in kept if token.strip()))
 
@@ -139,7 +138,7 @@ def _text(path: Path | None) -> str:
     try:
         return "" if path is None else path.read_text(encoding="utf-8")
     except (OSError, ValueError):
-        return ""  # what cannot be read is named when the model is loaded
+        return ""  # loading the model reports the unreadable file
 
 
 def _json(path: Path | None) -> dict[str, Any]:

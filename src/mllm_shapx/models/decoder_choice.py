@@ -1,10 +1,10 @@
-"""Which way of answering batches gives what the model's `generate` gives for one prompt alone.
+"""Chooses the fastest way of answering batches that equals the model's `generate` for single prompts.
 
 There are four ways, the fastest first: the own loop, `generate` with padding, `generate` for prompts of one
-length at a time, `generate` for one prompt at a time. What is known of the loaded model rules some out (its
-cache, its attention kernel, positions that change with the length). What is left is tried against single
-prompts, with the model's own settings, up to the longest prompt that the study has. A way that gives
-other logits is used for shorter prompts only, up to the length at which it was equal.
+length at a time, `generate` for one prompt at a time. Properties of the loaded model rule some out (its
+cache, its attention kernel, positions that change with the length). Trials compare the others with single
+prompts, with the model's own settings, up to the study's longest prompt. A way whose logits differ is used
+only up to the length at which they were equal.
 """
 
 import inspect
@@ -36,19 +36,19 @@ _log = logging.getLogger(__name__)
 STEPS = 3
 """Tokens generated in a trial."""
 FIRST_TRIAL = 16
-"""Positions of the trial that every model takes when it is loaded."""
+"""Positions of the trial after loading."""
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.05}
-"""Largest mean difference of logits, in their standard deviations, that is rounding."""
+"""Largest mean difference of logits that counts as rounding, in standard deviations of the logits."""
 RULES_TOLERANCE = 0.25
-"""Largest difference of what the settings add to a logit, in standard deviations of the logits."""
+"""Largest difference between the settings' changes of a logit, in standard deviations of the logits."""
 MASKED = {"sdpa", "eager"}
-"""Attention kernels that take a mask of any shape."""
+"""Attention kernels that accept a mask of any shape."""
 _WINDOWS = ("sliding_window", "attention_chunk_size", "window_size", "local_attention")
-"""Config keys that bound how far attention looks back, where the config does not say it per layer."""
+"""Config keys of the attention window, for configs without a value per layer."""
 _NEEDED = {"input_ids", "attention_mask", "position_ids", "past_key_values", "logits_to_keep"}
 """Arguments of `forward` that the own loop passes."""
 _CANNOT = (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError, NotImplementedError)
-"""What a model of any origin may raise when it cannot be called so; then it is answered another way."""
+"""Errors of a model that does not support a call; another way is used then."""
 
 
 @dataclass(slots=True)
@@ -58,27 +58,27 @@ class _Way:
     name: str
     answer: AnswersBatch
     attempt: Callable[[list["_Trial"]], list["_Trial"]] | None
-    """Repeats trials this way; None for the way that needs no proof."""
+    """Repeats trials in this way; None for the reference, which needs no trial."""
     limit: int | None
-    """Positions (prompt and answer) up to which it may be used; None: no bound is known, 0: never."""
+    """Most positions (prompt and answer) for this way; None: no known bound, 0: never."""
     proved: int = 0
-    """Positions up to which trials gave what single prompts give."""
+    """Positions up to which trials equalled single prompts."""
 
     def takes(self, positions: int) -> bool:
-        """Return whether prompts of so many positions, answer included, may be answered this way."""
+        """Return whether this way may answer prompts of `positions` positions, answer included."""
         return self.limit is None or positions <= self.limit
 
 
 class Decoder:
-    """Answers batches of prompts the fastest way that is equal to `generate` for each prompt alone.
+    """Answers batches in the fastest way that equals `generate` for each prompt alone.
 
     Args:
-        model: A causal language model; its generation config is replaced by the cleaned one.
-        settings: What the generation config asks for.
-        positions: Size of the model's table of positions; None when it has none.
+        model: A causal language model; its generation config is replaced by `settings.config`.
+        settings: The settings of its generation config.
+        positions: Size of the model's position table; None without one.
 
     Raises:
-        ModelError: When the model does not generate at all.
+        ModelError: When the model cannot generate.
     """
 
     def __init__(self, model: Any, settings: GenerationSettings, positions: int | None = None) -> None:
@@ -101,21 +101,21 @@ class Decoder:
 
     @property
     def settings(self) -> GenerationSettings:
-        """Return what the model's generation config asks for."""
+        """Return the settings of the model's generation config."""
         return self._settings
 
     @property
     def way(self) -> str:
-        """Return the name of the way in which the longest prompts seen so far are answered."""
+        """Return the name of the way for the longest prompts so far."""
         return self.way_for(self._reached)
 
     def way_for(self, positions: int) -> str:
-        """Return the name of the way that prompts of so many positions, answer included, are answered."""
+        """Return the name of the way for prompts of `positions` positions, answer included."""
         return self._way_for(positions).name
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Return what the user should know of slower ways, as sentences."""
+        """Return notes for the user on slower ways."""
         way = self._way_for(self._reached)
         if way is self._ways[2]:
             why = (
@@ -132,7 +132,7 @@ class Decoder:
         return ()
 
     def shares_beginnings(self, positions: int) -> bool:
-        """Return whether prompts of so many positions are answered by the own loop."""
+        """Return whether the own loop answers prompts of `positions` positions."""
         return self._ways[0].takes(positions)
 
     def answer(
@@ -158,7 +158,7 @@ class Decoder:
         return [found[place] for place in range(len(prompts))]
 
     def prove(self, positions: int) -> None:
-        """Try each way at lengths up to `positions`, where this was not done yet."""
+        """Run the missing trials of each way at lengths up to `positions`."""
         if all(way.proved >= positions or not way.takes(way.proved + 1) for way in self._ways[:-1]):
             return
         bound = FIRST_TRIAL
@@ -170,7 +170,7 @@ class Decoder:
             with torch.inference_mode():
                 self._prove_all()
         except OutOfMemory:
-            # A trial is up to twice as long as the prompts: these may fit all the same.
+            # A trial is up to twice as long as the prompts, which may still fit.
             _log.info("the memory does not hold a trial of %d positions", self._reached)
             self._out_of_memory = True
             for way in self._ways[:-1]:
@@ -233,7 +233,7 @@ class Decoder:
         return in_groups(self._generate, singles, prompts, decoding, seeds)
 
     def _against_own_loop(self, alone: list["_Trial"]) -> str | None:
-        """Return why the own loop cannot serve this model, None when nothing speaks against it."""
+        """Return why the own loop cannot serve this model; None when it can."""
         if self._settings.unknown:
             return f"generation config asks for {', '.join(self._settings.unknown)}"
         kernel = getattr(self._model.config, "_attn_implementation", None)
@@ -249,7 +249,7 @@ class Decoder:
     # --- trials
 
     def _prove_way(self, way: _Way, bound: int, alone: list["_Trial"]) -> None:
-        """Try one way with prompts that take `bound` positions together with their answers."""
+        """Try one way with prompts of up to `bound` positions, answers included."""
         if way.attempt is None:
             return
         try:
@@ -267,7 +267,7 @@ class Decoder:
             way.proved = bound
 
     def _trials_alone(self, positions: int, *, cached: bool = False) -> list["_Trial"]:
-        """Return what the model gives for single prompts that take up to `positions` positions."""
+        """Return trials of single prompts of up to `positions` positions."""
         prompts = _trial_prompts(self._model, positions - STEPS)
         try:
             with memory_errors(self._model.device):
@@ -305,14 +305,14 @@ class Decoder:
             )
         tokens = output.sequences[:, ids.shape[1] :].tolist()
         logits, scores = torch.stack(output.logits, dim=1), torch.stack(output.scores, dim=1)
-        # Of long prompts it is large.
+        # The cache of long prompts is large.
         cache = getattr(output, "past_key_values", None) if cached else None
         return [
             _Trial(prompts[row], tokens[row], logits[row], scores[row], cache) for row in range(len(prompts))
         ]
 
     def _ruled(self, prompt: list[int], tokens: list[int], logits: torch.Tensor) -> torch.Tensor:
-        """Return `logits`, (tokens, vocabulary), as the own loop's reading of the settings changes them."""
+        """Return `logits`, (tokens, vocabulary), after the own loop's logits rules."""
         rules = LogitsRules(self._settings, STEPS, logits.device)
         ids = torch.tensor([[*prompt, *tokens]], device=logits.device)
         changed = [
@@ -322,7 +322,7 @@ class Decoder:
         return self._without_end(ids, torch.cat(changed))
 
     def _without_end(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Logits processor that lets no answer end: a trial of one token would prove little."""
+        """Logits processor that forbids end tokens: a trial of one token would prove little."""
         del input_ids
         ends = [each for each in self._settings.vocabulary.eos if each < scores.shape[-1]]
         return scores.index_fill(
@@ -337,12 +337,12 @@ class _Trial:
     logits: torch.Tensor
     """The model's own, (tokens, vocabulary)."""
     scores: torch.Tensor
-    """The logits as the generation config's settings change them, (tokens, vocabulary)."""
+    """The logits after the generation config's settings, (tokens, vocabulary)."""
     cache: Any = None
 
 
 def _trial_prompts(model: Any, longest: int) -> list[list[int]]:
-    """Return prompts of several lengths up to `longest`, two of them as long, that begin alike."""
+    """Return prompts with a common prefix, of several lengths; two have `longest` tokens."""
     rows = model.get_input_embeddings().num_embeddings
     longest = max(longest, 2)
     ids = [(11 + 7 * place) % rows for place in range(longest)]
@@ -353,7 +353,7 @@ def _trial_prompts(model: Any, longest: int) -> list[list[int]]:
 
 
 def _window(model: Any, alone: list[_Trial]) -> int | None:
-    """Return how far back the nearest-sighted layer looks, None when all look back to the beginning."""
+    """Return the smallest attention window of all layers; None when every layer reads everything."""
     layers = getattr(alone[0].cache, "layers", ())
     bounds = [getattr(layer, "sliding_window", None) for layer in layers]
     config = model.config.get_text_config()
@@ -363,7 +363,7 @@ def _window(model: Any, alone: list[_Trial]) -> int | None:
 
 
 def _unusual_cache(cache: Any) -> str | None:
-    """Return what a cache has besides keys and values of all positions or of a window, None for nothing."""
+    """Return what a cache holds besides keys and values of all positions or a window; None for nothing."""
     from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
     if type(cache) is not DynamicCache:
@@ -375,7 +375,7 @@ def _unusual_cache(cache: Any) -> str | None:
 def _difference(one: _Trial, other: _Trial) -> float:
     """Return the mean difference of logits in standard deviations, up to the first token that differs.
 
-    It is infinite where the settings do something else to the logits, or where logits are not numbers.
+    Infinite where the settings change the logits differently, or where logits are not numbers.
     """
     steps = min(len(one.logits), len(other.logits))
     same = [left == right for left, right in zip(one.tokens[:steps], other.tokens[:steps], strict=True)]
@@ -389,7 +389,7 @@ def _difference(one: _Trial, other: _Trial) -> float:
 
 
 def _ruled_alike(one: _Trial, other: _Trial, steps: int, scale: float) -> bool:
-    """Return whether the settings did the same to the logits of both."""
+    """Return whether the settings changed the logits of both equally."""
     left, right = (trial.scores[:steps].float() - trial.logits[:steps].float() for trial in (one, other))
     if not torch.equal(left.isfinite(), right.isfinite()):
         return False

@@ -1,7 +1,7 @@
-"""Our decoding loop: it computes shared beginnings once, and finished answers leave the batch.
+"""Our decoding loop: it computes shared prefixes once, and finished answers leave the batch.
 
-The model must have plain attention over cached keys and values (see `decoder_choice`). The loop gives what
-`generate` gives with the same settings.
+The model must have plain attention over cached keys and values (see `decoder_choice`). Its answers equal
+those of `generate` with the same settings.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,13 +20,13 @@ from mllm_shapx.models.prefix_tree import Piece, PrefixTree, build_tree
 from mllm_shapx.models.sampling import Sampler, draws_for, not_finite
 
 PIECE_NODES = {"cpu": 512, "cuda": 2048, "mps": 1024}
-"""Tokens prefilled in one pass: enough to keep the device busy, few enough that attention stays cheap."""
+"""Tokens prefilled in one pass: enough to use the whole device, few enough for cheap attention."""
 LEAVE_SHARE = 8
 """Finished answers leave the batch when they are at least 1 / LEAVE_SHARE of it."""
 
 
 class _Slots(CacheLayerMixin):  # type: ignore[misc]  # transformers is untyped
-    """One layer's keys and values of all answers, in a buffer that is written in place.
+    """One layer's keys and values of all answers, in a preallocated buffer.
 
     Buffers are (heads, answers, columns, size); the model sees (answers, heads, columns so far, size).
     """
@@ -44,7 +44,7 @@ class _Slots(CacheLayerMixin):  # type: ignore[misc]  # transformers is untyped
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write one column and return all so far."""
+        """Write one column; return all columns so far."""
         del args, kwargs
         column = self._filled
         self._keys[:, :, column] = key_states[:, :, 0].transpose(0, 1)
@@ -53,7 +53,7 @@ class _Slots(CacheLayerMixin):  # type: ignore[misc]  # transformers is untyped
         return self._seen(self._keys), self._seen(self._values)
 
     def keep(self, rows: torch.Tensor) -> None:
-        """Drop the answers that are not among `rows`."""
+        """Keep the answers `rows` only."""
         self._keys = self._keys.index_select(1, rows)
         self._values = self._values.index_select(1, rows)
 
@@ -78,7 +78,7 @@ class OwnLoop:
 
     Args:
         model: A causal language model with plain attention.
-        settings: What its generation config asks for.
+        settings: The settings of its generation config.
     """
 
     def __init__(self, model: Any, settings: GenerationSettings) -> None:
@@ -88,7 +88,7 @@ class OwnLoop:
         self._most_nodes = PIECE_NODES.get(self._device.type, 512)
 
     def logits_at(self, tree: PrefixTree, nodes: Sequence[NDArray[np.int64]]) -> Iterator[torch.Tensor]:
-        """Yield each piece's logits, (nodes, vocabulary), at the given nodes of the piece; keep no states."""
+        """Yield each piece's logits, (nodes, vocabulary), at the given nodes; keep no states."""
         trunk = self._trunk(tree)
         for piece, wanted in zip(tree.pieces, nodes, strict=True):
             yield self._run_piece(replace(piece, ends=wanted), trunk, len(tree.trunk))[0]
@@ -148,7 +148,7 @@ class OwnLoop:
         return torch.cat(logits), states
 
     def _trunk(self, tree: PrefixTree) -> list[DynamicLayer]:
-        """Return the states of the trunk; an empty list without one."""
+        """Return the states of the trunk; an empty list without a trunk."""
         if not tree.trunk:
             return []
         chain = np.arange(len(tree.trunk))
@@ -177,7 +177,7 @@ class OwnLoop:
     def _spread(
         self, tree: PrefixTree, states: list[tuple[torch.Tensor, torch.Tensor]], new_tokens: int
     ) -> tuple[Cache, torch.Tensor]:
-        """Return a cache with one row per prompt, all ending in one column, and the prompts' lengths."""
+        """Return a right-aligned cache with one row per prompt, and the prompts' lengths."""
         lengths = np.array([len(path) for path in tree.paths])
         width = int(lengths.max())
         places = np.zeros((len(lengths), width), dtype=np.int64)
@@ -223,7 +223,7 @@ class OwnLoop:
     def _step(
         self, chosen: torch.Tensor, cache: Cache, mask: torch.Tensor, positions: torch.Tensor
     ) -> torch.Tensor:
-        """Run one token of each answer through the model; return the logits after it."""
+        """Run one token of each answer through the model; return the next logits."""
         output = self._model(
             input_ids=chosen[:, None],
             attention_mask=mask[..., : cache.get_seq_length() + 1],
@@ -241,15 +241,15 @@ class OwnLoop:
         return self._mask(columns >= (width - lengths)[:, None])[:, None, None]
 
     def _mask(self, reads: torch.Tensor) -> torch.Tensor:
-        """Return what attention adds to its scores: 0 where a token is read, the lowest number elsewhere."""
+        """Return the additive attention mask: 0 where a token is read, the lowest number elsewhere."""
         mask = torch.zeros(reads.shape, dtype=self._model.dtype, device=self._device)
         return mask.masked_fill_(~reads, torch.finfo(mask.dtype).min)
 
 
 class _Chooser:
-    """Chooses the next token of each answer: the likeliest, or by the answer's own draws.
+    """Chooses the next token of each answer: the likeliest, or one from the answer's own draws.
 
-    The settings of the model's generation config that change logits are applied before.
+    First it applies the settings of the model's generation config that change logits.
     """
 
     def __init__(
@@ -276,7 +276,7 @@ class _Chooser:
         return chosen
 
     def keep(self, rows: torch.Tensor) -> None:
-        """Drop the answers that are not among `rows`."""
+        """Keep the answers `rows` only."""
         if self._draws is not None:
             self._draws = self._draws[rows]
         if self._rules is not None:
@@ -284,7 +284,7 @@ class _Chooser:
 
 
 class _RulesOfRows:
-    """`LogitsRules` over answers whose prompts differ in length: those of one length are taken together."""
+    """Applies `LogitsRules` to answers whose prompts differ in length, grouped by length."""
 
     def __init__(
         self,
@@ -300,7 +300,7 @@ class _RulesOfRows:
         self._ids = torch.tensor(rows, device=device)
 
     def __call__(self, logits: torch.Tensor, step: int) -> torch.Tensor:
-        """Return the logits of step `step` as the settings change them, in float32 as in `generate`."""
+        """Return the logits of step `step` after the settings, in float32 as in `generate`."""
         changed = logits.float().clone()
         for length in self._lengths.unique().tolist():
             rows = (self._lengths == length).nonzero()[:, 0]
@@ -308,11 +308,11 @@ class _RulesOfRows:
         return changed
 
     def add(self, chosen: torch.Tensor, step: int) -> None:
-        """Take the token of step `step` of each answer."""
+        """Append the token of step `step` to each answer."""
         self._ids.scatter_(1, (self._lengths + step)[:, None], chosen[:, None])
 
     def keep(self, rows: torch.Tensor) -> None:
-        """Drop the answers that are not among `rows`."""
+        """Keep the answers `rows` only."""
         self._lengths, self._ids = self._lengths[rows], self._ids[rows]
 
 
@@ -330,7 +330,7 @@ class _Answers:
         self._finite = torch.ones(rows, dtype=torch.bool, device=device)
 
     def add(self, chosen: torch.Tensor, logits: torch.Tensor, step: int) -> torch.Tensor | None:
-        """Take one token per active answer; return which of them go on, None when none does."""
+        """Append one token per active answer; return which answers continue, None when all ended."""
         self._tokens[self._active, step] = chosen
         # A NaN among the logits makes the largest one NaN.
         self._finite[self._active] &= ~self._running | logits.amax(dim=-1).isfinite()
@@ -347,11 +347,11 @@ class _Answers:
         return running if len(running) else None
 
     def keep(self, rows: torch.Tensor) -> None:
-        """Make `rows` of the active answers the active ones."""
+        """Keep only `rows` of the active answers active."""
         self._active, self._running = self._active[rows], self._running[rows]
 
     def read(self) -> tuple[list[list[int]], list[list[float]] | None]:
-        """Return each answer's tokens and, when asked for, their log-probabilities.
+        """Return each answer's tokens and, on request, their log-probabilities.
 
         Raises:
             RowError: When the logits of an answer were not numbers.
@@ -366,7 +366,7 @@ class _Answers:
 
 
 def _joined(parts: list[torch.Tensor], trunk: int) -> torch.Tensor:
-    """Return one layer's states of all nodes, (heads, nodes, size); each part begins with the trunk."""
+    """Return one layer's states of all nodes, (heads, nodes, size); every part begins with the trunk."""
     return torch.cat([parts[0][0], *(part[0][:, trunk:] for part in parts[1:])], dim=1)
 
 

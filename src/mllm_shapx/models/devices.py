@@ -1,4 +1,4 @@
-"""Devices, dtypes and memory: where a model is loaded and how running out of memory is recognized."""
+"""Chooses device and dtype of a model, and recognizes errors of full memory."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -14,15 +14,15 @@ from mllm_shapx.models.base import OutOfMemory
 
 _CGROUP = Path("/sys/fs/cgroup")
 _WEIGHTS_SHARE = 0.85
-"""Share of each GPU's free memory that a spread model's weights may take; the rest is for prompts."""
+"""Largest share of each GPU's free memory for the weights of a spread model; prompts use the rest."""
 _FULL = ("can't allocate memory", "not enough memory", "out of memory")
 
 
 def pick_device(asked: str | None) -> torch.device:
-    """Return the device asked for; CUDA, then Apple MPS, then the CPU when None.
+    """Return the device `asked`; for None, the first available of CUDA, Apple MPS and CPU.
 
     Raises:
-        ResourceError: When the device asked for is not on this machine.
+        ResourceError: When the machine lacks the device.
     """
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if asked is None:
@@ -41,15 +41,15 @@ def pick_device(asked: str | None) -> torch.device:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where a model's weights go."""
+    """The device or devices for a model's weights."""
 
     device: torch.device
-    """Where prompts go in and logits come out."""
+    """Device of prompts and logits."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """What `from_pretrained` is told: a device map and, for several devices, their memory."""
+    """Arguments of `from_pretrained`: a device map and, for several devices, their memory."""
 
     def check(self, model: Any) -> None:
-        """Refuse a model that did not fit on the GPUs and lies partly in main memory.
+        """Refuse a model that lies partly in main memory because the GPUs are too small.
 
         Raises:
             OutOfMemory: With the number of devices.
@@ -58,7 +58,7 @@ class Placement:
             raise OutOfMemory(f"its weights are larger than the free memory of {self.names}")
 
     def notes(self, model: Any) -> tuple[str, ...]:
-        """Return what the user should know: over which devices the model is spread."""
+        """Return notes for the user: the devices over which the model is spread."""
         found = devices_of(model)
         return (
             (f"the model is spread over {len(found)} devices: {', '.join(found)}",) if len(found) > 1 else ()
@@ -74,14 +74,14 @@ class Placement:
 
 
 def place_model(asked: str | None) -> Placement:
-    """Return where a model goes: one device, or all GPUs that were given to this process.
+    """Return the placement of a model: one device, or all GPUs of this process.
 
-    Ray gives a worker its GPUs in CUDA_VISIBLE_DEVICES. Where that names several and `asked` names none by
-    its number, the model is spread over them, layer by layer. Without the variable the GPUs may be meant for
-    others, and the model goes to the first.
+    Ray gives a worker its GPUs in CUDA_VISIBLE_DEVICES. If it lists several and `asked` has no device number,
+    the model is spread over them, layer by layer. Without the variable, other processes may use the GPUs, and
+    the model goes to the first.
 
     Raises:
-        ResourceError: When the device asked for is not on this machine.
+        ResourceError: When the machine lacks the device.
     """
     device = pick_device(asked)
     count = torch.cuda.device_count() if device.type == "cuda" else 1
@@ -89,22 +89,22 @@ def place_model(asked: str | None) -> Placement:
         return Placement(device, {"device_map": str(device)})
     free = [torch.cuda.mem_get_info(index)[0] for index in range(count)]
     memory = {index: int(_WEIGHTS_SHARE * each) for index, each in enumerate(free)}
-    # Without memory for it, nothing goes to main memory, from where every pass would fetch it again.
+    # The CPU gets no memory: every pass would fetch weights in main memory again.
     return Placement(torch.device("cuda:0"), {"device_map": "auto", "max_memory": {**memory, "cpu": 0}})
 
 
 def devices_of(model: Any) -> list[str]:
-    """Return the devices that a model's weights lie on, in the order of its layers; `disk` is one."""
+    """Return the devices of a model's weights (`disk` included), in the order of its layers."""
     spread = getattr(model, "hf_device_map", None) or {"": model.device}
     names = (f"cuda:{place}" if isinstance(place, int) else str(place) for place in spread.values())
     return list(dict.fromkeys(names))
 
 
 def pick_dtype(asked: str, device: torch.device) -> torch.dtype:
-    """Return the dtype asked for.
+    """Return the dtype `asked`.
 
-    `auto` is bfloat16 on accelerators that have it, float16 on others, float32 on the CPU: float16 overflows
-    on many models trained in bfloat16 (mllm_shap has the same order).
+    `auto` is bfloat16 on accelerators that support it, float16 on others, float32 on the CPU. Many models
+    trained in bfloat16 overflow in float16 (mllm_shap has the same order).
     """
     if asked != "auto":
         found: torch.dtype = getattr(torch, asked)
@@ -124,7 +124,7 @@ def _mps_has_bfloat16() -> bool:
 
 
 def free_memory() -> int:
-    """Return the bytes of main memory still free: the machine's, or its control group's if less."""
+    """Return the free bytes of main memory: of the machine, or of its control group if less."""
     import psutil
 
     free: int = psutil.virtual_memory().available
@@ -137,12 +137,12 @@ def free_memory() -> int:
 
 @contextmanager
 def memory_errors(device: torch.device) -> Iterator[None]:
-    """Turn what the device raises when memory is full into `OutOfMemory`, and give cached memory back."""
+    """Turn the device's errors of full memory into `OutOfMemory`, and free cached memory."""
     try:
         yield
     except (torch.cuda.OutOfMemoryError, MemoryError) as error:
         full: Exception = error
-    except RuntimeError as error:  # the CPU's and MPS's allocators have no class of their own
+    except RuntimeError as error:  # CPU and MPS have no error class for full memory
         if not any(words in str(error) for words in _FULL):
             raise
         full = error
@@ -154,9 +154,9 @@ def memory_errors(device: torch.device) -> Iterator[None]:
 
 
 def own_memory(network: Any) -> None:
-    """Copy weights in main memory, so that they no longer depend on the file they were loaded from.
+    """Copy weights in main memory, so that they do not depend on their file.
 
-    safetensors maps files into memory: a program that writes to the file would change the loaded weights.
+    safetensors maps files into memory: writing to the file would change the loaded weights.
     Weights on other devices are copies already. `network` is a `torch.nn.Module`.
     """
     for tensor in (*network.parameters(), *network.buffers()):

@@ -13,7 +13,7 @@ from mllm_shapx.models.identity import ENCODER, Version, directory_digest, encod
 
 
 class TextEncoder:
-    """Turns texts into vectors: the encoder's last hidden states, pooled over a text's tokens."""
+    """Turns texts into vectors: the encoder's last hidden states, pooled over the tokens of each text."""
 
     def __init__(self, config: EmbeddingConfig, tokenizer: Any, model: Any, device: str) -> None:
         self._config = config
@@ -23,11 +23,11 @@ class TextEncoder:
 
     @classmethod
     def load(cls, config: EmbeddingConfig, version: Version | None = None) -> "TextEncoder":
-        """Load the encoder in the version that was found when the study began; None for what there is.
+        """Load the encoder and check that it is `version`, found at the study's start; None checks nothing.
 
         Raises:
             ModelError: When it cannot be loaded.
-            ModelChangedError: When its files are others now.
+            ModelChangedError: When its files have changed.
         """
         found = encoder_version(config, None) if version is None else version
         return found.loaded(lambda: cls._load(config, found), lambda: directory_digest(found.directories[0]))
@@ -49,7 +49,7 @@ class TextEncoder:
         try:
             tokenizer = AutoTokenizer.from_pretrained(source, **options)
             model = AutoModel.from_pretrained(source, dtype=torch.float32, **options)
-        except Exception as error:  # the readers of configs, tokenizers and weights raise what they like
+        except Exception as error:  # readers of configs, tokenizers and weights raise many types
             if isinstance(error, MemoryError):
                 raise
             raise ModelError(

@@ -1,4 +1,4 @@
-"""The engine: prompts of many rows become a few forward passes on one device thread."""
+"""The engine: batches prompts of many rows into forward passes on one device thread."""
 
 import asyncio
 import itertools
@@ -46,7 +46,7 @@ from mllm_shapx.models.likelihood_batches import SIZE, Forcing, encode_batches
 _log = logging.getLogger(__name__)
 
 EMBED_BATCH = 128
-"""Answers embedded in one go."""
+"""Answers per embedding batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class BatchReport:
     positions: int
     """Prompt positions without padding."""
     padded_positions: int
-    """Positions of the rectangle that holds the prompts."""
+    """Positions with padding."""
     new_tokens: int
 
 
@@ -76,9 +76,9 @@ class _Counters:
 class Engine:
     """Answers prompts of many concurrent callers with one model, batched.
 
-    Calls that arrive together are batched together, ordered by the model's `batch_key` (else by length).
-    Earlier calls come first. One thread runs the model while another encodes the next prompts. The engine may
-    be used from several event loops.
+    Calls that arrive together share batches, ordered by the model's `batch_key` (else by length). Earlier
+    calls come first. One thread runs the model while another encodes the next prompts. Several event loops
+    may use the engine.
 
     Args:
         model: The loaded model; the engine owns it and closes it.
@@ -123,7 +123,7 @@ class Engine:
 
     @property
     def waiting_for(self) -> str:
-        """Return an empty text: a device is always there."""
+        """Return an empty text: the device is always available."""
         return ""
 
     async def answer(
@@ -136,12 +136,12 @@ class Engine:
         """Answer `snapshots`, in their order; `seeds[i]` decides the draws of snapshot i.
 
         `on_answer(i, answer)` is called in the caller's loop as answers come in. Cancelling the call drops
-        the prompts that no batch has taken yet.
+        prompts that are in no batch yet.
 
         Raises:
-            ModelError: When one prompt alone does not fit in the device's memory, or the engine is closed.
-            EngineStoppedError: When the engine itself broke, now or at an earlier call.
-            Exception: Whatever the model raised for a batch that held one of these prompts.
+            ModelError: When a single prompt does not fit in the device's memory, or the engine is closed.
+            EngineStoppedError: When the engine itself failed, now or at an earlier call.
+            Exception: The model's error for a batch with one of these prompts.
         """
         if len(seeds) != len(snapshots):
             raise ValueError(f"{len(snapshots)} prompts need as many seeds, not {len(seeds)}")
@@ -169,12 +169,12 @@ class Engine:
     async def likelihoods(
         self, forcing: Forcing, on_likelihood: Callable[[int, Likelihood], None] | None = None
     ) -> list[Likelihood]:
-        """Return how likely each continuation is behind its prompt, in the order of `forcing`.
+        """Return the likelihood of each continuation after its prompt, in the order of `forcing`.
 
-        `on_likelihood(i, likelihood)` is called in the caller's loop as they come in.
+        `on_likelihood(i, likelihood)` is called in the caller's loop for each new likelihood.
 
         Raises:
-            ModelError: When one prompt alone does not fit in the device's memory, the model's forward pass
+            ModelError: When a single prompt does not fit in the device's memory, the model's forward pass
                 does not give its probabilities, or the engine is closed.
             RowError: When a prompt cannot be encoded or leaves no room for its continuation.
         """
@@ -185,11 +185,11 @@ class Engine:
         return await request.wait()
 
     async def aclose(self, *, keep_model: bool = False) -> None:
-        """See `PromptEngine.aclose`. The batch in hand is finished first."""
+        """See `PromptEngine.aclose`. The current batch is finished first."""
         await asyncio.to_thread(self.close, keep_model=keep_model)
 
     def close(self, *, keep_model: bool = False) -> None:
-        """Close as `aclose` does, from outside an event loop."""
+        """Close as `aclose` does, outside an event loop."""
         if not self._stop(ModelError("the model's engine is closed: it answers no more prompts")):
             return
         self._encoder.join()
@@ -198,7 +198,7 @@ class Engine:
             self.model.close()
 
     def _stop(self, error: Exception) -> bool:
-        """Take no more work and fail what waits; return whether the engine was open."""
+        """Refuse new calls and fail the waiting ones; return whether the engine was open."""
         with self._arriving:
             waiting = self._queue.close(error)
             if waiting is None:
@@ -211,18 +211,18 @@ class Engine:
         return True
 
     def _guarded(self, work: Callable[[], None]) -> None:
-        """Run one thread's work; if it breaks, fail the callers instead of leaving them waiting."""
+        """Run one thread's work; on an error, fail the callers instead of leaving them waiting."""
         try:
             work()
-        except BaseException as error:  # noqa: BLE001 -- a thread's error would go unnoticed
+        except BaseException as error:  # noqa: BLE001 -- nobody else would notice a thread's error
             failure = EngineStoppedError(f"the model's engine stopped working: {error!r}")
             failure.__cause__ = error
             _log.warning("the model's engine stopped working", exc_info=True)
             self._stop(failure)
-            for request in set(self._requests):  # those of the current batch too
+            for request in set(self._requests):  # includes those of the current batch
                 request.fail(failure)
 
-    # --- event loop: calls of the same moment are collected, so that single prompts share batches
+    # --- event loop: collects calls of the same moment, so that single prompts share batches
 
     def _arrive(self, call: AnswerCall | ForcingCall) -> None:
         loop = call.request.loop
@@ -257,7 +257,7 @@ class Engine:
                     self._queue.encoded()
 
     def _encode(self, arrival: int, call: AnswerCall) -> None:
-        """Queue the prompts of one call, a piece at a time, so that the device starts on the first."""
+        """Queue the prompts of one call in pieces, so that the device starts with the first piece."""
         piece = self._sizer.size
         first = 0
         while first < len(call.snapshots):
@@ -270,12 +270,12 @@ class Engine:
                     (self._batch_key(prompt), Item(call.request, index, prompt, call.seeds[index]))
                     for index, prompt in enumerate(prompts, start=first)
                 ]
-            except Exception as error:  # noqa: BLE001 -- the caller's prompt failed, so the caller gets the error
+            except Exception as error:  # noqa: BLE001 -- the caller gets the error
                 call.request.fail(error)
                 return
             self._counters.encoding += time.perf_counter() - started
             self._queue.put(arrival, call.decoding, items)
-            # One batch is enough to start on. The more prompts wait together, the better batches are sorted.
+            # One batch is enough to start. More waiting prompts give better sorted batches.
             first, piece = first + piece, 4 * piece
         if self._queue.closed_by is not None:
             call.request.fail(self._queue.closed_by)
@@ -290,7 +290,7 @@ class Engine:
             batches = encode_batches(self._encode_together, call.forcing, self._batch_key, size)
             self._counters.encoding += time.perf_counter() - started
             self._queue.put_jobs([ForcingJob(call.request, batch) for batch in batches])
-        except Exception as error:  # noqa: BLE001 -- the caller's prompt failed, so the caller gets the error
+        except Exception as error:  # noqa: BLE001 -- the caller gets the error
             call.request.fail(error)
 
     def _encode_each(self, snapshots: Sequence[ConversationSnapshot], decoding: Decoding) -> Sequence[Prompt]:
@@ -316,7 +316,7 @@ class Engine:
             self._counters.busy += time.perf_counter() - started
             self._shrink(batch, error)
             return
-        except Exception as error:  # noqa: BLE001 -- handed to the callers of this batch
+        except Exception as error:  # noqa: BLE001 -- the batch's callers get the error
             self._counters.busy += time.perf_counter() - started
             self._blame(batch, error)
             return
@@ -327,7 +327,7 @@ class Engine:
             request.deliver(delivery)
 
     def _blame(self, batch: Batch, error: Exception) -> None:
-        """Fail the request whose prompts the batch failed at; requests that shared it are answered alone."""
+        """Fail the request of a failed batch; if several requests share the batch, repeat each alone."""
         batches = batch.by_request()
         if len(batches) == 1:
             batch.items[0].request.fail(error)
@@ -336,7 +336,7 @@ class Engine:
             self._answer(each)
 
     def _shrink(self, batch: Batch, error: BaseException) -> None:
-        """Put a batch that did not fit back into the queue, to be taken in halves."""
+        """Queue a batch that did not fit again, for smaller batches; fail a single prompt."""
         items = batch.items
         longest = max(item.prompt.length for item in items) + batch.decoding.max_new_tokens
         self._counters.out_of_memory += 1
@@ -372,7 +372,7 @@ class Engine:
         started = time.perf_counter()
         try:
             found = job.run(self.model, self._count_halving)
-        except Exception as error:  # noqa: BLE001 -- handed to the caller
+        except Exception as error:  # noqa: BLE001 -- the caller gets the error
             job.request.fail(error)
         else:
             job.request.deliver(found)

@@ -1,4 +1,4 @@
-"""What waits for the device: the calls of the engine, and the queue that batches are taken from."""
+"""The engine's calls, and the queue of prompts and jobs for the device."""
 
 import asyncio
 import heapq
@@ -18,7 +18,7 @@ from mllm_shapx.models.batch_size import BatchSizer
 from mllm_shapx.models.likelihood_batches import Forcing, LikelihoodBatch, read_batch
 
 STRETCH = 1.25
-"""A batch may be this many times the batch size when it then takes all prompts that wait."""
+"""A batch may exceed the batch size by this factor if it then takes all waiting prompts."""
 
 
 @dataclass(eq=False, slots=True, weakref_slot=True)
@@ -31,7 +31,7 @@ class Request:
     remaining: int
     on_result: Callable[[int, Any], None] | None
     dropped: bool = False
-    """Whether the call was cancelled or has failed: its prompts need no answer."""
+    """Whether the call is cancelled or failed: its prompts need no answer."""
 
     @classmethod
     def create(cls, size: int, on_result: Callable[[int, Any], None] | None = None) -> "Request":
@@ -40,7 +40,7 @@ class Request:
         return cls(loop, loop.create_future(), [None] * size, size, on_result)
 
     async def wait(self) -> list[Any]:
-        """Return the results once all are there; a cancelled call drops its pending prompts."""
+        """Wait for all results and return them; a cancelled call drops its pending prompts."""
         try:
             return await self.future
         except asyncio.CancelledError:
@@ -48,7 +48,7 @@ class Request:
             raise
 
     def deliver(self, found: Sequence[tuple[int, Any]]) -> None:
-        """Hand over results; may be called from any thread."""
+        """Deliver results; may be called from any thread."""
         self._call(self._accept, found)
 
     def fail(self, error: Exception) -> None:
@@ -70,7 +70,7 @@ class Request:
                 self.results[index] = result
                 if self.on_result is not None:
                     self.on_result(index, result)
-        except Exception as error:  # noqa: BLE001 -- the caller's callback failed, so the caller gets the error
+        except Exception as error:  # noqa: BLE001 -- the caller gets its callback's error
             self.dropped = True
             self.future.set_exception(error)
             return
@@ -95,7 +95,7 @@ class AnswerCall:
 
 @dataclass(frozen=True, slots=True)
 class ForcingCall:
-    """The prompts of one request whose continuations are given, before they are encoded."""
+    """The prompts and given continuations of one request, before they are encoded."""
 
     request: Request
     forcing: Forcing
@@ -112,12 +112,12 @@ class Item:
 
 
 Entry = tuple[int, Any, int, Item]
-"""(arrival, batch key, number, item): what the queue sorts by."""
+"""(arrival, batch key, number, item): the sort key of the queue."""
 
 
 @dataclass(frozen=True, slots=True)
 class EmbedJob:
-    """Some answers of one request, embedded in one go."""
+    """Some answers of one request, embedded together."""
 
     request: Request
     first: int
@@ -129,7 +129,7 @@ class EmbedJob:
         """Return the vectors, each with its place in the request.
 
         Raises:
-            ModelError: When one answer alone does not fit in the device's memory.
+            ModelError: When a single answer does not fit in the device's memory.
         """
         vectors = self._embed(model, self.answers, on_halving)
         return list(enumerate(vectors, start=self.first))
@@ -155,7 +155,7 @@ class EmbedJob:
 
 @dataclass(frozen=True, slots=True)
 class ForcingJob:
-    """Prompts of one request whose continuations are read in one go."""
+    """Prompts of one request whose likelihoods are read together."""
 
     request: Request
     batch: LikelihoodBatch
@@ -166,7 +166,7 @@ class ForcingJob:
 
 
 ForwardJob = EmbedJob | ForcingJob
-"""What forward passes alone do, without generating."""
+"""A job of forward passes without generation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +175,7 @@ class Batch:
 
     decoding: Decoding
     entries: list[Entry]
-    """Kept as entries so that a batch that did not fit goes back to its place in the queue."""
+    """Entries, so that a batch that did not fit returns to its place in the queue."""
 
     @property
     def items(self) -> list[Item]:
@@ -183,7 +183,7 @@ class Batch:
         return [entry[3] for entry in self.entries]
 
     def by_request(self) -> list["Batch"]:
-        """Return one batch per request that has prompts in this one."""
+        """Return one batch per request in this batch."""
         found: dict[Request, list[Entry]] = {}
         for entry in self.entries:
             found.setdefault(entry[3].request, []).append(entry)
@@ -191,14 +191,14 @@ class Batch:
 
 
 class DeviceQueue:
-    """All that waits for the device. Its methods may be called from any thread.
+    """Prompts and jobs that wait for the device. Its methods may be called from any thread.
 
-    Prompts of one way of decoding are batched together, first come, first served; prompts that arrived
-    together are ordered by the model's batch key.
+    Prompts with equal decoding share batches, first come, first served. Prompts that arrived together are
+    ordered by the model's batch key.
 
     Args:
-        sizer: Says how many prompts make a batch.
-        may_stretch: Whether a batch may be somewhat larger than that to take all that waits.
+        sizer: Chooses the batch size.
+        may_stretch: Whether a slightly larger batch may take all waiting prompts (`STRETCH`).
     """
 
     def __init__(self, sizer: BatchSizer, *, may_stretch: bool) -> None:
@@ -213,16 +213,16 @@ class DeviceQueue:
 
     @property
     def closed_by(self) -> Exception | None:
-        """Return what later calls fail with; None while the queue is open."""
+        """Return the error of later calls; None while the queue is open."""
         return self._closed_by
 
     def check_open(self) -> None:
-        """Raise what the queue was closed with."""
+        """Raise the error that closed the queue."""
         if self._closed_by is not None:
             raise self._closed_by
 
     def close(self, error: Exception) -> set[Request] | None:
-        """Take no more work; return the requests that waited, None when it was closed before."""
+        """Refuse new work; return the waiting requests, None if the queue was closed before."""
         with self._changed:
             if self._closed_by is not None:
                 return None
@@ -235,12 +235,12 @@ class DeviceQueue:
         return found
 
     def expect(self, calls: int) -> None:
-        """Say that so many calls are about to be encoded; each ends with `encoded`."""
+        """Announce `calls` calls that are about to be encoded; each ends with `encoded`."""
         with self._changed:
             self._encoding += calls
 
     def encoded(self) -> None:
-        """Say that a call that was expected is encoded."""
+        """Report that one announced call is encoded."""
         with self._changed:
             self._encoding -= 1
             self._changed.notify_all()
@@ -261,10 +261,10 @@ class DeviceQueue:
                 heapq.heappush(heap, entry)
 
     def put_jobs(self, jobs: Sequence[ForwardJob]) -> None:
-        """Queue work that needs forward passes alone.
+        """Queue jobs of forward passes.
 
         Raises:
-            Exception: What the queue was closed with.
+            Exception: The error that closed the queue.
         """
         with self._changed:
             self.check_open()
@@ -274,7 +274,7 @@ class DeviceQueue:
     def next_job(self) -> ForwardJob | Batch | None:
         """Wait for work and return it, None once the queue is closed.
 
-        Forward passes come first, since a row cannot end without them; then the oldest prompts.
+        Jobs of forward passes come first, since a row cannot finish without them; then the oldest prompts.
         """
         with self._changed:
             while self._closed_by is None:
@@ -315,7 +315,7 @@ class DeviceQueue:
 
 
 def _has_wanted(heap: list[Entry]) -> bool:
-    """Remove dropped prompts from the top; return whether any prompt is left."""
+    """Remove dropped prompts from the top; return whether the heap still has prompts."""
     while heap and heap[0][3].request.dropped:
         heapq.heappop(heap)
     return bool(heap)

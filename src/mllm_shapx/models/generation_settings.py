@@ -1,8 +1,8 @@
 """Reads a model's own generation config and decides how each setting is handled.
 
-`GENERATION` settings of transformers fall into four groups: those that change no answer here, those that
-`generation` of the study's config replaces, those that are honoured, and those that cannot be honoured.
-A replaced setting gives a note; for an impossible one the model is refused.
+transformers' generation settings fall into four groups: settings without effect here, settings that the
+study's `generation` block replaces, settings that are applied, and settings that cannot be applied. A
+replaced setting gives a note; a setting that cannot be applied raises `ModelError`.
 """
 
 import copy
@@ -25,17 +25,17 @@ _WITHOUT_EFFECT = frozenset(
         *_SAMPLING,
         # The study's `generation` block decides these.
         *("max_length", "max_new_tokens", "do_sample"),
-        # It changes no order of tokens.
+        # Does not change the order of tokens.
         "renormalize_logits",
-        # They matter to beam search and assisted decoding only.
+        # For beam search and assisted decoding only.
         *("early_stopping", "length_penalty", "diversity_penalty", "num_beam_groups", "low_memory"),
         *("num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_confidence_threshold"),
         *("assistant_lookbehind", "target_lookbehind", "assistant_ensemble_weight", "is_assistant"),
         *("max_matching_ngram_size", "speculation_type"),
-        # They matter to encoders only.
+        # For encoders only.
         *("encoder_repetition_penalty", "encoder_no_repeat_ngram_size", "decoder_start_token_id"),
         *("bos_token_id", "eos_token_id", "pad_token_id"),
-        # They change how fast the same tokens come.
+        # Change the speed, not the tokens.
         *("use_cache", "cache_config", "max_cache_len", "compile_config", "disable_compile"),
         *("prefill_chunk_size", "continuous_batching_config"),
         *("return_dict_in_generate", "output_scores", "output_logits", "output_attentions"),
@@ -49,14 +49,14 @@ _HONOURED = frozenset(
         *("begin_suppress_tokens", "exponential_decay_length_penalty"),
     }
 )
-"""Settings that change the logits of one answer from its own tokens (see `LogitsRules`)."""
+"""Settings that change an answer's logits depending on its tokens (see `LogitsRules`)."""
 _REPLACED: dict[str, tuple[Any, str]] = {
     "num_beams": (1, "answers are decoded greedily or sampled, never by beam search"),
     "max_time": (None, "an answer must not depend on how fast the machine is"),
     "cache_implementation": (None, "the plain cache gives the model's own answers"),
     "remove_invalid_values": (None, "logits that are not numbers are an error of the row"),
 }
-"""Setting -> (the value it gets, the reason)."""
+"""Setting -> (replacement, reason)."""
 _IMPOSSIBLE = {
     "stop_strings": "stop strings",
     "penalty_alpha": "contrastive search",
@@ -70,7 +70,7 @@ _IMPOSSIBLE = {
     "token_healing": "token healing",
     "custom_generate": "a decoding method of its own",
 }
-"""Setting -> what it asks for."""
+"""Setting -> its meaning in words."""
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "repetition_penalty": (1.0,),
     "encoder_repetition_penalty": (1.0,),
@@ -83,7 +83,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "penalty_alpha": (0.0,),
     "cache_implementation": ("dynamic", "hybrid"),
 }
-"""Setting -> values that ask for nothing, besides null and false."""
+"""Setting -> values without effect, besides null and false."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,29 +91,29 @@ class Vocabulary:
     """The token ids that end and pad an answer."""
 
     eos: tuple[int, ...]
-    """An answer ends with the first of these; empty when nothing but the length ends it."""
+    """The first of these ends an answer; empty when only the length does."""
     pad: int
 
 
 @dataclass(frozen=True)
 class GenerationSettings:
-    """One reading of a model's generation config."""
+    """A model's generation config, sorted by how each setting is handled."""
 
     config: Any
-    """The generation config to use: the model's own without what is replaced."""
+    """The generation config to use: the model's own without replaced settings."""
     vocabulary: Vocabulary
     honoured: dict[str, Any] = field(default_factory=dict)
-    """Settings that change answers and are applied as `generate` applies them."""
+    """Settings that are applied as `generate` applies them."""
     replaced: dict[str, Any] = field(default_factory=dict)
-    """Settings that are not applied, with the model's value."""
+    """Settings that are not applied, with their values in the model's config."""
     unknown: tuple[str, ...] = ()
-    """Settings that only `generate` itself can apply, one prompt length at a time."""
+    """Settings that only `generate` can apply, for prompts of one length at a time."""
     notes: tuple[str, ...] = ()
 
     def greedy(self) -> Any:
-        """Return the generation config for a model whose tokens are chosen outside of it.
+        """Return the generation config for token choice outside `generate`.
 
-        `max_length` and the sampling settings are left out: `generate` would only warn of them.
+        It lacks `max_length` and the sampling settings: `generate` would only warn about them.
         """
         config = copy.deepcopy(self.config)
         config.max_length = None
@@ -124,11 +124,11 @@ class GenerationSettings:
 
     @property
     def depend_on_padding(self) -> bool:
-        """Whether `generate` would take the padding of a batch for a part of the prompt."""
+        """Whether `generate` would read the padding of a batch as part of the prompt."""
         return bool(self.honoured or self.unknown)
 
     def record(self) -> dict[str, Any]:
-        """Return what `spec.json` keeps of the settings, as JSON data."""
+        """Return the settings for `spec.json`, as JSON data."""
         return {
             "eos_token_id": list(self.vocabulary.eos),
             **{key: _plain(value) for key, value in self.honoured.items()},
@@ -138,10 +138,10 @@ class GenerationSettings:
 
 
 def read_settings(model: Any, tokenizer: Any) -> GenerationSettings:
-    """Return what the generation config of `model` means for its answers.
+    """Return the settings of the generation config of `model`.
 
     Raises:
-        ModelError: When it asks for what cannot be honoured; the message names each setting.
+        ModelError: When a setting cannot be applied; the message names each one.
     """
     asked = _asked(model.generation_config)
     refuse_impossible(asked)
@@ -173,9 +173,9 @@ def read_settings(model: Any, tokenizer: Any) -> GenerationSettings:
 
 
 def check_generation_file(file: Path) -> None:
-    """Refuse a generation_config.json that asks for what cannot be honoured.
+    """Refuse a generation_config.json with settings that cannot be applied.
 
-    A file that is not there or holds no JSON object is left to the loading. No torch is imported.
+    A missing file, or one without a JSON object, passes here: loading reports it. Imports no torch.
 
     Raises:
         ModelError: See `refuse_impossible`.
@@ -189,10 +189,10 @@ def check_generation_file(file: Path) -> None:
 
 
 def refuse_impossible(asked: dict[str, Any]) -> None:
-    """Refuse a generation config, given as its JSON data, that asks for what cannot be honoured.
+    """Refuse a generation config (JSON data) with settings that cannot be applied.
 
     Raises:
-        ModelError: It names each setting and what it asks for.
+        ModelError: Names each setting and its meaning.
     """
     found = [
         f"{key} = {asked[key]!r} ({what})"
@@ -208,14 +208,14 @@ def refuse_impossible(asked: dict[str, Any]) -> None:
 
 
 def is_neutral(key: str, value: Any) -> bool:
-    """Return whether a setting with this value asks for nothing."""
+    """Return whether a setting with this value has no effect."""
     return value is None or value is False or value in _NEUTRAL.get(key, ()) or value in ([], {})
 
 
 def sampling_settings(settings: Any, decoding: "Decoding") -> Any:
     """Return a generation config with the temperature and top-k of `decoding`.
 
-    Where neither names a top-k, transformers' default of 50 holds, as in `generate`.
+    Without a top-k in either, transformers' default of 50 applies, as in `generate`.
     """
     settings = copy.deepcopy(settings)
     settings.temperature = decoding.text_temperature
@@ -227,10 +227,10 @@ def sampling_settings(settings: Any, decoding: "Decoding") -> Any:
 
 
 class LogitsRules:
-    """The honoured settings of a generation config as functions of one answer's tokens and logits.
+    """Applies the honoured settings of a generation config to an answer's tokens and logits.
 
-    `generate` has them as logits processors. They look at all tokens so far and at their number, so that
-    padding would count as tokens; here prompts of one length are always taken together, without padding.
+    They are logits processors of `generate`. They read all tokens so far and count them, so padding would
+    count as tokens. Therefore each call takes prompts of one length, without padding.
 
     Args:
         settings: The model's settings.
@@ -296,13 +296,13 @@ class LogitsRules:
 
 
 def _asked(config: Any) -> dict[str, Any]:
-    """Return the settings of a generation config that ask for something."""
+    """Return the settings of a generation config that have an effect."""
     found: dict[str, Any] = config.to_dict()
     return {key: value for key, value in found.items() if not is_neutral(key, value)}
 
 
 def _is_read(model: Any, key: str) -> bool:
-    """Return whether `generate` may read a setting. That of transformers ignores what it does not know."""
+    """Return whether `generate` may read a setting; transformers' own ignores unknown settings."""
     from transformers import GenerationConfig
 
     return hasattr(GenerationConfig(), key) or not type(model).__module__.startswith("transformers.")
@@ -315,7 +315,7 @@ def _as_ids(value: int | Sequence[int] | None) -> tuple[int, ...]:
 
 
 def _padding(model: Any, tokenizer: Any, eos: Sequence[int]) -> int:
-    """Return a token to fill up with. It is masked, but some tokenizers pad with one that the model lacks."""
+    """Return a padding token that the model has; some tokenizers' padding tokens are not in the model."""
     rows = model.get_input_embeddings().num_embeddings
     candidates = (tokenizer.pad_token_id, tokenizer.eos_token_id, *eos)
     return next((each for each in candidates if each is not None and 0 <= each < rows), 0)

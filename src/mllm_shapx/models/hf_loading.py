@@ -1,7 +1,6 @@
-"""Loads a text model and its tokenizer with transformers, and refuses what would answer with other weights.
+"""Loads a text model and its tokenizer with transformers; refuses missing or mismatched weights.
 
-What is said here without a GPU was tried on the CPU; models spread over several GPUs and weights quantized
-by bitsandbytes were not run on real ones.
+Tested on the CPU. Not tested on real GPUs: models spread over several GPUs, bitsandbytes quantization.
 """
 
 import textwrap
@@ -19,14 +18,14 @@ from mllm_shapx.models.devices import Placement
 from mllm_shapx.models.text_source import TRUST
 
 _NAMED = 3
-"""Weights that a message names."""
+"""Most weights named in a message."""
 _LONGEST = 500
-"""Characters of a library's error that a message repeats."""
+"""Most characters of a library's error in a message."""
 
 
 @dataclass(frozen=True, slots=True)
 class TextFiles:
-    """Which files are loaded, and how."""
+    """The files to load, and how."""
 
     source: str
     """Hub id or directory of the model."""
@@ -42,7 +41,7 @@ class TextFiles:
 
 @dataclass(frozen=True, slots=True)
 class LoadedText:
-    """A model in evaluation mode, its tokenizer, and what the user should know of them."""
+    """A model in evaluation mode, its tokenizer, and notes for the user."""
 
     model: Any
     tokenizer: Any
@@ -55,12 +54,12 @@ def load_text(
     """Load a causal language model and its tokenizer.
 
     Raises:
-        ModelError: When they cannot be loaded, are incomplete, or do not belong together.
+        ModelError: When they cannot be loaded, are incomplete, or do not match.
         OutOfMemory, torch.cuda.OutOfMemoryError: When the devices cannot hold the model.
     """
     import transformers
 
-    # Several workers share a terminal: their bars and reports at once cannot be read.
+    # Several workers share a terminal: mixed progress bars and reports are unreadable.
     transformers.utils.logging.disable_progress_bar()
     if files.quantization is not None and placement.device.type != "cuda":
         raise ModelError(
@@ -80,7 +79,7 @@ def load_text(
 
 
 def _check_class(files: TextFiles, transformers: Any) -> None:
-    """Refuse a config that no causal class belongs to; transformers would list all that there are."""
+    """Refuse a config without a causal class; transformers' own message would list all classes."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
     with _loading(files):
@@ -103,7 +102,7 @@ def _check_class(files: TextFiles, transformers: Any) -> None:
 
 
 def _load_tokenizer(files: TextFiles, transformers: Any) -> Any:
-    """Load the adapter's tokenizer where it has one, else the model's."""
+    """Load the adapter's tokenizer if it has one, else the model's."""
     source, revision, options = files.source, files.revision, _gguf(files)
     if files.adapter is not None and _has_tokenizer(files.adapter, files.adapter_revision):
         source, revision, options = files.adapter, files.adapter_revision, {}
@@ -143,14 +142,14 @@ def _load_model(
     if files.quantization is not None:
         options["quantization_config"] = _bits(files.quantization, dtype, transformers)
     with _loading(files):
-        # Straight to the device: main memory need not hold the weights of every worker.
+        # Load straight to the device: main memory may not hold the weights of every worker.
         model, report = transformers.AutoModelForCausalLM.from_pretrained(
             files.source,
             revision=files.revision,
             trust_remote_code=files.trust_remote_code,
             dtype=dtype,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are refused below, in words
+            ignore_mismatched_sizes=True,  # `_check_report` refuses them with a clear message
             **placement.options,
             **options,
         )
@@ -169,11 +168,11 @@ def _bits(quantization: str, dtype: torch.dtype, transformers: Any) -> Any:
 
 
 def _check_report(files: TextFiles, model: Any, report: Mapping[str, Any]) -> None:
-    """Refuse weights that the checkpoint lacks or has in another shape: they hold random numbers."""
+    """Refuse weights that are missing or of another shape: they would be random."""
     weights = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     missing = set(report["missing_keys"])
     if getattr(model.config, "quantization_config", None) is None:
-        missing &= weights  # buffers are computed when they are not there
+        missing &= weights  # missing buffers are computed
     faults = []
     if missing:
         faults.append(f"lacks {_listed('weight', sorted(missing))} of {len(weights)}")
@@ -210,10 +209,10 @@ def _check_is_decoder(files: TextFiles, model: Any) -> None:
 
 
 def _check_vocabulary(files: TextFiles, model: Any, tokenizer: Any) -> None:
-    """Refuse a tokenizer whose tokens the model has no embedding for.
+    """Refuse a tokenizer with tokens that have no embedding in the model.
 
-    Tokenizers add special tokens of their own, for padding and unknown text, which neither a template nor
-    ordinary text brings in; those may lack an embedding.
+    Special tokens for padding and unknown text may lack an embedding: neither a template nor ordinary text
+    contains them.
     """
     rows = model.get_input_embeddings().num_embeddings
     vocabulary = tokenizer.get_vocab()
@@ -229,12 +228,12 @@ def _check_vocabulary(files: TextFiles, model: Any, tokenizer: Any) -> None:
 
 
 def _brought_in(tokenizer: Any) -> set[int | None]:
-    """Return tokens that prompts hold beside the user's text."""
+    """Return the tokens that prompts contain besides the user's text."""
     ends = {tokenizer.bos_token_id, tokenizer.eos_token_id}
     chat = [{"role": "user", "content": "a"}]
     try:
         rendered = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-    except Exception:  # noqa: BLE001 -- a template is a program; rendering the rows says what is wrong
+    except Exception:  # noqa: BLE001 -- rendering the rows reports the template's error
         rendered = "a"
     return {*ends, *tokenizer(rendered)["input_ids"]}
 
@@ -244,7 +243,7 @@ def _with_adapter(model: Any, files: TextFiles) -> tuple[Any, str]:
     import peft
 
     with _loading(files, f"adapter {files.adapter!r} of model"), warnings.catch_warnings():
-        # PEFT tells of missing weights in a warning; they are compared below.
+        # PEFT only warns about missing weights; they are compared below.
         warnings.simplefilter("ignore")
         adapted = peft.PeftModel.from_pretrained(model, files.adapter, revision=files.adapter_revision)
         stored = peft.load_peft_weights(files.adapter, device="cpu", revision=files.adapter_revision)
@@ -289,7 +288,7 @@ def _listed(noun: str, names: Iterable[str]) -> str:
 
 @contextmanager
 def _quiet(transformers: Any) -> Iterator[None]:
-    """Keep transformers' own reports out of the log: what they tell of is refused in one message."""
+    """Silence transformers' reports: our own error message covers them."""
     logging = transformers.utils.logging
     level = logging.get_verbosity()
     logging.set_verbosity_error()
@@ -301,14 +300,14 @@ def _quiet(transformers: Any) -> Iterator[None]:
 
 @contextmanager
 def _loading(files: TextFiles, what: str = "model") -> Iterator[None]:
-    """Turn whatever a library raises while it loads into one message."""
+    """Turn any error of a library while loading into a `ModelError` with one message."""
     try:
         yield
     except (torch.cuda.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:
         text = str(error)
-        if "offload" in text:  # what did not fit was to go to the disk
+        if "offload" in text:  # the rest of the model would go to the disk
             raise OutOfMemory(_short(text)) from error
         if "trust_remote_code" in text:
             raise ModelError(

@@ -44,10 +44,10 @@ from mllm_shapx.models.reasoning import ReasoningCut, opens_reasoning
 from mllm_shapx.models.text_source import split_commit, text_source
 
 MEMORY_SHARE = 0.5
-"""Share of the free main memory that a batch on the CPU may take: workers share a machine."""
+"""Largest share of free main memory for a batch on the CPU: workers share a machine."""
 _LOGITS_COPIES = 3
 LARGEST_ON_CPU = 256
-"""Larger batches gain a few percent at most on processors."""
+"""Larger batches are a few percent faster at most on CPUs."""
 _LAST = b"\xff" * 4
 
 
@@ -66,8 +66,8 @@ class TextPrompt:
 class HfTextModel:
     """A causal language model and its tokenizer in memory.
 
-    Prompts are those of the tokenizer's `apply_chat_template` (see `ChatPrompts`). Answers are decoded as
-    mllm_shap's own transformers backend decodes them.
+    Prompts are those of the tokenizer's `apply_chat_template` (see `ChatPrompts`). Answers are decoded as in
+    mllm_shap's own transformers backend.
     """
 
     def __init__(
@@ -85,9 +85,9 @@ class HfTextModel:
         self._identity = identity
         self._max_batch_size = max_batch_size
         self._notes = notes
-        # On several devices, that of the first layers: prompts go in there and logits come out.
+        # With several devices, the device of the first layers: it takes prompts and returns logits.
         self._device: torch.device = model.device
-        # Fast tokenizers are not thread-safe, and prompts are encoded while answers are decoded.
+        # Fast tokenizers are not thread-safe: prompts are encoded while answers are decoded.
         self._decoding_tokenizer = copy.deepcopy(tokenizer)
         self._encoding = threading.Lock()
         chat = ChatSettings() if chat is None else chat
@@ -126,17 +126,17 @@ class HfTextModel:
             source: Hub id or directory.
             revision: Hub commit to load.
             dtype: `auto`, `float32`, `bfloat16` or `float16`.
-            device: `cuda`, `cuda:1`, `cpu`, `mps`; the best there is when None.
+            device: `cuda`, `cuda:1`, `cpu`, `mps`; the best available when None.
             attn_implementation: Attention kernel; the model's default when None.
             max_batch_size: Prompts per batch; None for `auto`.
             model_id: Name recorded with results; `source` when None.
             recorded_revision: Revision recorded with results; `revision` when None.
-            files: Which files exactly, with an adapter, say; those of `source` at `revision` when None.
-            chat: How prompts are made and texts of answers read; the defaults when None.
+            files: The exact files, for example with an adapter; those of `source` at `revision` when None.
+            chat: Settings of prompts and answer texts; the defaults when None.
 
         Raises:
-            ModelError: When it cannot be loaded.
-            ResourceError: When the device is not there.
+            ModelError: When the model cannot be loaded.
+            ResourceError: When the machine lacks the device.
         """
         placement = place_model(device)
         weights = pick_dtype(dtype, placement.device)
@@ -169,7 +169,7 @@ class HfTextModel:
 
     @property
     def identity(self) -> ModelIdentity:
-        """Return what was loaded."""
+        """Return name, revision, dtype and device of the loaded model."""
         return self._identity
 
     @property
@@ -179,21 +179,18 @@ class HfTextModel:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Return what the user should know of how this model answers, one sentence each.
-
-        Prompts may add to it.
-        """
+        """Return notes for the user on how this model answers, one sentence each; prompts may add more."""
         return (*self._notes, *self._prompts.notes, *self._settings.notes, *self.decoder.notes)
 
     @property
     def report(self) -> ModelReport:
-        """Return the notes, and the settings of the model's own that decide its answers."""
+        """Return the notes, and the model's own settings that decide its answers."""
         settings = {"generation_config": self._settings.record(), "decoding": self.decoder.way}
         return ModelReport(self.notes, settings)
 
     @property
     def network(self) -> Any:
-        """Return the transformers model itself, for measuring it without all that is built around it."""
+        """Return the transformers model, for benchmarks without our code."""
         return self._model
 
     @property
@@ -203,25 +200,25 @@ class HfTextModel:
 
     @property
     def tokenizer(self) -> Any:
-        """Return the tokenizer that prompts are encoded with."""
+        """Return the tokenizer that encodes prompts."""
         return self._tokenizer
 
     @property
     def largest_batch(self) -> int:
-        """Return the most prompts that `auto` may put into a batch: processors are busy long before GPUs."""
+        """Return the most prompts per `auto` batch: CPUs saturate at smaller batches than GPUs."""
         return LARGEST_ON_CPU if self._device.type == "cpu" else LARGEST_SIZE
 
     def encode(self, snapshot: ConversationSnapshot, decoding: Decoding) -> TextPrompt:
         """Render and tokenize one conversation.
 
         Raises:
-            RowError: When it holds audio, the chat template refuses it, its prompt is empty, or it is longer
-                than the model can read.
+            RowError: When it contains audio, the chat template refuses it, or its prompt is empty or too long
+                for the model.
         """
         return self.encode_all([snapshot], decoding)[0]
 
     def encode_all(self, snapshots: Sequence[ConversationSnapshot], decoding: Decoding) -> list[TextPrompt]:
-        """Encode several conversations in one go, which costs less than one at a time (see `encode`)."""
+        """Encode several conversations together, which is faster than one at a time (see `encode`)."""
         if any(snapshot_has_audio(snapshot) for snapshot in snapshots):
             raise RowError(
                 "audio_input", "connector 'hf_text' takes text only, and this conversation holds audio"
@@ -231,9 +228,9 @@ class HfTextModel:
         return [self._prompt(ids, decoding) for ids in rows]
 
     def batch_key(self, prompt: TextPrompt) -> bytes:
-        """Return a sort key that puts prompts together that are cheap to compute together.
+        """Return a sort key that groups prompts which are cheap to compute together.
 
-        That is by their beginnings where these are computed once, else by length, the longest first.
+        It sorts by prefix where shared prefixes are computed once, else by length, longest first.
         """
         if self.decoder.shares_beginnings(prompt.length):
             return np.asarray(prompt.token_ids, dtype=">u4").tobytes()
@@ -265,7 +262,7 @@ class HfTextModel:
     def likelihoods(
         self, prompts: Sequence[TextPrompt], continuations: Sequence[Sequence[int]], top_k: int
     ) -> list[Likelihood]:
-        """Return how likely `continuations[i]` is behind prompt i (see `ReadsLikelihoods`)."""
+        """Return the likelihood of `continuations[i]` after prompt i (see `ReadsLikelihoods`)."""
         ids = [prompt.token_ids for prompt in prompts]
         lengths = [len(row) + len(tokens) for row, tokens in zip(ids, continuations, strict=True)]
         width = min(sum(lengths), max(*lengths, self._likelihoods.positions_at_a_time))
@@ -277,7 +274,7 @@ class HfTextModel:
     def embed(
         self, answers: Sequence[Answer], mode: EmbeddingMode, reducer: str
     ) -> list[NDArray[np.float64]]:
-        """Return one vector per answer: `reducer` over its tokens' states (see `Model.embed`)."""
+        """Return one vector per answer: `reducer` of its tokens' states (see `Model.embed`)."""
         filled = [answer.token_ids for answer in answers if answer.token_ids]
         with torch.inference_mode(), memory_errors(self._device):
             states = iter(self._states(filled, mode) if filled else ())
@@ -305,7 +302,7 @@ class HfTextModel:
         ]
 
     def _states(self, answers: Sequence[tuple[int, ...]], mode: EmbeddingMode) -> list[NDArray[np.float64]]:
-        """Return each answer's states, (tokens, hidden). Padding follows the tokens and is masked."""
+        """Return each answer's states, (tokens, hidden). Padding comes after the tokens and is masked."""
         longest = max(len(ids) for ids in answers)
         pad, device = self._vocabulary.pad, self._device
         ids = torch.tensor([list(row) + [pad] * (longest - len(row)) for row in answers], device=device)
@@ -343,12 +340,12 @@ class HfTextModel:
         self._refuse_beyond_memory(needed, f"{len(prompts)} prompts of {width} positions")
 
     def _refuse_beyond_memory(self, needed: int, what: str) -> None:
-        """Refuse what main memory would not hold (bytes): the system would kill the process, not raise."""
+        """Refuse more bytes than main memory holds: the system would kill the process, not raise."""
         if self._device.type == "cpu" and needed > MEMORY_SHARE * free_memory():
             raise OutOfMemory(f"{what} need {needed / 2**30:.1f} GiB")
 
     def _check_length(self, length: int, decoding: Decoding) -> None:
-        """Refuse what runs past a table of learned positions: on a GPU that would break the whole process."""
+        """Refuse prompts beyond the table of learned positions: on a GPU they would crash the process."""
         if self._positions is not None and length + decoding.max_new_tokens - 1 > self._positions:
             raise RowError(
                 "prompt_too_long",

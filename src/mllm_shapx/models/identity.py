@@ -1,4 +1,4 @@
-"""Which model and encoder a config names, and that their files stay the same; loads nothing."""
+"""Identifies the model and encoder of a config, and detects changed files; loads nothing."""
 
 import hashlib
 import os
@@ -22,7 +22,7 @@ _ENCODER_WEIGHTS = ("*.safetensors", "*.bin")
 _LOOKS_LIKE_PATH = ("/", "./", "../", "~")
 _CHUNK = 1 << 20
 _SETTLED_S = 2.0
-"""Files younger than this may change without a change of their times."""
+"""Seconds; a younger file may change without new time stamps."""
 
 MODEL_DIRECTORY = (
     "a model directory holds config.json, the weights (model.safetensors, or several with an index) and the "
@@ -35,11 +35,11 @@ def local_directory(written: str, candidate: Path, key: str = MODEL_ID) -> Path 
 
     Args:
         written: The key's value.
-        candidate: Where that is as a path.
-        key: The key.
+        candidate: That value as a path.
+        key: The key, for messages.
 
     Raises:
-        ModelError: When it is a path, but of no directory.
+        ModelError: When it is a path but not a directory.
     """
     if candidate.is_dir():
         return candidate
@@ -63,14 +63,14 @@ def _is_hub_name(written: str) -> bool:
 
 
 def check_model_directory(named: str, directory: Path) -> None:
-    """Refuse a directory that lacks config.json or weights.
+    """Refuse a directory without config.json or weights.
 
     Args:
         named: The config's key and value, for the message.
         directory: The local directory.
 
     Raises:
-        ModelError: With what is missing.
+        ModelError: With the missing file.
     """
     missing = []
     if not (directory / CONFIG).is_file():
@@ -88,12 +88,11 @@ def check_model_directory(named: str, directory: Path) -> None:
 def directory_digest(directory: Path, *, gguf_file: str | None = None) -> str:
     """Return the sha256 over the names, sizes and contents of a directory's files, as 64 hex digits.
 
-    Hidden files and folders (such as download caches) are left out, links are followed. Files are read a
-    piece at a time.
+    Skips hidden files and folders (such as download caches) and follows links.
 
     Args:
         directory: The local directory.
-        gguf_file: The GGUF file that is loaded: its siblings, other quantizations as a rule, do not count.
+        gguf_file: The loaded GGUF file; other GGUF files (usually other quantizations) do not count.
 
     Raises:
         ModelError: When a file cannot be read.
@@ -128,13 +127,13 @@ def file_digest(path: Path) -> str:
 def files_below(directory: Path) -> Iterator[tuple[str, Path]]:
     """Yield the relative name and the path of every file of a model's directory.
 
-    Links are followed. Hidden files and folders and Python's caches are left out.
+    Follows links. Skips hidden files and folders and Python's caches.
     """
     above: dict[str, frozenset[str]] = {}
     for folder, folders, files in os.walk(directory, followlinks=True):
         real = os.path.realpath(folder)
         ancestors = above.pop(folder, frozenset())
-        if real in ancestors:  # a link to a folder that it lies in
+        if real in ancestors:  # a link to a parent folder
             folders.clear()
             continue
         folders[:] = [name for name in folders if not name.startswith(".") and name != "__pycache__"]
@@ -146,7 +145,7 @@ def files_below(directory: Path) -> Iterator[tuple[str, Path]]:
 
 
 def hub_commit(repo_id: str, revision: str | None, key: str = MODEL_ID, holds: str = CONFIG) -> str:
-    """Return the commit of `repo_id` at `revision`, asking the hub; offline, the commit in the local cache.
+    """Return the commit of `repo_id` at `revision` from the hub; offline, from the local cache.
 
     `HF_ENDPOINT`, `HF_TOKEN` and `HF_HUB_OFFLINE` are honoured. Nothing is downloaded.
 
@@ -154,11 +153,11 @@ def hub_commit(repo_id: str, revision: str | None, key: str = MODEL_ID, holds: s
         repo_id: The repository.
         revision: Its branch, tag or commit; None for the main branch.
         key: The config key that names it.
-        holds: A file that the repository must hold.
+        holds: A file that the repository must contain.
 
     Raises:
-        ModelError: When there is no such repository or revision, it is no model, or the hub cannot be
-            reached and the cache does not know it.
+        ModelError: When the repository or revision does not exist or is not a model, or the hub is
+            unreachable and the cache lacks it.
     """
     try:
         found = ask("model", repo_id, revision)
@@ -203,13 +202,13 @@ def _cached_commit(repo_id: str, revision: str | None, holds: str) -> str | None
 
 
 def hub_file(repo_id: str, commit: str, name: str) -> Path | None:
-    """Return a small file of a hub repository, downloaded if need be; None when it cannot be had in time."""
+    """Return a small file of a hub repository, downloaded if needed; None on an error or a timeout."""
     from huggingface_hub import hf_hub_download
 
     def fetch() -> Path | None:
         try:
             return Path(hf_hub_download(repo_id, name, revision=commit))
-        except Exception:  # noqa: BLE001 -- HTTP clients differ; loading says what is wrong
+        except Exception:  # noqa: BLE001 -- HTTP clients differ; loading reports the error
             return None
 
     return in_time(fetch)
@@ -217,12 +216,12 @@ def hub_file(repo_id: str, commit: str, name: str) -> Path | None:
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """The version of a model's files, to be compared with the files that are loaded."""
+    """The version of a model's files, for comparison with the loaded files."""
 
     key: str
-    """Where the config names it."""
+    """The config key that names it."""
     directories: tuple[Path, ...]
-    """The local directories that it is loaded from; none for what comes from the hub at a commit."""
+    """The local directories of the files; empty for a hub commit."""
     commit: str
     """Digest of the directories, or hub commit."""
     stamp: str = ""
@@ -230,10 +229,10 @@ class Version:
 
     @classmethod
     def of(cls, key: str, directories: Sequence[Path], digest: Callable[[], str]) -> "Version":
-        """Return the version that `digest` finds.
+        """Return the version with the commit from `digest`.
 
         Raises:
-            ModelError: When files changed while they were read.
+            ModelError: When files changed during reading.
         """
         before = _facts(directories)
         commit = digest()
@@ -245,12 +244,12 @@ class Version:
         return cls(key, tuple(directories), commit, stamp_of(directories))
 
     def loaded[T](self, load: Callable[[], T], digest: Callable[[], str]) -> T:
-        """Return what `load` loads, once it is known to be this version.
+        """Return the result of `load` after checking that the files are this version.
 
-        Files whose stamp is the one of this version are not read a second time.
+        Files with this version's stamp are not read again.
 
         Raises:
-            ModelChangedError: When the files are others now, or were written to while they were loaded.
+            ModelChangedError: When the files have changed, or changed during loading.
         """
         before = _facts(self.directories)
         result = load()
@@ -269,10 +268,10 @@ class Version:
 
 
 def stamp_of(directories: Sequence[Path]) -> str:
-    """Return a hash of the names, sizes, times and inodes of the directories' files; no file is opened.
+    """Return a hash of the names, sizes, times and inodes of the directories' files; opens no file.
 
-    Equal stamps mean equal contents: what writes to a file changes the time of its inode, which no program
-    can set. The stamp is empty, and proves nothing, while a file is younger than two seconds.
+    Equal stamps mean equal contents: every write changes the inode's time, which no program can set. The
+    stamp is empty, and proves nothing, while a file is younger than two seconds.
     """
     facts = _facts(directories)
     youngest = max((max(fact[2], fact[3]) for fact in facts), default=0) / 1e9
@@ -288,7 +287,7 @@ def _facts(directories: Sequence[Path]) -> list[tuple[str, int, int, int, int, i
         try:
             status = path.stat()
         except FileNotFoundError:
-            continue  # being replaced; the next look finds another one
+            continue  # being replaced; the next call sees the new file
         times = (status.st_mtime_ns, status.st_ctime_ns)
         found.append((str(path), status.st_size, *times, status.st_ino, status.st_dev))
     return found
@@ -301,10 +300,10 @@ def _named(directories: Sequence[Path]) -> str:
 def encoder_version(config: EmbeddingConfig, config_path: Path | None, key: str = ENCODER) -> Version:
     """Return the version of an encoder: digest of its directory, or hub commit.
 
-    A relative directory is looked for from the working directory, then from the config's folder.
+    A relative directory is looked up in the working directory, then in the config's folder.
 
     Raises:
-        ModelError: When there is no such directory or hub repository, or it is no model.
+        ModelError: When the directory or hub repository does not exist or is not a model.
     """
     directory = _encoder_directory(config.model_id, resolve_path(config.model_id, config_path), key)
     if directory is not None:
@@ -315,13 +314,13 @@ def encoder_version(config: EmbeddingConfig, config_path: Path | None, key: str 
 
 
 def check_encoder(config: EmbeddingConfig, config_path: Path, key: str = ENCODER) -> str | None:
-    """Look whether an encoder exists, without reading a directory's files.
+    """Check that an encoder exists, without reading a directory's files.
 
     Returns:
-        A warning when the hub that would know cannot be asked.
+        A warning when the hub is unreachable.
 
     Raises:
-        ModelError: When there is no such directory or hub repository, or it is no model.
+        ModelError: When the directory or hub repository does not exist or is not a model.
     """
     if _encoder_directory(config.model_id, resolve_path(config.model_id, config_path), key) is not None:
         return None
@@ -335,7 +334,7 @@ def check_encoder(config: EmbeddingConfig, config_path: Path, key: str = ENCODER
 
 
 def _encoder_directory(written: str, candidate: Path, key: str) -> Path | None:
-    """Return the directory that `embedding.model_id` names, None for a hub id."""
+    """Return the directory of `embedding.model_id`, None for a hub id."""
     if not candidate.exists():
         if written.startswith(("/", "./", "../", "~")) or written.count("/") > 1:
             raise ModelError(

@@ -1,7 +1,7 @@
-"""Teacher forcing with a causal model of transformers: the log-probabilities of given tokens behind prompts.
+"""Teacher forcing with a causal model of transformers: log-probabilities of given tokens after prompts.
 
-Where the own loop may be used, prompts and continuations form one prefix tree: what prompts begin with alike
-is computed once. Other models read prompts of equal length together, without padding.
+Where the own loop may be used, prompts and continuations form one prefix tree, which computes shared prefixes
+once. Other models read prompts of equal length together, without padding.
 """
 
 import inspect
@@ -21,13 +21,13 @@ from mllm_shapx.models.prefix_tree import build_tree
 from mllm_shapx.models.sampling import not_finite
 
 MOST_LOGITS = 1 << 26
-"""Logits of one pass, at most, where a single prompt does not need more (256 MiB in float32)."""
+"""Most logits per pass (256 MiB in float32), unless a single prompt needs more."""
 LOGITS_TAKEN = 1 << 23
-"""Logits that become probabilities at a time."""
+"""Logits converted to probabilities at a time."""
 TRIAL = ((11, 18, 25, 32), (5, 18, 31))
-"""Prompts whose answers show that forward passes give the probabilities that answers are generated with."""
+"""Trial prompts: forward passes must give the probabilities of their generated answers."""
 TOLERANCE = {torch.float32: 1e-2}
-"""Largest difference of a trial's log-probabilities; that of other dtypes is `LOW_TOLERANCE`."""
+"""Largest difference of a trial's log-probabilities; `LOW_TOLERANCE` for other dtypes."""
 LOW_TOLERANCE = 0.5
 
 Ids = Sequence[int]
@@ -37,7 +37,7 @@ class Likelihoods:
     """Reads continuations' log-probabilities with the model of a decoder.
 
     Args:
-        decoder: Knows in which way batches give what single prompts give.
+        decoder: Knows which ways of batching equal single prompts.
     """
 
     def __init__(self, decoder: Decoder) -> None:
@@ -51,11 +51,11 @@ class Likelihoods:
         self._checked = False
 
     def read(self, prompts: Sequence[Ids], continuations: Sequence[Ids], top_k: int = 0) -> list[Likelihood]:
-        """Return how likely `continuations[i]` is behind `prompts[i]`; neither may be empty.
+        """Return the likelihood of `continuations[i]` after `prompts[i]`; neither may be empty.
 
         Raises:
-            ModelError: When the model's forward pass does not give the probabilities of its answers.
-            RowError: When its logits are not numbers.
+            ModelError: When the forward pass does not give the probabilities of generated answers.
+            RowError: When the model's logits are not numbers.
         """
         if not self._checked:
             self._check()
@@ -64,11 +64,11 @@ class Likelihoods:
 
     @property
     def positions_at_a_time(self) -> int:
-        """Return about how many positions one forward pass takes, longer single prompts aside."""
+        """Return about how many positions one forward pass takes; a single prompt may be longer."""
         return self._most_nodes
 
     def _check(self) -> None:
-        """Hold the probabilities against those of generated answers: some models see what follows."""
+        """Compare with the probabilities of generated answers: some models attend to later tokens."""
         prompts = [[each % self._rows for each in ids] for ids in TRIAL]
         answers = self._decoder.answer(prompts, Decoding(max_new_tokens=3, logprobs=True), [0, 0])
         read = self._read(prompts, [answer.token_ids for answer in answers], 0)
@@ -96,8 +96,8 @@ class Likelihoods:
     def _in_a_tree(
         self, prompts: Sequence[Ids], continuations: Sequence[Ids], top_k: int
     ) -> Iterator[tuple[int, Likelihood]]:
-        """Yield place and likelihood of each prompt, in any order."""
-        # The last token is not read: nothing is asked behind it.
+        """Yield index and likelihood of each prompt, in any order."""
+        # The last token is not an input: nothing follows it.
         rows = [(*prompt, *tokens[:-1]) for prompt, tokens in zip(prompts, continuations, strict=True)]
         tree = build_tree(rows, self._most_nodes, most_trunk=min(map(len, prompts)) - 1)
         order = tree.order.tolist()
@@ -118,7 +118,7 @@ class Likelihoods:
     def _of_equal_lengths(
         self, prompts: Sequence[Ids], continuations: Sequence[Ids], top_k: int
     ) -> Iterator[tuple[int, Likelihood]]:
-        """Yield place and likelihood of each prompt, in any order."""
+        """Yield index and likelihood of each prompt, in any order."""
         rows = [(*prompt, *tokens[:-1]) for prompt, tokens in zip(prompts, continuations, strict=True)]
         for group in of_one_length(rows):
             length = len(rows[group[0]])
@@ -145,7 +145,7 @@ class Likelihoods:
 
 
 def likelihoods(logits: torch.Tensor, continuations: Sequence[Ids], top_k: int) -> list[Likelihood]:
-    """Return the likelihoods of continuations from the logits at all of their tokens, (tokens, vocabulary).
+    """Return the likelihoods of continuations from the logits of all their tokens, (tokens, vocabulary).
 
     Raises:
         RowError: When the logits are not numbers.

@@ -1,4 +1,4 @@
-"""Batches of prompts whose continuations' likelihoods the engine asks of a model."""
+"""Batches of prompts and continuations for reading likelihoods."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -10,28 +10,28 @@ from mllm_shapx.errors import ModelError
 from mllm_shapx.models.base import Decoding, Likelihood, Model, OutOfMemory, Prompt
 
 SIZE = 128
-"""Prompts of a batch where the config names no number: several pieces of a prefix tree."""
+"""Prompts per batch if the config has no number: several pieces of a prefix tree."""
 
 
 @dataclass(frozen=True, slots=True)
 class Forcing:
-    """Prompts, and the tokens that are given behind each."""
+    """Prompts, and the given tokens after each."""
 
     snapshots: Sequence[ConversationSnapshot]
     continuations: Sequence[Sequence[int]]
     """Token ids, one continuation per prompt, none empty."""
     decoding: Decoding
-    """How the prompts are encoded; of its other settings nothing is used."""
+    """How the prompts are encoded; its other settings are not used."""
     top_k: int = 0
-    """Most probable tokens to return at each place."""
+    """Number of most probable tokens to return per position."""
 
 
 @dataclass(frozen=True, slots=True)
 class LikelihoodBatch:
-    """Encoded prompts of one forcing that are read together."""
+    """Encoded prompts of one forcing, read together."""
 
     places: Sequence[int]
-    """Place of each prompt in the forcing."""
+    """Index of each prompt in the forcing."""
     prompts: Sequence[Any]
     continuations: Sequence[Sequence[int]]
     top_k: int
@@ -43,7 +43,7 @@ def encode_batches(
     batch_key: Callable[[Any], Any],
     size: int,
 ) -> list[LikelihoodBatch]:
-    """Encode the prompts by `encode` and cut them into batches of `size`, neighbours by `batch_key` together.
+    """Encode the prompts by `encode`, sort them by `batch_key` and cut them into batches of `size`.
 
     Raises:
         RowError: When a prompt cannot be encoded, or leaves no room for its continuation.
@@ -65,10 +65,10 @@ def encode_batches(
 
 
 def read_batch(model: Any, batch: LikelihoodBatch, on_halving: Callable[[], None]) -> list[Likelihood]:
-    """Return the likelihoods of a batch; one that does not fit in the memory is read in halves.
+    """Return the likelihoods of a batch; a batch that does not fit in memory is read in halves.
 
     Raises:
-        ModelError: When one prompt alone does not fit, or the model reads no likelihoods.
+        ModelError: When a single prompt does not fit, or the model reads no likelihoods.
     """
     try:
         found: list[Likelihood] = model.likelihoods(batch.prompts, batch.continuations, batch.top_k)

@@ -1,4 +1,4 @@
-"""The `liquid_audio` connector: LFM2-Audio answering spoken and written prompts in batches."""
+"""The `liquid_audio` connector: LFM2-Audio answers spoken and written prompts in batches."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,8 +41,8 @@ _STEERING = frozenset({IM_END, AUDIO_START, TEXT_END})
 class LiquidAudioModel:
     """LFM2-Audio and its processor in memory.
 
-    Text output follows the package's `generate_sequential`, audio output its `generate_interleaved`; in
-    float32 a batch gives what the package gives one prompt at a time.
+    Text output follows the package's `generate_sequential`, audio output its `generate_interleaved`. In
+    float32 the answers of a batch equal the package's answers to single prompts.
     """
 
     def __init__(
@@ -79,15 +79,15 @@ class LiquidAudioModel:
         Args:
             folder: Directory of the checkpoint.
             dtype: `auto`, `float32`, `bfloat16` or `float16`.
-            device: `cuda`, `cuda:1`, `cpu`, `mps`; the best there is when None.
+            device: `cuda`, `cuda:1`, `cpu`, `mps`; the best available when None.
             attn_implementation: Attention kernel of the backbone; `sdpa` when None.
             max_batch_size: Prompts per batch; None for `auto`.
             model_id: Name recorded with results; the folder when None.
             revision: Hub commit or digest recorded with results.
 
         Raises:
-            ModelError: When it cannot be loaded.
-            ResourceError: When the device is not there.
+            ModelError: When the model cannot be loaded.
+            ResourceError: When the machine lacks the device.
         """
         place = pick_device(device)
         weights = pick_dtype(dtype, place)
@@ -106,12 +106,12 @@ class LiquidAudioModel:
 
     @property
     def identity(self) -> ModelIdentity:
-        """Return what was loaded."""
+        """Return name, revision, dtype and device of the loaded model."""
         return self._identity
 
     @property
     def report(self) -> ModelReport:
-        """Return nothing: the config decides how it answers."""
+        """Return an empty report: the config decides the answers."""
         return ModelReport()
 
     @property
@@ -126,11 +126,11 @@ class LiquidAudioModel:
 
     @property
     def recordings_encoded(self) -> int:
-        """Return how many recordings went through the audio encoder so far."""
+        """Return the number of recordings that the audio encoder has encoded."""
         return self._embedder.recordings_encoded
 
     def forget_recordings(self) -> None:
-        """Drop the features and encodings of recordings that are kept for prompts to come."""
+        """Drop the cached features and encodings of recordings."""
         self._chats.forget_recordings()
         self._embedder.clear()
 
@@ -158,7 +158,7 @@ class LiquidAudioModel:
     def generate(
         self, prompts: Sequence[LiquidPrompt], decoding: Decoding, seeds: Sequence[int]
     ) -> list[Generation]:
-        """Return what `answer` is made of: tokens and frames in the order they were generated.
+        """Return tokens and frames of the answers, in the order of generation.
 
         Raises:
             OutOfMemory: When the device cannot hold the batch.
@@ -173,7 +173,7 @@ class LiquidAudioModel:
     def likelihoods(
         self, prompts: Sequence[LiquidPrompt], continuations: Sequence[Sequence[int]], top_k: int
     ) -> list[Likelihood]:
-        """Return how likely `continuations[i]`, text tokens, is behind prompt i (see `ReadsLikelihoods`)."""
+        """Return the likelihood of `continuations[i]` (text) after prompt i (see `ReadsLikelihoods`)."""
         with torch.inference_mode(), memory_errors(self._device):
             return read_batch(self._model, self._embedder.batch(prompts), continuations, top_k)
 
@@ -185,7 +185,7 @@ class LiquidAudioModel:
             return [pool(states, reducer) for states in self._states(answers, mode)]
 
     def decode_audio(self, answer: Answer) -> tuple[NDArray[np.float32], int] | None:
-        """Return the answer's sound as (mono samples in [-1, 1], hertz); None without frames or decoder."""
+        """Return the answer's audio as (mono samples in [-1, 1], hertz); None without frames or decoder."""
         wave = self._frames.waveform(answer.audio_frames)
         return None if wave is None else (wave, OUTPUT_RATE)
 
@@ -214,7 +214,7 @@ class LiquidAudioModel:
         return [states.double().cpu().numpy() for states in inputs]
 
     def _input_embeddings(self, answer: Answer) -> torch.Tensor:
-        """Return the answer as the model would take it as input, shaped (tokens and frames, hidden)."""
+        """Return the answer's input embeddings, shaped (tokens and frames, hidden)."""
         tokens = torch.tensor(answer.token_ids, dtype=torch.long, device=self._device)
         text: torch.Tensor = self._model.lfm.embed_tokens(tokens)
         if not answer.audio_frames:
@@ -224,7 +224,7 @@ class LiquidAudioModel:
         return torch.cat([text, audio])
 
     def _contextual(self, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Run the backbone over each answer alone. Padding follows it and is never attended to."""
+        """Run the backbone over each answer alone. Padding comes after it and is never attended to."""
         filled = [states for states in inputs if len(states)]
         if not filled:
             return inputs
@@ -248,10 +248,10 @@ def load(settings: ModelSettings, model_path: Path | None, revision: str | None)
 
 
 def _download(repo_id: str, revision: str | None) -> Path:
-    """Return the folder of a hub commit in the local cache, downloading what is missing.
+    """Return the folder of a hub commit in the local cache; missing files are downloaded.
 
     Raises:
-        ModelError: When the hub does not have it or cannot be reached.
+        ModelError: When the hub lacks it or is unreachable.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError

@@ -1,4 +1,4 @@
-"""Conversations into LFM2-Audio prompts: token ids, and the features of the recordings between them."""
+"""Encodes conversations as LFM2-Audio prompts: token ids, and features of the recordings between them."""
 
 import hashlib
 import threading
@@ -15,25 +15,25 @@ from mllm_shap.alignment.io import decode_audio
 from mllm_shapx.errors import RowError
 
 SAMPLE_RATE = 16_000
-"""Rate in hertz that the model hears."""
+"""The model's input rate, in hertz."""
 
 MIN_SAMPLES = 320
-"""Shortest recording with usable features: two feature frames of 10 ms at `SAMPLE_RATE`. Shorter stretches
-are followed by silence up to that; a recording without a single sample is left out of the prompt."""
+"""Shortest recording with usable features: two feature frames of 10 ms at `SAMPLE_RATE`.
+Shorter recordings are padded with silence; empty recordings are left out of the prompt."""
 
 FEATURE_CACHE_BYTES = 128 * 2**20
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Recording:
-    """A recording as the model's encoder takes it."""
+    """A recording as input of the model's encoder."""
 
     key: bytes
     """Digest of the encoded audio: equal recordings have equal keys."""
     features: torch.Tensor
     """Log-mel features, float32, shaped (bands, feature frames)."""
     positions: int
-    """Positions that the recording takes in the prompt: one per 8 feature frames, rounded up."""
+    """Positions of the recording in the prompt: one per 8 feature frames, rounded up."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,7 +41,7 @@ class LiquidPrompt:
     """A chat encoded for LFM2-Audio."""
 
     token_ids: tuple[int, ...]
-    """One per position; 0 where a recording stands."""
+    """One per position; 0 at positions of a recording."""
     recordings: tuple[tuple[int, Recording], ...]
     """(first position, recording), in order."""
 
@@ -57,7 +57,7 @@ class ChatEncoder:
     def __init__(self, processor: Any) -> None:
         self._tokenizer = processor.text
         self._features = _FeatureCache(_FeatureExtractor(processor.audio))
-        # Fast tokenizers are not thread-safe, and answers are decoded with the same one.
+        # Fast tokenizers are not thread-safe; the same one decodes answers.
         self._lock = threading.Lock()
         self._tokenize = lru_cache(maxsize=4096)(self._tokenize_uncached)
 
@@ -88,7 +88,7 @@ class ChatEncoder:
             return str(self._tokenizer.decode(token_ids, skip_special_tokens=True))
 
     def forget_recordings(self) -> None:
-        """Drop the features that are kept for prompts to come."""
+        """Drop the cached features."""
         self._features.clear()
 
     def _add_content(self, message: Message, ids: list[int], recordings: list[tuple[int, Recording]]) -> None:
@@ -133,7 +133,7 @@ class _FeatureExtractor:
 
 
 def _build_resampler(rate: int) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return the filter that `torchaudio.functional.resample` would build for each recording."""
+    """Return the filter of `torchaudio.functional.resample`, built once instead of once per recording."""
     from torchaudio.transforms import Resample
 
     resampler: Callable[[torch.Tensor], torch.Tensor] = Resample(rate, SAMPLE_RATE, dtype=torch.float32)
@@ -141,7 +141,7 @@ def _build_resampler(rate: int) -> Callable[[torch.Tensor], torch.Tensor]:
 
 
 class _FeatureCache:
-    """Features of the recordings used last, by content: coalitions of one row share many of them."""
+    """Features of recently used recordings, by content: coalitions of one row share many recordings."""
 
     def __init__(self, extract: _FeatureExtractor) -> None:
         self._extract = extract

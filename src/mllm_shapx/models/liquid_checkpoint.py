@@ -10,10 +10,10 @@ from typing import Any
 from mllm_shapx.errors import ModelError
 
 _LFM_ALIASES = {"block_ff_dim": "intermediate_size"}
-"""Keys of old configs and the fields of `Lfm2Config` they set."""
+"""Keys of old configs -> fields of `Lfm2Config`."""
 
 _UNUSED = ("audio_embedding.to_logits.", "audio_embedding.embedding_norm.")
-"""Weights that generation never reads; a checkpoint may do without them."""
+"""Weights that generation never reads; a checkpoint may lack them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ def load_checkpoint(folder: Path, *, dtype: Any, device: Any, attn_implementatio
     """Load model and processor from `folder`.
 
     Raises:
-        ModelError: When the package is missing or the folder is no LFM2-Audio checkpoint.
+        ModelError: When the package is missing or the folder is not an LFM2-Audio checkpoint.
     """
     config = read_config(folder)
     from safetensors import SafetensorError
@@ -84,10 +84,10 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def repaired(config: dict[str, Any]) -> dict[str, Any]:
-    """Return `config` with whole numbers written as floats made integers where integers are asked for.
+    """Return `config` with whole floats converted to integers where the fields are integers.
 
-    Published configs hold such numbers (`12288.0`), and newer validators refuse them. The file is left
-    alone.
+    Published configs contain such numbers (`12288.0`); newer validators refuse them. The file stays
+    unchanged.
     """
     from liquid_audio.model.conformer.encoder import ConformerEncoderConfig
     from liquid_audio.model.lfm2_audio import DepthformerConfig, LFM2AudioConfig
@@ -106,7 +106,7 @@ def repaired(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def repaired_block(block: dict[str, Any], kind: type) -> dict[str, Any]:
-    """Return `block` with whole floats made integers where the config class `kind` asks for integers."""
+    """Return `block` with whole floats converted to integers for integer fields of the class `kind`."""
     import torch
 
     hints = typing.get_type_hints(
@@ -139,7 +139,7 @@ def _as_integer(value: Any) -> Any:
 
 
 def _build_model(folder: Path, config: dict[str, Any], dtype: Any, device: Any) -> Any:
-    """Do what the package's `from_pretrained` does, with our config and attention."""
+    """Build the model as the package's `from_pretrained` does, with our config and attention."""
     from accelerate import init_on_device, load_checkpoint_in_model
     from liquid_audio.model.conformer.encoder import ConformerEncoderConfig
     from liquid_audio.model.lfm2_audio import DepthformerConfig, LFM2AudioConfig, LFM2AudioModel
@@ -160,7 +160,7 @@ def _build_model(folder: Path, config: dict[str, Any], dtype: Any, device: Any) 
 
 
 def _check_complete(model: Any, folder: Path) -> None:
-    """Refuse weights that lack some of the model's: what is not loaded stays random without a word."""
+    """Refuse incomplete weights: missing ones would silently stay random."""
     from safetensors import safe_open
 
     stored: set[str] = set()
@@ -169,7 +169,7 @@ def _check_complete(model: Any, folder: Path) -> None:
             stored.update(file.keys())
     names: dict[int, set[str]] = {}
     for name, weight in model.named_parameters(remove_duplicate=False):
-        names.setdefault(id(weight), set()).add(name)  # tied weights are stored under one of their names
+        names.setdefault(id(weight), set()).add(name)  # tied weights are stored under one name
     needed = (group for group in names.values() if not min(group).startswith(_UNUSED))
     missing = sorted(min(group) for group in needed if not group & stored)
     if missing:
@@ -177,7 +177,7 @@ def _check_complete(model: Any, folder: Path) -> None:
 
 
 def _build_processor(folder: Path, config: dict[str, Any]) -> Any:
-    """Do what the package's `from_pretrained` does; features are computed on the CPU."""
+    """Build the processor as the package's `from_pretrained` does; features are computed on the CPU."""
     from liquid_audio import LFM2AudioProcessor
     from liquid_audio.processor import PreprocessorConfig
 

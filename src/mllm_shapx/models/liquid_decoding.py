@@ -1,4 +1,4 @@
-"""Batched decoding for LFM2-Audio: many sequences in one forward pass, each in its own modality."""
+"""Batched decoding for LFM2-Audio; each sequence of a batch has its own modality."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,12 +11,12 @@ from mllm_shapx.models.liquid_encoding import PrefillBatch
 from mllm_shapx.models.sampling import FiniteLogits, Sampler, draws_for
 
 IM_END, AUDIO_START, TEXT_END = 7, 128, 130
-"""Text tokens that control the generation, as liquid_audio's code has them."""
+"""Text tokens that control generation, as in liquid_audio's code."""
 END_OF_AUDIO = 2048
-"""Code of the first codebook that ends a stretch of audio."""
+"""Code of the first codebook that ends a run of audio."""
 
 COMPACT_SHARE = 0.125
-"""Finished sequences are dropped from the batch when they are at least this share of it."""
+"""Finished sequences leave the batch when they are at least this share of it."""
 
 
 @dataclass(slots=True)
@@ -32,9 +32,9 @@ class Generation:
     audio_run: int
     """Audio frames before it changes back."""
     steps: list[int | tuple[int, ...]] = field(default_factory=list)
-    """Text tokens (numbers) and audio frames (tuples), in the order they were generated."""
+    """Text tokens (numbers) and audio frames (tuples), in the order of generation."""
     logprobs: list[float] = field(default_factory=list)
-    """One per text token in `steps`, where asked for."""
+    """One per text token in `steps`; empty unless requested."""
     in_audio: bool = False
     finished: bool = False
     _left: int = 0
@@ -75,7 +75,7 @@ class Generation:
 
 
 class _Chooser:
-    """Chooses one entry per row of logits, greedily or from each row's own draws."""
+    """Chooses one entry per row of logits, greedily or by the row's own draws."""
 
     def __init__(self, temperature: float | None, top_k: int | None, finite: FiniteLogits) -> None:
         self._finite = finite
@@ -97,7 +97,7 @@ class _Chooser:
 
 @dataclass(frozen=True, slots=True)
 class _Sampling:
-    """How both modalities are chosen, and whether log-probabilities are kept."""
+    """The choosers of both modalities, and whether log-probabilities are kept."""
 
     text: _Chooser
     audio: _Chooser
@@ -151,7 +151,7 @@ class BatchDecoder:
     def _draws(
         self, decoding: Decoding, seeds: Sequence[int], sampling: _Sampling, device: Any
     ) -> torch.Tensor | None:
-        """Return draws shaped (prompts, steps, codebooks), None when nothing is sampled."""
+        """Return draws shaped (prompts, steps, codebooks); None for greedy decoding."""
         if sampling.text.is_greedy and sampling.audio.is_greedy:
             return None
         flat = draws_for(seeds, decoding.max_new_tokens * self._codebooks, device)
@@ -164,7 +164,7 @@ class BatchDecoder:
         sampling: _Sampling,
         draws: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Do one step of every unfinished sequence; return the next inputs, (rows, 1, hidden)."""
+        """Advance every unfinished sequence by one step; return the next inputs, (rows, 1, hidden)."""
         alive = [row for row, sequence in enumerate(sequences) if not sequence.finished]
         writing = [row for row in alive if not sequences[row].in_audio]
         speaking = [row for row in alive if sequences[row].in_audio]
@@ -206,13 +206,13 @@ class BatchDecoder:
 
 
 class _BatchState:
-    """Cache, mask and positions of the sequences that are still in the batch."""
+    """Cache, mask and positions of the sequences in the batch."""
 
     def __init__(self, sequences: list[Generation], batch: PrefillBatch) -> None:
         device = batch.embeddings.device
         self.sequences = list(sequences)
         self.rows = torch.arange(len(sequences), device=device)
-        """Row in the whole batch of each sequence here."""
+        """Row of each sequence in the original batch."""
         self._mask = batch.mask()
         self._lengths = torch.tensor(batch.lengths, device=device)
         self._cache: Any = None
@@ -233,7 +233,7 @@ class _BatchState:
         return states
 
     def drop_finished(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Drop finished sequences when they are many; return the inputs of the others."""
+        """Drop finished sequences if they are many (`COMPACT_SHARE`); return the inputs of the others."""
         kept = [row for row, sequence in enumerate(self.sequences) if not sequence.finished]
         if len(self.sequences) - len(kept) < max(1, COMPACT_SHARE * len(self.sequences)):
             return inputs

@@ -1,4 +1,4 @@
-"""LFM2-Audio prompts into one left-padded batch of input embeddings; equal recordings are encoded once."""
+"""Embeds LFM2-Audio prompts as one left-padded batch; equal recordings are encoded once."""
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
@@ -11,11 +11,11 @@ from mllm_shapx.models.liquid_chat import LiquidPrompt, Recording
 
 ENCODED_CACHE_BYTES = 256 * 2**20
 WORTHWHILE_GROUP = 8
-"""Recordings that are encoded together whatever padding that takes."""
+"""Recordings that are always encoded together, regardless of padding."""
 MOST_PADDING = 1.2
-"""Padded over real frames, above which more recordings are left to the next pass."""
+"""Largest ratio of padded to real frames; further recordings go to the next pass."""
 FRAMES_PER_PASS = 48_000
-"""Feature frames, padding included, that the encoder takes in one pass (8 minutes of audio)."""
+"""Most feature frames per encoder pass, padding included (8 minutes of audio)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,12 +23,12 @@ class PrefillBatch:
     """A batch of prompts, padded on the left."""
 
     embeddings: torch.Tensor
-    """Shaped (prompts, positions, hidden); 0 where there is padding."""
+    """Shaped (prompts, positions, hidden); 0 at padding."""
     lengths: tuple[int, ...]
     """Positions of each prompt without padding."""
 
     def mask(self) -> torch.Tensor | None:
-        """Return 1 where a prompt stands, int64, shaped (prompts, positions); None without padding."""
+        """Return 1 for prompt, 0 for padding, int64, shaped (prompts, positions); None without padding."""
         width = self.embeddings.shape[1]
         if all(length == width for length in self.lengths):
             return None
@@ -45,7 +45,7 @@ class PromptEmbedder:
         self._encoded: OrderedDict[bytes, torch.Tensor] = OrderedDict()
         self._bytes = 0
         self.recordings_encoded = 0
-        """Recordings that went through the encoder so far."""
+        """Recordings encoded so far."""
 
     def batch(self, prompts: Sequence[LiquidPrompt]) -> PrefillBatch:
         """Return the prompts' embeddings as one batch."""
@@ -63,7 +63,7 @@ class PromptEmbedder:
         return PrefillBatch(embeddings, tuple(prompt.length for prompt in prompts))
 
     def clear(self) -> None:
-        """Forget the encoded recordings, to give their memory back."""
+        """Drop the encoded recordings to free their memory."""
         self._encoded.clear()
         self._bytes = 0
 
@@ -88,7 +88,7 @@ class PromptEmbedder:
         rows = torch.cat([output[i, :, : item.positions].mT for i, item in enumerate(recordings)])
         adapted = self._model.audio_adapter(rows)
         self.recordings_encoded += len(recordings)
-        # Copies, so that a kept recording does not hold its whole batch in memory.
+        # Copies: a cached view would keep its whole batch in memory.
         return [part.clone() for part in adapted.split([item.positions for item in recordings])]
 
     def _keep(self, key: bytes, output: torch.Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Teacher forcing with LFM2-Audio: the log-probabilities of given text behind spoken and written prompts."""
+"""Teacher forcing with LFM2-Audio: log-probabilities of given text after spoken and written prompts."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,14 +13,14 @@ from mllm_shapx.models.liquid_encoding import PrefillBatch
 def read_batch(
     model: Any, batch: PrefillBatch, continuations: Sequence[Sequence[int]], top_k: int
 ) -> list[Likelihood]:
-    """Return how likely `continuations[i]` (text tokens, not empty) is behind prompt i of a prefilled batch.
+    """Return the likelihood of `continuations[i]` (text tokens, not empty) after prompt i of the batch.
 
     Raises:
         RowError: When the model's logits are not numbers.
     """
     table, device = model.lfm.embed_tokens, batch.embeddings.device
     longest = max(map(len, continuations))
-    # The last token is not read. What fills shorter continuations up stands behind them: unseen.
+    # The last token is not an input. Padding comes after shorter continuations, which never attend to it.
     rows = [[*tokens[:-1], *[0] * (longest - len(tokens))] for tokens in continuations]
     given = table(torch.tensor(rows, dtype=torch.long, device=device))
     width = batch.embeddings.shape[1]

@@ -1,4 +1,4 @@
-"""Audio frames into sound, with the decoder that an LFM2-Audio checkpoint may bring."""
+"""Decodes audio frames to waveforms, with the decoder of an LFM2-Audio checkpoint if it has one."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ OUTPUT_RATE = 24_000
 
 
 class FrameDecoder:
-    """Turns generated frames into waveforms; built when it is first used."""
+    """Turns generated frames into waveforms; built at the first use."""
 
     def __init__(self, checkpoint: LiquidCheckpoint, device: torch.device) -> None:
         self._checkpoint = checkpoint
@@ -66,7 +66,7 @@ class FrameDecoder:
 
 
 def _detokenizer_config(folder: Path) -> dict[str, Any]:
-    """Return its config in transformers' words: its sliding layers get their window as a mask."""
+    """Return the detokenizer's config for transformers, without sliding layers: a mask holds their window."""
     import json
 
     from transformers import Lfm2Config

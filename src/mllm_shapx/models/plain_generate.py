@@ -1,4 +1,4 @@
-"""Answering prompts with transformers' own `generate`, which knows every model of transformers."""
+"""Answers prompts with transformers' `generate`, which supports every model of transformers."""
 
 import warnings
 from collections.abc import Iterable, Sequence
@@ -20,7 +20,7 @@ class Generated:
 
     token_ids: list[int]
     logprobs: list[float] | None
-    """Natural-log probability of each token from the model's own logits; None when not asked for."""
+    """Natural-log probability of each token from the model's own logits; None unless requested."""
 
 
 class AnswersBatch(Protocol):
@@ -39,7 +39,7 @@ def in_groups(
     decoding: Decoding,
     seeds: Sequence[int],
 ) -> list[Generated]:
-    """Answer `prompts` one group after the other; a group is the places of its prompts."""
+    """Answer `prompts` one group after the other; a group lists the indices of its prompts."""
     found: dict[int, Generated] = {}
     for group in groups:
         answers = answer([prompts[place] for place in group], decoding, [seeds[place] for place in group])
@@ -48,7 +48,7 @@ def in_groups(
 
 
 def of_one_length(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Return the places of prompts in groups of one length, the shortest first."""
+    """Return the indices of prompts grouped by length, the shortest first."""
     groups: dict[int, list[int]] = {}
     for place, prompt in enumerate(prompts):
         groups.setdefault(len(prompt), []).append(place)
@@ -62,7 +62,7 @@ def generate(
     decoding: Decoding,
     seeds: Sequence[int],
 ) -> list[Generated]:
-    """Answer `prompts` (token ids), padded on the left to one rectangle, in their order.
+    """Answer `prompts` (token ids), padded on the left to one length, in their order.
 
     Raises:
         RowError: When the model's logits are not numbers.
@@ -88,7 +88,7 @@ def generate(
 
 
 def call_generate(model: Any, **arguments: Any) -> Any:
-    """Return `model.generate(**arguments)`; its warnings of settings are not printed once per batch."""
+    """Return `model.generate(**arguments)`; hide its warnings about settings, which repeat per batch."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=UserWarning, module=r"transformers\.generation")
         return model.generate(**arguments)
@@ -127,7 +127,7 @@ def token_logprobs(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
 
 
 class _Watch:
-    """Logits processor that changes nothing and shows the logits to `FiniteLogits`."""
+    """Logits processor that passes the logits to `FiniteLogits` unchanged."""
 
     def __init__(self, finite: FiniteLogits) -> None:
         self._finite = finite
@@ -139,10 +139,10 @@ class _Watch:
 
 
 class _Draw:
-    """Logits processor that leaves one token possible per prompt: the one that the prompt's seed draws.
+    """Logits processor that allows one token per prompt: the one drawn by the prompt's seed.
 
-    `generate` itself draws for the whole batch from one generator, so that an answer would depend on its
-    batch. This one runs after the processors of the generation config (penalties), as sampling does there.
+    `generate` draws for the whole batch from one generator, so an answer would depend on its batch. This
+    processor runs after those of the generation config (penalties), as sampling does in `generate`.
     """
 
     def __init__(

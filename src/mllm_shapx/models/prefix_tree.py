@@ -1,8 +1,8 @@
-"""The tree of a batch's prompts: what prompts begin with alike is computed once.
+"""The prefix tree of a batch's prompts: shared prefixes are computed once.
 
-The coalitions of a row differ in a few words, and the chat template's beginning is the same for all. Sorted,
-each prompt adds only the tokens after what it shares with its neighbour, so that the tree of all prompts of
-an exact game holds about one player and the template's end per coalition instead of the whole conversation.
+The coalitions of a row differ in a few words, and all share the chat template's beginning. In sorted order,
+each prompt adds only the tokens after the prefix shared with its neighbour. For an exact game, the tree holds
+about one player and the template's end per coalition, not the whole conversation.
 """
 
 import itertools
@@ -17,29 +17,29 @@ Ids = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Some tokens of the tree that are run through the model together, after the trunk."""
+    """Tokens of the tree that go through the model together, after the trunk."""
 
     tokens: NDArray[np.int64]
     """Token of each node, (nodes,)."""
     positions: NDArray[np.int64]
-    """Place of each node in its prompts, (nodes,)."""
+    """Position of each node in its prompts, (nodes,)."""
     ancestors: NDArray[np.bool_]
-    """Whether node i reads node j (itself and those before it in its prompt), (nodes, nodes)."""
+    """Whether node i reads node j (itself and its ancestors), (nodes, nodes)."""
     ends: NDArray[np.int64]
-    """Node that ends each of the piece's prompts, (prompts,)."""
+    """Last node of each of the piece's prompts, (prompts,)."""
 
 
 @dataclass(frozen=True, slots=True)
 class PrefixTree:
-    """All tokens of a batch of prompts, each shared beginning once."""
+    """All tokens of a batch of prompts; shared prefixes occur once."""
 
     trunk: Ids
-    """What all prompts begin with; empty when one piece holds everything."""
+    """The common prefix of all prompts; empty when there is only one piece."""
     pieces: tuple[Piece, ...]
     order: NDArray[np.int64]
     """Prompts in the order of the pieces' `ends`, (prompts,)."""
     paths: tuple[NDArray[np.int64], ...]
-    """For each prompt in that order its nodes, counted over trunk and pieces, (tokens of the prompt,)."""
+    """For each prompt in that order, its nodes numbered over trunk and pieces, (tokens of the prompt,)."""
 
     @property
     def size(self) -> int:
@@ -50,8 +50,8 @@ class PrefixTree:
 def build_tree(prompts: Sequence[Ids], most_nodes: int, most_trunk: int | None = None) -> PrefixTree:
     """Return the tree of `prompts` (token ids, none empty), cut into pieces of about `most_nodes` tokens.
 
-    A piece always holds whole prompts, so that a longer prompt makes a larger piece. The trunk has at most
-    `most_trunk` tokens; by default it leaves each prompt one, whose output is needed.
+    A piece holds whole prompts, so a longer prompt makes a larger piece. The trunk has at most `most_trunk`
+    tokens; by default each prompt keeps one token after it, because its output is needed.
     """
     order = sorted(range(len(prompts)), key=lambda each: prompts[each])
     ordered = [prompts[each] for each in order]
@@ -59,7 +59,7 @@ def build_tree(prompts: Sequence[Ids], most_nodes: int, most_trunk: int | None =
     groups = _groups(ordered, shared, most_nodes, trunk=0)
     trunk = 0
     if len(groups) > 1:
-        # Sorted, the first and the last differ soonest.
+        # In sorted order, the first and the last prompt have the shortest common prefix.
         most_trunk = min(map(len, ordered)) - 1 if most_trunk is None else most_trunk
         trunk = min(_common(ordered[0], ordered[-1]), most_trunk)
         groups = _groups(ordered, shared, most_nodes, trunk)
@@ -73,7 +73,7 @@ def build_tree(prompts: Sequence[Ids], most_nodes: int, most_trunk: int | None =
 
 
 def _common(left: Ids, right: Ids) -> int:
-    """Return how many tokens two prompts begin with alike."""
+    """Return the length of two prompts' common prefix."""
     for place, (one, other) in enumerate(zip(left, right, strict=False)):
         if one != other:
             return place

@@ -1,4 +1,4 @@
-"""Cutting a model's reasoning out of its answers."""
+"""Removes a model's reasoning from its answers."""
 
 import re
 from collections.abc import Sequence
@@ -17,29 +17,28 @@ TAGS = {
     "<unused94>thought": "<unused95>",
     "<|channel|>analysis<|message|>": "<|channel|>final<|message|>",
 }
-"""Opening tag -> closing tag, as published models write them."""
+"""Opening tag -> closing tag of published models."""
 
 _ANY = ""
-"""Stands for every closing tag: the prompt opened the reasoning."""
+"""Matches every closing tag: the prompt opened the reasoning."""
 _CLOSING = frozenset(TAGS.values())
 _TAG = re.compile("|".join(map(re.escape, sorted([*TAGS, *_CLOSING], key=len, reverse=True))))
 
 
 def cut_reasoning(text: str, *, begun: bool = False) -> str:
-    """Return `text` without what stands between think tags, and without the tags.
+    """Return `text` without think tags and the text between them.
 
-    Reasoning that is not closed goes on to the end. A closing tag alone ends a reasoning that began before
-    the text.
+    Unclosed reasoning extends to the end. A lone closing tag ends reasoning that began before the text.
 
     Args:
         text: An answer.
-        begun: Whether the prompt ends within the reasoning, so that `text` begins there.
+        begun: Whether `text` begins inside the reasoning, because the prompt opened it.
     """
     return _scan(text, begun)[0]
 
 
 def is_within_reasoning(text: str, *, begun: bool = False) -> bool:
-    """Return whether what follows `text` is reasoning."""
+    """Return whether the text after `text` is reasoning."""
     return _scan(text, begun)[1]
 
 
@@ -52,7 +51,7 @@ class ReasoningCut:
     """Turns generated tokens into texts without their reasoning.
 
     Args:
-        tokenizer: Decodes the tokens. It may leave out special tokens, and some think tags are.
+        tokenizer: Decodes the tokens. It may skip special tokens, and some think tags are special.
         begun: Whether the template opens the reasoning.
     """
 
@@ -66,12 +65,12 @@ class ReasoningCut:
         }
 
     def texts(self, rows: Sequence[Sequence[int]], prefill: str = "") -> list[str]:
-        """Return the text of each row of generated tokens; `prefill` stands before each."""
+        """Return the text of each row of generated tokens; `prefill` comes before each."""
         begun = is_within_reasoning(prefill, begun=self._begun)
         return [self._without_tags(cut_reasoning(self._decoded(row), begun=begun)) for row in rows]
 
     def _decoded(self, row: Sequence[int]) -> str:
-        """Decode with the special tokens that think tags are made of, and without all others."""
+        """Decode with the special tokens of think tags and without other special tokens."""
         pieces: list[str] = []
         first = 0
         for place, token in enumerate(row):

@@ -1,4 +1,4 @@
-"""From a connector's name to a loaded model, and to the model's identity before anything is loaded."""
+"""Maps a connector's name to a loaded model, and to the model's identity before loading."""
 
 import importlib
 import importlib.util
@@ -30,10 +30,10 @@ LOADERS = {
     "liquid_audio": "mllm_shapx.models.liquid_audio:load",
     CONNECTOR: "mllm_shapx.models.server_text:load",
 }
-"""Connector -> `load(settings, model_path, revision) -> Model`, imported when asked for.
+"""Connector -> `load(settings, model_path, revision) -> Model`, imported on demand.
 
-`model_path` is the model's local directory, None for a hub id; `revision` is the commit that
-`model_identity` found, recorded in the model's identity. A local adapter is named by its absolute path.
+`model_path` is the model's local directory, None for a hub id; `revision` is the commit from
+`model_identity`, recorded in the model's identity. A local adapter is given by its absolute path.
 """
 
 _EXTRA_MODULES = {"liquid_audio": "liquid_audio"}
@@ -45,17 +45,17 @@ def load_model(
     revision: str | None = None,
     config_path: Path | None = None,
 ) -> "Model":
-    """Load the model that `settings` asks for.
+    """Load the model of `settings`.
 
     Args:
-        settings: Names the connector, the model and how to load it.
-        model_path: Its local directory; None when it comes from the hub.
-        revision: What `model_identity` found; found again when None.
-        config_path: The config file that a relative adapter may start from.
+        settings: Connector, model and loading options.
+        model_path: Its local directory; None for a hub model.
+        revision: The commit from `model_identity`; computed when None.
+        config_path: The config file; a relative adapter is also looked up in its folder.
 
     Raises:
         ModelError: When the connector's extra is not installed or the model cannot be loaded.
-        ResourceError: When the device is not there.
+        ResourceError: When the machine lacks the device.
     """
     check_connector(settings.connector)
     if revision is None:
@@ -67,14 +67,14 @@ def load_model(
 
 
 def model_identity(settings: ModelSettings, config_path: Path) -> tuple[Path | None, str]:
-    """Return (local directory or None, digest of the directory or hub commit) of the model `settings` names.
+    """Return (local directory or None, digest of the directory or hub commit) of the model of `settings`.
 
-    With an adapter the second is `BASE+ADAPTER`: the digest or commit of each. Loads nothing; reads a local
+    With an adapter, the second is `BASE+ADAPTER`: the digest or commit of each. Loads nothing; reads a local
     directory's files once for the digest.
 
     Raises:
-        ModelError: When the directory is not a model, its files are not whole, the model is not one that the
-            connector takes, the hub does not have it, or an extra is not installed.
+        ModelError: When the directory is not a model, its files are incomplete, the connector does not
+            support the model, the hub lacks it, or an extra is not installed.
     """
     check_connector(settings.connector)
     directory = _directory(settings, config_path)
@@ -82,7 +82,7 @@ def model_identity(settings: ModelSettings, config_path: Path) -> tuple[Path | N
 
 
 def check_model(settings: ModelSettings, config_path: Path) -> str:
-    """Look at the model that `settings` names without loading it, and say what it is.
+    """Check the model of `settings` without loading it; return a description.
 
     A server is asked for its list of models and for one answer of one token.
 
@@ -97,10 +97,10 @@ def check_model(settings: ModelSettings, config_path: Path) -> str:
 
 
 def model_version(settings: ModelSettings, config_path: Path) -> tuple[Path | None, Version]:
-    """Return the local directory, None for a hub id, and the version of the model that `settings` names.
+    """Return the local directory, None for a hub id, and the version of the model of `settings`.
 
     Raises:
-        ModelError: As `model_identity`, and when files change while they are read.
+        ModelError: As `model_identity`, and when files change during reading.
     """
     check_connector(settings.connector)
     directory = _directory(settings, config_path)
@@ -115,11 +115,11 @@ def model_version(settings: ModelSettings, config_path: Path) -> tuple[Path | No
 def load_version(
     settings: ModelSettings, model_path: Path | None, version: Version, config_path: Path | None = None
 ) -> "Model":
-    """Load the model that `settings` asks for in the version that was found when the study began.
+    """Load the model of `settings` and check that it is `version`, found at the study's start.
 
     Raises:
         ModelError, ResourceError: As `load_model`.
-        ModelChangedError: When the files are others now.
+        ModelChangedError: When the files have changed.
     """
     return version.loaded(
         lambda: load_model(settings, model_path, version.commit, config_path),
@@ -128,11 +128,11 @@ def load_version(
 
 
 def engine_for(model: "Model", limits: "ServerLimits") -> "PromptEngine":
-    """Return the engine of a loaded model; it closes the model too unless that is to be kept.
+    """Return the engine of a loaded model; closing the engine also closes the model by default.
 
     Args:
         model: The loaded model.
-        limits: What may be asked of a model behind a server.
+        limits: Limits of requests to a model behind a server.
     """
     from mllm_shapx.models.engine import Engine
     from mllm_shapx.models.server_engine import ServerEngine
@@ -155,10 +155,10 @@ def _directory(settings: ModelSettings, config_path: Path) -> Path | None:
 
 
 def check_connector(connector: str) -> None:
-    """Say how to install what a connector needs when it is not there.
+    """Check that a connector's dependencies are installed.
 
     Raises:
-        ModelError: When the extra is not installed.
+        ModelError: When they are not; the message names the extra to install.
     """
     module = _EXTRA_MODULES.get(connector)
     if module is not None and importlib.util.find_spec(module) is None:
@@ -171,15 +171,15 @@ def check_connector(connector: str) -> None:
 def model_directories(
     settings: ModelSettings, directory: Path | None, config_path: Path | None = None
 ) -> tuple[Path, ...]:
-    """Return the local directories that the model is loaded from: the base's and the adapter's.
+    """Return the local directories of the model: the base's and the adapter's.
 
     Args:
-        settings: Names the connector, the model and how to load it.
+        settings: Connector, model and loading options.
         directory: The local directory of `model_id`; None for a hub id.
-        config_path: The config file that a relative adapter may start from.
+        config_path: The config file; a relative adapter is also looked up in its folder.
 
     Raises:
-        ModelError: When one is not there.
+        ModelError: When one does not exist.
     """
     if settings.connector != "hf_text":
         return () if directory is None else (directory,)
@@ -189,7 +189,7 @@ def model_directories(
 
 
 def model_revision(settings: ModelSettings, directory: Path | None, config_path: Path | None = None) -> str:
-    """Return what tells one version of the model from another (see `model_identity`)."""
+    """Return the version of the model: digests or commits (see `model_identity`)."""
     if settings.connector == "hf_text":
         return text_commit(text_source(settings, directory, config_path), settings)
     if settings.connector == CONNECTOR and settings.kwargs.server is not None:

@@ -1,4 +1,4 @@
-"""Drawing the next token of each prompt from that prompt's own random numbers."""
+"""Draws the next token of each prompt from the prompt's own random numbers."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,11 +9,11 @@ import torch
 from mllm_shapx.errors import RowError
 
 ALMOST_ONE = 1.0 - 2.0**-40
-"""Largest draw, so that rounding never gives a place after the last token."""
+"""Largest draw, so that rounding never gives an index after the last token."""
 
 
 class FiniteLogits:
-    """Whether all logits of a batch are finite; checked at its end, so that no step waits for the device."""
+    """Checks that all logits of a batch are finite, once at its end: no step waits for the device."""
 
     def __init__(self) -> None:
         self._finite: torch.Tensor | None = None
@@ -62,18 +62,18 @@ def pick(scores: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
 
 
 Step = Callable[[Any, torch.Tensor], torch.Tensor]
-"""A logits processor of transformers: (token ids, which none of ours reads; scores) -> scores."""
+"""A logits processor of transformers: (token ids, unused here; scores) -> scores."""
 
 
 class Sampler:
     """Draws tokens with a temperature, a top-k and further steps.
 
     With `Sampler.of` the steps and their order are those of transformers' `generate` with `do_sample=True`.
-    Steps after top-k see the k likeliest tokens only, instead of the whole vocabulary.
+    Steps after top-k see only the k likeliest tokens, not the whole vocabulary.
 
     Args:
         temperature: Above 0.
-        top_k: Tokens that may be drawn; None or 0 for all.
+        top_k: Number of tokens that may be drawn; None or 0 for all.
         before: Steps between temperature and top-k.
         after: Steps after top-k.
     """
@@ -93,7 +93,7 @@ class Sampler:
 
     @classmethod
     def of(cls, settings: Any) -> "Sampler":
-        """Return the sampler that a generation config of transformers asks for."""
+        """Return the sampler of a generation config of transformers."""
         from transformers.generation import logits_process as steps
 
         before = [] if settings.top_h is None else [steps.TopHLogitsWarper(settings.top_h)]
@@ -116,7 +116,7 @@ class Sampler:
             scores = step(None, scores)
         ids: torch.Tensor | None = None
         if 0 < self._top_k < scores.shape[-1]:
-            # In the order of the vocabulary, so that ties do not depend on how the device sorts.
+            # In vocabulary order, so that ties do not depend on the device's sort.
             ids = scores.topk(self._top_k, dim=-1).indices.sort(dim=-1).values
             scores = scores.gather(1, ids)
         for step in self._after:

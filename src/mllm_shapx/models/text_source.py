@@ -1,4 +1,4 @@
-"""Which files a run of `hf_text` is loaded from, and that they can be what its config says; imports no torch.
+"""Finds the files of an `hf_text` model and checks them against the config; imports no torch.
 
 A model is a base and, optionally, a PEFT adapter on it. Its commit is the base's, or `BASE+ADAPTER`.
 """
@@ -35,23 +35,23 @@ TRUST = "connector_kwargs.trust_remote_code"
 _GGUF = "connector_kwargs.gguf_file"
 _BASE = "base_model_name_or_path"
 _IGNORED_WHEN_BROKEN = ("generation_config.json", "tokenizer_config.json")
-"""Files that transformers passes over when they are no JSON."""
+"""Files that transformers silently ignores when they are not JSON."""
 _MASKED = ("ForMaskedLM", "ForPreTraining")
 _CAUSAL = "hf_text takes causal language models only"
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where files lie: a local directory, or a repository of the hub."""
+    """Location of files: a local directory, or a repository of the hub."""
 
     key: str
-    """The config's key that names it."""
+    """The config key."""
     written: str
-    """The name there: a path or hub id."""
+    """The key's value: a path or hub id."""
     directory: Path | None
     """The local directory; None for a hub id."""
     revision: str | None = None
-    """Branch, tag or commit that is asked for; None for a directory."""
+    """Requested branch, tag or commit; None for a directory."""
 
     @property
     def named(self) -> str:
@@ -60,32 +60,32 @@ class Place:
 
     @property
     def source(self) -> str:
-        """Return what transformers loads it by."""
+        """Return the argument for transformers: a path or hub id."""
         return self.written if self.directory is None else str(self.directory)
 
 
 @dataclass(frozen=True, slots=True)
 class TextSource:
-    """What a text model is loaded from."""
+    """The base and the adapter of a text model."""
 
     base: Place
     adapter: Place | None
 
 
 def text_source(settings: ModelSettings, directory: Path | None, config_path: Path | None) -> TextSource:
-    """Return where the base and the adapter of a model lie.
+    """Return the locations of a model's base and adapter.
 
-    A relative `adapter` starts where `model_id` does. The base of a directory that holds an adapter alone
-    is the one that its adapter_config.json names: an absolute path, a path relative to the adapter's
-    directory or to the working directory, or a hub id.
+    A relative `adapter` is resolved like a relative `model_id`. If a directory holds only an adapter, its
+    adapter_config.json names the base: an absolute path, a path relative to the adapter's directory or to the
+    working directory, or a hub id.
 
     Args:
-        settings: Names the model and the adapter.
+        settings: Model and adapter.
         directory: The local directory of `model_id`; None for a hub id.
-        config_path: The config file that relative paths may start from.
+        config_path: The config file; relative paths are also looked up in its folder.
 
     Raises:
-        ModelError: When a directory is not there, or holds both a model and an adapter.
+        ModelError: When a directory does not exist, or holds both a model and an adapter.
     """
     named = Place(MODEL_ID, settings.model_id, directory, settings.revision if directory is None else None)
     written = settings.kwargs.adapter
@@ -131,10 +131,10 @@ def _base_of(adapter: Place, settings: ModelSettings) -> Place:
 
 
 def text_commit(source: TextSource, settings: ModelSettings) -> str:
-    """Check what can be checked without loading, and return the commit: the base's, or `BASE+ADAPTER`.
+    """Check the files without loading; return the commit: the base's, or `BASE+ADAPTER`.
 
     Raises:
-        ModelError: When files are not whole, the model is no causal one, or an extra is not installed.
+        ModelError: When files are incomplete, the model is not causal, or an extra is not installed.
     """
     kwargs = settings.kwargs
     _check_extras(settings)
@@ -147,7 +147,7 @@ def text_commit(source: TextSource, settings: ModelSettings) -> str:
 
 
 def split_commit(commit: str) -> tuple[str, str | None]:
-    """Return the commits of the base and of the adapter, None where there is none."""
+    """Return the commits of the base and of the adapter; None without an adapter."""
     base, _, adapter = commit.partition("+")
     return base, adapter or None
 
@@ -161,7 +161,7 @@ def _check_extras(settings: ModelSettings) -> None:
 
 
 def _need(package: str, extra: str, named: str) -> None:
-    """Refuse a setting whose package is not installed."""
+    """Refuse a setting that needs a missing package."""
     if importlib.util.find_spec(package) is None:
         raise ModelError(
             f"{named} needs the package {package}, which is not installed: pip install 'mllm-shapx[{extra}]'"
@@ -216,7 +216,7 @@ def _check_config(base: Place, commit: str, *, trusted: bool) -> None:
 
 
 def _check_is_causal(named: str, config: dict[str, Any]) -> None:
-    """Refuse models that answer nothing of their own: the weights of some would load all the same."""
+    """Refuse models that cannot generate; the weights of some would load without an error."""
     kind = config.get("model_type")
     if config.get("is_encoder_decoder"):
         raise ModelError(f"{named} is an encoder-decoder model ({kind}); {_CAUSAL}")
@@ -229,7 +229,7 @@ def _check_is_causal(named: str, config: dict[str, Any]) -> None:
 
 
 def _check_is_known(named: str, config: dict[str, Any]) -> None:
-    """Refuse a model whose code comes with it, unless transformers has code for it."""
+    """Refuse a model with custom code, unless transformers has code for it."""
     code = config.get("auto_map")
     if not isinstance(code, dict) or not {"AutoConfig", "AutoModelForCausalLM"} & code.keys():
         return

@@ -1,4 +1,4 @@
-"""The explained model's tokens of a text as stretches of its characters, without loading the model."""
+"""Splits a text into the explained model's tokens, as character spans, without loading the model."""
 
 import threading
 from collections.abc import Callable
@@ -15,13 +15,13 @@ Spans = list[tuple[int, int]]
 
 @lru_cache(maxsize=4)
 def token_spans(source: TokenizerSource) -> Callable[[str], Spans]:
-    """Return what cuts a text into the tokens of a model; loaded once per process.
+    """Return a function that splits a text into the tokens of a model; loaded once per process.
 
-    Tokens that share a character, such as the bytes of an emoji, are one piece. Pieces of white space alone
-    are left out. torch is not imported where the model has a `tokenizer.json`.
+    Tokens that share a character, such as the bytes of an emoji, form one piece. Pieces of white space are
+    left out. torch is not imported if the model has a `tokenizer.json`.
 
     Raises:
-        ModelError: When there is no tokenizer, or it does not tell which characters a token stands for.
+        ModelError: When there is no tokenizer, or it gives no character offsets.
     """
     path = _tokenizer_file(source)
     offsets = _of_transformers(source) if path is None else _of_file(path)
@@ -45,7 +45,7 @@ def _pieces(text: str, offsets: Spans) -> Spans:
 
 
 def _tokenizer_file(source: TokenizerSource) -> Path | None:
-    """Return the model's `tokenizer.json`, None where transformers must make the tokenizer."""
+    """Return the model's `tokenizer.json`; None when transformers must build the tokenizer."""
     if source.gguf_file is not None or source.trust_remote_code:
         return None
     directory = Path(source.model)
@@ -59,7 +59,7 @@ def _tokenizer_file(source: TokenizerSource) -> Path | None:
         return Path(hf_hub_download(source.model, "tokenizer.json", revision=source.revision))
     except EntryNotFoundError:
         return None
-    except Exception as error:  # the hub client raises what it likes
+    except Exception as error:  # the hub client raises many types
         raise _fault(source, error) from error
 
 
@@ -84,7 +84,7 @@ def _of_transformers(source: TokenizerSource) -> Callable[[str], Spans]:
         options["gguf_file"] = source.gguf_file
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.model, revision=source.revision, **options)
-    except Exception as error:  # the readers of tokenizers raise what they like
+    except Exception as error:  # tokenizer readers raise many types
         raise _fault(source, error) from error
     if not tokenizer.is_fast:
         raise ModelError(

@@ -1,4 +1,4 @@
-"""Where an estimator's floor or the ceiling of 2^n coalitions takes the place of a run's budget."""
+"""Finds where an estimator's floor or the ceiling of 2^n coalitions replaces a run's budget."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,10 +12,10 @@ CEILING = "2^n"
 
 
 def budget_bounds(run: RunSpec, rows: Iterable[int], players: Mapping[int, int] | None) -> dict[str, Any]:
-    """Return the bounds of a run's budget, and on how many rows they apply, as JSON data.
+    """Return the bounds of a run's budget and the number of rows that they change, as JSON data.
 
-    `rows_raised` and `rows_cut` are null where the players are not known before a row is read, and for a
-    hierarchical run, whose games have few players: `floor` and `lower_floor` are those of its games.
+    `rows_raised` and `rows_cut` are null when the players are unknown before a row is read, and for a
+    hierarchical run, whose games have few players. Its `floor` and `lower_floor` are those of its games.
     """
     floors = [EXPLAINERS[kind].floor for kind, _ in run.games]
     bounds: dict[str, Any] = {"floor": floors[0], "ceiling": CEILING}
@@ -29,7 +29,7 @@ def budget_bounds(run: RunSpec, rows: Iterable[int], players: Mapping[int, int] 
 
 
 def bound_notes(runs: Sequence[RunSpec], rows: Sequence[int], players: Mapping[int, int] | None) -> list[str]:
-    """Return what a plan says of budgets that a bound replaces; runs with the same bound share a sentence."""
+    """Return sentences on budgets that a bound replaces; runs with the same bound share a sentence."""
     raised: defaultdict[str, list[str]] = defaultdict(list)
     cut: list[str] = []
     for run in runs:

@@ -1,20 +1,20 @@
-"""What an answer costs: device seconds by generation settings, from what was measured."""
+"""Predicts the cost of an answer in device seconds, by generation settings, from measurements."""
 
 from collections import defaultdict
 from collections.abc import Mapping
 
 LEAST_MEASUREMENTS = 3
-"""Measurements before which nothing is predicted."""
+"""Fewest measurements for a prediction."""
 HALF_LIFE_S = 10.0
-"""Least age at which a measurement counts half; later, half of the time since the first one."""
+"""Half-life of a measurement, in seconds; half of the time since the first one when that is longer."""
 PRIOR_ANSWERS = 4.0
-"""Answers that the mean of all keys counts for in the mean of one."""
+"""Weight, in answers, of the mean of all keys in the mean of one key."""
 
 
 class AnswerCost:
     """Predicts the device seconds of an answer: a smoothed mean for each cost key (`RunSpec.cost_key`).
 
-    Devices are slow at first. Old measurements therefore fade, the faster the shorter the study has run.
+    Devices are slow at first, so old measurements lose weight: the shorter the study has run, the faster.
     """
 
     def __init__(self) -> None:
@@ -25,12 +25,13 @@ class AnswerCost:
         self._first = self._last = 0.0
 
     def observe(self, at: float, busy: float, answers: Mapping[str, int]) -> None:
-        """Take in that until second `at` a device worked for `busy` seconds on these answers.
+        """Record that until second `at` a device worked for `busy` seconds on these answers.
 
         Args:
-            at: Seconds of a clock that does not go back.
+            at: Seconds of a monotonic clock.
             busy: Device seconds.
-            answers: Cost key -> answers generated. Several keys share the seconds by what they cost so far.
+            answers: Cost key -> answers generated. Several keys share the seconds in proportion to their
+                costs so far.
         """
         if not any(answers.values()):
             return
@@ -46,18 +47,18 @@ class AnswerCost:
         self._count += 1
 
     def seconds(self, key: str) -> float | None:
-        """Return the device seconds of an answer; None while too little was measured."""
+        """Return the device seconds of an answer; None before enough measurements."""
         return None if self._count < LEAST_MEASUREMENTS else self._mean(key)
 
     def _mean(self, key: str) -> float | None:
-        """Return the mean of a key, close to that of all keys while few answers of it were measured."""
+        """Return the mean of a key; with few measured answers, it is close to the mean of all keys."""
         answers = sum(self._answers.values())
         if not answers:
             return None
         of_all = sum(self._busy.values()) / answers
         if not self._answers.get(key):
             return of_all or None
-        # A key that was measured long ago has faded, and is known as well as before.
+        # Trust counts all answers: fading does not make a key less certain.
         trust = self._measured[key] / (self._measured[key] + PRIOR_ANSWERS)
         return trust * self._busy[key] / self._answers[key] + (1.0 - trust) * of_all or None
 

@@ -1,7 +1,7 @@
-"""Counts how many distinct coalitions several runs need together, with mllm_shap's own samplers.
+"""Counts the distinct coalitions that several runs need together, with mllm_shap's own samplers.
 
-A run's coalitions are drawn once for each number of players and kept; rows of as many players differ in their
-seeds alone. Large tables are not drawn to the end: beyond a cap, coalitions count as drawn evenly.
+A run's coalitions are drawn once per number of players and cached; rows with as many players differ only in
+their seeds. Beyond a cap nothing is drawn: the remaining coalitions count as drawn uniformly.
 """
 
 import random
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from mllm_shap import CoalitionMask
 
 WHOLE_LOG2 = 12
-"""Players up to which all coalitions of a run are drawn."""
+"""Most players for which all coalitions of a run are drawn."""
 MOST_DRAWN = 256
-"""Coalitions that are drawn of a run on more players."""
+"""Most coalitions drawn for a run on more players."""
 MOST_PLAYERS = 62
-"""Players beyond which runs share no coalitions but the certain ones."""
+"""With more players, runs share only their certain coalitions."""
 
 _SAMPLERS = {
     "mc": "MonteCarloEstimator",
@@ -32,9 +32,9 @@ _SAMPLERS = {
     "kernel_banzhaf": "KernelBanzhafEstimator",
     "loo": "LeaveOneOutEstimator",
 }
-"""The library's name of an estimator -> the class in `mllm_shap.estimation` whose sampler it has."""
+"""The library's name of an estimator -> the class of its sampler in `mllm_shap.estimation`."""
 _BEGIN_WITH_COMPLEMENTS = frozenset({"mc", "complementary", "neyman_cc"})
-"""Estimators that begin with the grand and the empty coalition, then those with and without one player."""
+"""Estimators that first draw the grand and the empty coalition, then those with and without one player."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +42,13 @@ class Drawn:
     """The coalitions of one run on n players."""
 
     masks: frozenset[int]
-    """Those that were drawn."""
+    """The drawn coalitions."""
     rest: int
-    """How many more there are; each is any other coalition with the same chance."""
+    """Number of further coalitions, uniform over all others."""
 
 
 def distinct(runs: Sequence[Drawn], num_players: int) -> float:
-    """Return how many distinct coalitions the runs evaluate together: expected where one has a rest."""
+    """Return how many distinct coalitions the runs evaluate together; an expectation if one has a rest."""
     known = frozenset[int]().union(*(run.masks for run in runs))
     if num_players > MOST_PLAYERS:
         return float(len(known)) + float(sum(run.rest for run in runs))
@@ -59,7 +59,7 @@ def distinct(runs: Sequence[Drawn], num_players: int) -> float:
 
 
 def evenly(evaluations: int) -> Drawn:
-    """Return the coalitions of a run whose sampler is not known, such as a hierarchical one."""
+    """Return the coalitions of a run with an unknown sampler, such as a hierarchical one."""
     return Drawn(frozenset(), evaluations)
 
 
@@ -67,11 +67,11 @@ def evenly(evaluations: int) -> Drawn:
 def drawn(explainer_type: str, evaluations: int, num_players: int, seed: int) -> Drawn:
     """Return the coalitions that a flat run evaluates.
 
-    The second phase of the Neyman estimators follows the model's answers; they are noise here.
+    The second phase of the Neyman estimators depends on the model's answers; noise replaces them here.
 
     Args:
         explainer_type: Any type but `exact` and `hierarchical`.
-        evaluations: What `flat_coalitions` returns.
+        evaluations: The result of `flat_coalitions`.
         num_players: Players of the row, at least 1.
         seed: Seed of the sampler.
     """
@@ -86,7 +86,7 @@ def drawn(explainer_type: str, evaluations: int, num_players: int, seed: int) ->
 
 
 def has_complements(explainer_type: str, evaluations: int, num_players: int) -> bool:
-    """Return whether a run surely evaluates every coalition of one player, and every one that lacks one."""
+    """Return whether a run certainly evaluates all coalitions of 1 and of n - 1 players."""
     if evaluations >= 1 << num_players:
         return True
     begins = EXPLAINERS[explainer_type].estimator in _BEGIN_WITH_COMPLEMENTS
@@ -94,7 +94,7 @@ def has_complements(explainer_type: str, evaluations: int, num_players: int) -> 
 
 
 def _coalitions(explainer_type: str, num_players: int, share: float, seed: int) -> "Iterator[CoalitionMask]":
-    """Yield what the library's sampler draws for a share of the 2^n coalitions."""
+    """Yield the coalitions of the library's sampler for a share of the 2^n coalitions."""
     from mllm_shap import CoalitionMask, PlayerSet, estimation
     from mllm_shap.protocols.estimator import TwoPhaseEstimator
 
@@ -107,7 +107,7 @@ def _coalitions(explainer_type: str, num_players: int, share: float, seed: int) 
         first.append(mask)
         yield mask
     if facts.estimator == "loo":
-        yield CoalitionMask((False,) * num_players)  # whose value is recorded
+        yield CoalitionMask((False,) * num_players)  # the recorded base value
     if isinstance(estimator, TwoPhaseEstimator):
         draw = random.Random(seed)
         estimator.begin_allocation(first, [draw.gauss(0.0, 1.0) for _ in first])

@@ -1,4 +1,4 @@
-"""Rows that a run cannot explain, because a game of theirs would plan too many coalitions."""
+"""Finds rows that a run cannot explain, because a game would plan too many coalitions."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,17 +9,17 @@ from mllm_shapx.planning.runs import MAX_LOG2_COALITIONS, RunSpec
 
 @dataclass(frozen=True, slots=True)
 class Hopeless:
-    """What a run cannot explain."""
+    """The rows that a run cannot explain."""
 
     run: RunSpec
     rows: int
     """Rows with too many players, at least one."""
     rows_in_all: int
     most_players: int
-    """Players that a row may have."""
+    """Most players that a row may have."""
 
     def to_text(self) -> str:
-        """Return what is wrong and what the user can do."""
+        """Return the problem and the fix."""
         many = f"{self.rows:,} row(s) of {self.rows_in_all:,} have more than {self.most_players} players"
         other = (
             "or make ks and the budgets smaller"
@@ -35,7 +35,7 @@ class Hopeless:
 def hopeless_runs(
     runs: Sequence[RunSpec], rows: Sequence[int], players: Mapping[int, int] | None
 ) -> list[Hopeless]:
-    """Return the runs that cannot explain some of `rows`; none where the players are not known."""
+    """Return the runs that cannot explain some of `rows`; none when the players are unknown."""
     found = []
     for run in runs:
         of_rows = players_under(players, run.player_rule) or {}
@@ -47,7 +47,7 @@ def hopeless_runs(
 
 
 def without_players(rows: Sequence[int], players: Mapping[int, int] | None) -> list[str]:
-    """Return what the user should know of rows without a player, nothing where there are none of them."""
+    """Return notes for the user on rows without players."""
     number = sum((players or {}).get(row) == 0 for row in rows)
     if not number:
         return []
@@ -59,7 +59,7 @@ def without_players(rows: Sequence[int], players: Mapping[int, int] | None) -> l
 
 
 def _most_players(run: RunSpec, too_many: int) -> int:
-    """Return the players that a row may have, given a number that is too large: more never are fewer."""
+    """Return the most players that a row may have, below `too_many`; coalitions grow with players."""
     low, high = 0, too_many
     while high - low > 1:
         middle = (low + high) // 2

@@ -1,4 +1,4 @@
-"""The plan: what a sweep will ask of the model, in figures, before anything is loaded."""
+"""The plan: counts a sweep's model calls before anything is loaded."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -19,20 +19,19 @@ _HEADINGS = {
     "coalitions": "coalitions",
     "model_calls": "model calls",
 }
-"""Figure of a run -> its heading in the table."""
+"""Figure of a run -> its column heading."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a run asks for over all rows."""
+    """A run's totals over all rows."""
 
     coalitions: int
-    """Coalitions evaluated: the model calls that the run would need alone."""
+    """Coalitions evaluated: the model calls of the run alone."""
     model_calls: float
-    """Answers that no run before it has asked for, exact runs first, then by falling coalitions."""
+    """Answers that no earlier run needs; exact runs come first, then runs by falling coalitions."""
     refused_rows: int
-    """Rows without players or with too many, for a game of 2^24 coalitions; they are not counted and will
-    fail."""
+    """Rows without players, or with too many for a game of 2^24 coalitions; not counted, and they fail."""
 
 
 @dataclass(frozen=True)
@@ -41,25 +40,25 @@ class RunPlan:
 
     run: RunSpec
     work: Work | None
-    """None where the players per row are not known."""
+    """None when the players per row are unknown."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What an experiment set will do."""
+    """The plan of an experiment set."""
 
     experiment_set_id: str
     runs: tuple[RunPlan, ...]
     rows: tuple[int, ...] | None
-    """Row indices in selection order, None where the dataset was not looked at."""
+    """Row indices in selection order, None when the dataset was not read."""
     players: Mapping[int, int] | None
-    """Players per row, None where they are not known before a row is read."""
+    """Players per row, None when they are unknown before a row is read."""
     is_estimate: bool
-    """Whether model calls after sharing are expected rather than counted."""
+    """Whether model calls after sharing are expectations, not counts."""
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Return the plan as JSON data: runs, rows and totals; null for what is not known."""
+        """Return the plan as JSON data: runs, rows and totals; null for unknown figures."""
         return {
             "experiment_set_id": self.experiment_set_id,
             "runs": [self._run_json(item) for item in self.runs],
@@ -69,7 +68,7 @@ class Plan:
         }
 
     def totals(self) -> dict[str, Any]:
-        """Return the figures of all runs together; null for what is not known."""
+        """Return the totals over all runs; null for unknown figures."""
         work = [item.work for item in self.runs if item.work is not None]
         known = len(work) == len(self.runs)
         coalitions = sum(item.coalitions for item in work)
@@ -150,10 +149,10 @@ def make_plan(
 ) -> Plan:
     """Return the plan of `runs` on `rows`.
 
-    `rows` is None where the dataset was not looked at, `players` None where a row's players are known only
-    once it is read. Model calls after sharing are counted where every game is asked alone or beside one that
-    asks for everything, else estimated (`planning.coverage`); answers stored by earlier work are not known
-    here and make it less.
+    `rows` is None when the dataset was not read; `players` is None when they are unknown before a row is
+    read. Model calls after sharing are exact if every game runs alone or beside one that needs all
+    coalitions, else estimated (`planning.coverage`). Answers stored by earlier work reduce them further and
+    are unknown here.
     """
     notes = [*notes, *_notes(runs)]
     if rows is None or players is None:
@@ -274,7 +273,7 @@ def _figure(value: int | None) -> str:
 
 
 def _aligned(table: Sequence[tuple[str, ...]]) -> list[str]:
-    """Return the rows as lines of equal columns, words to the left and figures to the right."""
+    """Return the table as lines with aligned columns: words left, figures right."""
     widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
     words = 3
     return [

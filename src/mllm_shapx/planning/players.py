@@ -1,4 +1,4 @@
-"""What makes a player of a prompt's text, and how many players each row has under each such rule."""
+"""The rules that split a prompt's text into players, and the players of each row under each rule."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,18 +12,18 @@ from mllm_shapx.config.vocabulary import PlayerKind, TokenFilter, context_roles
 
 @dataclass(frozen=True, slots=True)
 class PlayerRule:
-    """Which pieces of the text of a prompt are players; all other text is always present."""
+    """Selects the pieces of a prompt's text that are players; all other text is always present."""
 
     token_filter: TokenFilter = "exclude_punctuation"  # noqa: S105 -- no password
     kind: PlayerKind = "words"
     kept_words: tuple[str, ...] = ()
-    """Pieces that are no players, casefolded and without punctuation around them."""
+    """Pieces that are not players, casefolded and without surrounding punctuation."""
     roles: tuple[str, ...] = ("user",)
-    """Roles whose messages hold players."""
+    """Roles whose messages contain players."""
     system_prompt: str = ""
-    """The text of the system message, where its role is one of `roles`."""
+    """The text of the system message, if `roles` contains its role."""
     tokenizer: TokenizerSource | None = None
-    """Where the tokens come from; None for any other kind."""
+    """Source of token players; None for other kinds."""
 
     @classmethod
     def of(cls, shap: ShapConfig, chat: ChatConfig, tokenizer: TokenizerSource | None) -> Self:
@@ -42,7 +42,7 @@ class PlayerRule:
 
 
 def bare(piece: str) -> str:
-    """Return a piece as words to keep are compared: casefolded, without punctuation and space around it."""
+    """Return a piece in the form of `kept_words`: casefolded, without surrounding punctuation and space."""
     letters = [place for place, character in enumerate(piece) if character.isalnum()]
     return (piece[letters[0] : letters[-1] + 1] if letters else piece.strip()).casefold()
 
@@ -51,8 +51,8 @@ class PlayerCounts(dict[int, int]):
     """Row index -> players under the config's rule.
 
     Args:
-        counts: These.
-        others: The same under the rules that variants set themselves.
+        counts: Row index -> players.
+        others: The same under the variants' own rules.
     """
 
     def __init__(self, counts: Mapping[int, int], others: Mapping[PlayerRule, Mapping[int, int]]) -> None:
@@ -61,7 +61,7 @@ class PlayerCounts(dict[int, int]):
 
 
 def players_under(players: Mapping[int, int] | None, rule: PlayerRule) -> Mapping[int, int] | None:
-    """Return the players of each row under a run's rule; None where they are not known."""
+    """Return the players of each row under a run's rule; None when unknown."""
     if isinstance(players, PlayerCounts):
         return players.others.get(rule, players)
     return players

@@ -1,4 +1,4 @@
-"""What a config should know of dtypes in which an answer depends on the batch that it is generated in."""
+"""Warns about dtypes in which an answer depends on its batch."""
 
 from collections.abc import Sequence
 
@@ -6,13 +6,13 @@ from mllm_shapx.config.vocabulary import EXPLAINERS
 from mllm_shapx.planning.runs import RunSpec
 
 ROUNDED = ("bfloat16", "float16")
-"""Dtypes that round so much that batching may change an answer."""
+"""Dtypes whose rounding lets batching change an answer."""
 
 
 def rounding_warnings(runs: Sequence[RunSpec]) -> list[str]:
-    """Return the warning of a config that asks for exact values in such a dtype, as far as it is known.
+    """Return a warning when a config asks for exact values in such a dtype.
 
-    `auto` is one of them on a GPU; where the config names no device it is known once the model is loaded.
+    `auto` is such a dtype on a GPU; if the config names no device, `loaded_warnings` reports it.
     """
     dtype, device = runs[0].connector_kwargs.dtype, runs[0].device or ""
     if dtype == "auto" and device.startswith(("cuda", "mps")):
@@ -21,7 +21,7 @@ def rounding_warnings(runs: Sequence[RunSpec]) -> list[str]:
 
 
 def loaded_warnings(runs: Sequence[RunSpec], dtype: str) -> list[str]:
-    """Return the same warning once `auto` has turned out to be such a dtype, unless it was given before."""
+    """Return the same warning if the loaded dtype of `auto` is such a dtype; never repeat the first."""
     if dtype not in ROUNDED or runs[0].connector_kwargs.dtype != "auto" or rounding_warnings(runs):
         return []
     return _warnings(runs, f'"auto", which is {dtype} here')

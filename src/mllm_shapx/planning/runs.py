@@ -1,4 +1,4 @@
-"""A run: one concrete row of the sweep, with everything that decides its results."""
+"""A run: one concrete entry of the sweep, with everything that decides its results."""
 
 import hashlib
 import json
@@ -27,7 +27,7 @@ from mllm_shapx.planning.curves import curve_coalitions
 from mllm_shapx.planning.players import PlayerRule
 
 MAX_LOG2_COALITIONS = 24
-"""A game that plans more than 2^24 coalitions is refused, as mllm_shap refuses it."""
+"""A game of more than 2^24 coalitions is refused, as in mllm_shap."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,19 +92,19 @@ class RunSpec:
     shap: ShapConfig
     embedding: EmbeddingConfig | None
     tokenizer: TokenizerSource | None = field(default=None, compare=False)
-    """Where token players come from; None where the model's tokenizer is not ours to read."""
+    """Source of token players; None when the model's tokenizer cannot be read here."""
     value_model: ValueModel | None = field(default=None, compare=False)
-    """The model of the value function, found when a study is prepared; None where there is none."""
+    """The model of the value function, found when a study is prepared; None without one."""
     faithfulness: FaithfulnessConfig | None = None
     interactions: InteractionsConfig | None = None
     seed: int | None = None
-    """Which repetition it is; None where the config names no seed. The name ends in it."""
+    """Seed of this repetition, at the end of the name; None when the config has no seeds."""
     variant: Mapping[str, Any] = field(default_factory=dict, compare=False)
     """The run as an entry of `experiments`, in the config's own words (formats.md, `spec.json`)."""
 
     @property
     def model_settings(self) -> ModelSettings:
-        """Return what loads the run's model."""
+        """Return the settings for loading the run's model."""
         return ModelSettings(
             connector=self.connector,
             model_id=self.model_id,
@@ -119,8 +119,8 @@ class RunSpec:
     def generation_settings(self) -> dict[str, Any]:
         """Everything that decides the answer to one coalition of one row.
 
-        Runs that agree on it share answers. Estimator, budget, similarity, normalizer, reducer
-        and seed are not in it.
+        Runs with equal generation settings share answers. Estimator, budget, similarity, normalizer, reducer
+        and seed are not included.
         """
         settings: dict[str, Any] = {
             "connector": self.connector,
@@ -138,7 +138,7 @@ class RunSpec:
             settings["audio_segmentation"] = self.audio_segmentation.model_dump(
                 mode="json", exclude={"aligner_device"}
             )
-        # Absent unless set: answers that are stored without them stay known.
+        # Absent unless set, so that answers stored by earlier versions keep their key.
         settings |= self.connector_kwargs.chat_settings
         settings |= self.shap.prompt_settings
         if not self.shares_answers:
@@ -147,31 +147,31 @@ class RunSpec:
 
     @cached_property
     def player_rule(self) -> PlayerRule:
-        """Which pieces of a written message are players."""
+        """Return the rule that selects the players of written messages."""
         return PlayerRule.of(self.shap, self.chat, self.tokenizer)
 
     @cached_property
     def generation_key(self) -> str:
-        """Hash of `generation_settings`, 16 hex digits; the model's commit is added where it is known."""
+        """Hash of `generation_settings` and of the model's commit if known, 16 hex digits."""
         return settings_digest(self.generation_settings)
 
     @cached_property
     def cost_key(self) -> str:
-        """Hash of what decides an answer's cost: runs that draw answers of their own cost alike."""
+        """Hash of the settings that decide an answer's cost; runs that draw answers of their own share it."""
         return settings_digest(
             {key: value for key, value in self.generation_settings.items() if key != "run"}
         )
 
     @property
     def shares_answers(self) -> bool:
-        """Whether other runs may use this run's answers: greedy decoding, or asked for."""
+        """Whether other runs may use this run's answers: with greedy decoding, or on request."""
         return self.generation.is_greedy or self.generation.reuse_sampled_answers
 
     @cached_property
     def forced_texts(self) -> tuple[str, ...]:
-        """Names of the texts whose likelihood every coalition needs; none where coalitions are answered.
+        """Names of the texts whose likelihood every coalition needs; empty if coalitions are answered.
 
-        Runs of one generation key share the likelihoods of texts of one name.
+        Runs of one generation key share the likelihoods of texts with equal names.
         """
         if self.shap.reads != "likelihoods":
             return ()
@@ -183,7 +183,7 @@ class RunSpec:
     @cached_property
     def result_settings(self) -> dict[str, Any]:
         """Everything that decides the values of a row, as JSON data; recorded in `spec.json`."""
-        # Absent unless set: specs that were written without it stay equal.
+        # Absent unless set, so that specs of earlier versions stay equal.
         seed = {} if self.seed is None else {"seed": self.seed}
         return {
             **seed,
@@ -228,9 +228,9 @@ class RunSpec:
 
     @property
     def former_name(self) -> str | None:
-        """Return the name that earlier versions gave a hierarchical run, None where it is the same.
+        """Return the name of a hierarchical run in earlier versions, None if unchanged.
 
-        It had the canonical type of the lower games where the name has the type as written.
+        The old name has the canonical type of the lower games; the new one has the type as written.
         """
         if self.hierarchical is None:
             return None
@@ -239,14 +239,14 @@ class RunSpec:
         return None if former == self.name else former
 
     def seed_for(self, row_index: int) -> int:
-        """Return the sampling seed of one row, in [0, 2^31): from the run's name and the row alone."""
+        """Return the sampling seed of one row, in [0, 2^31); depends on the run's name and the row only."""
         digest = hashlib.sha256(f"{self.name}\0{row_index}".encode()).digest()
         return int.from_bytes(digest[:4], "big") >> 1
 
     def coalitions(self, num_players: int) -> int:
         """Return how many coalitions the run evaluates on `num_players`.
 
-        An upper bound when hierarchical, and with faithfulness curves: they ask for none that is stored.
+        An upper bound for hierarchical runs and with faithfulness curves: curves reuse stored coalitions.
         """
         games = self.game_coalitions(num_players)
         curves = curve_coalitions(self.faithfulness, num_players)
@@ -259,7 +259,7 @@ class RunSpec:
         return flat_coalitions(self.explainer_type, self.budget, num_players)
 
     def is_hopeless(self, num_players: int) -> bool:
-        """Whether a game of the run plans more coalitions than can be asked for."""
+        """Whether a game of the run plans more coalitions than the limit."""
         size = num_players if self.hierarchical is None else min(num_players, self.hierarchical.k)
         return any(
             flat_coalitions(kind, budget, size) > 1 << MAX_LOG2_COALITIONS for kind, budget in self.games
@@ -267,7 +267,7 @@ class RunSpec:
 
     @property
     def games(self) -> tuple[tuple[str, Budget], ...]:
-        """Return explainer and budget of the run's kinds of game: one, or the first and the lower layers."""
+        """Return (explainer, budget) of the run's game; of the first and the lower layers if hierarchical."""
         spec = self.hierarchical
         if spec is None:
             return ((self.explainer_type, self.budget),)
@@ -277,8 +277,8 @@ class RunSpec:
 def flat_coalitions(explainer_type: str, budget: Budget, num_players: int) -> int:
     """Return the coalitions that a flat game evaluates: the budget between the estimator's floor and 2^n.
 
-    The floors are mllm_shap's (`config.vocabulary`). An estimator of complementary pairs also rounds a budget
-    down to whole pairs.
+    The floors are mllm_shap's (`config.vocabulary`). Estimators of complementary pairs round a budget down to
+    whole pairs.
     """
     facts, table = EXPLAINERS[explainer_type], 1 << num_players
     if not facts.takes_budget:
@@ -292,12 +292,12 @@ def flat_coalitions(explainer_type: str, budget: Budget, num_players: int) -> in
 def asked_coalitions(budget: Budget, num_players: int) -> int:
     """Return the coalitions that a budget asks for, at most 2^n, before any floor."""
     asked, table = budget.evaluations(num_players), 1 << num_players
-    # Fraction is exact and takes any number of players; so is the library's float product, while it fits.
+    # Fraction is exact for any number of players; so is the library's float product until it overflows.
     return int(table * Fraction(budget.fraction)) if asked is None else min(asked, table)
 
 
 def _hierarchical_coalitions(spec: HierarchicalSpec, num_players: int) -> int:
-    """Return the coalitions of a full hierarchy over one message: every group opened at full budget.
+    """Return the coalitions of a full hierarchy over one message: every group is opened at full budget.
 
     The groups are those of the hierarchical explainer: a game has at most k players, each a group of the
     smallest power of k that allows it. Each coalition counts once; the games share their grand coalitions,
@@ -314,7 +314,8 @@ def _tree_coalitions(
     size = _group_size(num_players, spec.k)
     groups = -(-num_players // size)
     total = flat_coalitions(explainer_type, budget, groups)
-    # A lower game knows its grand coalition, and its empty one where the game above lacked just this group.
+    # A lower game knows its grand coalition; also its empty one, if the game above evaluated all but its
+    # group.
     known = 1 + has_complements(explainer_type, total, groups)
     for members, count in _group_counts(num_players, size):
         if members > 1:
@@ -331,7 +332,7 @@ def _group_size(num_players: int, k: int) -> int:
 
 
 def _group_counts(num_players: int, size: int) -> list[tuple[int, int]]:
-    """Return (players, groups) of cutting `num_players` into groups of `size`, the rest a smaller one."""
+    """Return (players, number of groups) after splitting `num_players` into groups of `size` and a rest."""
     full, rest = divmod(num_players, size)
     return [(size, full)] if rest == 0 else [(size, full), (rest, 1)]
 
@@ -339,7 +340,7 @@ def _group_counts(num_players: int, size: int) -> list[tuple[int, int]]:
 def measures_in_words(
     faithfulness: FaithfulnessConfig | None, interactions: InteractionsConfig | None
 ) -> dict[str, Any]:
-    """Return the keys of what a run measures beside its values; only what is set: old specs stay equal."""
+    """Return the settings of a run's further measures; unset ones are absent, so old specs stay equal."""
     blocks = {"faithfulness": faithfulness, "interactions": interactions}
     return {key: block.model_dump(mode="json") for key, block in blocks.items() if block is not None}
 

@@ -21,7 +21,7 @@ from mllm_shapx.planning.runs import Budget, HierarchicalSpec, RunSpec, measures
 from mllm_shapx.records.layout import name_fault
 
 MOST_RUNS = 10_000
-"""Runs of one experiment set; lists of budgets multiply."""
+"""Most runs of one experiment set; lists of budgets multiply."""
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,13 @@ class Sweep:
     """The runs of an experiment set."""
 
     runs: tuple[RunSpec, ...]
-    """In the order of the config, each name once."""
+    """In config order, each name once."""
     warnings: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """What a variant's grid adds to a run: the end of its name, and its budgets."""
+    """One point of a variant's grid: the end of the run's name, and its budgets."""
 
     name: str
     budget: Budget
@@ -46,21 +46,21 @@ class _Entry:
 
 
 def expand(experiment_set: ExperimentSet, source: str | None = None) -> Sweep:
-    """Return the runs of `experiment_set`, named as docs/formats.md says ("Run names").
+    """Return the runs of `experiment_set`, named as in docs/formats.md ("Run names").
 
-    `num_samples` -1 (the estimator's floor) is written `ns-1`. A run that occurs again with the same
-    settings is kept once, with a warning.
+    `num_samples` -1 (the estimator's floor) is written `ns-1`. Repeated runs with the same settings are kept
+    once, with a warning.
 
     A hierarchical variant is the grid of ks, importance_min_fractions and the budgets of the lower games
     and of the first layer. Where both num_samples and fractions are listed, num_samples decides and the
-    name shows both. A budget that is not given is every coalition for an `exact` game and the estimator's
-    floor for others; the first layer takes the lower games' budget before that, where one is given.
+    name shows both. The default budget is every coalition for an `exact` game and the estimator's floor for
+    others; a first layer without a budget takes that of the lower games, if given.
 
     `source` is the file that errors name; the experiment set's id when None.
 
     Raises:
-        ConfigError: When two runs of one name have different settings, a run is named like something that
-            the directory holds, a variant lacks what its explainer needs, or there are too many runs.
+        ConfigError: When two runs of one name have different settings, a run has a reserved name, a variant
+            lacks a setting that its explainer needs, or there are too many runs.
     """
     runs: dict[str, RunSpec] = {}
     origins: dict[str, str] = {}
@@ -91,7 +91,7 @@ def expand(experiment_set: ExperimentSet, source: str | None = None) -> Sweep:
 
 
 def _refuse_too_many(variants: Sequence[Variant], source: str) -> None:
-    """Refuse a sweep that would take minutes to write down."""
+    """Refuse a sweep that would take minutes to expand."""
     counts = [_count(variant) for variant in variants]
     if sum(counts) > MOST_RUNS:
         largest = max(range(len(counts)), key=counts.__getitem__)
@@ -101,7 +101,7 @@ def _refuse_too_many(variants: Sequence[Variant], source: str) -> None:
 
 
 def _count(variant: Variant) -> int:
-    """Return how many runs a variant makes, without making them."""
+    """Return the number of a variant's runs, without expanding them."""
     block = variant.hierarchical
     if variant.explainer_type != "hierarchical" or block is None:
         budgets = len(variant.num_samples) + len(variant.fractions) + len(variant.linear)
@@ -137,7 +137,7 @@ def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def tokenizer_source(experiment_set: ExperimentSet, config_path: Path | None) -> TokenizerSource | None:
-    """Return where the model's tokenizer is; None where the model is behind a server or speaks."""
+    """Return the source of the model's tokenizer; None for a model behind a server or with audio output."""
     if experiment_set.connector != "hf_text":
         return None
     kwargs, written = experiment_set.connector_kwargs, experiment_set.model_id
@@ -147,7 +147,7 @@ def tokenizer_source(experiment_set: ExperimentSet, config_path: Path | None) ->
 
 
 def player_rule(experiment_set: ExperimentSet, config_path: Path | None) -> PlayerRule:
-    """Return the rule of the config itself, by which rows are selected."""
+    """Return the player rule of the config, which the row selection uses."""
     return PlayerRule.of(
         experiment_set.shap, experiment_set.chat, tokenizer_source(experiment_set, config_path)
     )
@@ -189,7 +189,7 @@ def _runs(
 
 
 def _in_words(variant: Variant, entry: _Entry, faithfulness: FaithfulnessConfig | None) -> dict[str, Any]:
-    """Return one run as an entry of `experiments` that expands to it alone; the blocks hold the overrides."""
+    """Return an entry of `experiments` that expands to one run only; its blocks contain the overrides."""
     return {
         "explainer_type": variant.explainer_type,
         "name": variant.name,

@@ -1,4 +1,4 @@
-"""Work units: a row and all the runs of one generation key that still need it, and their order."""
+"""Work units: a row and the unfinished runs of one generation key, and the order of units."""
 
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -9,9 +9,9 @@ from mllm_shapx.planning.players import players_under
 from mllm_shapx.planning.runs import RunSpec
 
 NOMINAL_PLAYERS = 10
-"""Players that a row counts for when they are known only once it is read: spoken prompts."""
+"""Assumed players of a row with unknown players (a spoken prompt)."""
 SCOUTED_AT = 0.04
-"""Share of the expected answers after which the second scouts are sent."""
+"""Share of the expected answers after which the second scouts follow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +25,11 @@ class WorkUnit:
     """Place in selection order."""
     generation_key: str
     cost_key: str
-    """Units of one cost key pay the same for an answer to as many players."""
+    """For equal numbers of players, an answer costs the same in units of one cost key."""
     run_names: tuple[str, ...]
-    """Exact runs first, then by falling coalitions, so that later runs find their answers stored."""
+    """Exact runs first, then by falling coalitions, so that later runs reuse stored answers."""
     cost: float
-    """Expected model calls; runs that plan too many coalitions are refused and cost nothing."""
+    """Expected model calls; refused runs (too many coalitions) cost nothing."""
 
 
 def plan_units(
@@ -38,19 +38,20 @@ def plan_units(
     players: Mapping[int, int] | None,
     done: Mapping[str, Collection[int]],
 ) -> list[WorkUnit]:
-    """Return the units that are left to do, longest expected first but for two scouts of each cost key.
+    """Return the unfinished units, longest first, except for two early scouts of each cost key.
 
     Args:
         runs: The sweep.
         rows: Row indices in selection order, each once.
-        players: Players per row; None, or a row missing, where they are not known yet.
-        done: Run name -> row indices that need no more work.
+        players: Players per row; None or without a row where unknown.
+        done: Run name -> finished row indices.
 
     An answer's cost depends on its key: settings that generate more tokens cost more. With the longest units
-    first, keys of shorter games are measured late, and the time left is wrong until then. So one unit of
-    medium cost of each further key (a scout) follows the longest unit, and another one after 4% of the work.
+    first, keys of shorter games are measured late, and the estimated remaining time is wrong until then. So
+    one unit of medium cost of each other key (a scout) follows the longest unit, and another one follows
+    after 4% of the work.
 
-    The order is the same for the same arguments: by cost, then selection order, then generation key.
+    The order is deterministic: by cost, then selection order, then generation key.
     """
     finished = {name: frozenset(indices) for name, indices in done.items()}
     planner = _Planner()
@@ -68,14 +69,14 @@ def plan_units(
 
 
 def _with_scouts(units: list[WorkUnit]) -> list[WorkUnit]:
-    """Return `units`, longest first, with scouts of all keys but that of the longest unit."""
+    """Return `units`, longest first, with scouts of all keys except that of the longest unit."""
     by_key: dict[str, list[WorkUnit]] = {}
     for unit in units:
         by_key.setdefault(unit.cost_key, []).append(unit)
     others = [of_key for key, of_key in by_key.items() if key != units[0].cost_key]
     if not others:
         return units
-    # The first scouts run while devices warm up; the second ones are more accurate.
+    # The first scouts run on cold devices; the second ones are more accurate.
     scouts = [[of_key[place * len(of_key) // 3] for of_key in others] for place in (1, 2)]
     sent = {unit.unit_id for side_by_side in scouts for unit in side_by_side}
     first, *rest = [unit for unit in units if unit.unit_id not in sent]
@@ -98,7 +99,7 @@ def runs_by_key(runs: Sequence[RunSpec]) -> dict[str, list[RunSpec]]:
 def explaining_order(runs: Sequence[RunSpec], num_players: int) -> list[RunSpec]:
     """Return `runs` with exact ones first, then by falling coalitions.
 
-    Of runs alike, one that reads log-probabilities comes first: answers are generated with them then.
+    Among equal runs, one that reads log-probabilities comes first, so that answers are generated with them.
     """
 
     def place(run: RunSpec) -> tuple[bool, int, bool]:
@@ -109,10 +110,10 @@ def explaining_order(runs: Sequence[RunSpec], num_players: int) -> list[RunSpec]
 
 
 def expected_answers(runs: Sequence[RunSpec], num_players: int) -> float:
-    """Return how many model calls `runs` of one generation key are expected to need together.
+    """Return the expected model calls of `runs` of one generation key together.
 
-    A call is an answer to one coalition, or the likelihood of one given text behind its prompt. Runs that
-    read likelihoods need one answer, to all players.
+    A call is an answer to one coalition, or the likelihood of one given text after its prompt. Runs that read
+    likelihoods need one answer, for the grand coalition.
     """
     forced: dict[str, list[RunSpec]] = {}
     for run in runs:
@@ -124,10 +125,10 @@ def expected_answers(runs: Sequence[RunSpec], num_players: int) -> float:
 
 
 def _expected_union(runs: Sequence[RunSpec], num_players: int) -> float:
-    """Return how many distinct coalitions `runs` are expected to evaluate together.
+    """Return the expected number of distinct coalitions of `runs` together.
 
-    2^n when one of them needs all, infinity where a float cannot hold it. Exact for one run; for several
-    sampling runs what their samplers draw once (`planning.coverage`). Without players it is the empty prompt.
+    2^n when a run needs all, infinity when a float overflows. Exact for one run; for several sampling runs,
+    one draw of their samplers (`planning.coverage`). Without players, 1 for the empty prompt.
     """
     if not runs:
         return 0.0
@@ -148,7 +149,7 @@ def _drawn(run: RunSpec, num_players: int) -> Drawn:
         return evenly(run.coalitions(num_players))
     evaluations = run.game_coalitions(num_players)
     of_game = drawn(run.explainer_type, evaluations, num_players, run.seed_for(0))
-    # The curves of two runs have little in common: their orders differ.
+    # Curves of two runs share few coalitions, because their orders differ.
     return Drawn(of_game.masks, of_game.rest + run.coalitions(num_players) - evaluations)
 
 
@@ -160,7 +161,7 @@ def _as_float(count: int) -> float:
 
 
 class _Planner:
-    """Caches order and cost per set of runs and player count, of which there are few."""
+    """Caches order and cost per (set of runs, player count); there are few such pairs."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[tuple[str, ...], int], tuple[tuple[str, ...], float]] = {}

@@ -1,1 +1,1 @@
-"""What is on disk: paths, atomic writes, samples, checkpoints, summaries."""
+"""Files on disk: paths, atomic writes, samples, checkpoints, summaries."""

@@ -14,7 +14,7 @@ VERSION = 2
 _LATEST = 253402300800.0
 """The year 10000, in seconds since 1970."""
 
-# The file holds every finished row, so writing it costs time in proportion: 100,000 rows take some 30 ms.
+# The file lists every finished row, so writing it is O(rows): 100,000 rows take about 30 ms.
 _SHORTEST_INTERVAL_S = 2.0
 _ROWS_PER_EXTRA_SECOND = 10_000
 
@@ -34,7 +34,7 @@ class Checkpoint:
     updated_at: float
 
     def to_bytes(self) -> bytes:
-        """Return the file: indented like the others, its long lists on one line each."""
+        """Return the file's bytes: indented JSON, with long lists on one line each."""
         fields = {
             "version": VERSION,
             "completed_indices": list(self.completed_indices),
@@ -51,16 +51,16 @@ class Checkpoint:
         """Read the file.
 
         Raises:
-            ValueError: When it is not JSON or not a checkpoint; the message says how.
+            ValueError: When it is not JSON or not a checkpoint; the message has the reason.
         """
         content = decode_json(data)
         if not isinstance(content, dict):
-            raise ValueError("it is not a JSON object")  # noqa: TRY004 -- one error type for damaged content
+            raise ValueError("it is not a JSON object")  # noqa: TRY004 -- one error type for all damage
         if content.get("version") != VERSION and not _is_of_older_runner(content):
             raise ValueError(f"its version is {content.get('version')!r}, not {VERSION}")
         return cls(
             completed_indices=_indices(content, "completed_indices"),
-            # The older runner gives up no rows.
+            # The older runner never quarantines rows.
             failed_indices=_indices({"failed_indices": [], **content}, "failed_indices"),
             next_index=_index(content, "next_index"),
             created_at=_number(content, "created_at"),
@@ -69,10 +69,11 @@ class Checkpoint:
 
 
 class CheckpointWriter:
-    """Keeps one run's checkpoint, written every few seconds rather than for each sample.
+    """Keeps one run's checkpoint; writes it every few seconds, not for each sample.
 
-    The samples on disk decide what is done; `RunReader.inspect` finds those that the file lacks after a
-    crash. Write it once before the first sample: a run with samples and no checkpoint counts as abandoned.
+    The samples on disk decide which rows are done; `RunReader.inspect` finds samples that the file lacks
+    after a crash. Write it once before the first sample: a run with samples and no checkpoint counts as
+    abandoned.
     """
 
     def __init__(
@@ -103,24 +104,24 @@ class CheckpointWriter:
         return self._next
 
     def complete(self, row_index: int) -> None:
-        """Note a row whose sample is on disk."""
+        """Add a row whose sample is on disk."""
         self._completed.add(row_index)
         self._failed.discard(row_index)
         self._dirty = True
 
     def fail(self, row_index: int) -> None:
-        """Note a row that is quarantined."""
+        """Add a quarantined row."""
         if row_index not in self._completed:
             self._failed.add(row_index)
             self._dirty = True
 
     @property
     def interval_s(self) -> float:
-        """Return the seconds between two writes; it grows with the file, so that writing stays cheap."""
+        """Return the seconds between two writes; they grow with the file, so that writing stays cheap."""
         return _SHORTEST_INTERVAL_S + (len(self._completed) + len(self._failed)) / _ROWS_PER_EXTRA_SECOND
 
     def maybe_write(self, now: float | None = None) -> bool:
-        """Write when something changed and the interval has passed; return whether it was written.
+        """Write if something changed and the interval has passed; return whether it was written.
 
         `now` is in seconds of `time.monotonic`.
         """
@@ -137,7 +138,7 @@ class CheckpointWriter:
         self._dirty = False
 
     def snapshot(self) -> Checkpoint:
-        """Return the file's content as of now."""
+        """Return the file's current content."""
         return Checkpoint(
             completed_indices=tuple(sorted(self._completed)),
             failed_indices=tuple(sorted(self._failed)),

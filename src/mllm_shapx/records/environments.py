@@ -1,4 +1,4 @@
-"""The software and hardware that samples were made with, and its history in `spec.json`."""
+"""The software and hardware of samples, and its history in `spec.json`."""
 
 import hashlib
 import json
@@ -10,7 +10,7 @@ ENVIRONMENTS = "environments"
 """Key of the environments of a run's samples in `spec.json`, oldest first."""
 
 MODEL = "model"
-"""Key of the loaded model's report: `notes`, and settings that decide its answers."""
+"""Key of the model report: `notes`, and settings that decide the answers."""
 
 _DECISIVE = ("mllm-shap", "torch", "transformers", "tokenizers", "liquid-audio")
 """Libraries whose versions may change a model's texts."""
@@ -29,11 +29,11 @@ class Environment:
     dtype: str
     """Dtype of the weights in memory."""
     attn_implementation: str | None
-    """Attention kernel that the config asks for; None for the model's default."""
+    """Attention kernel of the config; None for the model's default."""
 
     @property
     def id(self) -> str:
-        """Return 8 hex digits that are equal for equal environments; samples record them."""
+        """Return 8 hex digits, equal for equal environments; samples record them."""
         text = json.dumps(self.to_json(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
@@ -49,7 +49,7 @@ class Environment:
 
 
 def sole_environment(specs: Iterable[Mapping[str, Any]]) -> Environment | None:
-    """Return the environment that all answers of some runs come from, None where several are recorded."""
+    """Return the environment of all answers of some runs, None when there are several."""
     found = {entry.get("id"): entry for spec in specs for entry in history(spec)}
     if len(found) != 1 or None in found:
         return None
@@ -68,7 +68,7 @@ def sole_environment(specs: Iterable[Mapping[str, Any]]) -> Environment | None:
 
 
 def history(spec: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    """Return the environments that a spec records; a spec of an older version has one."""
+    """Return the environments recorded in a spec; a spec of an older version has one."""
     if spec is None:
         return []
     found = spec.get(ENVIRONMENTS)
@@ -76,7 +76,7 @@ def history(spec: Mapping[str, Any] | None) -> list[dict[str, Any]]:
         return [entry for entry in found if isinstance(entry, dict)]
     if not isinstance(spec.get("libraries"), dict):
         return []
-    # Device and dtype are left out: the older version recorded those of the config, not those in use.
+    # Without device and dtype: the older version recorded the config's, not the actual ones.
     return [
         {
             "id": None,
@@ -91,19 +91,19 @@ def history(spec: Mapping[str, Any] | None) -> list[dict[str, Any]]:
 def with_environment(
     spec: Mapping[str, Any], environment: Environment, samples: int, at: float
 ) -> dict[str, Any] | None:
-    """Return `spec` with one more entry in its history, None when it has the environment already.
+    """Return `spec` with one more entry in its history, None when it already has the environment.
 
     Args:
         spec: Content of a `spec.json`.
-        environment: What samples are made in from now on.
-        samples: Samples that there are already.
-        at: Now, in seconds since 1970.
+        environment: The environment of samples from now on.
+        samples: Number of existing samples.
+        at: Current time, in seconds since 1970.
     """
     entries = history(spec)
     if any(entry.get("id") == environment.id for entry in entries):
         return None
     if not samples and entries and entries[-1].get("id") is None:
-        entries = entries[:-1]  # an older version's, in which nothing was made
+        entries = entries[:-1]  # an older version's entry without samples
     entry = {"id": environment.id, "since": at, "samples_before": samples, **environment.to_json()}
     return {**spec, ENVIRONMENTS: [*entries, entry], "libraries": dict(environment.libraries)}
 
@@ -111,7 +111,7 @@ def with_environment(
 def with_model_report(
     spec: Mapping[str, Any], notes: Sequence[str], settings: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return `spec` with a loaded model's report added; existing notes are kept."""
+    """Return `spec` with a model report added; existing notes are kept."""
     before = spec.get(MODEL)
     known = before.get("notes") if isinstance(before, dict) else None
     known = known if isinstance(known, list) else []
@@ -119,7 +119,7 @@ def with_model_report(
 
 
 def decisive_changes(spec: Mapping[str, Any], environment: Environment) -> list[str]:
-    """Return how the environment differs from the last recorded one where texts may differ, in words."""
+    """Return the differences from the last recorded environment that may change texts, in words."""
     entries = history(spec)
     if not entries:
         return []

@@ -1,4 +1,4 @@
-"""A row that could not be explained: `failures/sample_*.json`."""
+"""A row whose explanation failed: `failures/sample_*.json`."""
 
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -11,7 +11,7 @@ from mllm_shapx.records.fields import Real, Whole, in_words
 
 @dataclass(frozen=True, slots=True)
 class FailureRecord:
-    """What is known about a row's failed attempts in one run."""
+    """A row's failed attempts in one run."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(allow_inf_nan=False)
 
@@ -20,18 +20,18 @@ class FailureRecord:
     reason: str
     """A short stable word for listing and filtering, such as `no_players` or `worker_died`."""
     message: str
-    """What failed, in words."""
+    """The error, in words."""
     attempts: Whole
-    """Tries that were charged to this row."""
+    """Attempts charged to this row."""
     quarantined: bool
-    """Whether the row is given up until `retry`; else only its attempts are on record."""
+    """Whether the row is quarantined until `retry`; else only its attempts are recorded."""
     node: str | None = None
     worker: str | None = None
     traceback: str | None = None
     log_tail: tuple[str, ...] = ()
     """The worker's last log lines, the oldest first."""
     at: Real = 0.0
-    """When it failed last, seconds since 1970."""
+    """Time of the last failure, seconds since 1970."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the file's JSON data."""

@@ -1,4 +1,4 @@
-"""The types of numbers in files, and the words for a field that does not fit."""
+"""The types of numbers in files, and messages for invalid fields."""
 
 import math
 from collections.abc import Callable
@@ -7,12 +7,12 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field, ValidationError, WrapValidator
 
 MOST_ROW = (1 << 53) - 1
-"""The largest row index: what a float holds exactly, so that every reader of JSON agrees on it."""
+"""The largest row index: the largest integer that a float holds exactly, so that all JSON readers agree."""
 
 STRICT = ConfigDict(strict=True, allow_inf_nan=False)
-"""A text is no number, and NaN is no JSON."""
+"""A text is not a number, and NaN is not JSON."""
 
-# Sums, squares and products of them must not overflow; no similarity comes near the bound.
+# Their sums, squares and products must not overflow; no similarity comes near the bound.
 Real = Annotated[float, Field(ge=-1e100, le=1e100)]
 Whole = Annotated[int, Field(ge=0, le=MOST_ROW)]
 
@@ -22,7 +22,7 @@ def _nan_for_null(value: Any, validate: Callable[[Any], float]) -> float:
 
 
 Known = Annotated[Real, WrapValidator(_nan_for_null)]
-"""A number that a file holds as null where it is not known; NaN in memory."""
+"""A number that may be unknown: null in a file, NaN in memory."""
 
 
 def _nan_for_nulls(values: Any, validate: Callable[[Any], tuple[float, ...]]) -> tuple[float, ...]:
@@ -37,12 +37,12 @@ AllKnown = Annotated[tuple[Real, ...], Field(strict=False), WrapValidator(_nan_f
 
 
 def finite(value: float | None) -> float | None:
-    """Return a number as a file holds it: null for NaN and infinities."""
+    """Return a number for a file: None for NaN and infinities."""
     return value if value is not None and math.isfinite(value) else None
 
 
 def in_file(value: Any) -> Any:
-    """Return a field's value as JSON data: numbers that JSON cannot hold become null, tuples lists."""
+    """Return a field's value as JSON data: numbers that JSON cannot hold become null, tuples become lists."""
     if isinstance(value, float):
         return finite(value)
     if isinstance(value, tuple):
@@ -51,7 +51,7 @@ def in_file(value: Any) -> Any:
 
 
 def in_words(error: ValidationError) -> str:
-    """Return the first thing that does not fit, with the field's name."""
+    """Return the first validation error, with the field's name."""
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
     where = ".".join(str(part) for part in first["loc"])
     if first["type"] == "json_invalid":

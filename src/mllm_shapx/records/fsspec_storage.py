@@ -12,8 +12,8 @@ from mllm_shapx.records.local_storage import READ_CHUNK, TEMP_PREFIX, translated
 class FsspecStorage:
     """A directory behind any fsspec URI: an object store, or a remote file system.
 
-    Object stores publish an object as a whole when its upload ends. File systems that have a rename of their
-    own get a temporary file and the rename.
+    Object stores publish an object as a whole when its upload ends. On file systems with a rename, a
+    temporary file is written and renamed.
     """
 
     def __init__(self, uri: str) -> None:
@@ -43,7 +43,7 @@ class FsspecStorage:
         return f"{self._uri}/{path}" if path else self._uri
 
     def write_bytes(self, path: str, data: bytes) -> None:
-        """Upload whole, or write beside and rename where the file system can."""
+        """Upload the whole object; with a rename, write a temporary file and rename it."""
         target = self._full(path)
         with self._translated("write", self.locate(path)):
             if not self._renames:
@@ -55,12 +55,12 @@ class FsspecStorage:
                 self._put(temp, data)
                 self._fs.mv(temp, target)
             except Exception:
-                with contextlib.suppress(Exception):  # the failure of the write itself is the one to report
+                with contextlib.suppress(Exception):  # report the failure of the write itself
                     self._fs.rm_file(temp)
                 raise
 
     def create_exclusive(self, path: str, data: bytes) -> bool:
-        """Create unless it exists; atomic where the backend offers it, else checked just before."""
+        """Create the file unless it exists; atomic if the backend can, else checked just before."""
         target = self._full(path)
         with self._translated("create", self.locate(path)):
             if self._fs.exists(target):
@@ -71,7 +71,7 @@ class FsspecStorage:
             except FileExistsError:
                 return False
             except (NotImplementedError, TypeError, ValueError):
-                # Backends that do not know `mode` say so in these ways.
+                # These errors mean that a backend does not support `mode`.
                 self._put(target, data)
             return bool(self._fs.cat_file(target) == data)
 
@@ -81,7 +81,7 @@ class FsspecStorage:
             return bytes(self._fs.cat_file(self._full(path)))
 
     def read_many(self, paths: Sequence[str]) -> Iterator[tuple[str, bytes | OSError]]:
-        """Fetch chunk by chunk; backends that can, fetch a chunk's files at once."""
+        """Fetch chunk by chunk; some backends fetch a chunk's files concurrently."""
         for start in range(0, len(paths), READ_CHUNK):
             chunk = paths[start : start + READ_CHUNK]
             with self._translated("read", self._uri):
@@ -119,7 +119,7 @@ class FsspecStorage:
             return int(self._fs.size(self._full(path)))
 
     def move(self, source: str, target: str) -> None:
-        """Rename, or copy and remove where the backend has no rename."""
+        """Rename; without a rename, copy and remove."""
         full_source, full_target = self._full(source), self._full(target)
         with self._translated("move a file to", self.locate(target)):
             self._make_parent(full_target)
@@ -131,7 +131,7 @@ class FsspecStorage:
             self._fs.rm(self._full(path), recursive=True)
 
     def probe(self) -> None:
-        """Write and remove an object below the URI, and the folders that this made."""
+        """Write and remove an object below the URI; also remove folders made for it."""
         missing: tuple[str, ...] = ()
         try:
             missing = self._missing_folders()
@@ -145,7 +145,7 @@ class FsspecStorage:
             ) from error
         finally:
             for folder in missing:
-                with contextlib.suppress(Exception):  # object stores have no folders to remove
+                with contextlib.suppress(Exception):  # object stores have no folders
                     self._fs.rmdir(folder)
 
     def _missing_folders(self) -> tuple[str, ...]:
@@ -159,7 +159,7 @@ class FsspecStorage:
 
     @staticmethod
     def _translated(action: str, place: str) -> contextlib.AbstractContextManager[None]:
-        # Backends raise types of their own beside OSError.
+        # Backends raise their own types besides OSError.
         return translated(action, place, Exception)
 
     def _full(self, path: str) -> str:

@@ -1,12 +1,12 @@
-"""What an inspection of one run's directory finds, and how it is said."""
+"""The findings of an inspection of one run's directory, and their messages."""
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 FaultKind = Literal["leftover", "damaged sample", "damaged failure", "damaged derived", "outdated failure"]
-"""`leftover`: a temporary file of an interrupted write; `damaged derived`: a file that is made again from the
-samples; `outdated failure`: the row has a sample by now."""
+"""`leftover`: a temporary file of an interrupted write; `damaged derived`: a file that can be rebuilt from
+the samples; `outdated failure`: the row now has a sample."""
 
 _SHOWN_IN_A_NOTE = 3
 
@@ -19,29 +19,29 @@ class Fault:
     path: str
     """Relative to the experiment set."""
     reason: str = ""
-    """What is wrong with a damaged file."""
+    """The damage of a damaged file."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunInspection:
-    """What a run's directory holds."""
+    """The contents of a run's directory."""
 
     completed: frozenset[int]
-    """Rows with a readable sample that fits, rows outside the selection included."""
+    """Rows with a readable, matching sample, including rows outside the selection."""
     failed: frozenset[int]
     """Quarantined rows without a sample."""
     attempts: dict[int, int]
-    """Attempts charged so far, of rows that are not completed."""
+    """Attempts charged so far to rows that are not completed."""
     notes: tuple[str, ...]
-    """Where checkpoint and samples differ, in words."""
+    """Differences between checkpoint and samples, in words."""
     created_at: float | None
-    """`created_at` of the checkpoint, None when there is none that can be read."""
+    """`created_at` of the checkpoint, None without a readable checkpoint."""
     made_from: Mapping[int, str] = field(default_factory=dict)
-    """Row -> digest of what its sample was made from, see `SampleFile.made_from`."""
+    """Row -> digest of its sample's source row; see `SampleFile.made_from`."""
     calls: Mapping[int, tuple[int, int]] = field(default_factory=dict)
-    """Row -> coalitions and generated answers of its sample."""
+    """Row -> (coalitions, generated answers) of its sample."""
     faults: tuple[Fault, ...] = ()
-    """Files that are damaged or left over."""
+    """Damaged and leftover files."""
 
     def without(self, rows: Collection[int]) -> "RunInspection":
         """Return the same without the samples of `rows`."""
@@ -54,14 +54,14 @@ class RunInspection:
 
 
 class Notes:
-    """Collects findings about a run; those of one kind make one note."""
+    """Collects findings about a run; findings of one kind make one note."""
 
     def __init__(self, run_name: str) -> None:
         self._run_name = run_name
         self._by_kind: dict[str, list[str]] = {}
 
     def add(self, kind: str, what: str) -> None:
-        """Add a finding; `kind` is a sentence with `{}` for the number of findings."""
+        """Add a finding; `kind` is a sentence with `{}` for the number."""
         self._by_kind.setdefault(kind, []).append(what)
 
     def add_rows(self, kind: str, rows: Iterable[int]) -> None:

@@ -23,10 +23,10 @@ RESERVED = {
     "checkpoint.json": "a file by which a run's directory is known",
     "samples": "a folder by which a run's directory is known",
 }
-"""Names that no run may have, and what they are: a folder of that name would be taken for something else."""
+"""Reserved names -> their meaning. A run with such a name would be mistaken for it."""
 
 _LONGEST_NAME = 200
-"""Characters of a run's name: file systems allow 255 bytes, and other tools add a prefix or a suffix."""
+"""Most characters of a run's name: file systems allow 255 bytes, and other tools add a prefix or a suffix."""
 
 _SAMPLE = re.compile(r"sample_(\d{5,})_result\.json")
 _FAILURE = re.compile(r"sample_(\d{5,})\.json")
@@ -36,7 +36,7 @@ _GENERATION = re.compile(
 
 
 def name_fault(run_name: str) -> str | None:
-    """Return why no run can have this name, None when one can. Case does not matter: some disks ignore it."""
+    """Return why a run name is invalid, None when it is valid. Ignores case, as some file systems do."""
     if run_name.startswith("."):
         return f'"{run_name}" begins with a dot, and hidden folders are not looked for'
     if run_name.startswith("set_aside_"):
@@ -60,12 +60,12 @@ def failure_name(row_index: int) -> str:
 
 
 def row_of_sample(name: str) -> int | None:
-    """Return the row of a sample's file name, None for any other name."""
+    """Return the row in a sample's file name, None for any other name."""
     return _row(_SAMPLE, name, sample_name)
 
 
 def row_of_failure(name: str) -> int | None:
-    """Return the row of a failure's file name, None for any other name."""
+    """Return the row in a failure's file name, None for any other name."""
     return _row(_FAILURE, name, failure_name)
 
 
@@ -121,7 +121,7 @@ class RunLayout:
 
     @property
     def damaged(self) -> str:
-        """Return the folder of files that could not be read and were moved aside."""
+        """Return the folder of damaged files."""
         return f"{self.run_name}/damaged"
 
     def sample(self, row_index: int) -> str:
@@ -146,7 +146,7 @@ class GenerationLayout:
 
     @property
     def stem(self) -> str:
-        """Return what all the files' names begin with."""
+        """Return the common prefix of the files' names."""
         return f"{self.row_index:05d}-{self.key}"
 
     @property
@@ -166,11 +166,11 @@ class GenerationLayout:
 
     @property
     def parts(self) -> str:
-        """Return the folder of answers that were flushed before the row was complete."""
+        """Return the folder of answers flushed before the row was complete."""
         return f"{GENERATIONS}/{self.stem}.parts"
 
     @classmethod
     def of_name(cls, name: str) -> "GenerationLayout | None":
-        """Return the row and key of a name in the store's folder, None for any other name."""
+        """Return the row and key in a name of the store's folder, None for any other name."""
         match = _GENERATION.fullmatch(name)
         return None if match is None else cls(int(match[1]), match[2])

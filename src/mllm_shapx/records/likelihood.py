@@ -1,4 +1,4 @@
-"""How likely a model finds a given text behind a coalition's prompt, and its file in the store."""
+"""The likelihood of a given text after a coalition's prompt, and its file in the store."""
 
 import hashlib
 import json
@@ -13,38 +13,37 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 Forced = str | tuple[int, ...]
-"""What is forced behind a prompt: a text, which is tokenized by itself, or token ids."""
+"""The forced continuation of a prompt: a text, which is tokenized by itself, or token ids."""
 
 LikelihoodKey = tuple[bytes, int]
-"""`forced_id` of what is forced, and the coalition (bit i is set when player i is present)."""
+"""(`forced_id` of the continuation, coalition): bit i is set when player i is present."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Likelihood:
-    """How probable a model finds given tokens behind a prompt, without generating anything."""
+    """The probabilities of given tokens after a prompt, without generation."""
 
     logprobs: NDArray[np.float32]
     """Natural-log probability of each token, (tokens,)."""
     top_ids: NDArray[np.int32]
-    """The most probable tokens at each place, (tokens, k): k is `top_k`, or the vocabulary where that is
-    smaller."""
+    """The most probable tokens at each position, (tokens, k): k is `top_k`, at most the vocabulary size."""
     top_logprobs: NDArray[np.float32]
-    """Their log-probabilities, falling, (tokens, k)."""
+    """Their log-probabilities, in descending order, (tokens, k)."""
     top_k: int = 0
-    """How many of the most probable tokens were asked for."""
+    """Requested number of most probable tokens."""
     asked_by: str = ""
-    """Name of the run that it was computed for."""
+    """Name of the run for which it was computed."""
 
     @classmethod
     def of_nothing(cls, top_k: int, asked_by: str = "") -> "Likelihood":
-        """Return the likelihood of no tokens at all."""
+        """Return the likelihood of an empty continuation."""
         return cls(
             np.zeros(0, np.float32), np.zeros((0, 0), np.int32), np.zeros((0, 0), np.float32), top_k, asked_by
         )
 
 
 def forced_id(forced: Forced) -> bytes:
-    """Return 16 bytes that are equal where the same is forced."""
+    """Return 16 bytes, equal for equal continuations."""
     return hashlib.blake2b(json.dumps(forced).encode(), digest_size=16).digest()
 
 
@@ -73,7 +72,7 @@ def likelihoods_of(table: "pa.Table") -> Iterator[tuple[LikelihoodKey, Likelihoo
     """Yield the likelihoods of a table.
 
     Raises:
-        ValueError: When a column is missing or has other contents.
+        ValueError: When a column is missing or invalid.
     """
     try:
         forced, masks, askers, top_ks = (

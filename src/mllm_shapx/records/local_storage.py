@@ -14,13 +14,13 @@ from pathlib import Path
 from mllm_shapx.errors import MisplacedError, OutputError, StorageError
 
 TEMP_PREFIX = ".tmp-"
-"""Files of this prefix are unfinished writes; what is left of them after a crash may be removed."""
+"""Prefix of unfinished writes; such files may be removed after a crash."""
 
 _READ_THREADS = 8
 READ_CHUNK = 256
 _SLOW_READ_S = 0.0002
 """Seconds per file from which reading in threads is faster."""
-# File systems that cannot flush a folder say so with these; the rename itself is still atomic there.
+# Errors of file systems that cannot flush a folder; a rename is still atomic there.
 _NO_FOLDER_FSYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EOPNOTSUPP})
 _NO_HARD_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK})
 
@@ -37,17 +37,17 @@ _REMEDIES = {
 }
 
 _FAILING_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO})
-"""The call is valid and may work later, so that this is no bad input (exit code 1, not 2)."""
+"""The call is valid and may succeed later, so this is not bad input (exit code 1, not 2)."""
 
 _NO_FILE = {errno.ELOOP: "it is a link that leads to itself", errno.ENXIO: "it is a socket or a device"}
 
 
 class NoFileError(IsADirectoryError):
-    """The path is not a regular file; `strerror` says what it is."""
+    """The path is not a regular file; `strerror` names its kind."""
 
 
 class LocalStorage:
-    """A directory of this machine or of a network file system that is mounted here."""
+    """A directory on this machine or on a mounted network file system."""
 
     def __init__(self, root: str | Path) -> None:
         self._root = os.path.abspath(os.path.expanduser(root))  # noqa: PTH100, PTH111 -- keeps symlinks as written
@@ -65,7 +65,7 @@ class LocalStorage:
         return os.path.join(self._root, path) if path else self._root  # noqa: PTH118 -- hot path
 
     def write_bytes(self, path: str, data: bytes) -> None:
-        """Write a temporary file beside the target, flush it to disk, rename it, flush the folder."""
+        """Write a temporary file beside the target, flush it, rename it, flush the folder."""
         target = self.locate(path)
         folder = os.path.dirname(target)  # noqa: PTH120 -- hot path
         with translated("write", target):
@@ -78,7 +78,7 @@ class LocalStorage:
             _sync_folder(folder)
 
     def create_exclusive(self, path: str, data: bytes) -> bool:
-        """Create by linking a finished temporary file: atomic on network file systems too."""
+        """Create by hard-linking a finished temporary file: atomic on network file systems too."""
         target = self.locate(path)
         folder = os.path.dirname(target)  # noqa: PTH120
         with translated("create", target):
@@ -97,11 +97,11 @@ class LocalStorage:
             try:
                 return _read(target)
             except NoFileError as error:
-                # Readers treat it like any other damaged file.
+                # Readers treat this like any damaged file.
                 raise ValueError(error.strerror) from error
 
     def read_many(self, paths: Sequence[str]) -> Iterator[tuple[str, bytes | OSError]]:
-        """Read one by one; ahead of the reader, in threads, where the file system is slow."""
+        """Read one by one; on slow file systems, read ahead in threads."""
         chunks = [paths[start : start + READ_CHUNK] for start in range(0, len(paths), READ_CHUNK)]
         waits = False
         for index, chunk in enumerate(chunks):
@@ -115,7 +115,7 @@ class LocalStorage:
 
     def _read_ahead(self, chunks: Sequence[Sequence[str]]) -> Iterator[tuple[str, bytes | OSError]]:
         with ThreadPoolExecutor(_READ_THREADS, thread_name_prefix="read") as pool:
-            # Only a few chunks ahead: memory must not grow with the number of files.
+            # Read only a few chunks ahead: memory must not grow with the number of files.
             pending = deque(pool.submit(self._read_chunk, chunk) for chunk in chunks[:_READ_THREADS])
             for index, chunk in enumerate(chunks):
                 contents = pending.popleft().result()
@@ -130,7 +130,7 @@ class LocalStorage:
             try:
                 contents.append(_read(self.locate(path)))
             except OSError as error:
-                # One bad file must not cost the others.
+                # One bad file must not stop the others.
                 contents.append(error)
         return contents
 
@@ -144,7 +144,7 @@ class LocalStorage:
                 return []
 
     def exists(self, path: str) -> bool:
-        """Return whether the path is there, a dangling link included."""
+        """Return whether the path exists; a dangling link counts."""
         return os.path.lexists(self.locate(path))
 
     def size(self, path: str) -> int:
@@ -174,7 +174,7 @@ class LocalStorage:
                 os.unlink(target)  # noqa: PTH108
 
     def probe(self) -> None:
-        """Make and remove a folder in the directory, or where its first missing folder would be made."""
+        """Make and remove a folder in the directory, or in its nearest existing parent."""
         folder = Path(self._root)
         while not os.path.lexists(folder) and folder != folder.parent:
             folder = folder.parent
@@ -196,13 +196,13 @@ class LocalStorage:
 
 
 def unreadable(place: str, error: OSError) -> StorageError:
-    """Return the error for a file that is there and cannot be read, such as one yielded by `read_many`."""
+    """Return the error for an existing, unreadable file, such as one yielded by `read_many`."""
     return StorageError(f"cannot read {place}: {_reason(error)}, then run again with --resume")
 
 
 @contextlib.contextmanager
 def translated(action: str, place: str, kinds: type[Exception] = OSError) -> Iterator[None]:
-    """Turn an I/O failure into a StorageError; a file that is simply not there stays FileNotFoundError."""
+    """Turn an I/O failure into a StorageError; a missing file stays FileNotFoundError."""
     try:
         yield
     except (FileNotFoundError, StorageError):
@@ -221,7 +221,7 @@ def _reason(error: Exception) -> str:
 
 
 def _read(path: str) -> bytes:
-    # os.open costs half of what open() does, which matters for 100,000 samples.
+    # os.open takes half the time of open(), which matters for 100,000 samples.
     # O_NONBLOCK: opening a pipe must not block.
     try:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -243,7 +243,7 @@ def _read(path: str) -> bytes:
 
 
 def _write_temp(folder: str, data: bytes) -> str:
-    """Return the path of a new temporary file in `folder` with `data` on disk; nothing stays on failure."""
+    """Write `data` to a new temporary file in `folder`; return its path. Removes it on failure."""
     temp = os.path.join(folder, f"{TEMP_PREFIX}{secrets.token_hex(8)}")  # noqa: PTH118
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     try:
@@ -273,7 +273,7 @@ def _link_exclusive(temp: str, target: str, data: bytes) -> bool:
     try:
         os.link(temp, target)
     except FileExistsError:
-        # A network file system may have made the link and lost the reply.
+        # A network file system may create the link and lose the reply.
         return os.stat(temp).st_nlink == 2  # noqa: PLR2004, PTH116
     except OSError as error:
         if error.errno not in _NO_HARD_LINKS:
@@ -283,7 +283,7 @@ def _link_exclusive(temp: str, target: str, data: bytes) -> bool:
 
 
 def _create_plain(target: str, data: bytes) -> bool:
-    """Create exclusively on a file system without hard links; a reader may see it empty for a moment."""
+    """Create exclusively without hard links; a reader may briefly see an empty file."""
     try:
         handle = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     except FileExistsError:
@@ -327,5 +327,5 @@ def _probe_file(path: Path) -> None:
 
 
 def _discard(temp: str) -> None:
-    with contextlib.suppress(OSError):  # the failure that led here is the one to report
+    with contextlib.suppress(OSError):  # report the original failure
         os.unlink(temp)  # noqa: PTH108

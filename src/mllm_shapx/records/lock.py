@@ -18,15 +18,15 @@ from mllm_shapx.records.process import UNKNOWN_TICKS, ProcessIdentity, process_s
 from mllm_shapx.records.storage import Storage, encode_json
 
 STALE_AFTER_S = 60.0
-"""Where the process cannot be seen, a heartbeat younger than this counts as alive."""
+"""If the process is not visible, a heartbeat younger than this (seconds) counts as alive."""
 WATCH_S = 35.0
-"""An older heartbeat is watched for this long. Clocks differ, but a heartbeat that changes is alive."""
+"""An older heartbeat is watched for these seconds: clocks differ, but a changing heartbeat is alive."""
 
 _HEARTBEAT_S = 15.0
 _LOOK_S = 0.25
 _LARGEST_PID = 2**31 - 1
 _LATEST = 253402300800.0
-"""The year 10000, in seconds since 1970; a time beyond it was not written by a clock."""
+"""The year 10000, in seconds since 1970; no clock writes a later time."""
 _ATTEMPTS = 5
 
 logger = logging.getLogger(__name__)
@@ -37,23 +37,23 @@ class LockHolder:
     """The holder of an output directory: the content of `.lock`."""
 
     token: str
-    """Different for every lock ever taken."""
+    """Unique for every lock."""
     host: str
     boot_id: str
-    """The kernel's id of this boot, empty where it has none: a process id means nothing in another boot."""
+    """The kernel's boot id, empty if it has none: a process id is valid only within one boot."""
     pid: int
     process_started_at: float
-    """When the operating system started the process, seconds since 1970; follows the clock."""
+    """Start of the process, seconds since 1970; changes when the clock is set."""
     started_at: float
-    """When the lock was taken, seconds since 1970."""
+    """Time of taking the lock, seconds since 1970."""
     heartbeat: float
-    """When the holder last renewed the lock, seconds since 1970."""
+    """Time of the last renewal, seconds since 1970."""
     pid_namespace: str = ""
-    """Where the process id is valid; empty in locks of older versions and outside Linux."""
+    """Namespace of the process id; empty in locks of older versions and outside Linux."""
     start_ticks: int = UNKNOWN_TICKS
-    """When the process was started, in clock ticks since boot; does not follow the clock."""
+    """Start of the process, in clock ticks since boot; independent of the clock."""
     beats: int = 0
-    """How often the heartbeat was renewed."""
+    """Number of renewals."""
 
     def __str__(self) -> str:
         started = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.started_at))
@@ -61,7 +61,7 @@ class LockHolder:
 
     @classmethod
     def of_this_process(cls) -> Self:
-        """Return a new lock's content for this process."""
+        """Return the content of a new lock of this process."""
         now, me = time.time(), this_process()
         return cls(
             token=secrets.token_hex(16),
@@ -89,18 +89,18 @@ class LockHolder:
         return found if is_possible else None
 
     def is_running(self) -> bool | None:
-        """Return whether the holder's process runs, None when that cannot be told from here."""
+        """Return whether the holder's process is running, None when it is not visible from here."""
         if self.host != socket.gethostname():
             return None
         process = ProcessIdentity(self.boot_id, self.pid_namespace, self.pid, self.start_ticks)
         return process.is_running(self.process_started_at)
 
     def is_fresh(self, now: float) -> bool:
-        """Return whether the heartbeat is recent, provided that both hosts' clocks agree."""
+        """Return whether the heartbeat is recent, if both hosts' clocks agree."""
         return 0.0 <= now - self.heartbeat < STALE_AFTER_S
 
     def seems_alive(self, now: float) -> bool:
-        """Return whether the holder may still be running, without watching its heartbeat."""
+        """Return whether the holder may be running, without watching its heartbeat."""
         running = self.is_running()
         return self.is_fresh(now) if running is None else running
 
@@ -108,9 +108,9 @@ class LockHolder:
 class OutputLock:
     """Keeps a second driver away from an experiment set's directory.
 
-    `acquire` takes the lock or refuses; from then on a thread renews the heartbeat, so that a driver that is
-    busy for minutes still counts as alive on other hosts. Works on network file systems; on object stores
-    without conditional writes, two drivers that start at the same moment may both get the lock.
+    `acquire` takes the lock or refuses. Then a thread renews the heartbeat, so that a busy driver counts as
+    alive on other hosts. Works on network file systems. On object stores without conditional writes, two
+    drivers that start at the same moment may both get the lock.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class OutputLock:
         self.release()
 
     def acquire(self) -> tuple[str, ...]:
-        """Take the lock; return notes for the user, such as that a dead process's lock was taken over.
+        """Take the lock; return notes for the user, for example on a takeover from a dead process.
 
         Raises:
             OutputError: When another driver uses the directory; the message names its host, pid and start.
@@ -153,13 +153,13 @@ class OutputLock:
         )
 
     def refresh(self, now: float | None = None) -> None:
-        """Renew the heartbeat; a thread does so by itself while the lock is held."""
+        """Renew the heartbeat; a thread calls this while the lock is held."""
         holder = self._holder
         if holder is None:
             return
         current = self._read()
         if current is None and not self._storage.list():
-            return  # the directory was removed, as `merge` does with a shard's
+            return  # the directory was removed, for example a shard's by `merge`
         if current is not None and current.token != holder.token:
             self._lost_to = str(current)
             return
@@ -175,7 +175,7 @@ class OutputLock:
         """Check that this process still holds the lock.
 
         Raises:
-            OutputError: When another driver took it, which happens when this one could not renew it.
+            OutputError: When another driver took it, because this one could not renew it.
         """
         if self._lost_to is not None:
             raise OutputError(
@@ -196,10 +196,10 @@ class OutputLock:
             self._storage.remove(LOCK)
 
     def _take(self, path: str, mine: LockHolder) -> tuple[str, ...] | None:
-        """Write `mine` to a lock file that is not there or whose holder is dead; return notes.
+        """Replace a missing or dead holder's lock by `mine`; return notes, None if another was faster.
 
-        Only one may replace a dead holder's lock: the one that takes the claim, a lock file named by the dead
-        one's token, and then still finds the dead one's lock. None is returned when another was faster.
+        Only one process may replace a dead holder's lock: the one that creates the claim, a lock file named
+        by the dead holder's token, and then still finds that holder's lock.
         """
         content = encode_json(asdict(mine))
         if self._storage.create_exclusive(path, content):
@@ -226,7 +226,7 @@ class OutputLock:
         return (*notes, f"{self._storage.uri}: took over the lock of {holder}, which is no longer running")
 
     def _is_alive(self, path: str, holder: LockHolder, seen: bytes) -> bool:
-        """Return whether the holder runs; watch its heartbeat where neither process nor clock tells."""
+        """Return whether the holder is running; if process and clock cannot tell, watch its heartbeat."""
         running = holder.is_running()
         if running is not None:
             return running
@@ -242,7 +242,7 @@ class OutputLock:
         while time.monotonic() < deadline:
             time.sleep(min(_LOOK_S, self._watch_s))
             if (current := self._content(path)) != seen:
-                return current is not None  # renewed, or given up
+                return current is not None  # renewed, or released
         return False
 
     def _content(self, path: str) -> bytes | None:
@@ -280,13 +280,13 @@ class OutputLock:
 
     def _beat(self) -> None:
         while not self._stop.wait(self._heartbeat_s):
-            # A full disk is reported by the writes that matter; the next beat tries again.
+            # Other writes report a full disk; the next beat tries again.
             with contextlib.suppress(StorageError):
                 self.refresh()
 
 
 def lock_holder(storage: Storage) -> LockHolder | None:
-    """Return the holder of a directory, None when there is none; for `status`."""
+    """Return the holder of a directory's lock, None without one; for `status`."""
     try:
         holder = LockHolder.from_bytes(storage.read_bytes(LOCK))
     except (FileNotFoundError, ValueError, ShapxError):

@@ -1,4 +1,4 @@
-"""What a sample holds beside its values: faithfulness curves and interactions (docs/formats.md)."""
+"""Further measures of a sample: faithfulness curves and interactions (docs/formats.md)."""
 
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
@@ -8,11 +8,11 @@ from pydantic import ConfigDict
 from mllm_shapx.records.fields import STRICT, AllKnown, Known, Whole, in_file
 
 _TIE = 1e-12
-"""Areas that differ by less are equal: they are sums in another order."""
+"""Areas that differ by less are equal: their sums have different orders."""
 
 
 class _Part:
-    """Base of what stands in a sample as a JSON object."""
+    """Base of a sample's JSON objects."""
 
     __slots__ = ()
 
@@ -36,25 +36,25 @@ class Areas(_Part):
 
     @property
     def deletion_is_better(self) -> bool:
-        """Whether the answer is lost faster than by random deletions."""
+        """Whether the answer changes faster than with random deletions."""
         return self.deletion < self.random - _TIE
 
     @property
     def insertion_is_better(self) -> bool:
-        """Whether the answer comes back faster than by keeping random players."""
+        """Whether the answer returns faster than with random players kept."""
         return self.insertion > self.random + _TIE
 
 
 @dataclass(frozen=True, slots=True)
 class Faithfulness(_Part):
-    """Values of the coalitions that keep few to many players, in one order of the players or another."""
+    """Values of coalitions that keep from no to all players, in several orders of the players."""
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     kept: tuple[Whole, ...]
     """Players kept at each point of every curve, from 0 to all."""
     deletion: AllKnown
-    """The players with the lowest values are kept: read backwards, the highest ones are deleted first."""
+    """The players with the lowest values are kept: in reverse, the highest are deleted first."""
     insertion: AllKnown
     """The players with the highest values are kept."""
     random: tuple[AllKnown, ...]
@@ -71,6 +71,6 @@ class Interactions(_Part):
     index: str
     order: Whole
     players: tuple[tuple[Whole, ...], ...]
-    """Sets of 1 to `order` players, by their places in the order of `raw_values`."""
+    """Sets of 1 to `order` players, as indices into `raw_values`."""
     values: AllKnown
     """One per set, before any normalizer."""

@@ -10,10 +10,10 @@ from mllm_shapx.records.storage import Storage, read_json, write_json
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How fast a study went when it last ran."""
+    """The speed of a study's last run."""
 
     workers: int
-    """Most workers at a time."""
+    """Largest number of concurrent workers."""
     seconds: Mapping[str, float]
     """`RunSpec.cost_key` -> seconds of a worker's device per expected answer."""
 
@@ -28,7 +28,7 @@ def write_pace(storage: Storage, pace: Pace) -> None:
 
 
 def read_pace(storage: Storage) -> Pace | None:
-    """Return the measured pace; None when the file is missing or damaged."""
+    """Return the measured pace; None if the file is missing or damaged."""
     try:
         data = read_json(storage, PACE)
         seconds = {str(key): float(each) for key, each in data["seconds_per_answer"].items()}

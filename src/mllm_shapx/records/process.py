@@ -7,28 +7,28 @@ from pathlib import Path
 
 UNKNOWN_TICKS = -1
 _START_TIME = 19
-"""Place of `starttime` in /proc/PID/stat, counted from the state, which follows the command's name."""
+"""Index of `starttime` in /proc/PID/stat, counted from the state, the field after the command's name."""
 _START_TOLERANCE_S = 5.0
-"""Start times in seconds are computed from the clock and the time since boot, and move a little."""
+"""Tolerance of start times in seconds: they are computed from the clock and the time since boot."""
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessIdentity:
-    """A process of some machine."""
+    """A process on a machine."""
 
     boot_id: str
-    """The kernel's id of the boot, empty where it has none."""
+    """The kernel's boot id, empty if it has none."""
     pid_namespace: str
-    """The namespace that the id belongs to, empty where there are none."""
+    """The namespace of the process id, empty if there are none."""
     pid: int
     start_ticks: int
-    """Clock ticks from boot to the start of the process, UNKNOWN_TICKS where that is not known."""
+    """Clock ticks from boot to the start of the process; UNKNOWN_TICKS if unknown."""
 
     def is_running(self, started_at: float) -> bool | None:
-        """Return whether the process runs, None when it cannot be seen from here.
+        """Return whether the process is running, None when it is not visible from here.
 
         Args:
-            started_at: Its start in seconds since 1970, which decides where ticks are unknown.
+            started_at: Its start in seconds since 1970; used if ticks are unknown.
         """
         me = this_process()
         if self.boot_id != me.boot_id:
@@ -53,7 +53,7 @@ def this_process() -> ProcessIdentity:
 
 
 def process_start(pid: int) -> float | None:
-    """Return when a process started in seconds since 1970, None when unknown; 0.0 for a zombie."""
+    """Return the start of a process in seconds since 1970; None if unknown, 0.0 for a zombie."""
     import psutil
 
     try:
@@ -64,7 +64,7 @@ def process_start(pid: int) -> float | None:
 
 
 def _ticks_and_life(pid: str) -> tuple[int, bool] | None:
-    """Return the start of a process in ticks and whether it is no zombie; None where /proc lacks it."""
+    """Return (start in ticks, whether alive and not a zombie) of a process; None if /proc lacks it."""
     try:
         text = Path(f"/proc/{pid}/stat").read_bytes()
         state, *rest = text[text.rindex(b")") + 1 :].split()
@@ -74,7 +74,7 @@ def _ticks_and_life(pid: str) -> tuple[int, bool] | None:
 
 
 def _runs_since(pid: int, started_at: float) -> bool | None:
-    """Return whether a process runs, by its start in seconds; None when the clock may have been set."""
+    """Return whether a process is running, by its start in seconds; None if the clock may have been set."""
     if not _exists(pid):
         return False
     start = process_start(pid)
@@ -84,7 +84,7 @@ def _runs_since(pid: int, started_at: float) -> bool | None:
 
 
 def _sees_own_namespace() -> bool:
-    """Return whether /proc shows this process's namespace, which a container may leave to its host."""
+    """Return whether /proc shows this process's namespace; in a container it may show the host's."""
     try:
         return str(Path("/proc/self").readlink()) == str(os.getpid())
     except OSError:
@@ -95,7 +95,7 @@ def _exists(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except PermissionError:
-        return True  # it runs, for another user
+        return True  # it is running as another user
     except (ProcessLookupError, OverflowError):
         return False
     return True

@@ -1,4 +1,4 @@
-"""`progress.json` of an experiment set: how fast the work goes, left behind for `status`."""
+"""`progress.json` of an experiment set: the current speed, for `status`."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -12,30 +12,30 @@ from mllm_shapx.records.storage import Storage, read_json, write_json
 
 @dataclass(frozen=True, slots=True)
 class RunPace:
-    """What the samples of one run took, and how fast they come."""
+    """Counts and speed of one run's samples."""
 
     samples: int
-    """Samples that are counted here."""
+    """Number of counted samples."""
     coalitions: int
     answers: int
-    """Answers that were generated for this run."""
+    """Answers generated for this run."""
     samples_per_second: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ProgressNote:
-    """How far a driver was when it last wrote."""
+    """A driver's progress at its last write."""
 
     at: float
     """Seconds since 1970."""
     elapsed_s: float
-    """Seconds since the driver began."""
+    """Seconds since the driver's start."""
     workers: int
     store_hits: int
-    """Answers that this driver took from the store."""
+    """Answers that this driver reused from the store."""
     coalitions_per_second: float | None = None
     seconds_left: float | None = None
-    """None while too little was measured."""
+    """None before enough measurements."""
     runs: Mapping[str, RunPace] = field(default_factory=dict)
 
 
@@ -48,7 +48,7 @@ def write_progress(storage: Storage, note: ProgressNote) -> None:
 
 
 def read_progress(storage: Storage) -> ProgressNote | None:
-    """Return what a driver left behind; None where there is nothing, or nothing that can be read."""
+    """Return a driver's last note; None if the file is missing or unreadable."""
     try:
         data: Any = read_json(storage, PROGRESS)
         return _NOTE.validate_python(data)

@@ -27,7 +27,7 @@ class AudioPiece:
 
     num_bytes: Whole
     text: str | None = None
-    """The word that it speaks, None where that is not known."""
+    """The spoken word, None if unknown."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the piece as JSON data."""
@@ -46,9 +46,9 @@ class ConversationEntry:
     roles: tuple[Annotated[int, Field(ge=USER, le=SYSTEM)], ...]
     """0 user, 1 assistant, 2 system; one per piece."""
     content: tuple[str | AudioPiece, ...]
-    """Text pieces joined give the text."""
+    """Text pieces join to the text."""
     shap_values: tuple[Real | None, ...] | None
-    """One per piece, None for a piece that is no player; None altogether for a turn without players."""
+    """One per piece, None for a piece that is not a player; None for a turn without players."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the entry as JSON data; values that JSON cannot hold become null."""
@@ -61,21 +61,21 @@ class ConversationEntry:
 
     @property
     def is_consistent(self) -> bool:
-        """Whether every piece has its role, and its value where there are values."""
+        """Whether every piece has a role, and a value if there are values."""
         pieces = len(self.content)
         return len(self.roles) == pieces and (self.shap_values is None or len(self.shap_values) == pieces)
 
 
 @dataclass(frozen=True, slots=True)
 class AttributionSummary:
-    """How much of the attribution lies on text and on audio (docs/formats.md, `attr_summary`)."""
+    """The shares of text and audio in the attribution (docs/formats.md, `attr_summary`)."""
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     abs_sum_text: Known
     abs_sum_audio: Known
     frac_text: Known
-    """Share of the absolute values that lies on text players, in [0, 1]; 0 when all values are 0."""
+    """Share of text players in the absolute values, in [0, 1]; 0 when all values are 0."""
     frac_audio: Known
     count_text_tokens: Whole
     count_audio_segments: Whole
@@ -87,24 +87,24 @@ class AttributionSummary:
 
 @dataclass(frozen=True, kw_only=True)
 class SampleFile:
-    """The fields of a sample's file, in the order in which they are written.
+    """The fields of a sample's file, in file order.
 
-    Values that are not known are NaN, and null in the file.
+    Unknown values are NaN here and null in the file.
     """
 
-    # Later versions add fields. Those of today may be missing only where they have a default.
+    # Later versions add fields. Current fields may be missing only if they have a default.
     __pydantic_config__: ClassVar[ConfigDict] = {**STRICT, "extra": "allow"}
 
     row_index: Whole
     language: str
     original_language: str
     runtime_sec: Real
-    """Seconds from the first coalition asked to the values, time shared with other runs included."""
+    """Seconds from the first requested coalition to the values, including time shared with other runs."""
     n_calls: Whole
     """Coalitions that the run evaluated."""
     model_calls: Whole
-    """Answers that were generated for this run and not for another one. Where the row was resumed or done
-    again, those of the earlier tries count."""
+    """Answers generated for this run, not for another one; including earlier attempts of a resumed or
+    repeated row."""
     prompt_texts: tuple[str, ...]
     input_modality: str
     output_modality: str
@@ -119,35 +119,34 @@ class SampleFile:
     response: str
     """The model's answer to the whole prompt."""
     seed: Whole | None
-    """Seed of the run's draws; None in samples of the older runner, which does not record it."""
+    """Seed of the run's draws; None in samples of the older runner."""
     num_players: Whole
     neyman_steps: Whole | None = None
     """Sampling steps of a Neyman explainer, 2: pilot and allocation; None for all others."""
     efficiency_residual: Known | None = None
-    """Sum of the values before normalizing - (v(N) - v(empty)). None where an earlier version did not record
-    it."""
+    """Sum of the values before normalizing - (v(N) - v(empty)). None in samples of earlier versions."""
     standard_errors: AllKnown | None = None
     """Standard error of each value before normalizing, in player order, over draws of coalitions. None for
-    explainers without, and where an earlier version did not record them."""
+    explainers without standard errors, and in samples of earlier versions."""
     raw_values: AllKnown | None = None
-    """The values before normalizing, in player order. This and what follows is None where an earlier version
-    did not record it."""
+    """The values before normalizing, in player order. This and all following fields are None in samples of
+    earlier versions."""
     distinct_answers: Whole | None = None
     """Different answers among the run's coalitions."""
     audio_artifacts: dict[str, Any] | None = None
     num_levels: Whole | None = None
     row_digest: str | None = None
-    """What the row was: 32 hex digits over its texts, recordings and languages."""
+    """Digest of the row: 32 hex digits over its texts, recordings and languages."""
     environment: str | None = None
-    """Id of the entry of `environments` in `spec.json` that it was made in."""
+    """Id of its environment in `environments` of `spec.json`."""
     tokens_in: Whole | None = None
-    """Tokens of the prompts behind `model_calls`, as the model's server counted them; None without one."""
+    """Tokens of the prompts of `model_calls`, as counted by the model's server; None without a server."""
     tokens_out: Whole | None = None
-    """Tokens of the answers behind `model_calls`."""
+    """Tokens of the answers of `model_calls`."""
     faithfulness: Faithfulness | None = None
-    """Deletion and insertion curves, where the run measures them."""
+    """Deletion and insertion curves, if the run measures them."""
     interactions: Interactions | None = None
-    """Interactions of the players, where an exact run computes them."""
+    """Interactions of the players, if an exact run computes them."""
 
     @property
     def imbalance(self) -> float:
@@ -156,12 +155,12 @@ class SampleFile:
 
     @property
     def is_constant(self) -> bool:
-        """Whether every coalition is known to have the same answer, so that the values say nothing."""
+        """Whether every coalition is known to have the same answer, which makes the values meaningless."""
         return self.distinct_answers == 1
 
     @property
     def made_from(self) -> str:
-        """Return the row's digest; the digest of its texts where the sample records no other."""
+        """Return the row's digest; the digest of its texts if the sample has no other."""
         return self.row_digest or texts_digest(self.prompt_texts)
 
     def player_values(self) -> list[float | None]:
@@ -176,10 +175,10 @@ class SampleFile:
 
 
 FIELDS = tuple(each.name for each in fields(SampleFile))
-"""Names of the file's fields beside `schema_version`."""
+"""Names of the file's fields besides `schema_version`."""
 
 _LEFT_OUT = frozenset(FIELDS[FIELDS.index("raw_values") :])
-"""Fields that are left out of the file where they are None."""
+"""Fields that are absent from the file when None."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,10 +187,10 @@ class SampleResult(SampleFile):
 
     run_name: str
     audio_files: Mapping[str, bytes] = field(default_factory=dict, compare=False, repr=False)
-    """Recordings and answers that are written beside the sample: path below the run's directory ->
-    content. They are not part of the JSON, and are not read back with it."""
+    """Audio files written beside the sample: path below the run's directory -> content. Not part of the JSON
+    and not read back."""
     extra: dict[str, Any] = field(default_factory=dict)
-    """Fields read from a file that this version does not know; kept."""
+    """Unknown fields of a file; kept."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the file's JSON data, without NaN or infinities."""
@@ -204,7 +203,8 @@ class SampleResult(SampleFile):
         """Read a file back.
 
         Raises:
-            ValueError: When it is not JSON, or a field is missing or of the wrong type; the message names it.
+            ValueError: When it is not JSON, or a field is missing or of the wrong type; the message names the
+                field.
         """
         content = dict(vars(parse_sample(data)))
         known = {name: content.pop(name) for name in FIELDS}
@@ -213,10 +213,11 @@ class SampleResult(SampleFile):
 
 
 def parse_sample(data: bytes) -> SampleFile:
-    """Return the content of a sample's file, checked in full as fast as it can be parsed.
+    """Return the content of a sample's file, fully validated.
 
     Raises:
-        ValueError: When it is not JSON, or a field is missing or of the wrong type; the message names it.
+        ValueError: When it is not JSON, or a field is missing or of the wrong type; the message names the
+            field.
     """
     if not data.strip(b" \t\r\n\0"):
         raise ValueError("it is empty")
@@ -233,7 +234,7 @@ def parse_sample(data: bytes) -> SampleFile:
 
 
 def texts_digest(texts: Sequence[str]) -> str:
-    """Return a digest of a prompt's texts alone, marked so that it cannot be taken for a `row_digest`."""
+    """Return a digest of a prompt's texts, with a mark that distinguishes it from a `row_digest`."""
     content = json.dumps(list(texts)).encode()
     return f"texts:{hashlib.blake2b(content, digest_size=16).hexdigest()}"
 
@@ -247,7 +248,7 @@ def _parse_older(data: bytes, error: ValidationError) -> SampleFile:
     """Return a sample of the older runner, or of a version that did not count model calls.
 
     Raises:
-        ValueError: When something else is wrong with the file.
+        ValueError: When the file has another error.
     """
     if any(each["type"] != "missing" for each in error.errors(include_url=False)):
         raise ValueError(in_words(error)) from error

@@ -1,4 +1,4 @@
-"""One run's directory, read: what is done, what is damaged, and what its files hold. Nothing is changed."""
+"""Reads one run's directory: finished rows, damaged files, and contents. Changes nothing."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +22,7 @@ from mllm_shapx.records.storage import (
 from mllm_shapx.records.summary import RunSummary, SampleMetrics
 
 RunState = Literal["empty", "started", "abandoned"]
-"""`started`: there is a checkpoint; `abandoned`: there are samples without one."""
+"""`started`: there is a checkpoint; `abandoned`: there are samples but no checkpoint."""
 
 _UNLISTED = "{} sample(s) that the checkpoint does not name taken as done"
 _VANISHED = "{} row(s) that the checkpoint names as completed have no sample, to be done again"
@@ -39,25 +39,25 @@ class RunReader:
         self.layout = RunLayout(run_name)
 
     def state(self) -> RunState:
-        """Return whether the run was begun here, from the names of its files alone."""
+        """Return whether the run was started here, by its file names only."""
         if self.storage.exists(self.layout.checkpoint):
             return "started"
         return "abandoned" if self.sample_count() else "empty"
 
     def sample_count(self) -> int:
-        """Return how many samples there are by name; none is opened."""
+        """Return the number of sample files; opens none."""
         return len(self.sample_rows())
 
     def sample_rows(self) -> list[int]:
-        """Return the rows that have a sample by name, ascending."""
+        """Return the rows with a sample file, ascending."""
         return sorted(self.sample_paths().values())
 
     def sample_paths(self) -> dict[str, int]:
-        """Return the path of every sample and its row, by name."""
+        """Return path -> row of every sample file."""
         return _rows_in(self.storage, self.layout.samples, row_of_sample)
 
     def temp_files(self) -> Iterator[str]:
-        """Yield the paths of temporary files that an interrupted write left in the run's folders."""
+        """Yield the paths of temporary files of interrupted writes in the run's folders."""
         for folder in (self.run_name, self.layout.samples, self.layout.failures, self.layout.summary_folder):
             for name in self.storage.list(folder):
                 if name.startswith(TEMP_PREFIX):
@@ -68,14 +68,14 @@ class RunReader:
         rows_in_order: Sequence[int],
         on_sample: Callable[[SampleMetrics], None] | None = None,
     ) -> RunInspection:
-        """Read every file of the run and return what is done, and which files are damaged or left over.
+        """Read every file of the run; return the finished rows and the damaged or leftover files.
 
-        A readable sample that fits its name is done, whatever the checkpoint says; everything else is done
-        again. Nothing is changed: `RunRecords.heal` takes away what `faults` names.
+        A row with a readable sample that matches its file name is done, regardless of the checkpoint; all
+        others are done again. Changes nothing: `RunRecords.heal` moves or removes the files in `faults`.
 
         Args:
             rows_in_order: The selected rows, in selection order.
-            on_sample: Called with every readable sample, once for each.
+            on_sample: Called once with every readable sample.
 
         Raises:
             StorageError: When the directory cannot be read.
@@ -119,7 +119,7 @@ class RunReader:
         return summary.to_json()
 
     def read_summary(self) -> dict[str, Any] | None:
-        """Return the aggregate metrics as they were written, None when there are none.
+        """Return the written aggregate metrics, None when there are none.
 
         Raises:
             ValueError: When the file is damaged.
@@ -141,7 +141,7 @@ class RunReader:
         """Return the resolved config with its result settings, None when there is none.
 
         Raises:
-            ValueError: When the file is damaged, or holds no result settings.
+            ValueError: When the file is damaged, or has no result settings.
         """
         spec = self.read_spec()
         if spec is not None and result_settings(spec) is None:
@@ -149,7 +149,7 @@ class RunReader:
         return spec
 
     def is_of_older_runner(self) -> bool:
-        """Return whether the older runner wrote the run's spec; False where none can be read."""
+        """Return whether the older runner wrote the run's spec; False without a readable spec."""
         try:
             return is_of_older_runner(self.read_spec() or {})
         except ValueError:
@@ -160,22 +160,22 @@ class RunReader:
 
         Raises:
             FileNotFoundError: When there is none.
-            ValueError: When the file is damaged or holds another row.
+            ValueError: When the file is damaged or contains another row.
         """
         return self.decode_sample(row_index, self.storage.read_bytes(self.layout.sample(row_index)))
 
     def decode_sample(self, row_index: int, data: bytes) -> SampleResult:
-        """Return the sample that a file's bytes hold.
+        """Return the sample in a file's bytes.
 
         Raises:
-            ValueError: When they are damaged or hold another row.
+            ValueError: When they are damaged or contain another row.
         """
         sample = SampleResult.from_bytes(self.run_name, data)
         _check_row(sample.row_index, row_index)
         return sample
 
     def read_made_from(self) -> dict[int, str]:
-        """Return row -> what its sample was made from, for the samples that can be read."""
+        """Return row -> `SampleFile.made_from`, for readable samples."""
         paths = self.sample_paths()
         found = {}
         for path, content in self.storage.read_many(list(paths)):
@@ -184,7 +184,7 @@ class RunReader:
         return found
 
     def read_failures(self) -> Iterator[FailureRecord]:
-        """Yield the failures that can be read, by row."""
+        """Yield the readable failures, by row."""
         for _, row, content in self.failure_files():
             # `inspect` and `verify` report a damaged file.
             with contextlib.suppress(ValueError, OSError):
@@ -197,7 +197,7 @@ class RunReader:
             yield path, paths[path], content
 
     def quarantined_rows(self) -> set[int]:
-        """Return the rows that were given up, as far as their failures can be read."""
+        """Return the quarantined rows with readable failures."""
         return {failure.row_index for failure in self.read_failures() if failure.quarantined}
 
     def read_checkpoint(self) -> Checkpoint | None:
@@ -217,7 +217,7 @@ class RunReader:
         except FileNotFoundError:
             return None
         if not isinstance(content, dict):
-            raise ValueError("it is not a JSON object")  # noqa: TRY004 -- one error type for damaged content
+            raise ValueError("it is not a JSON object")  # noqa: TRY004 -- one error type for all damage
         return content
 
     def _inspected_checkpoint(self, faults: list[Fault]) -> Checkpoint | None:
@@ -230,7 +230,7 @@ class RunReader:
     def _readable_samples(
         self, faults: list[Fault], on_sample: Callable[[SampleMetrics], None]
     ) -> tuple[dict[int, str], frozenset[int]]:
-        """Return the rows that are done, with what they were made from, and those with a damaged sample."""
+        """Return the finished rows with `made_from`, and the rows with a damaged sample."""
         rows = self.sample_paths()
         made_from: dict[int, str] = {}
         damaged = set()
@@ -264,7 +264,7 @@ class RunReader:
             faults.append(Fault("damaged derived", self.layout.summary, str(error)))
 
     def _is_fault(self, path: str, kind: FaultKind, error: ValueError | OSError, faults: list[Fault]) -> bool:
-        """Return whether a file is damaged rather than gone, and note it.
+        """Return whether a file is damaged, not missing; add a fault if damaged.
 
         Raises:
             StorageError: When the directory cannot be read.
@@ -280,7 +280,7 @@ class RunReader:
 def find_runs(directory: str) -> tuple[Storage, tuple[str, ...]]:
     """Return an experiment set's storage and its runs, for the directory of the set or of one run.
 
-    No run is returned when the directory holds none, or is not there.
+    The runs are empty when the directory has none or does not exist.
     """
     root = directory.rstrip("/") or "/"
     storage = open_storage(root)
@@ -292,7 +292,7 @@ def find_runs(directory: str) -> tuple[Storage, tuple[str, ...]]:
 
 
 def _names_below(storage: Storage, name: str) -> list[str]:
-    """Return the names in a folder; none for a file."""
+    """Return the names in a folder; empty for a file."""
     try:
         return storage.list(name)
     except StorageError as error:
@@ -312,11 +312,11 @@ def _metrics(content: bytes | OSError, row: int) -> SampleMetrics:
 
 
 def decode_failure(content: bytes | OSError, row: int) -> FailureRecord:
-    """Return the failure that a file holds.
+    """Return the failure in a file.
 
     Raises:
-        ValueError: When it is damaged or holds another row.
-        OSError: When it could not be read.
+        ValueError: When it is damaged or contains another row.
+        OSError: When it cannot be read.
     """
     failure = FailureRecord.from_json(decode_json(_content(content)))
     _check_row(failure.row_index, row)
@@ -335,6 +335,6 @@ def _check_row(found: int, expected: int) -> None:
 
 
 def _rows_in(storage: Storage, folder: str, row_of: Callable[[str], int | None]) -> dict[str, int]:
-    """Return path -> row for the names in a folder that name a row."""
+    """Return path -> row for the files of rows in a folder."""
     rows = {f"{folder}/{name}": row_of(name) for name in storage.list(folder)}
     return {path: row for path, row in rows.items() if row is not None}

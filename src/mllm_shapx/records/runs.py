@@ -1,4 +1,4 @@
-"""One run's directory, written: samples, failures, checkpoint, and what is moved aside."""
+"""Writes one run's directory: samples, failures, checkpoint; moves old and damaged files away."""
 
 import datetime as dt
 import itertools
@@ -24,10 +24,10 @@ _HEALED: dict[FaultKind, str] = {
 
 
 class RunRecords(RunReader):
-    """The files of one run below an experiment set's directory. One process writes; any may read."""
+    """The files of one run below an experiment set's directory. One process writes; any process may read."""
 
     def heal(self, inspection: RunInspection) -> tuple[str, ...]:
-        """Take away what an inspection found damaged or left over; return notes.
+        """Move the damaged files of an inspection away and remove leftovers; return notes.
 
         Damaged files are moved to `RUN/damaged/`, never deleted. Only the process that holds the directory's
         lock may call this.
@@ -48,7 +48,7 @@ class RunRecords(RunReader):
     def checkpoint_writer(
         self, rows_in_order: Sequence[int], inspection: RunInspection | None = None
     ) -> CheckpointWriter:
-        """Return the keeper of the run's checkpoint, beginning with what an inspection found."""
+        """Return the writer of the run's checkpoint; it starts from an inspection's findings."""
         if inspection is None:
             return CheckpointWriter(self.storage, self.layout.checkpoint, rows_in_order)
         return CheckpointWriter(
@@ -61,11 +61,11 @@ class RunRecords(RunReader):
         )
 
     def write_spec(self, spec: dict[str, Any]) -> None:
-        """Write the resolved config; `records.spec` names the keys that other commands read."""
+        """Write the resolved config; `records.spec` has the keys that other commands read."""
         write_json(self.storage, self.layout.spec, spec)
 
     def heal_spec(self) -> tuple[dict[str, Any] | None, tuple[str, ...]]:
-        """Return the resolved config and notes; a damaged file is moved aside and counts as missing."""
+        """Return the resolved config and notes; a damaged file moves to `damaged/` and counts as missing."""
         try:
             return self.read_usable_spec(), ()
         except ValueError as error:
@@ -77,13 +77,13 @@ class RunRecords(RunReader):
             return None, (note,)
 
     def write_sample(self, sample: SampleResult) -> None:
-        """Write a sample, its audio first; only then note the row in the checkpoint."""
+        """Write a sample, its audio first; add the row to the checkpoint only after this."""
         for path, content in sample.audio_files.items():
             self.storage.write_bytes(f"{self.run_name}/{path}", content)
         write_json(self.storage, self.layout.sample(sample.row_index), sample.to_json())
 
     def write_failure(self, failure: FailureRecord) -> None:
-        """Write what is known of a row's failed attempts."""
+        """Write a row's failed attempts."""
         write_json(self.storage, self.layout.failure(failure.row_index), failure.to_json())
 
     def clear_failure(self, row_index: int) -> None:
@@ -98,18 +98,18 @@ class RunRecords(RunReader):
         """Move all of the run's old results to a dated folder; return its name, relative to the run."""
         taken = set(self.storage.list(self.run_name))
         name = self._free_name(taken)
-        # The samples go after what speaks of them: cut short, this is done again by the next run.
+        # Move samples after the files that depend on them: if interrupted, the next run repeats this.
         for part in ("failures", "summary", "audio", "samples", "checkpoint.json", "spec.json"):
             if part in taken:
                 self.storage.move(f"{self.run_name}/{part}", f"{self.run_name}/{name}/{part}")
         return name
 
     def set_rows_aside(self, rows: Iterable[int]) -> str:
-        """Move the samples and recordings of some rows to a dated folder; return its name."""
+        """Move the samples and recordings of `rows` to a dated folder; return its name."""
         name = self._free_name(set(self.storage.list(self.run_name)))
         for row in sorted(rows):
             sample, audio = self.layout.sample(row), self.layout.audio_folder(row)
-            # The sample last: cut short, this is done again by the next run.
+            # Move the sample last: if interrupted, the next run repeats this.
             for path in (audio, sample):
                 if self.storage.exists(path):
                     self.storage.move(

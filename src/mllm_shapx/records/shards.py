@@ -1,4 +1,4 @@
-"""Shards: the parts of a set that separate jobs wrote to `shards/I-of-N/`, each laid out like a set."""
+"""Shards: parts of a set, written by separate jobs to `shards/I-of-N/`, each with a set's layout."""
 
 import itertools
 import re
@@ -18,12 +18,12 @@ _NAME = re.compile(r"(\d+)-of-(\d+)")
 _SHOWN = 5
 _MADE_ANEW = frozenset({"config.json", "pace.json", "progress.json", ".lock"})
 _MOVED = frozenset({"spec.json", "checkpoint.json", "summary", "samples", "failures", "audio"})
-"""Names in a run's directory that are empty after a merge, or that the merged directory writes again."""
+"""Names in a run's directory that a merge empties, or that the merged directory rewrites."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """Every `count`-th selected row, from the one at `index` (0 to `count` - 1) on."""
+    """Every `count`-th selected row, starting at `index` (0 to `count` - 1)."""
 
     index: int
     count: int
@@ -34,7 +34,7 @@ class Shard:
         return f"{SHARDS}/{self.index}-of-{self.count}"
 
     def rows(self, rows: Sequence[int]) -> tuple[int, ...]:
-        """Return the shard's rows of the selected ones, in their order."""
+        """Return the shard's part of the selected rows, in their order."""
         return tuple(rows[self.index :: self.count])
 
 
@@ -49,7 +49,7 @@ def all_shards(storage: Storage) -> list[Shard]:
     """Return the shards of a set.
 
     Raises:
-        OutputError: When there are none, some are missing, or they are parts of different divisions.
+        OutputError: When there are none, some are missing, or their counts differ.
     """
     where = storage.locate(SHARDS)
     found = found_shards(storage)
@@ -72,8 +72,8 @@ def all_shards(storage: Storage) -> list[Shard]:
 class ShardMerger:
     """Moves the results of shards to the plain layout of their set.
 
-    Files are moved one by one, and a merge that was cut short is done again by the next one. What a shard
-    holds beside results (files that were set aside, W&B's offline runs) stays in `shards/merged-I-of-N.1/`.
+    Files are moved one by one; the next merge completes an interrupted one. A shard's other files (files set
+    aside, W&B's offline runs) stay in `shards/merged-I-of-N.1/`.
 
     Args:
         storage: The set's directory.
@@ -87,10 +87,10 @@ class ShardMerger:
         self._runs = runs
 
     def check(self) -> dict[str, dict[str, Any]]:
-        """Return run -> its `spec.json` with the environments of all shards; nothing is changed.
+        """Return run -> its `spec.json` with the environments of all shards; changes nothing.
 
         Raises:
-            OutputError: When shards were made with different settings, or two files of one name differ.
+            OutputError: When shards have different settings, or two files of one name differ.
         """
         specs = {name: self._spec(name) for name in self._runs}
         for source, target in self._moves():
@@ -108,7 +108,7 @@ class ShardMerger:
         moves = self._moves()
         for source, target in moves:
             if self._storage.exists(target):
-                self._storage.remove(source)  # `check` has found it equal
+                self._storage.remove(source)  # equal, as checked by `check`
             else:
                 self._storage.move(source, target)
         for shard in self._shards:
@@ -116,7 +116,7 @@ class ShardMerger:
         return len(moves)
 
     def _spec(self, name: str) -> dict[str, Any] | None:
-        """Return the spec of a run, from the plain layout and all shards."""
+        """Return the spec of a run, combined from the plain layout and all shards."""
         merged: dict[str, Any] | None = None
         for storage in self._storages():
             try:
@@ -170,7 +170,7 @@ class ShardMerger:
             return False  # a folder
 
     def _remove_derived(self, folder: str) -> None:
-        """Remove a shard's directory; one that holds more gets another name."""
+        """Remove a shard's directory; rename it if it contains other files."""
         names = set(self._storage.list(folder)) - {GENERATIONS, *_MADE_ANEW}
         kept = names.difference(self._runs) | set(self._storage.list(f"{folder}/{GENERATIONS}"))
         for name in names.intersection(self._runs):

@@ -8,13 +8,13 @@ RESULT_SETTINGS = "result_settings"
 """Key of the settings that decide the values (`RunSpec.result_settings`)."""
 
 DATASET_COMMIT = "dataset_commit"
-"""Key of the version of the dataset: a hub commit, or a hash of local files."""
+"""Key of the dataset's version: a hub commit, or a hash of local files."""
 
 DATASET_PATH = "dataset_path"
-"""Key of a local dataset's absolute path when the study was last started."""
+"""Key of a local dataset's absolute path at the study's last start."""
 
 SELECTED_ROWS = "selected_rows"
-"""Key of the plan's rows, as `selected_rows` returns them."""
+"""Key of the planned rows, in the form of `selected_rows`."""
 
 
 _OLDER_RESULT_BLOCKS = (
@@ -27,18 +27,18 @@ _OLDER_RESULT_BLOCKS = (
     "embedding",
     "chat",
 )
-"""Keys of the older runner's spec that decide the values, beside `variant`."""
+"""Keys of the older runner's spec that decide the values, besides `variant`."""
 
 
 def is_of_older_runner(spec: Mapping[str, Any]) -> bool:
-    """Return whether the older runner wrote a spec: it names the run `run_slug` alone."""
+    """Return whether the older runner wrote a spec: only it uses `run_slug`."""
     return "run_slug" in spec and not {"run_name", RESULT_SETTINGS} & spec.keys()
 
 
 def result_settings(spec: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the settings that decide the values, None where a spec does not say.
+    """Return the settings that decide the values, None if the spec lacks them.
 
-    Of the older runner's spec, these are its blocks and the explainer's type.
+    For the older runner's spec, these are its blocks and the explainer's type.
     """
     if is_of_older_runner(spec):
         blocks = {key: spec[key] for key in _OLDER_RESULT_BLOCKS if key in spec}
@@ -48,7 +48,7 @@ def result_settings(spec: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def explainer_type(spec: Mapping[str, Any]) -> str | None:
-    """Return the run's explainer type, None where a spec does not say."""
+    """Return the run's explainer type, None if the spec lacks it."""
     variant = spec.get("variant")
     found = spec.get("explainer_type") or (
         variant.get("explainer_type") if isinstance(variant, dict) else None
@@ -59,7 +59,7 @@ def explainer_type(spec: Mapping[str, Any]) -> str | None:
 def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
     """Return the dotted keys whose values differ, sorted; a missing key equals null.
 
-    Lists are compared as a whole. Feed it the result settings of the stored and of the present spec.
+    Lists are compared as a whole. The arguments are the result settings of the stored and the current spec.
     """
     if isinstance(old, dict) and isinstance(new, dict):
         found = []
@@ -76,7 +76,7 @@ def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
 
 
 def _canonical(value: Any) -> str:
-    """Return a text that is equal for equal settings: 1 and 1.0 are one number, true is none."""
+    """Return a text, equal for equal settings: 1 equals 1.0, but not true."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, list | tuple):
@@ -87,16 +87,16 @@ def _canonical(value: Any) -> str:
 
 
 def selected_rows(rows: Iterable[int]) -> dict[str, Any]:
-    """Return the record of the plan's rows: `count` and `ranges`, such as `0-4,7`."""
+    """Return the record of the planned rows: `count` and `ranges`, such as `0-4,7`."""
     ordered = sorted(rows)
     return {"count": len(ordered), "ranges": _ranges(ordered)}
 
 
 def planned_rows(spec: dict[str, Any]) -> frozenset[int] | None:
-    """Return the rows that a spec plans, None when it does not say.
+    """Return the planned rows of a spec, None if it lacks them.
 
     Raises:
-        ValueError: When what it says cannot be read.
+        ValueError: When the record is invalid.
     """
     record = spec.get(SELECTED_ROWS)
     if record is None:

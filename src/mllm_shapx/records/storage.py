@@ -1,4 +1,4 @@
-"""Where bytes go: a local directory or any fsspec URI, and JSON files in it."""
+"""The interface of storage (a local directory or any fsspec URI), and JSON files in it."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -23,38 +23,38 @@ __all__ = [
 ]
 
 _DEEPEST = 64
-"""Levels of objects and lists in a file that is read; deeper ones exhaust the stack of what compares them."""
+"""Most nested levels in a file that is read; deeper data overflows the stack of recursive functions."""
 
 
 class Storage(Protocol):
-    """A directory of files. Paths are relative POSIX strings; folders appear when something is written.
+    """A directory of files. Paths are relative POSIX strings; writing a file creates its folders.
 
-    All methods but `probe` raise StorageError on an I/O failure, naming the path, the reason and the remedy.
+    All methods but `probe` raise StorageError on an I/O failure, with the path, the reason and the fix.
     """
 
     @property
     def uri(self) -> str:
-        """Return what the user would call this directory: a path or a URI."""
+        """Return the directory's path or URI for the user."""
 
     def write_bytes(self, path: str, data: bytes) -> None:
-        """Replace the file as a whole; after a crash it holds the old bytes or the new ones."""
+        """Replace the file atomically; after a crash it has the old bytes or the new ones."""
 
     def create_exclusive(self, path: str, data: bytes) -> bool:
-        """Create the file with its content unless it exists; return whether it was created."""
+        """Create the file with its content unless it exists; return whether this call created it."""
 
     def read_bytes(self, path: str) -> bytes:
         """Return the file's bytes.
 
         Raises:
             FileNotFoundError: When there is no such file.
-            ValueError: When a folder, a pipe or a device stands there.
+            ValueError: When the path is a folder, a pipe or a device.
         """
 
     def read_many(self, paths: Sequence[str]) -> Iterator[tuple[str, bytes | OSError]]:
-        """Yield every path, in order, with its bytes or with what kept it from being read."""
+        """Yield every path, in order, with its bytes or the error of reading it."""
 
     def list(self, path: str = "") -> list[str]:
-        """Return the sorted names directly below a folder; none when it does not exist."""
+        """Return the sorted names directly below a folder; empty when it does not exist."""
 
     def exists(self, path: str) -> bool:
         """Return whether a file or folder is there."""
@@ -67,13 +67,13 @@ class Storage(Protocol):
         """
 
     def move(self, source: str, target: str) -> None:
-        """Rename a file or folder, making the folder of `target`."""
+        """Rename a file or folder; creates the folder of `target`."""
 
     def remove(self, path: str) -> None:
-        """Remove a file, or a folder with all it holds; nothing happens when it is not there."""
+        """Remove a file, or a folder with its contents; a missing path is ignored."""
 
     def probe(self) -> None:
-        """Check that files can be written here, leaving nothing behind.
+        """Check that files can be written here; leaves nothing behind.
 
         Raises:
             OutputError: When they cannot.
@@ -93,15 +93,15 @@ def open_storage(root: str) -> Storage:
 
 
 def join_uri(root: str, *parts: str) -> str:
-    """Return the path or URI of something below `root`."""
+    """Return the path or URI of `parts` below `root`."""
     base = root if root.endswith("://") else root.rstrip("/") + "/"
     return base + "/".join(parts)
 
 
 def encode_json(data: Any) -> bytes:
-    """Return JSON as it is written to files: indented by 2, ending with a newline, no NaN."""
+    """Return JSON bytes for a file: indented by 2, with a final newline, without NaN."""
     text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    # Half a surrogate pair, which broken text may hold, is no character in a file.
+    # A lone surrogate in broken text cannot be encoded.
     return text.encode(errors="replace")
 
 
@@ -124,7 +124,7 @@ def decode_json(data: bytes) -> Any:
     """Return the data of JSON bytes.
 
     Raises:
-        ValueError: When they are not JSON; the message says how.
+        ValueError: When they are not JSON; the message has the reason.
     """
     if not data.strip(b" \t\r\n\0"):
         raise ValueError("it is empty")
@@ -134,7 +134,7 @@ def decode_json(data: bytes) -> Any:
         raise ValueError("it is nested too deeply") from error
     except ValueError as error:
         raise ValueError(f"it is not JSON ({error})") from error
-    # Few files have as many brackets, and to count them costs nothing beside parsing.
+    # Few files have so many brackets, and counting them is cheap compared to parsing.
     if data.count(b"[") + data.count(b"{") > _DEEPEST:
         refuse_deep(content)
     return content
@@ -148,7 +148,7 @@ def refuse_deep(content: Any) -> None:
     """Refuse JSON data whose objects and lists are nested too deeply.
 
     Raises:
-        ValueError: When they are.
+        ValueError: When they exceed the limit.
     """
     level = [content]
     for _ in range(_DEEPEST):

@@ -1,4 +1,4 @@
-"""The coalition store's files: every answer a model gave, by row and generation key (`generations/`)."""
+"""The coalition store's files: all answers of a study, by row and generation key (`generations/`)."""
 
 import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -29,26 +29,26 @@ __all__ = ["CoalitionStore", "PruneResult", "StoreEntry", "StoreHeader", "Stored
 
 _DAMAGED = f"{GENERATIONS}/damaged"
 _SET_ASIDE = f"{GENERATIONS}/set_aside"
-"""Answers to rows that were changed in the dataset since."""
+"""Answers to rows that have changed in the dataset."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoredAnswers:
-    """What is stored of one row under one generation key."""
+    """The stored answers of one row under one generation key."""
 
     answers: dict[int, Answer] = field(default_factory=dict)
     """Coalition (bit i is set when player i is present) -> its answer."""
     notes: tuple[str, ...] = ()
-    """What was damaged or did not fit and was moved aside, in words."""
+    """Notes on damaged and conflicting files that were moved to `damaged/`."""
     snapshot_id: str = ""
-    """The conversation that they belong to, where a writer knew it."""
+    """Id of their conversation; empty if no writer knew it."""
     num_players: int = 0
-    """Players of the row, 0 where no writer knew them."""
+    """Players of the row, 0 if no writer knew them."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoreEntry:
-    """What the store holds of one row under one generation key."""
+    """Counts of the store's data for one row under one generation key."""
 
     row_index: int
     key: str
@@ -57,18 +57,18 @@ class StoreEntry:
     """Vectors of its answers."""
     num_bytes: int
     num_players: int
-    """Players of the row, 0 where the writer did not know."""
+    """Players of the row, 0 if the writer did not know them."""
     settings: Mapping[str, Any]
     """Generation settings, model commit and dtype."""
     problem: str | None = None
-    """Why a file of it cannot be read, None when all can."""
+    """Why one of its files cannot be read, None when all can."""
     likelihoods: int = 0
-    """Likelihoods of given texts, each behind one coalition's prompt."""
+    """Likelihoods of given texts, each after one coalition's prompt."""
 
 
 @dataclass(frozen=True, slots=True)
 class PruneResult:
-    """What pruning removed."""
+    """The removed answers of a pruning."""
 
     entries: int
     num_bytes: int
@@ -77,29 +77,29 @@ class PruneResult:
 class CoalitionStore:
     """Reads and writes `generations/`: one file per row and key, and parts of incomplete rows.
 
-    A row's answers are flushed as parts, `ROW-KEY.parts/000001.parquet` and on, each as large as what is new;
-    `merge` packs them into `ROW-KEY.parquet` when the row is done. `read` takes whatever is there, so that a
-    crash costs only what was not flushed. One process writes; any may read.
+    New answers of a row are flushed as parts, `ROW-KEY.parts/000001.parquet` and so on; `merge` packs them
+    into `ROW-KEY.parquet` when the row is done. `read` reads both, so a crash loses only answers that were
+    not flushed. One process writes; any process may read.
     """
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
 
     def read(self, row_index: int, key: str, header: StoreHeader) -> StoredAnswers:
-        """Return the stored answers; files that are damaged or contradict `header` are moved aside."""
+        """Return the stored answers; damaged files and files that contradict `header` move to `damaged/`."""
         place = GenerationLayout(row_index, key)
         answers: dict[int, Answer] = {}
         notes: list[str] = []
         parts = self._parts(place)
         if parts and not header.snapshot_id:
-            # The row may have changed between two starts: the last part has the present one.
+            # The row may have changed between two starts: the last part has the current row.
             _, newest = self._read_file(parts[-1], header, decode_answers, notes)
             header = header if newest is None else replace(header, snapshot_id=newest.snapshot_id)
         for path in (place.answers, *parts):
             content, found = self._read_file(path, header, decode_answers, notes)
             for mask, answer in content:
                 answers.setdefault(mask, answer)
-            # What is read next must belong to the same conversation and players.
+            # Further files must belong to the same conversation and players.
             if found is not None:
                 header = replace(
                     header,
@@ -111,7 +111,7 @@ class CoalitionStore:
         return StoredAnswers(answers, tuple(notes), header.snapshot_id, header.num_players)
 
     def peek(self, row_index: int, key: str) -> StoredAnswers:
-        """Return the stored answers as `read` does, and leave files that do not fit where they are."""
+        """Return the stored answers as `read` does, but move no files."""
         place = GenerationLayout(row_index, key)
         answers: dict[int, Answer] = {}
         known: StoreHeader | None = None
@@ -128,9 +128,9 @@ class CoalitionStore:
         return StoredAnswers(answers, (), known.snapshot_id, known.num_players)
 
     def texts(self, row_index: int, key: str, masks: Collection[int]) -> tuple[dict[int, str], int]:
-        """Return the stored texts of some coalitions, and the row's players (0 where no writer knew them).
+        """Return the stored texts of some coalitions, and the row's players (0 if no writer knew them).
 
-        Faster than `peek`; nothing is changed.
+        Faster than `peek`; changes nothing.
         """
         place = GenerationLayout(row_index, key)
         texts: dict[int, str] = {}
@@ -146,7 +146,7 @@ class CoalitionStore:
         return texts, 0 if known is None else known.num_players
 
     def settings(self, row_index: int, key: str) -> Mapping[str, Any] | None:
-        """Return what decides the stored answers of a row, None where no file of it can be read."""
+        """Return the settings of a row's stored answers, None without a readable file."""
         place = GenerationLayout(row_index, key)
         for path in (place.answers, *self._parts(place)):
             try:
@@ -156,7 +156,7 @@ class CoalitionStore:
         return None
 
     def append(self, row_index: int, key: str, header: StoreHeader, answers: Mapping[int, Answer]) -> None:
-        """Write new answers of an incomplete row as one more part. The cost depends on their number alone."""
+        """Write new answers of an incomplete row as one more part. The cost is O(new answers)."""
         if not answers:
             return
         place = GenerationLayout(row_index, key)
@@ -167,9 +167,9 @@ class CoalitionStore:
     def merge(
         self, row_index: int, key: str, header: StoreHeader, answers: Mapping[int, Answer] | None = None
     ) -> tuple[str, ...]:
-        """Pack what is stored of a row and `answers` into its one file; return notes as `read` does.
+        """Pack a row's stored answers and `answers` into its one file; return notes as `read` does.
 
-        An answer that is stored already is kept. Nothing is written when nothing is new.
+        Stored answers win. Without new answers and parts, nothing is written.
         """
         place = GenerationLayout(row_index, key)
         stored = self.read(row_index, key, header)
@@ -178,7 +178,7 @@ class CoalitionStore:
         if fresh or has_parts:
             together = stored.answers | fresh
             if together:
-                # A writer that has nothing new may not know the row.
+                # A writer without new answers may not know the row.
                 header = replace(
                     header,
                     snapshot_id=header.snapshot_id or stored.snapshot_id,
@@ -208,8 +208,8 @@ class CoalitionStore:
     ) -> tuple[str, ...]:
         """Add vectors of answers, each by its `Answer.content_id`.
 
-        `kind` names encoder, mode and reducer, such as `own/CONTEXTUAL/MeanReducer`; an answer that several
-        coalitions share is stored once. Vectors may differ in length and are kept exactly, as float64.
+        `kind` names encoder, mode and reducer, such as `own/CONTEXTUAL/MeanReducer`. An answer shared by
+        several coalitions is stored once. Vectors may differ in length and are stored exactly, as float64.
         """
         notes: list[str] = []
         path = GenerationLayout(row_index, key).embeddings
@@ -231,7 +231,7 @@ class CoalitionStore:
     def merge_likelihoods(
         self, row_index: int, key: str, header: StoreHeader, likelihoods: Mapping[LikelihoodKey, Likelihood]
     ) -> tuple[str, ...]:
-        """Add likelihoods; one that is stored already is replaced by one that knows more probable tokens."""
+        """Add likelihoods; a stored one is replaced only by one with more of the most probable tokens."""
         stored, _, notes = self.read_likelihoods(row_index, key, header)
         fresh = {
             place: each
@@ -244,12 +244,12 @@ class CoalitionStore:
         return notes
 
     def places(self) -> set[tuple[int, str]]:
-        """Return the rows and keys that have answers, from the names of the files alone."""
+        """Return the rows and keys with answers, by file names only."""
         found = map(GenerationLayout.of_name, self._storage.list(GENERATIONS))
         return {(place.row_index, place.key) for place in found if place is not None}
 
     def set_aside(self, rows: Collection[int]) -> int:
-        """Move all that is stored of some rows to `generations/set_aside/`; return the number of files."""
+        """Move all files of `rows` to `generations/set_aside/`; return the number of files."""
         count = 0
         for row, key in sorted(self.places()):
             place = GenerationLayout(row, key)
@@ -260,7 +260,7 @@ class CoalitionStore:
         return count
 
     def remove_leftovers(self) -> int:
-        """Remove what interrupted writes left behind; return how many files that were."""
+        """Remove files left by interrupted writes; return their number."""
         names = self._storage.list(GENERATIONS)
         leftovers = [f"{GENERATIONS}/{name}" for name in names if name.startswith(TEMP_PREFIX)]
         for name in names:
@@ -274,12 +274,12 @@ class CoalitionStore:
         return len(leftovers)
 
     def info(self) -> Iterator[StoreEntry]:
-        """Yield what is stored, by row and key; nothing is changed."""
+        """Yield an entry per row and key; changes nothing."""
         for place, paths in self._entries():
             yield self._entry(place, paths)
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        """Yield the path of every file whose bytes are not what was written, and how; nothing is changed."""
+        """Yield path and problem of every file whose bytes have changed since writing; changes nothing."""
         paths = [path for _, paths in self._entries() for path in paths]
         for path, content in self._storage.read_many(paths):
             if isinstance(content, OSError):
@@ -291,7 +291,7 @@ class CoalitionStore:
                 yield path, str(error)
 
     def prune(self, keys_in_use: Collection[str], rows_in_use: Collection[int] | None = None) -> PruneResult:
-        """Remove what no run needs: other generation keys and, where they are given, other rows."""
+        """Remove answers of other generation keys and, if `rows_in_use` is given, of other rows."""
         entries = num_bytes = 0
         for place, paths in list(self._entries()):
             if place.key in keys_in_use and (rows_in_use is None or place.row_index in rows_in_use):
@@ -322,7 +322,7 @@ class CoalitionStore:
                 num_bytes += len(data)
                 table, header = decode_table(data)
             except FileNotFoundError:
-                continue  # packed or removed by the writer meanwhile
+                continue  # the writer packed or removed it meanwhile
             except ValueError as error:
                 problem = f"{self._storage.locate(path)}: {error}"
                 continue
@@ -331,7 +331,7 @@ class CoalitionStore:
             elif path == place.likelihoods:
                 likelihoods += table.num_rows
             else:
-                # Masks of different widths name the same coalition.
+                # Masks of different widths may mean the same coalition.
                 masks.update(mask.rstrip(b"\0") for mask in table.column("mask").to_pylist())
         return StoreEntry(
             row_index=place.row_index,
@@ -356,7 +356,7 @@ class CoalitionStore:
     def _read_file[T](
         self, path: str, header: StoreHeader, decode: Callable[[Any], Iterable[T]], notes: list[str]
     ) -> tuple[list[T], StoreHeader | None]:
-        """Return a file's content and header; nothing when it is not there, or had to be moved aside."""
+        """Return a file's content and header; empty if the file is missing or was moved to `damaged/`."""
         try:
             table, found = decode_table(self._storage.read_bytes(path))
             problem = header.conflict(found)

@@ -1,4 +1,4 @@
-"""Answers as Parquet bytes and back, with a header and a checksum over all of it."""
+"""Encodes answers as Parquet bytes and back, with a header and a checksum over the whole file."""
 
 import hashlib
 import json
@@ -24,17 +24,17 @@ _BLANK = b"0" * 32
 
 @dataclass(frozen=True, slots=True)
 class StoreHeader:
-    """What a store file's answers are answers to."""
+    """The settings, conversation and players of a store file's answers."""
 
     settings: Mapping[str, Any]
-    """All that decides an answer: generation settings, model commit, dtype (JSON data)."""
+    """Everything that decides an answer: generation settings, model commit, dtype (JSON data)."""
     snapshot_id: str = ""
-    """mllm_shap's id of the whole conversation; empty where the writer or reader does not know it."""
+    """mllm_shap's id of the whole conversation; empty if the writer or reader does not know it."""
     num_players: int = 0
-    """Players of the row; 0 where they are not known."""
+    """Players of the row; 0 if unknown."""
 
     def conflict(self, other: "StoreHeader") -> str | None:
-        """Return how two headers contradict each other, None when they do not."""
+        """Return the contradiction of two headers in words, None when there is none."""
         if _canonical(dict(self.settings)) != _canonical(other.settings):
             return "it was made with other generation settings"
         if self.snapshot_id and other.snapshot_id and self.snapshot_id != other.snapshot_id:
@@ -72,7 +72,7 @@ def encode_answers(header: StoreHeader, answers: Mapping[int, Answer]) -> bytes:
 
 
 def _of_servers(rows: "Sequence[Answer]") -> "dict[str, pa.Array]":
-    """Return the columns that only answers of servers have, where one has something to say in them."""
+    """Return the columns for server answers that are not empty."""
     import pyarrow as pa
 
     endings = [row.ending for row in rows]
@@ -139,7 +139,7 @@ def decode_texts(data: bytes, masks: Collection[int]) -> tuple[dict[int, str], S
 def encode_embeddings(
     header: StoreHeader, vectors: "Mapping[tuple[str, bytes], NDArray[np.float64]]"
 ) -> bytes:
-    """Return a file of vectors, given by their kind and the `content_id` of the answer."""
+    """Return a file of vectors, keyed by kind and `content_id` of the answer."""
     import pyarrow as pa
 
     keys = sorted(vectors)
@@ -165,7 +165,7 @@ def decode_embeddings(table: "pa.Table") -> "Iterator[tuple[tuple[str, bytes], N
 
 
 def encode_likelihoods(header: StoreHeader, likelihoods: Mapping[LikelihoodKey, Likelihood]) -> bytes:
-    """Return a file of likelihoods, given by what is forced and the coalition."""
+    """Return a file of likelihoods, keyed by continuation and coalition."""
     return _encode_table(likelihood_table(likelihoods, header.num_players), header)
 
 
@@ -173,7 +173,7 @@ def decode_table(data: bytes, columns: Sequence[str] | None = None) -> "tuple[pa
     """Return a file's table, or some of its columns, and its header.
 
     Raises:
-        ValueError: When the file is damaged or of another schema version; the message says how.
+        ValueError: When the file is damaged or of another schema version; the message has the reason.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -185,7 +185,7 @@ def decode_table(data: bytes, columns: Sequence[str] | None = None) -> "tuple[pa
         fields = json.loads(file.metadata.metadata[_HEADER])
         version = fields["schema_version"]
         header = StoreHeader(fields["settings"], fields["snapshot_id"], fields["num_players"])
-    # Parquet's reader raises OSError for what it cannot read, though no file is involved.
+    # Parquet's reader raises OSError for invalid bytes, though no file is involved.
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"it is no file of the store ({type(error).__name__}: {error})") from error
     if version != SCHEMA_VERSION:
@@ -215,16 +215,16 @@ def _encode_table(table: "pa.Table", header: StoreHeader) -> bytes:
 
 
 def _sealed(data: bytes) -> bytes:
-    """Return the file with the checksum of all its other bytes written over the blank."""
+    """Return the file with the checksum of all other bytes in place of the blank."""
     at = data.rindex(_SEAL) + len(_SEAL)
     return data[:at] + _digest(data) + data[at + len(_BLANK) :]
 
 
 def check_bytes(data: bytes) -> None:
-    """Refuse bytes that are not what was written, before Parquet's reader sees them.
+    """Verify the checksum before Parquet's reader sees the bytes.
 
     Raises:
-        ValueError: When they are not.
+        ValueError: When the bytes have changed since writing.
     """
     if not data:
         raise ValueError("it is empty")
@@ -246,7 +246,7 @@ def _column(table: "pa.Table", name: str) -> "pa.Array":
 
 
 def _optional(table: "pa.Table", name: str) -> list[Any]:
-    """Return a column that a file may lack."""
+    """Return an optional column of a file."""
     if name not in table.column_names:
         return [None] * table.num_rows
     found: list[Any] = _column(table, name).to_pylist()
@@ -254,7 +254,7 @@ def _optional(table: "pa.Table", name: str) -> list[Any]:
 
 
 def _tuples(array: "pa.Array") -> list[Any]:
-    """Return lists as tuples, nested ones too, and nulls as None; `to_pylist` is several times slower."""
+    """Return lists as nested tuples, and nulls as None; `to_pylist` is several times slower."""
     import pyarrow as pa
     import pyarrow.compute as pc
 

@@ -1,4 +1,4 @@
-"""A run's aggregate metrics. Sums are exact, so that they do not depend on the order of completion."""
+"""A run's aggregate metrics. Sums are exact, so they do not depend on the order of completion."""
 
 import math
 from array import array
@@ -10,18 +10,18 @@ from mllm_shapx.records.measures import Areas
 from mllm_shapx.records.results import SampleFile
 
 N_CONSTANT = "n_constant"
-"""Key of the samples in which every coalition has the same answer; summaries of earlier versions lack it."""
+"""Key of the number of samples whose coalitions all have the same answer; absent in earlier versions."""
 
 AREAS = ("deletion_area_mean", "insertion_area_mean", "random_area_mean")
-"""Keys of the areas under faithfulness curves; they may be negative, as the value function may be."""
+"""Keys of the areas under faithfulness curves; negative if the value function is."""
 
 OLDER_KEYS = ("n_samples", "runtime_sec_total", "runtime_sec_avg", "avg_frac_text", "avg_frac_audio")
-"""Keys that the older runner's summaries have too."""
+"""Keys that the older runner's summaries also have."""
 
 
 @dataclass(frozen=True, slots=True)
 class SampleMetrics:
-    """What a summary needs of one sample."""
+    """One sample's metrics for a summary."""
 
     row_index: int
     language: str
@@ -29,22 +29,22 @@ class SampleMetrics:
     n_calls: int
     model_calls: int
     tokens_in: int | None
-    """Tokens of the prompts that a server was asked for this sample; None without a server."""
+    """Tokens of this sample's prompts to a server; None without a server."""
     tokens_out: int | None
     frac_text: float
-    """Share of the absolute values that lies on text, in [0, 1]; NaN where it is unknown."""
+    """Share of text in the absolute values, in [0, 1]; NaN if unknown."""
     frac_audio: float
     efficiency_residual: float
-    """|sum of values - (v(N) - v(empty))|, before normalizing; NaN where it is unknown."""
+    """|sum of values - (v(N) - v(empty))|, before normalizing; NaN if unknown."""
     standard_error: float
-    """Mean standard error of the players that have one; NaN where none has."""
+    """Mean standard error of the players that have one; NaN if none has."""
     num_players: int
     is_constant: bool
     """Whether every coalition is known to have the same answer."""
     made_from: str
-    """Digest of the row, see `SampleFile.made_from`."""
+    """Digest of the row; see `SampleFile.made_from`."""
     areas: Areas | None = None
-    """Of its faithfulness curves."""
+    """Areas under its faithfulness curves."""
 
     @classmethod
     def of(cls, sample: SampleFile) -> Self:
@@ -76,7 +76,7 @@ def _mean_error(sample: SampleFile) -> float:
 class ExactSum:
     """The sum of floats by `math.fsum`: the same numbers in any order give the same sum.
 
-    NaN and infinities are left out. Every number takes 8 bytes until the end.
+    Ignores NaN and infinities. Stores every number: 8 bytes each.
     """
 
     __slots__ = ("_values",)
@@ -95,7 +95,7 @@ class ExactSum:
 
     @property
     def has_any(self) -> bool:
-        """Return whether a number was added."""
+        """Return whether the sum has numbers."""
         return bool(self._values)
 
     @property
@@ -175,7 +175,7 @@ class _Group:
         self.frac_audio.add(metrics.frac_audio)
         self.residual.add(metrics.efficiency_residual)
         self.standard_error.add(metrics.standard_error)
-        # In this order NaN never wins.
+        # In this argument order, NaN never wins.
         self.residual_max = max(self.residual_max, metrics.efficiency_residual)
         if metrics.areas is not None:
             self.curves.add(metrics.areas)
@@ -213,26 +213,25 @@ class _Group:
 
 
 def _sum_of_known(first: int | None, second: int | None) -> int | None:
-    """Return the sum of two counts; one that is not known counts as 0, unless both are."""
+    """Return the sum of two counts; an unknown one counts as 0, two unknown ones give None."""
     return second if first is None else first + (second or 0)
 
 
 class RunSummary:
     """`summary/aggregate_metrics.json` of one run, fed sample by sample.
 
-    A sample takes 40 bytes, 24 more where it has curves. Add each row once: a row that is added twice counts
-    twice.
+    A sample takes 40 bytes, plus 24 with curves. Add each row only once: duplicates count twice.
     """
 
     def __init__(self) -> None:
         self._languages: defaultdict[str, _Group] = defaultdict(_Group)
         self._failed = 0
         self.n_constant = 0
-        """Samples in which every coalition has the same answer."""
+        """Samples whose coalitions all have the same answer."""
 
     @property
     def n_samples(self) -> int:
-        """Return how many samples were added."""
+        """Return the number of added samples."""
         return sum(group.samples for group in self._languages.values())
 
     def add(self, sample: SampleFile | SampleMetrics) -> None:
@@ -242,11 +241,11 @@ class RunSummary:
         self._languages[metrics.language].add(metrics)
 
     def add_failure(self) -> None:
-        """Count one row that was quarantined."""
+        """Count one quarantined row."""
         self._failed += 1
 
     def to_json(self) -> dict[str, Any]:
-        """Return the file's data (docs/formats.md); means are 0 where there are no samples, or null."""
+        """Return the file's data (docs/formats.md); without samples, means are 0 or null."""
         whole = _Group()
         for group in self._languages.values():
             whole.extend(group)
