@@ -1,9 +1,10 @@
 """What a worker holds in memory: the dataset, the model and the encoders of the runs."""
 
+import contextlib
 import gc
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -104,16 +105,29 @@ def load_all(study: Study, load: LoadModel) -> Loaded:
         DatasetError, ModelError, ResourceError: When one of them cannot be used.
         ModelChangedError: When files are not those that the study began with.
     """
-    _silence_libraries()
-    plugins()  # the search for them takes a moment, which the first row should not pay for
-    with ThreadPoolExecutor(1) as beside:
-        opened = beside.submit(open_study_table, study)
-        model = load(study)
+    with _no_collection():
+        _silence_libraries()
+        plugins()  # the search for them takes a moment, which the first row should not pay for
+        with ThreadPoolExecutor(1) as beside:
+            opened = beside.submit(open_study_table, study)
+            model = load(study)
     table = opened.result()
     # An encoder that cannot be loaded concerns every row, so that it is loaded before the first answer.
     encoders = {config: TextEncoder.load(config, version) for config, version in study.encoders.items()}
     engine = engine_for(model, study.server_limits)
     return Loaded(table, engine, ModelAnswers(engine, encoders))
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Pause the garbage collector: torch and transformers are imported in a fifth less time without it."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 class DeviceLostError(RuntimeError):
