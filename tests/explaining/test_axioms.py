@@ -198,7 +198,7 @@ def test_a_hierarchy_of_small_games_is_exact_where_players_add_up(players: int, 
 
 
 def test_on_64_players_a_hierarchy_needs_less_than_a_tenth_of_the_calls_of_equal_error() -> None:
-    """`scripts/bench_hierarchical.py` prints the figure for several explainers."""
+    """`benchmarks/bench_hierarchical.py` prints the figure for several explainers."""
     games = [bench_hierarchical.WordsGame(0)]
     found = bench_hierarchical.hierarchical(games)
     assert found.calls < 400

@@ -3,12 +3,13 @@
 import asyncio
 import random
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 from explaining_kit import WORDS, explain, row_of, runs_of
 
+from mllm_shapx.config.vocabulary import SIMILARITIES, SimilarityName
 from mllm_shapx.data.tokens import count_players
 from mllm_shapx.errors import RowError
 from mllm_shapx.explaining.similarity import Vector, build_similarity, euclidean
@@ -173,6 +174,20 @@ def test_embedding_similarities_embed_each_distinct_answer_once() -> None:
     scores = asyncio.run(similarity.score(base, [other, base, other]))
     assert scores == [1 / 3, 1.0, 1 / 3]
     assert sorted(seen) == ["abc", "abcde"]
+
+
+def test_every_similarity_that_a_config_can_name_scores_an_answer_as_equal_to_itself() -> None:
+    async def embed(answers: Sequence[Answer]) -> list[Vector]:
+        return [np.array([len(answer.text), 1.0]) for answer in answers]
+
+    assert set(SIMILARITIES) == set(get_args(SimilarityName))
+    base = Answer("red ferry")
+    for name in SIMILARITIES:
+        same, other = asyncio.run(build_similarity(name, embed).score(base, [base, Answer("blue")]))
+        assert same == pytest.approx(1.0), name
+        assert other < same, name
+    with pytest.raises(KeyError):
+        build_similarity("OtherSimilarity", embed)
 
 
 def test_vectors_of_different_lengths_are_filled_with_zeros() -> None:

@@ -11,6 +11,7 @@ from mllm_shap import ExplainConfig, ExplainRunner, MllmShapError, PluginContext
 
 from mllm_shapx.benchmark.reference import ReferenceBackend
 from mllm_shapx.benchmark.subject import Game, directory_of
+from mllm_shapx.config.vocabulary import SIMILARITIES
 from mllm_shapx.errors import ShapxError
 from mllm_shapx.explaining.sample import open_row
 from mllm_shapx.explaining.settings import GameSettings, explain_config
@@ -95,9 +96,8 @@ class LibraryRunner:
 def comparable(run: RunSpec, dtype: str) -> bool:
     """Say whether the library's values must equal ours: no draws, no rounding that depends on the batch."""
     shap = run.shap
-    same_score = not shap.needs_embeddings or (
-        shap.similarity == "CosineSimilarity" and shap.reducer == "MeanReducer" and run.embedding is None
-    )
+    same_score = not shap.needs_embeddings or (shap.reducer == "MeanReducer" and run.embedding is None)
+    same_score &= shap.value_function is not None or SIMILARITIES[shap.similarity].library_name is not None
     same_texts = run.generation.is_greedy and not run.connector_kwargs.strip_reasoning
     same_texts &= shap.players != "tokens" and not run.player_rule.kept_words
     same_score &= shap.reads == "answers"  # probabilities differ by the rounding of a batch

@@ -70,6 +70,7 @@ def with_resources(command: Callable[..., None]) -> Callable[..., None]:
             type=whole(1, 64, "for each worker holds a model of its own"),
             default=1,
             show_default=True,
+            help="Workers that share one GPU.",
         ),
         click.option(
             "--gpus-per-worker",
@@ -79,7 +80,7 @@ def with_resources(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--rows-in-flight",
             type=ROWS_IN_FLIGHT,
-            help="Rows that one worker explains side by side; as many as fill its batches by default.",
+            help="Rows that one worker explains side by side; 2 or more, to fill batches, by default.",
         ),
         click.option(
             "--address", help="Ray cluster to join; RAY_ADDRESS, else one on this machine, by default."
@@ -96,6 +97,7 @@ def with_resources(command: Callable[..., None]) -> Callable[..., None]:
             type=whole(1, 1000, "for each attempt takes a worker down"),
             default=3,
             show_default=True,
+            help="Tries of a row that fails or ends its worker, before it is quarantined.",
         ),
         click.option("--fail-fast", is_flag=True, help="Stop at the first quarantined sample."),
         click.option(

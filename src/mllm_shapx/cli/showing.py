@@ -21,6 +21,7 @@ _MEGABYTES = Number(0, 1000, "since browsers do not open larger pages")
 @click.option(
     "--figures",
     type=FilePath(),
+    metavar="FOLDER",
     help="Write the plots (SVG, PDF) and the errors (CSV, LaTeX) into this folder.",
 )
 @click.option(

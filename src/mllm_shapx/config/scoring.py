@@ -7,6 +7,7 @@ from pydantic import Field, JsonValue, SerializerFunctionWrapHandler, model_seri
 from mllm_shapx.config.blocks import Block
 from mllm_shapx.config.values import EmbeddingModeName, Seed, ValueFunction
 from mllm_shapx.config.vocabulary import (
+    SIMILARITIES,
     VALUE_FUNCTIONS,
     Absence,
     AudioAbsence,
@@ -89,7 +90,7 @@ class ShapConfig(Block):
     @property
     def needs_embeddings(self) -> bool:
         """Whether the similarity compares vectors rather than words."""
-        return self.value_function is None and self.similarity != "TfIdfCosineSimilarity"
+        return self.value_function is None and SIMILARITIES[self.similarity].compares == "vectors"
 
     @property
     def prompt_settings(self) -> dict[str, Any]:

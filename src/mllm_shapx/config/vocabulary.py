@@ -166,8 +166,23 @@ VALUE_FUNCTIONS: dict[ValueFunctionName, ValueFunctionFacts] = {
 }
 """Value functions beside the three similarities."""
 
-SIMILARITY_OF = {"tfidf_cosine": "TfIdfCosineSimilarity", "embedding_cosine": "CosineSimilarity"}
-"""Library's name -> `shap.similarity`: these two are named there alone."""
+
+@dataclass(frozen=True, slots=True)
+class SimilarityFacts:
+    """A similarity of answers."""
+
+    compares: Literal["words", "vectors"]
+    library_name: str | None = None
+    """The library's value function with the same formula; None when it has none."""
+
+
+SIMILARITIES: Mapping[SimilarityName, SimilarityFacts] = {
+    "CosineSimilarity": SimilarityFacts("vectors", "embedding_cosine"),
+    "TfIdfCosineSimilarity": SimilarityFacts("words", "tfidf_cosine"),
+    "EuclideanSimilarity": SimilarityFacts("vectors"),
+}
+SIMILARITY_OF = {facts.library_name: name for name, facts in SIMILARITIES.items() if facts.library_name}
+"""Library's name -> `shap.similarity`: these are named there alone."""
 
 SPEECH_VALUE_FUNCTIONS = frozenset({"speech_bertscore", "transcribed"})
 """Value functions of the library that read a waveform file of each answer; not available here."""

@@ -2,6 +2,7 @@
 
 import glob
 from pathlib import Path
+from typing import assert_never
 
 from mllm_shapx.config.loading import resolve_path
 from mllm_shapx.config.models import DatasetConfig
@@ -36,9 +37,11 @@ def open_table(dataset: DatasetConfig, config_path: Path | None) -> Table:
         from mllm_shapx.data.csv_files import CsvTable
 
         return CsvTable.open(files, name=str(dataset.path))
-    from mllm_shapx.data.parquet_files import ParquetTable
+    if dataset.source == "local_parquet":
+        from mllm_shapx.data.parquet_files import ParquetTable
 
-    return ParquetTable.open(files, name=str(dataset.path))
+        return ParquetTable.open(files, name=str(dataset.path))
+    assert_never(dataset.source)
 
 
 def _local_files(dataset: DatasetConfig, config_path: Path | None) -> list[Path]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from mllm_shap import ExplainConfig, PluginContext, PluginGroup, PluginRegistry, default_registry
 
-from mllm_shapx.config.vocabulary import ABSENCE_OPTIONS, EXPLAINERS, VALUE_FUNCTIONS
+from mllm_shapx.config.vocabulary import ABSENCE_OPTIONS, EXPLAINERS, SIMILARITIES, VALUE_FUNCTIONS
 from mllm_shapx.models.base import Decoding
 from mllm_shapx.planning.runs import Budget, RunSpec
 
@@ -62,7 +62,8 @@ def flat_config(run: RunSpec) -> ExplainConfig:
 def explain_config(run: RunSpec, game: GameSettings, num_players: int) -> ExplainConfig:
     """Return the library's config of one game of `run` on `num_players` players.
 
-    `mllm_shap.ExplainRunner` with this config gives the same values for the same row.
+    `mllm_shap.ExplainRunner` with this config gives the same values for the same row, but for similarities
+    that the library does not have.
     """
     facts = EXPLAINERS[game.explainer_type]
     evaluations = game.budget.evaluations(num_players)
@@ -103,10 +104,9 @@ def explain_config(run: RunSpec, game: GameSettings, num_players: int) -> Explai
 
 
 def value_function_name(run: RunSpec) -> str:
-    """Return the library's name of the run's value function; the library has no Euclidean similarity."""
-    if run.shap.value_function is not None:
-        return run.shap.value_function
-    return "embedding_cosine" if run.shap.needs_embeddings else "tfidf_cosine"
+    """Return the library's name of the run's value function, `embedding_cosine` for what it does not have."""
+    name = run.shap.value_function or SIMILARITIES[run.shap.similarity].library_name
+    return name or "embedding_cosine"
 
 
 def _plugin_options(run: RunSpec) -> dict[str, dict[str, object]]:

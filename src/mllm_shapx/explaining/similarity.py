@@ -101,11 +101,12 @@ def euclidean(first: Vector, second: Vector) -> float:
     return 1.0 / (1.0 + float(np.linalg.norm(first - second)))
 
 
+_COMPARE = {"CosineSimilarity": cosine, "EuclideanSimilarity": euclidean}
+
+
 def build_similarity(name: str, embed: Embedder) -> Similarity:
     """Return the similarity of the config's `shap.similarity`."""
-    if name == "TfIdfCosineSimilarity":
-        return TfIdfCosine()
-    return EmbeddingSimilarity(embed, cosine if name == "CosineSimilarity" else euclidean)
+    return TfIdfCosine() if name == "TfIdfCosineSimilarity" else EmbeddingSimilarity(embed, _COMPARE[name])
 
 
 def _content(answer: Answer) -> _Content:

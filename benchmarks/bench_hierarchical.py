@@ -1,6 +1,6 @@
 """How many coalitions `hierarchical` needs on 64 players, against flat sampling explainers of equal error.
 
-    python scripts/bench_hierarchical.py
+    python benchmarks/bench_hierarchical.py
 
 The game is one of words: a few carry the answer, phrases of three or four neighbours act only together, and
 all others add a little. Its Shapley values are known in closed form. The error is the mean absolute
