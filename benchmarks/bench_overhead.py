@@ -160,7 +160,7 @@ async def _embed_nothing(answers: Sequence[Answer]) -> list[NDArray[np.float64]]
 @click.command()
 @click.option("--players", type=int, multiple=True, default=(12, 13, 14), help="Players of a game.")
 def main(players: tuple[int, ...]) -> None:
-    """Print the microseconds per coalition beside the model."""
+    """Print the microseconds per coalition outside the model."""
     for count in players:
         found = asyncio.run(measure_overhead(count))
         click.echo(

@@ -104,7 +104,7 @@ class Prober:
     async def _again(self, probes: Sequence[Probe]) -> list[Probe]:
         """Try the promising ones again, the last first, and keep each one's better rate.
 
-        Other load on the machine comes in bursts, which only lower a rate.
+        Other load on the machine is in bursts, which only lower a rate.
         """
         fastest = max(probe.coalitions_per_second for probe in probes)
         found = []

@@ -13,7 +13,7 @@ from mllm_shapx.tracking.trackers import open_trackers
 
 
 class Aggregator:
-    """Logs samples as they are written, and summarizes each run from its files.
+    """Logs new samples, and summarizes each run from its files.
 
     A summary depends on the files alone, so this process can be lost and restarted.
     """

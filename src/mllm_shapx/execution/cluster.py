@@ -87,8 +87,8 @@ def _address(options: RunOptions) -> tuple[str, str]:
 def _closed_to_others(folder: Path) -> Iterator[None]:
     """Give the cluster to be started its own token, and let it listen on loopback only.
 
-    Ray replaces 127.0.0.1 by a network interface's address and listens on all interfaces, unless the variable
-    says that there is only one machine. Ray names it after the systems where that is the default.
+    Ray replaces 127.0.0.1 by a network interface's address and listens on all interfaces, unless
+    `RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER` is 0, the default on Windows and macOS.
     """
     import ray  # noqa: F401 -- before the environment changes
     from ray._private import ray_constants

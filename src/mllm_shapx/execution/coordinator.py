@@ -55,7 +55,7 @@ class Coordinator:
     workers' next calls. Every call may arrive twice.
 
     Args:
-        study: What is studied.
+        study: The study.
         inspections: Inspection of each run's directory; None to inspect the directories now.
         on_sample: Called with each new sample, once it is on disk.
         stall_s: Seconds without progress after which a worker that holds units counts as stuck.
@@ -308,7 +308,7 @@ class Coordinator:
         return (self._idle | self._exchange.helping) & others or set(sorted(others)[:1])
 
     def _note_waiting(self, worker: _Worker, waiting_for: str) -> None:
-        """Note once what a worker waits for. Waiting counts as progress: no row is the cause."""
+        """Report once why a worker waits. Waiting counts as progress: no row is the cause."""
         if waiting_for:
             worker.progress_at = time.monotonic()
         if bool(waiting_for) != bool(worker.waiting_for):

@@ -184,7 +184,7 @@ def find_changed_rows(
     """Compare every sample with its row in the dataset. Reads only.
 
     Args:
-        study: What is studied.
+        study: The study.
         inspections: Inspection of each run's directory.
         accept: Whether samples of changed rows may be replaced.
 

@@ -49,7 +49,7 @@ class Driver:
     """Starts the actors of one study and watches them. A `Crew`.
 
     Args:
-        study: What is studied.
+        study: The study.
         options: Options of the call.
         resources: The workers to start.
         output: The study's directory.

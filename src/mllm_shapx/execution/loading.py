@@ -150,7 +150,7 @@ def gpu_memory() -> tuple[int, int] | None:
 
 
 class _Once(logging.Filter):
-    """Passes each warning once, whatever its numbers: some repeat for every row."""
+    """Passes each warning once, ignoring its numbers: some repeat for every row."""
 
     def __init__(self) -> None:
         super().__init__()

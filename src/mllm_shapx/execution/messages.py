@@ -186,7 +186,7 @@ class Beat:
     generated: Mapping[str, int] = field(default_factory=dict)
     """Cost key -> answers generated since it started, also for other workers."""
     waiting_for: str = ""
-    """Text on what the worker waits for, for example a silent server; empty otherwise."""
+    """Reason why the worker waits, for example a silent server; empty otherwise."""
     report: ModelReport | None = None
     """The report of its model; None if unchanged."""
     gpu_memory: tuple[int, int] | None = None
@@ -226,7 +226,7 @@ class WorkerState:
     gpu_memory: tuple[int, int] | None
     """Bytes in use and in all of its GPU; None without one."""
     waiting_for: str
-    """Text on what it waits for; empty while it works."""
+    """Reason why it waits; empty while it works."""
 
 
 @dataclass(frozen=True, slots=True)

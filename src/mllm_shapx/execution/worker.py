@@ -65,7 +65,7 @@ class Worker:
 
     Args:
         worker: Its name, unique in the study.
-        study: What is studied.
+        study: The study.
         desk: The connection to the coordinator.
         load: Loads the model.
         shelf: Used instead of `load`; keeps the model for the next study if all went well.

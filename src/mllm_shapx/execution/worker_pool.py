@@ -63,7 +63,7 @@ class WorkerPool:
     """The actors of the workers.
 
     Args:
-        study: What is studied.
+        study: The study.
         load: Loads the model in a worker's process.
         coordinator: The connection to the coordinator.
         resources: Number of workers, and CPUs and GPUs of each.

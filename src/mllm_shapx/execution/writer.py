@@ -41,16 +41,16 @@ class _Run:
 
 
 class ResultWriter:
-    """Writes the results of one study and knows what is written.
+    """Writes the results of one study and keeps track of them.
 
     Methods raise `StorageError` when a file cannot be written or read.
 
     Args:
-        study: What is studied.
+        study: The study.
         inspections: Inspection of each run's directory; None to inspect the directories now.
         on_sample: Called with each new sample, once it is on disk.
         note: Called with each message for the user, a sentence.
-        tally: Counts what is written.
+        tally: Counts the written results.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class ResultWriter:
             failed_now=len(inspection.failed & self._rows),
         )
 
-    # --- what is written
+    # --- state
 
     @property
     def completed(self) -> dict[str, Collection[int]]:
