@@ -1,13 +1,12 @@
-"""What the coordinator costs: synthetic units through the real actor, with workers that answer at once.
+"""Measures the coordinator's cost: synthetic units through the real actor, with instant workers.
 
     python benchmarks/bench_coordinator.py --units 10000 100000
 
-For each size a study of that many rows and one run is written by a coordinator actor on a Ray cluster of its
-own, whose state is read twice a second, as the driver does. Printed are units per second over
-the whole and over its first and last tenth (a completion must cost the same however many there are), the
-coordinator's memory before the first unit and after the last, the time from SIGKILL until a restarted
-coordinator hands out a unit, and the time that `--resume` takes until then: looking through all finished
-samples, and writing every checkpoint.
+For each size, a coordinator actor on a new Ray cluster writes a study of that many rows and one run. Its
+state is read twice a second, as by the driver. Printed are units per second, in total and for the first and
+last tenth (a completion must cost the same for any number of units); the coordinator's memory before the
+first unit and after the last; the time from SIGKILL until a restarted coordinator hands out a unit; and the
+time of `--resume` until then: reading all finished samples and writing every checkpoint.
 """
 
 import argparse
@@ -29,13 +28,13 @@ ROOT = Path(__file__).resolve().parents[1]
 WORKERS = 4
 IN_FLIGHT = 2
 ANSWERS = 64
-"""Answers that come with each sample: an exact game of six players."""
+"""Answers of each sample: an exact game of six players."""
 PLAYERS = 6
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What one size came to."""
+    """The results of one size."""
 
     units: int
     seconds: float
@@ -63,14 +62,14 @@ HEAD = (
 
 
 class InstantWorker:
-    """Speaks to the coordinator as a worker does, and has every answer at once."""
+    """A worker towards the coordinator; has every answer at once."""
 
     def __init__(self, worker: str, coordinator: Any) -> None:
         from mllm_shapx.execution.actors import ActorDesk
         from mllm_shapx.execution.messages import WorkerInfo
 
         sys.path.insert(0, str(ROOT / "tests" / "support"))
-        import results_on_disk  # noqa: F401 -- before the clock runs
+        import results_on_disk  # noqa: F401 -- before the clock starts
 
         self._me = WorkerInfo(worker, "here", os.getpid(), "cpu", "float32")
         self._desk = ActorDesk(coordinator)
@@ -79,15 +78,15 @@ class InstantWorker:
         self._done_at: list[float] = []
 
     async def run(self) -> list[float]:
-        """Take units until none is left; return when each was done, in seconds of `time.time`."""
+        """Take units until none is left; return the end of each, in seconds of `time.time`."""
         await asyncio.gather(*(self._work() for _ in range(IN_FLIGHT)))
         return self._done_at
 
     async def first_lease(self) -> float:
-        """Ask until there is a unit; return when it came."""
+        """Ask until there is a unit; return its time."""
         from mllm_shapx.execution.coordinator import Coordinator
 
-        while (await self._desk.call(Coordinator.lease, self._me, ())).lease is None:  # noqa: ASYNC110 -- nobody tells
+        while (await self._desk.call(Coordinator.lease, self._me, ())).lease is None:  # noqa: ASYNC110 -- no event
             await asyncio.sleep(0.05)
         return time.time()
 
@@ -127,7 +126,7 @@ def _answers(run_name: str) -> Any:
 
 
 def _study(folder: Path, units: int) -> Any:
-    """Return a study of `units` rows that nobody has to read."""
+    """Return a study of `units` rows that are never read."""
     from mllm_shapx.config.loading import load_config
     from mllm_shapx.execution.messages import Study
     from mllm_shapx.planning.sweep import expand
@@ -152,7 +151,7 @@ def _study(folder: Path, units: int) -> Any:
         players=dict.fromkeys(range(units), PLAYERS),
         config_path=config,
         dataset=settings_of.dataset,
-        dataset_commit="0",  # as a hub's: what is there at a commit is not read again to be compared
+        dataset_commit="0",  # as of a hub: content at a commit is not compared
         model_path=None,
         model_commit="0",
         wandb=settings_of.wandb,
@@ -162,7 +161,7 @@ def _study(folder: Path, units: int) -> Any:
 
 
 class _Cluster:
-    """The coordinator's actor over one study's directory, and what it needs beside it."""
+    """The coordinator's actor over one study's directory, with the actors that it needs."""
 
     def __init__(self, folder: Path, study: Any, inspections: Mapping[str, Any], name: str) -> None:
         import ray
@@ -171,7 +170,7 @@ class _Cluster:
 
         class Nobody:
             def log(self, sample: Any) -> None:
-                """Take a sample, as the aggregator does."""
+                """Take a sample, like the aggregator."""
 
         shared = folder / f"{name}.pickle"
         shared.write_bytes(pickle.dumps((study, dict(inspections), {})))

@@ -1,8 +1,8 @@
 """Measures the engine against mllm_shap's own backend and plain batched `generate`, on random Llamas.
 
 All arms answer coalitions of the same prompt with the same model in one process, in turns; figures are
-medians over the rounds. Ratios of processor time stand beside those of wall time, because a machine that
-does other work at the same time distorts the latter.
+medians over the rounds. Ratios are of wall time and of CPU time, because other work on the machine distorts
+wall time.
 
     python benchmarks/bench_engine.py --parameters 5m --rounds 3
 """
@@ -58,14 +58,14 @@ RAW_BATCHES = (16, 64, 128, 256)
 
 @dataclass(frozen=True)
 class Speed:
-    """Coalitions per second, of the wall clock and of processor time."""
+    """Coalitions per second of wall time and of CPU time."""
 
     wall: float
     cpu: float
 
 
 def build(parameters: str, directory: Path) -> None:
-    """Save a random Llama of about that many parameters, and a small tokenizer."""
+    """Save a random Llama of about `parameters` parameters, and a small tokenizer."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -98,7 +98,7 @@ def coalitions(players: int) -> list[ConversationSnapshot]:
 
 
 def measure(count: int, work: Callable[[], Any]) -> Speed:
-    """Run `work` on `count` coalitions."""
+    """Run `work` for `count` coalitions; return its speed."""
     wall, cpu = time.perf_counter(), time.process_time()
     work()
     return Speed(count / (time.perf_counter() - wall), count / (time.process_time() - cpu))
@@ -131,7 +131,7 @@ class Bench:
         )
 
     def one_by_one(self, part: Sequence[ConversationSnapshot]) -> Speed:
-        """Answer with mllm_shap's backend, which takes one prompt at a time."""
+        """Answer with mllm_shap's backend, one prompt at a time."""
         generation = GenerationConfig(max_new_tokens=self.decoding.max_new_tokens)
 
         async def work() -> None:
@@ -141,7 +141,7 @@ class Bench:
         return measure(len(part), lambda: self.loop.run_until_complete(work()))
 
     def raw(self, size: int, batches: int) -> Speed:
-        """Answer batches of prompts of like length with `model.generate`, spread over the lengths."""
+        """Answer batches of prompts of similar length with `model.generate`, spread over the lengths."""
         from mllm_shapx.models.plain_generate import generate
 
         most = len(self.by_length) - size

@@ -1,12 +1,12 @@
-"""How true the time left is: what the progress line and `plan` say while a study runs, over what it took.
+"""Measures the accuracy of the time left in the progress line and in `plan` while a study runs.
 
     python benchmarks/bench_estimates.py                  # studies of a minute and of several, in one process
     python benchmarks/bench_estimates.py --workers 2 --rows 24
 
 The studies are real: a random Llama answers, rows have 4 to 11 words, exact and sampling explainers share
-answers, and a part of the runs generates three times as many tokens. `plan` is asked as from another
-terminal: it reads the files of the study under way. Afterwards the study is done once more and stopped, as by
-Ctrl-C, after a tenth; `plan` says how long the rest takes, and it is resumed.
+answers, and some runs generate three times as many tokens. `plan` reads the files of the running study, as
+from another terminal. Then the study runs again and is stopped after a tenth, as by Ctrl-C; `plan` estimates
+the remaining time, and the study is resumed.
 """
 
 import json
@@ -37,24 +37,24 @@ from mllm_shapx.reporting.study_progress import StudyProgress
 TENTH = 0.1
 PLAYERS = (4, 11)
 EVERY_S = 1.0
-"""Seconds between two looks at what `plan` says."""
+"""Seconds between two calls of `plan`."""
 
 
 @dataclass(frozen=True)
 class Said:
-    """What was said at one moment."""
+    """The estimates at one moment."""
 
     at: float
     share: float
-    """Of the expected coalitions, done at that moment."""
+    """Share of the expected coalitions done at that moment."""
     line: float | None
-    """Seconds left by the progress line."""
+    """Seconds left in the progress line."""
     plan: float | None
-    """Seconds left by `plan`; None where it was not asked or did not know."""
+    """Seconds left in `plan`; None without a call or an estimate."""
 
 
 class Plan:
-    """What `mllm-shapx plan` says of a config."""
+    """The time left of `mllm-shapx plan` for a config."""
 
     def __init__(self, loaded: LoadedConfig) -> None:
         settings = loaded.experiment_set
@@ -69,17 +69,17 @@ class Plan:
         self._uri = join_uri(settings.output_root, settings.experiment_set_id)
 
     def seconds_left(self) -> float | None:
-        """Read the files of the study as they are now."""
+        """Read the current files of the study."""
         found = standing(self._uri, self._runs, self._selection.rows, self._selection.players)
         return None if found is None else found.seconds_left
 
 
 class Listener(ProgressReporter):
-    """Notes what a user would read, and may interrupt the study.
+    """Records the user's estimates, and may interrupt the study.
 
     Args:
-        plan: Asked every second.
-        stop_at: Share of the coalitions at which the study is interrupted; None for never.
+        plan: Called every second.
+        stop_at: Share of the coalitions at which to interrupt the study; None for never.
     """
 
     def __init__(self, plan: Plan, stop_at: float | None) -> None:
@@ -90,9 +90,9 @@ class Listener(ProgressReporter):
         self._stop_at = stop_at
 
     def update(self, progress: StudyProgress) -> None:
-        """Note the time left; ask `plan` when it is time."""
+        """Record the time left; call `plan` when it is due."""
         now = time.monotonic()
-        # A resumed study first looks for runs that stored answers suffice for, and may have none.
+        # A resumed study first computes runs from stored answers, and may have none.
         total = progress.coalitions_total
         share = progress.coalitions_done / total if total else 0.0
         said = None
@@ -112,7 +112,7 @@ class Listener(ProgressReporter):
 
 
 def write_study(folder: Path, model: Path, rows: int) -> Path:
-    """Write rows and config of a study of several explainers with two ways of generating."""
+    """Write rows and config of a study of several explainers with two generation settings."""
     import random
 
     import pyarrow as pa
@@ -151,7 +151,7 @@ def write_study(folder: Path, model: Path, rows: int) -> Path:
 
 
 def run(loaded: LoadedConfig, workers: int, stop_at: float | None, *, resume: bool) -> tuple[Listener, float]:
-    """Run a study and return what was said, and the moment at which it ended."""
+    """Run a study; return its estimates and its end."""
     listener = Listener(Plan(loaded), stop_at)
     options = RunOptions(num_workers=workers or None, resume=resume)
     with stop_requests(StopRequest()) as request:
@@ -163,7 +163,7 @@ def run(loaded: LoadedConfig, workers: int, stop_at: float | None, *, resume: bo
 
 
 def over_truth(said: list[Said], ended: float, what: str) -> list[tuple[float, float]]:
-    """Return (share done, time left as said over the truth), from a tenth to nine tenths of the work."""
+    """Return (share done, estimated time left / true time left), from a tenth to nine tenths of the work."""
     found = []
     for each in said:
         value = getattr(each, what)
@@ -173,7 +173,7 @@ def over_truth(said: list[Said], ended: float, what: str) -> list[tuple[float, f
 
 
 def show(name: str, ratios: list[tuple[float, float]]) -> None:
-    """Print what was said first, around the half, and what was furthest from the truth."""
+    """Print the first estimate, the one at half of the work, and the worst."""
     if not ratios:
         click.echo(f"{name:32} nothing was said")
         return
@@ -184,7 +184,7 @@ def show(name: str, ratios: list[tuple[float, float]]) -> None:
 
 
 def measure(folder: Path, model: Path, rows: int, workers: int) -> None:
-    """Do one study twice and print how true the estimates were."""
+    """Run one study twice and print the accuracy of the estimates."""
     folder.mkdir()
     loaded = load_config(write_study(folder, model, rows))
     listener, ended = run(loaded, workers, None, resume=False)

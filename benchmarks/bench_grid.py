@@ -1,7 +1,7 @@
-"""Measures what a grid of explainers costs beside its exact run alone: answers generated and wall time.
+"""Measures the cost of a grid of explainers against its exact run alone: generated answers and wall time.
 
-The grid is `exact` and six sampling explainers at five budgets on rows of distinct words; both studies go
-through coordinator, worker and files as `run --inline` does, in turns, on a random model that is loaded once.
+The grid is `exact` and six sampling explainers at five budgets on rows of distinct words; both studies run in
+turns through coordinator, worker and files, as in `run --inline`, on a random model that is loaded once.
 
     python benchmarks/bench_grid.py --parameters 5m --rows 20 --players 10
 """
@@ -46,7 +46,7 @@ def write_rows(path: Path, rows: int, players: int) -> None:
 def write_config(
     folder: Path, name: str, model: Path, experiments: list[dict[str, Any]], tokens: int
 ) -> Path:
-    """Write a study's config; its results go below `folder`."""
+    """Write a study's config, with its results in `folder`."""
     path = folder / f"{name}.json"
     path.write_text(
         json.dumps(
@@ -69,7 +69,7 @@ def write_config(
 
 
 def explain(config: Path, model: Model) -> tuple[float, int]:
-    """Run a study from nothing; return seconds and answers generated."""
+    """Run a new study; return its seconds and generated answers."""
     loaded = load_config(config)
     started = time.perf_counter()
     with Path("/dev/null").open("w") as nowhere, ProgressReporter(nowhere, interactive=False) as reporter:

@@ -1,13 +1,13 @@
-"""How many coalitions `hierarchical` needs on 64 players, against flat sampling explainers of equal error.
+"""Compares `hierarchical` on 64 players with flat sampling explainers: coalitions for an equal error.
 
     python benchmarks/bench_hierarchical.py
 
-The game is one of words: a few carry the answer, phrases of three or four neighbours act only together, and
-all others add a little. Its Shapley values are known in closed form. The error is the mean absolute
+In the game, a few words carry the answer, phrases of three or four neighbours act only together, and all
+other words add a little. Its Shapley values are known in closed form. The error is the mean absolute
 difference from them, over several games. A flat explainer's budget is doubled until its error is no larger.
-No model is asked.
+No model is used.
 
-Where players act together in pairs at most, `mc` and `leverage` are exact at their least budget, and a
+If at most pairs of players act together, `mc` and `leverage` are exact at their smallest budget, and a
 hierarchy saves nothing.
 """
 
@@ -33,14 +33,14 @@ K = 4
 CARRYING = 4
 """Words that carry the answer."""
 PHRASES = 6
-"""Stretches of neighbours that act only together."""
+"""Groups of neighbours that act only together."""
 LARGEST = 1 << 13
-"""Coalitions at which the search for an equal error ends."""
+"""Maximum number of coalitions in the search for an equal error."""
 FLAT = ("limited_mc", "standard_mc", "limited_cc", "limited_neyman", "leverage")
 
 
 class WordsGame:
-    """A game of single words and of phrases; a value function and its exact values."""
+    """A game of words and phrases: a value function and its exact values."""
 
     def __init__(self, seed: int, players: int = PLAYERS) -> None:
         draw = np.random.default_rng(seed)
@@ -52,7 +52,7 @@ class WordsGame:
 
     @property
     def exact(self) -> NDArray[np.float64]:
-        """Return the Shapley values: a word's own weight, and an equal share of each phrase that it is in."""
+        """Return the Shapley values: a word's own weight, and an equal share of each of its phrases."""
         values = self.weights.copy()
         for phrase, bonus in zip(self.phrases, self.bonus, strict=True):
             values[list(phrase)] += bonus / len(phrase)
@@ -70,11 +70,11 @@ class WordsGame:
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """What one explainer needs."""
+    """The cost and the error of one explainer."""
 
     name: str
     calls: float
-    """Coalitions evaluated, on average."""
+    """Mean number of evaluated coalitions."""
     error: float
     """Mean absolute error of a player's value."""
 
@@ -86,7 +86,7 @@ def hierarchical(games: Sequence[WordsGame], k: int = K) -> Figure:
     for seed, game in enumerate(games):
         spans = tuple(PlayerSpan(0, place, place + 1, "w") for place in range(len(game.weights)))
         players = PlayerSet(tuple(map(str, range(len(spans)))), spans)
-        assert run.hierarchical is not None  # noqa: S101 -- as the config says
+        assert run.hierarchical is not None  # noqa: S101 -- given by the config
         found = asyncio.run(HierarchicalExplainer(run, run.hierarchical, players, game).explain(seed))
         calls.append(len(found.masks))
         errors.append(np.abs(np.array(found.values) - game.exact).mean())
@@ -106,7 +106,7 @@ def flat(games: Sequence[WordsGame], explainer: str, budget: int) -> Figure:
 
 
 def flat_of_error(games: Sequence[WordsGame], explainer: str, error: float) -> Figure:
-    """Return the figure at the smallest doubled budget with at most that error, or at the largest one."""
+    """Return the figure at the smallest doubled budget with at most `error`, or at the largest one."""
     budget = 2 * PLAYERS + 2
     while (found := flat(games, explainer, budget)).error > error and budget < LARGEST:
         budget *= 2

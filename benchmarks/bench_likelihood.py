@@ -1,9 +1,9 @@
-"""Measures teacher forcing against generating as many tokens, on random Llamas.
+"""Measures teacher forcing against generation of as many tokens, on random Llamas.
 
-Both arms take the coalitions of the same prompt through one engine in one process, in turns: one generates 16
+Both arms process the coalitions of the same prompt with one engine in one process, in turns: one generates 16
 tokens per coalition, the other reads the likelihood of a given answer of 16 tokens. Figures are medians over
-the rounds; the ratio is that of a round's two arms. Processor time stands beside wall time, because a machine
-that does other work at the same time distorts the latter.
+the rounds; the ratio is of a round's two arms. Figures are of wall time and of CPU time, because other work
+on the machine distorts wall time.
 
     python benchmarks/bench_likelihood.py --parameters 5m --rounds 3
 """
@@ -45,7 +45,7 @@ class Bench:
         return measure(len(self.snapshots), lambda: self.loop.run_until_complete(call))
 
     def force(self, top_k: int) -> Speed:
-        """Read the likelihood of the answer to the whole prompt behind every coalition's."""
+        """Read the likelihood of the whole prompt's answer after every coalition's prompt."""
         forcing = Forcing(self.snapshots, [self.given] * len(self.snapshots), self.decoding, top_k)
         call = self.engine.likelihoods(forcing)
         return measure(len(self.snapshots), lambda: self.loop.run_until_complete(call))
@@ -62,7 +62,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         build(options.parameters, Path(name))
         bench = Bench(Path(name), coalitions(options.players), options.tokens)
-        bench.generate()  # the engine looks for its batch size
+        bench.generate()  # the engine finds its batch size
         bench.force(0)
         rounds = [
             {"generate": bench.generate(), "tf_logprob": bench.force(0), "tf_jsd": bench.force(20)}

@@ -3,7 +3,7 @@
     python benchmarks/bench_liquid.py --output text --json
 
 Both answer the same coalitions of a spoken prompt, from rendered conversation to tokens, in turns, so that
-what else the machine does hits both alike. Without `--model` a checkpoint of random weights is made.
+other load on the machine affects both equally. Without `--model`, it uses a checkpoint of random weights.
 """
 
 import argparse
@@ -81,7 +81,7 @@ SIZES = {
 
 @dataclass(frozen=True)
 class Rate:
-    """Coalitions answered, and the time they took."""
+    """Answered coalitions, and their time."""
 
     coalitions: int
     seconds: float
@@ -97,7 +97,7 @@ class Rate:
 
 @dataclass
 class Figures:
-    """What was measured."""
+    """The measurements."""
 
     package: Rate
     ours: dict[int, Rate]
@@ -106,14 +106,14 @@ class Figures:
     compared: int = 0
 
     def compare(self, expected: Sequence[Steps], answers: Sequence[Steps]) -> None:
-        """Count the answers that both gave and that are equal, token for token."""
+        """Count the answers of both, and the equal ones, token by token."""
         pairs = list(zip(expected, answers, strict=False))
         self.compared += len(pairs)
         self.equal += sum(left == right for left, right in pairs)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure and print; return 1 when the two disagree on a token in float32."""
+    """Measure and print; return 1 if the two differ in a token in float32."""
     options = parse(arguments)
     torch.set_num_threads(options.threads)
     folder = options.model or write_random_checkpoint(
@@ -158,7 +158,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def draw_coalitions(seconds: float, windows: int, count: int, seed: int) -> list[ConversationSnapshot]:
-    """Return random coalitions of the windows of one recording, a written question beside it."""
+    """Return random coalitions of one recording's windows, with a written question."""
     rng = np.random.default_rng(seed)
     times = np.arange(round(seconds * RATE)) / RATE
     wave = 0.4 * np.sin(2 * np.pi * (300 + 700 * times) * times) + 0.05 * rng.standard_normal(len(times))
@@ -178,18 +178,18 @@ def draw_coalitions(seconds: float, windows: int, count: int, seed: int) -> list
 
 
 class Package:
-    """The package's own generator over the same weights."""
+    """The package's own generator with the same weights."""
 
     def __init__(self, folder: Path, ours: LiquidAudioModel, dtype: str, device: str) -> None:
         from liquid_audio import LFM2AudioProcessor
 
-        # Our weights are the package's own model object; loading them twice would only cost memory.
+        # Our model has the package's model object; loading it twice would only cost memory.
         self._model = ours.package_model
         self._processor = LFM2AudioProcessor.from_pretrained(folder, device=device)
         self._dtype = getattr(torch, dtype)
 
     def answer(self, snapshots: Sequence[ConversationSnapshot], decoding: Decoding) -> list[Steps]:
-        """Answer one after the other."""
+        """Answer one after another."""
         return [self._answer(snapshot, decoding) for snapshot in snapshots]
 
     def _answer(self, snapshot: ConversationSnapshot, decoding: Decoding) -> Steps:
@@ -219,14 +219,14 @@ class Package:
 def answer(
     ours: LiquidAudioModel, snapshots: Sequence[ConversationSnapshot], decoding: Decoding
 ) -> list[Steps]:
-    """Answer as one batch, with nothing kept from earlier ones."""
+    """Answer as one batch, without state of earlier ones."""
     ours.forget_recordings()
     prompts = [ours.encode(snapshot, decoding) for snapshot in snapshots]
     return [generation.steps for generation in ours.generate(prompts, decoding, [0] * len(prompts))]
 
 
 def time_of(work: Callable[[], list[Steps]], coalitions: int) -> tuple[list[Steps], Rate]:
-    """Run `work`; return what it gave and the rate."""
+    """Run `work`; return its answers and its rate."""
     began = time.perf_counter()
     found = work()
     if torch.cuda.is_available():

@@ -1,11 +1,11 @@
-"""Many workers on one coordinator: how near the bound they come, and what the coordinator takes.
+"""Measures many workers on one coordinator: time against the bound, and the coordinator's cost.
 
     python benchmarks/bench_many_workers.py                     # 64 workers, 200 mixed rows, batches of 2 s
     python benchmarks/bench_many_workers.py --workers 16 --seconds 0.5
 
-The coordinator and the workers are the real ones, in one process; the model only waits. They share one
-interpreter, so that one core has to do the Python work of all workers: batches must be long enough to leave
-it time. Ray is not in it: `bench_coordinator.py` measures the coordinator as an actor.
+The coordinator and the workers are real, in one process; the model only waits. One core does the Python work
+of all workers, as they share an interpreter: batches must be long enough to leave it time. Without Ray:
+`bench_coordinator.py` measures the coordinator as an actor.
 """
 
 import asyncio
@@ -31,11 +31,11 @@ from mllm_shapx.execution.preparation import open_output, prepare
 from mllm_shapx.execution.worker import BEAT_S, Worker
 
 SPARE_THREADS = 16
-"""Threads beyond one for each worker; every worker's engine has two more of its own."""
+"""Threads beyond one per worker; every worker's engine has two more."""
 
 
 class CountingModel(SleepingModel):
-    """Counts its batches, and remembers when the first began and the last ended."""
+    """Counts its batches, and records the first start and the last end."""
 
     def __init__(self, batch_size: int, seconds: float) -> None:
         super().__init__(batch_size, seconds)
@@ -53,7 +53,7 @@ class CountingModel(SleepingModel):
 
 @dataclass
 class Calls:
-    """How often a method of the coordinator was called, and the processor time of all calls."""
+    """Number of calls of a coordinator's method, and their total CPU time."""
 
     count: int = 0
     seconds: float = 0.0
@@ -80,7 +80,7 @@ class MeasuringDesk:
 
 
 async def _work(study: Study, desk: MeasuringDesk, models: Sequence[CountingModel]) -> tuple[float, float]:
-    """Let one worker for each model explain the study; return when all were ready, and when it was done."""
+    """Let one worker per model explain the study; return the time when all were ready, and the end."""
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(len(models) + SPARE_THREADS))
     started: list[float] = []
     all_ready = threading.Barrier(len(models), lambda: started.append(time.time()))
@@ -95,7 +95,7 @@ async def _work(study: Study, desk: MeasuringDesk, models: Sequence[CountingMode
     async with asyncio.TaskGroup() as group:
         for number, model in enumerate(models):
             group.create_task(Worker(f"worker-{number}", study, desk, load(model)).run())
-        while not desk.coordinator.state().finished:  # noqa: ASYNC110 -- nobody tells
+        while not desk.coordinator.state().finished:  # noqa: ASYNC110 -- no event
             await asyncio.sleep(0.1)
         return started[0], time.time()
 

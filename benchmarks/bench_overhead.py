@@ -1,6 +1,6 @@
-"""What a coalition costs beside the model: the engine and mllm_shap with a model that answers at once.
+"""Measures a coalition's cost outside the model: the engine and mllm_shap with an instant model.
 
-`python benchmarks/bench_overhead.py` plays exact games of 12, 13 and 14 players; `--players` names others.
+`python benchmarks/bench_overhead.py` plays exact games of 12, 13 and 14 players; `--players` sets others.
 """
 
 import asyncio
@@ -28,22 +28,22 @@ from mllm_shapx.planning.sweep import expand
 
 @dataclass(frozen=True, slots=True)
 class Overhead:
-    """Microseconds per coalition of one exact game, the model's own time being next to nothing."""
+    """Microseconds per coalition of one exact game, with almost no time in the model."""
 
     coalitions: int
     ours: float
-    """All of it: sampling, rendering, the engine, scoring, estimating."""
+    """Total: sampling, rendering, the engine, scoring, estimating."""
     ours_without_engine: float
-    """The same with answers handed over directly."""
+    """The same with direct answers."""
     library: float
-    """mllm_shap's own runner on a backend that answers at once."""
+    """mllm_shap's own runner on an instant backend."""
     largest_difference: float
-    """Largest difference between the values of ours and the library's."""
+    """Maximum difference between our values and the library's."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Words:
-    """A prompt that is nothing but its text."""
+    """A prompt of text only."""
 
     text: str
 
@@ -53,29 +53,29 @@ class _Words:
 
 
 class InstantModel:
-    """Answers with the words of the user, so that all coalitions have different answers."""
+    """Answers with the user's words, so that all coalitions have different answers."""
 
     identity = ModelIdentity("none", "answers at once", None, "float32", "cpu")
     report = ModelReport()
     max_batch_size = 256
 
     def encode(self, snapshot: ConversationSnapshot, decoding: Decoding) -> _Words:
-        """Take the user's words, which are the answer."""
+        """Return the user's words, which are the answer."""
         del decoding
         return _Words(instant_answer(snapshot))
 
     def answer(self, prompts: Sequence[Prompt], decoding: Decoding, seeds: Sequence[int]) -> list[Answer]:
-        """Hand the words back."""
+        """Return the words."""
         del decoding, seeds
         return [Answer(prompt.text) for prompt in prompts if isinstance(prompt, _Words)]
 
     def embed(self, answers: Sequence[Answer], mode: str, reducer: str) -> list[NDArray[np.float64]]:
-        """Embed nothing: the similarity of this game reads texts."""
+        """Do nothing: the similarity of this game reads texts."""
         del mode, reducer
         return [np.zeros(0) for _ in answers]
 
     def close(self) -> None:
-        """Hold nothing."""
+        """Do nothing."""
 
 
 class InstantBackend:
@@ -95,7 +95,7 @@ def instant_answer(snapshot: ConversationSnapshot) -> str:
 
 
 async def measure_overhead(num_players: int) -> Overhead:
-    """Play one exact game of `num_players` players through the engine, without it, and by the library."""
+    """Play one exact game of `num_players` players with the engine, without it, and with the library."""
     game = instant_game(num_players)
     explainer = Explainer(InstantModel(), rows_in_flight=1)
     try:
@@ -160,7 +160,7 @@ async def _embed_nothing(answers: Sequence[Answer]) -> list[NDArray[np.float64]]
 @click.command()
 @click.option("--players", type=int, multiple=True, default=(12, 13, 14), help="Players of a game.")
 def main(players: tuple[int, ...]) -> None:
-    """Print the microseconds per coalition beside the model."""
+    """Print the microseconds per coalition outside the model."""
     for count in players:
         found = asyncio.run(measure_overhead(count))
         click.echo(

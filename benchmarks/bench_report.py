@@ -1,10 +1,11 @@
-"""Measures the report of a large study: seconds to write it, its size, and how fast it filters in Chromium.
+"""Measures the report of a large study: seconds to write it, its size, and its filters in Chromium.
 
-The study is made up: rows of random words with one planted word, runs of other errors, all answers stored.
+The study is synthetic: rows of random words with one planted word, runs with different errors, all answers
+stored.
 
     python benchmarks/bench_report.py --rows 5000 --runs 4
 
-Ends with 1 when the page takes more than a minute, 50 MB, or 100 ms for a filter.
+Exits with 1 if the page takes more than a minute, 50 MB, or 100 ms for a filter.
 """
 
 import argparse
@@ -55,12 +56,12 @@ FILTERS = """
   return times;
 }
 """
-"""The best of some tries of each: other work of the machine makes it slower, and nothing makes it faster. A
-filter's change event searches at once; while somebody types, the page waits 120 ms for the next letter."""
+"""The best of several tries of each: other load on the machine only makes it slower. A filter's change event
+searches at once; during typing, the page waits 120 ms for the next letter."""
 
 
 def stored(directory: Path, rows: int, players: int) -> None:
-    """Store every coalition's answer, as an exact run leaves it."""
+    """Store every coalition's answer, as after an exact run."""
     settings = {"model_id": "made-up", "dtype": "float32"}
     header = StoreHeader({**settings, "model_commit": "0" * 40}, num_players=players)
     store = CoalitionStore(open_storage(str(directory)))
@@ -75,7 +76,7 @@ def stored(directory: Path, rows: int, players: int) -> None:
 
 
 def filter_times(page: Path) -> dict[str, float]:
-    """Return the milliseconds that each filter takes, layout included."""
+    """Return the milliseconds of each filter, layout included."""
     with chromium() as browser:
         view = browser.new_page(viewport={"width": 1400, "height": 1000})
         start = time.perf_counter()

@@ -1,12 +1,11 @@
-"""How evenly work spreads over workers: real driver, coordinator and workers, and a model that only waits.
+"""Measures the spread of work over workers: real driver, coordinator and workers, a model that only waits.
 
     python benchmarks/bench_spreading.py             # one heavy row on 1, 2 and 4 workers; a mixed queue on 8
     python benchmarks/bench_spreading.py --case queue --seconds 0.4
 
-A batch takes the same time whatever the machine does meanwhile, so that a machine with two cores stands in
-for one with eight GPUs. What it may not be is short of processor time: rendering, scoring and talking cost a
-few tenths of a millisecond per coalition, and take their share of the cores. Time is counted from the moment
-at which all workers are ready until the last sample is on disk.
+A batch always takes the same time, so a machine with two cores can replace one with eight GPUs. But it needs
+enough CPU time: rendering, scoring and messages cost a few tenths of a millisecond per coalition. Time counts
+from the moment when all workers are ready until the last sample is on disk.
 """
 
 import json
@@ -45,7 +44,7 @@ QUEUE = (
 
 @dataclass(frozen=True)
 class Pace:
-    """What the waiting model does, and where its processes meet."""
+    """Settings of the waiting model, and the folder where its processes meet."""
 
     folder: str
     workers: int
@@ -56,7 +55,7 @@ class Pace:
 
 @dataclass(frozen=True)
 class WaitingPrompt:
-    """A prompt that is nothing but its text."""
+    """A prompt of text only."""
 
     text: str
 
@@ -70,7 +69,7 @@ class SleepingModel:
     """Sleeps instead of computing.
 
     Args:
-        batch_size: Prompts of a batch at most.
+        batch_size: Maximum prompts per batch.
         seconds: Time of a batch, however full.
     """
 
@@ -82,7 +81,7 @@ class SleepingModel:
         self._seconds = seconds
 
     def encode(self, snapshot: ConversationSnapshot, decoding: Decoding) -> WaitingPrompt:
-        """Take the words of the user."""
+        """Return the user's words."""
         del decoding
         words = (message.text for message in snapshot.messages() if message.role.value == "user")
         return WaitingPrompt(" ".join(words))
@@ -98,19 +97,19 @@ class SleepingModel:
         return [Answer(_said(prompt.text)) for prompt in prompts]
 
     def embed(self, answers: Sequence[Answer], mode: str, reducer: str) -> list[NDArray[np.float64]]:
-        """Embed nothing: the similarity reads texts."""
+        """Do nothing: the similarity reads texts."""
         del mode, reducer
         return [np.zeros(0) for _ in answers]
 
     def note(self, started: float, ended: float, prompts: int) -> None:
-        """Note a batch: seconds since 1970, and its number of prompts."""
+        """Record a batch: seconds since 1970, and its number of prompts."""
 
     def close(self) -> None:
-        """Nothing to close."""
+        """Do nothing."""
 
 
 class WaitingModel(SleepingModel):
-    """Writes its batches into a file, and begins when the models of all workers have come so far."""
+    """Writes its batches into a file, and starts when the models of all workers are ready."""
 
     def __init__(self, pace: Pace) -> None:
         super().__init__(pace.batch_size, pace.seconds)
@@ -123,15 +122,15 @@ class WaitingModel(SleepingModel):
         self._log.write(f"{started} {ended} {prompts}\n")
 
     def close(self) -> None:
-        """Close the notes."""
+        """Close the file."""
         self._log.close()
 
     def _meet(self) -> None:
-        """Wait until the processes of all workers have come so far."""
+        """Wait until the processes of all workers are ready."""
         folder = Path(self._pace.folder)
         while len(list(folder.glob("batches-*"))) < self._pace.workers:
             time.sleep(0.02)
-        # The first to see it sets the moment for all.
+        # The first process to see it sets the start for all.
         start = folder / "start"
         try:
             with start.open("x") as file:
@@ -153,14 +152,14 @@ def _said(text: str) -> str:
 
 
 class Recorder(ProgressReporter):
-    """Keeps the estimates that a user would see."""
+    """Records the user's estimates."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[float, StudyProgress]] = []
         self.messages: list[str] = []
 
     def update(self, progress: StudyProgress) -> None:
-        """Keep them with the time."""
+        """Record them with the time."""
         self.seen.append((time.time(), progress))
 
     def message(self, text: str) -> None:
@@ -173,19 +172,19 @@ class Recorder(ProgressReporter):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one study of the benchmark took."""
+    """The figures of one study of the benchmark."""
 
     workers: int
     coalitions: int
     wall: float
     """Seconds from the common start to the last sample."""
     to_the_end: float
-    """The same to the return of the driver: summaries, farewells."""
+    """The same until the driver returns: with summaries and shutdown."""
     batches: int
     busy: float
-    """Seconds that all batches took together."""
+    """Total seconds of all batches."""
     fewest: int
-    """Batches if all had been full."""
+    """Number of batches if all had been full."""
     idle_before: float
     """Seconds before their first batch, mean over workers."""
     idle_after: float
@@ -193,18 +192,18 @@ class Outcome:
     helped: int
     """Workers that answered anything."""
     tenth: float | None
-    """Seconds left as shown after a tenth of the work, over the truth."""
+    """Shown / true seconds left, after a tenth of the work."""
     worst: float | None
-    """Largest |shown / true - 1| from a tenth to nine tenths of the work."""
+    """Maximum |shown / true - 1| from a tenth to nine tenths of the work."""
 
     @property
     def bound(self) -> float:
-        """Return the wall time if no worker had ever waited."""
+        """Return the wall time without any waiting of workers."""
         return self.busy / self.workers
 
 
 def measure(players: Sequence[int], workers: int, batch_size: int, seconds: float) -> Outcome:
-    """Explain rows of so many players by an exact run on so many workers."""
+    """Explain rows of `players` players with an exact run on `workers` workers."""
     with tempfile.TemporaryDirectory(prefix="shapx-spreading-") as folder:
         pace = Pace(folder, workers, batch_size, seconds)
         recorder = Recorder()
@@ -219,7 +218,7 @@ def measure(players: Sequence[int], workers: int, batch_size: int, seconds: floa
 
 
 def write_config(folder: Path, players: Sequence[int]) -> Path:
-    """Write a config of rows of so many players, and return its path."""
+    """Write a config of rows of `players` players; return its path."""
     order = np.random.default_rng(0).permutation(len(players))
     prompts = [" ".join(f"row{row}word{place}" for place in range(players[row])) for row in order]
     pq.write_table(pa.table({"prompt": prompts}), folder / "rows.parquet")

@@ -1,9 +1,9 @@
-"""How long a study takes from the command to the first sample, and from the last sample to the prompt.
+"""Measures a study's time from the command to the first sample, and from the last sample to the end.
 
     python benchmarks/bench_start.py                                # Ray beside --inline
     python benchmarks/bench_start.py --beside OTHER_CHECKOUT        # and both of another checkout
 
-The study has one row of three words and the demo's model, so that the first sample is there about 0.2 s after
+The study has one row of three words and the demo's model, so the first sample is on disk about 0.2 s after
 the first coalition. Contestants take turns; medians are shown.
 """
 
@@ -21,12 +21,12 @@ import pyarrow.parquet as pq
 
 ROOT = Path(__file__).resolve().parents[1]
 LOOK_S = 0.01
-"""Seconds between two looks for the sample."""
+"""Seconds between two checks for the sample."""
 
 
 @dataclass
 class Contestant:
-    """A way to run the study, and the seconds that it took."""
+    """A way to run the study, and its seconds."""
 
     name: str
     checkout: Path

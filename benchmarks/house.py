@@ -1,6 +1,6 @@
 """Prints the size of the source: lines per room, modules, and lengths of functions.
 
-`python benchmarks/house.py` looks at the working tree, `python benchmarks/house.py COMMIT` at a commit.
+`python benchmarks/house.py` measures the working tree, `python benchmarks/house.py COMMIT` a commit.
 """
 
 import ast
@@ -17,7 +17,7 @@ PACKAGE = "src/mllm_shapx"
 
 
 def sources(commit: str | None) -> Iterator[tuple[str, str]]:
-    """Yield each module's path below the package, and its text."""
+    """Yield each module's path in the package, and its text."""
     if commit is None:
         for path in sorted((ROOT / PACKAGE).rglob("*.py")):
             yield path.relative_to(ROOT / PACKAGE).as_posix(), path.read_text(encoding="utf-8")

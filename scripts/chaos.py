@@ -1,16 +1,16 @@
-"""Long chaos test: a study is killed, signalled, and has its disk, clock and dataset changed under it.
+"""Long chaos test of a study: kills, signals, and faults of its disk, clock and dataset.
 
     python scripts/chaos.py --kills 60 --seed 7
 
-A study of 240 units runs undisturbed, then on a Ray cluster of two nodes of its own on loopback. There, in
-equal number and at random moments: SIGKILL to a worker, the coordinator, the aggregator, the second node's
-raylet and the driver; SIGINT, SIGTERM and SIGHUP to a driver at work or one that has just been started; a
-disk that is full, and one whose fsync fails; a second driver whose clock runs two hours ahead, then one whose
-clock was set back; a row of the dataset that is edited and edited back. Disk and clock are LD_PRELOAD shims,
-which need a C compiler. A driver that has ended is started again with --resume. Afterwards every sample must
-be there once, none written twice, `verify` clean, samples and summaries equal to the undisturbed run's,
-timings aside, and the W&B history must hold every sample once. The seed is printed; it decides what happens
-at which progress.
+A study of 240 units runs undisturbed, then on its own Ray cluster of two nodes on loopback. There, the
+following happens equally often at random moments: SIGKILL to a worker, the coordinator, the aggregator, the
+second node's raylet and the driver; SIGINT, SIGTERM and SIGHUP to a working or just started driver; a full
+disk, and one with failing fsync; a second driver with a clock two hours ahead, then one with a clock set
+back; an edit of a dataset row that is then undone. Disk and clock are LD_PRELOAD shims, which need a C
+compiler. A driver that has ended is restarted with --resume. At the end every sample must exist, none written
+twice, `verify` must be clean, samples and summaries must equal those of the undisturbed run except for
+timings, and the W&B history must have every sample once. The seed is printed; it decides what happens at
+which progress.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def main() -> None:
     sys.path[:0] = [str(ROOT / "tests" / "support"), str(ROOT / "scripts")]
     from chaos_kit import KINDS, run_chaos
 
-    # Under nohup the drivers would inherit that SIGHUP is ignored, and obey.
+    # Under nohup the drivers would inherit the ignored SIGHUP.
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     started = time.monotonic()
 

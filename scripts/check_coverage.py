@@ -1,10 +1,10 @@
-"""How often the exact value lies within two standard errors of the estimate, for every sampling explainer.
+"""Measures how often the exact value is within two standard errors of the estimate, per sampling explainer.
 
     python scripts/check_coverage.py                      # 1,000 games for each explainer and budget
     python scripts/check_coverage.py --trials 200 --players 12
 
-A trial is a new random game with new draws. `smooth` games have weights of single players, and interactions
-of two and three, as answers have them; `rough` games have an independent value for every coalition.
+A trial is a new random game with new draws. `smooth` games have weights of single players and interactions of
+two and three, like answers; `rough` games have an independent value for every coalition.
 """
 
 import asyncio
@@ -26,11 +26,11 @@ from mllm_shapx.planning.sweep import expand
 type Floats = NDArray[np.float64]
 
 SAMPLING = [name for name, facts in EXPLAINERS.items() if facts.takes_budget and facts.estimator != "proxy"]
-"""Explainers that have standard errors."""
+"""Explainers with standard errors."""
 
 
 class Table:
-    """A game whose value of each coalition stands in a table."""
+    """A game with a table of the coalitions' values."""
 
     def __init__(self, values: Floats) -> None:
         self.values = values
@@ -42,7 +42,7 @@ class Table:
 
 
 def any_run() -> RunSpec:
-    """Return a run that plays games on tables."""
+    """Return a run for games on tables."""
     config = {
         "experiment_set_id": "coverage",
         "connector": "hf_text",
@@ -57,7 +57,7 @@ RUN = any_run()
 
 
 def smooth(players: int, draw: np.random.Generator) -> Floats:
-    """Return a game of weights, and interactions of two and three."""
+    """Return a game of weights and of interactions of two and three players."""
     masks = np.arange(1 << players)
     game = np.zeros(len(masks))
     for size, scale in ((1, 1.0), (2, 0.3), (3, 0.3)):
@@ -76,7 +76,7 @@ KINDS: dict[str, Callable[[int, np.random.Generator], Floats]] = {"smooth": smoo
 
 
 def play(game: Floats, explainer: str, budget: Budget, seed: int) -> GameResult:
-    """Play one game by one explainer."""
+    """Play one game with one explainer."""
     players = len(game).bit_length() - 1
     settings = GameSettings(explainer, budget, seed)
     return asyncio.run(Game(RUN, [1 << player for player in range(players)], 0, Table(game)).play(settings))
@@ -90,18 +90,18 @@ def exact_values(game: Floats, explainer: str) -> Floats:
 
 @dataclass(frozen=True)
 class Coverage:
-    """What the trials of one explainer and budget gave."""
+    """The results of one explainer and budget."""
 
     within: float
-    """Share of values within two standard errors, of those that have one."""
+    """Share of values within two standard errors, among those with a standard error."""
     known: float
     """Share of values with a standard error."""
     ratio: float
-    """Root mean square of the standard errors over that of the true errors."""
+    """Root mean square of the standard errors divided by that of the true errors."""
 
 
 def coverage(explainer: str, kind: str, players: int, budget: int, trials: int) -> Coverage:
-    """Return how often the exact value lies within two standard errors."""
+    """Return the coverage of the exact values by two standard errors."""
     gaps, errors, values = [], [], 0
     for trial in range(trials):
         game = KINDS[kind](players, np.random.default_rng((trial, players)))

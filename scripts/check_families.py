@@ -1,7 +1,7 @@
-"""Hold every causal family of the installed transformers against `generate` at batch 1, and print a table.
+"""Compare every causal family of the installed transformers with `generate` at batch 1; print a table.
 
-Each family is built small, with random weights and windows shorter than the prompts. All coalitions of two
-rows are answered in batches and compared with `model.generate` for each alone, greedily in float32. About ten
+Each model is small, with random weights and windows shorter than the prompts. All coalitions of two rows are
+answered in batches and compared with `model.generate` for each alone, greedily in float32. Takes about ten
 minutes on two cores: `python scripts/check_families.py [MODEL_TYPE ...]`.
 """
 
@@ -23,23 +23,23 @@ from mllm_shapx.models.generation_settings import read_settings
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"))
 
 LARGEST = 3_000_000
-"""Parameters up to which a family counts as built small; others take too long on a processor."""
+"""Maximum parameters of a small model; larger ones take too long on a CPU."""
 
 
 class NoTokenizer:
-    """A tokenizer that adds no stop token to those of the model."""
+    """A tokenizer without further stop tokens."""
 
     pad_token_id = eos_token_id = eos_token = None
 
 
 def check(model_type: str, class_name: str) -> tuple[str, str]:
-    """Return (outcome, what is behind it) of one family."""
+    """Return (outcome, details) of one family."""
     from families import CHANGES, build, compare
 
     try:
         config, model_class = CONFIG_MAPPING[model_type], getattr(transformers, class_name)
         model = build(config, model_class, CHANGES.get(model_type), largest=LARGEST)
-    except Exception as error:  # noqa: BLE001 -- configs of many families refuse small sizes in many ways
+    except Exception as error:  # noqa: BLE001 -- families refuse small sizes in many ways
         return "not built", f"{type(error).__name__}: {first_line(error)}"
     try:
         found = compare(copy.deepcopy(model), Decoder(model, read_settings(model, NoTokenizer())))

@@ -1,11 +1,11 @@
-"""Holds the values in a finished output directory against mllm_shap's own runner on its own backend.
+"""Compares the values of a finished output directory with mllm_shap's own runner on its own backend.
 
     python scripts/check_parity.py experiments_output/demo --config configs/demo.json
 
-Every row and every run of the config is explained once more, by `mllm_shap.ExplainRunner` with the library's
-`transformers` backend and the same settings and seed, on the prompts of the tokenizer's apply_chat_template:
-the backend's own hold a second BOS where tokenizer and template both write one. Ends with 1 when a value
-differs by more than the tolerance, with 2 when a sample is missing.
+`mllm_shap.ExplainRunner` explains every row of every run again, with the library's `transformers` backend and
+the same settings and seed, on the prompts of the tokenizer's apply_chat_template: the backend's own prompts
+have a second BOS if tokenizer and template both write one. Exits with 1 if a value differs by more than the
+tolerance, with 2 if a sample is missing.
 """
 
 import argparse
@@ -37,7 +37,7 @@ TOLERANCE = 1e-9
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """The largest difference between one sample and what the library makes of its row."""
+    """The largest difference between one sample and the library's values of its row."""
 
     run_name: str
     row_index: int
@@ -45,7 +45,7 @@ class Difference:
 
 
 def main() -> int:
-    """Compare and say what came out."""
+    """Compare and print the result."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -94,7 +94,7 @@ async def compare(loaded: LoadedConfig, directory: str, rows: int | None) -> int
 
 
 def largest_difference(sample: SampleResult, result: LibraryResult) -> float:
-    """Return the largest difference between the values of both, infinity when there are not as many."""
+    """Return the largest difference between the values of both, infinity if their numbers differ."""
     values = sample.player_values()
     if len(values) != len(result.values):
         return float("inf")
@@ -109,7 +109,7 @@ def largest_difference(sample: SampleResult, result: LibraryResult) -> float:
 def _samples(
     loaded: LoadedConfig, runs: tuple[RunSpec, ...], directory: str, count: int | None
 ) -> Iterator[tuple[Game, SampleResult]]:
-    """Yield every sample with the game that it came from, row by row."""
+    """Yield every sample with its game, row by row."""
     settings = loaded.experiment_set
     table = open_table(settings.dataset, loaded.path)
     selection = select_rows(

@@ -1,8 +1,8 @@
-"""Says in how many rows of the audio demo the largest value lies on the planted sound.
+"""Counts the rows of the audio demo whose largest value is on the planted sound.
 
     python scripts/check_planted_sound.py experiments_output/demo_audio/exact
 
-Ends with 1 when that is less than nine rows in ten.
+Exits with 1 if these are less than nine rows in ten.
 """
 
 import argparse
@@ -17,7 +17,7 @@ WANTED = 0.9
 
 
 def window_of_largest(sample: dict[str, Any]) -> int:
-    """Return the position of the stretch of audio with the largest value."""
+    """Return the position of the audio window with the largest value."""
     values = [
         value
         for turn in sample["conversation"]

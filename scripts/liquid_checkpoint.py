@@ -1,4 +1,4 @@
-"""Writes small LFM2-Audio checkpoints: the layout that the `liquid_audio` package loads, at any size."""
+"""Writes small LFM2-Audio checkpoints: the layout of the `liquid_audio` package, at any size."""
 
 import json
 from collections.abc import Iterable
@@ -17,7 +17,7 @@ FIXED_TOKENS = {
     "<|audio_start|>": AUDIO_START,
     "<|text_end|>": TEXT_END,
 }
-"""Special tokens and the ids that the package's code holds for them."""
+"""Special token -> its id in the package's code."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Dimensions:
     encoder_channels: int = 32
     encoder_norm: str = "batch_norm"
     dropout: float = 0.1
-    """Of the encoder, while it is trained."""
+    """Of the encoder, during training."""
     interleaved_text: int = 6
     interleaved_audio: int = 12
 
@@ -118,9 +118,9 @@ def checkpoint_config(size: Dimensions) -> dict[str, Any]:
 
 
 def build_tokenizer(words: Iterable[str], vocabulary: int) -> Any:
-    """Return a byte-level tokenizer that spells any text and holds each of `words` as one token.
+    """Return a byte-level tokenizer for any text, with each of `words` as one token.
 
-    The special tokens stand at the ids that the package expects; the others fill the free ids.
+    The special tokens have the package's ids; the others fill the free ids.
 
     Raises:
         ValueError: When `words` do not fit into `vocabulary`.
@@ -153,7 +153,7 @@ def build_tokenizer(words: Iterable[str], vocabulary: int) -> Any:
 
 
 def build_model(config: dict[str, Any], seed: int) -> Any:
-    """Return the package's own model with random weights on the CPU, float32, deterministic in `seed`."""
+    """Return the package's own model with random weights, on the CPU, in float32, deterministic in `seed`."""
     import torch
     from liquid_audio.model.conformer.encoder import ConformerEncoderConfig
     from liquid_audio.model.lfm2_audio import DepthformerConfig, LFM2AudioConfig, LFM2AudioModel
@@ -173,7 +173,7 @@ def build_model(config: dict[str, Any], seed: int) -> Any:
 def write_checkpoint(
     folder: Path, config: dict[str, Any], model: Any, tokenizer: Any, dtype: Any = None
 ) -> None:
-    """Write `config.json`, `model.safetensors` (in `dtype` when given) and the tokenizer."""
+    """Write `config.json`, `model.safetensors` (in `dtype` if given) and the tokenizer."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -192,7 +192,7 @@ def write_checkpoint(
 
 
 def write_random_checkpoint(folder: Path, size: Dimensions, seed: int = 0) -> Path:
-    """Write a checkpoint of random weights to `folder` and return it."""
+    """Write a checkpoint of random weights to `folder`; return `folder`."""
     config = checkpoint_config(size)
     model = build_model(config, seed)
     _spread(model, seed)
@@ -201,7 +201,7 @@ def write_random_checkpoint(folder: Path, size: Dimensions, seed: int = 0) -> Pa
 
 
 def _spread(model: Any, seed: int) -> None:
-    """Make the random model's answers hang on the prompt, use both modalities and end at different times."""
+    """Make the random model's answers depend on the prompt, use both modalities and differ in length."""
     import torch
 
     draws = torch.Generator().manual_seed(seed)

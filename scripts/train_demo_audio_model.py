@@ -1,10 +1,10 @@
-"""Trains the audio demo's small LFM2-Audio checkpoint from nothing and writes its rows.
+"""Trains the audio demo's small LFM2-Audio checkpoint from random weights, and writes its rows.
 
     python scripts/train_demo_audio_model.py --out-model demo_audio/model --out-rows demo_audio/rows.parquet
 
-The model learns `demo_audio_task`'s answers from recordings with random stretches cut out, which is what it
-hears when its prompts are explained. Everything is seeded: on one machine, with one number of threads, two
-runs write the same weights. Only the text side is trained: asked for audio, the model babbles.
+The model learns `demo_audio_task`'s answers from recordings with random stretches cut out, as in the
+coalitions of an explanation. Everything is seeded: on one machine, with one number of threads, two runs write
+the same weights. Only the text output is trained: audio answers are noise.
 """
 
 import argparse
@@ -52,14 +52,14 @@ SIZE = Dimensions(
 
 @dataclass(frozen=True)
 class Settings:
-    """How the model is trained."""
+    """Settings of the training."""
 
     seed: int
     steps: int
     batch_size: int
     learning_rate: float = 3e-3
     question_share: float = 0.2
-    """Share of the chats in which words of a written question stand beside the recording."""
+    """Share of the chats that have words of a written question besides the recording."""
     growing_share: float = 0.6
     """Share of the training in which recordings grow from one stretch to all."""
 
@@ -74,12 +74,12 @@ class Example:
 
     @property
     def answer(self) -> str:
-        """Return what the model should say."""
+        """Return the right answer."""
         return self.recording.answer
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Train, save and check; return 1 when the model does not know its rows well enough."""
+    """Train, save and check; return 1 if too many answers are wrong."""
     import torch
 
     options = parse(arguments)
@@ -140,12 +140,12 @@ def write_rows(rows: Sequence[Recording], path: Path) -> None:
 
 
 def vocabulary_words() -> list[str]:
-    """Return the words that get a token of their own."""
+    """Return the words that get their own token."""
     return " ".join([SYSTEM_PROMPT, QUESTION, NEUTRAL, *SENTENCES.values(), "system user assistant"]).split()
 
 
 def spread(model: Any, seed: int) -> None:
-    """Draw the backbone's weights by their fan-in: the library's own are too faint for so small a model."""
+    """Draw the backbone's weights by their fan-in: the library's are too small for so small a model."""
     import torch
 
     draws = torch.Generator().manual_seed(seed)
@@ -157,7 +157,7 @@ def spread(model: Any, seed: int) -> None:
 
 
 def draw_part(rng: np.random.Generator, recording: Recording, longest: int) -> Recording:
-    """Return what is left of `recording`, at most `longest` stretches, more often with the planted one."""
+    """Return a random part of `recording`: at most `longest` stretches, more often with the planted one."""
     count = len(recording.names)
     share = 1.0 if rng.random() < 0.2 else rng.random()
     kept = np.flatnonzero(rng.random(count) < share)
@@ -169,7 +169,7 @@ def draw_part(rng: np.random.Generator, recording: Recording, longest: int) -> R
 
 
 class Trainer:
-    """Teaches the package's own model, through its own encoder, adapter and backbone."""
+    """Trains the package's own model, through its own encoder, adapter and backbone."""
 
     def __init__(self, model: Any, tokenizer: Any, config: dict[str, Any], settings: Settings) -> None:
         from liquid_audio.model.conformer.processor import AudioToMelSpectrogramPreprocessor
@@ -233,7 +233,7 @@ class Trainer:
         states = self._model.lfm(inputs_embeds=padded, use_cache=False).last_hidden_state[:, :-1]
         chosen = wanted != -100
         logits = states[chosen] @ self._model.lfm.embed_tokens.weight.T
-        # The first word decides the sentence: it counts as much as all the others.
+        # The first word decides the sentence: its weight equals that of all others.
         first = torch.cat([torch.tensor([[False]]).expand(len(examples), 1), chosen[:, :-1]], dim=1)
         first = (chosen & ~first)[chosen]
         losses = torch.nn.functional.cross_entropy(logits, wanted[chosen], reduction="none")
@@ -241,7 +241,7 @@ class Trainer:
         return losses[first].mean() + losses[~first].mean(), right
 
     def _encode(self, recordings: Sequence[Recording]) -> list[Any]:
-        """Return the adapted encoder output of each recording, None where nothing is left of it."""
+        """Return the adapted encoder output of each recording, None for an empty one."""
         import torch
 
         features = []
@@ -293,7 +293,7 @@ class Trainer:
 
 
 def answers(folder: Path, recordings: Sequence[Recording], batch_size: int = 64) -> list[str]:
-    """Return the saved model's greedy answers, as the product gives them."""
+    """Return the saved model's greedy answers from the product."""
     from mllm_shap import AudioPart, ConversationSnapshot, Message, Role, Turn
 
     from mllm_shapx.models.base import Decoding
@@ -316,7 +316,7 @@ def answers(folder: Path, recordings: Sequence[Recording], batch_size: int = 64)
 
 
 def check(folder: Path, rows: Sequence[Recording], settings: Settings, min_accuracy: float) -> int:
-    """Print how many answers are right on recordings that the training did not hear; 1 when too few are."""
+    """Print the share of right answers on recordings outside the training; return 1 if it is too small."""
     rng = np.random.default_rng(settings.seed + 2000)
     cases = {
         "rows, whole recordings": list(rows),

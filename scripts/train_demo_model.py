@@ -1,10 +1,10 @@
-"""Trains the demo's small chat model from nothing and writes its rows.
+"""Trains the demo's small chat model from random weights, and writes its rows.
 
     python scripts/train_demo_model.py --out-model demo/model --out-rows demo/rows.parquet
 
-The model learns `demo_task.answer_to` from prompts with random words deleted, which is what it meets when
-its prompts are explained. Everything is seeded: on one machine, with one number of threads, two runs write
-the same weights. The rows' whole prompts are kept out of the training.
+The model learns `demo_task.answer_to` from prompts with random words deleted, as in the coalitions of an
+explanation. Everything is seeded: on one machine, with one number of threads, two runs write the same
+weights. The training excludes the rows' whole prompts.
 """
 
 import argparse
@@ -37,12 +37,12 @@ CHAT_TEMPLATE = (
 MAX_NEW_TOKENS = 10
 IGNORED = -100
 ENGLISH_SHARE = 0.5
-"""Share of English among the training prompts; English has about half of the planted words."""
+"""Share of English in the training prompts; English has about half of the planted words."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How the model is built and trained."""
+    """Settings of the model and its training."""
 
     seed: int
     steps: int
@@ -57,7 +57,7 @@ class Settings:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Train, save and check; return 1 when the model does not know its rows well enough."""
+    """Train, save and check; return 1 if too many answers are wrong."""
     options = parse(arguments)
     settings = Settings(
         seed=options.seed, steps=options.steps, batch_size=options.batch_size, threads=options.threads
@@ -112,7 +112,7 @@ def write_rows(rows: Sequence[Prompt], path: Path) -> None:
 
 
 def build_tokenizer(settings: Settings) -> Any:
-    """Return a byte-level tokenizer that reads any text and spells the task's words in few tokens."""
+    """Return a byte-level tokenizer for any text, with few tokens for the task's words."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -149,7 +149,7 @@ def vocabulary_text() -> list[str]:
 
 
 def build_model(settings: Settings, tokenizer: Any) -> Any:
-    """Return an untrained Llama of the demo's size, its weights drawn from the seed."""
+    """Return an untrained Llama of the demo's size, with weights drawn from the seed."""
     import torch
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
@@ -179,7 +179,7 @@ def build_model(settings: Settings, tokenizer: Any) -> Any:
 
 
 def train(model: Any, tokenizer: Any, settings: Settings, held_out: frozenset[str]) -> None:
-    """Teach the model the answers; the loss counts the answers' tokens only."""
+    """Train the model on the answers; the loss counts only the answers' tokens."""
     import torch
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=0.01)
@@ -205,7 +205,7 @@ def train(model: Any, tokenizer: Any, settings: Settings, held_out: frozenset[st
 
 
 def learning_rate_factor(step: int, warmup: int, steps: int) -> float:
-    """Return the share of the learning rate at `step`: up in a line, then down along a cosine."""
+    """Return the learning rate's factor at `step`: linear warm-up, then cosine decay."""
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
@@ -214,7 +214,7 @@ def learning_rate_factor(step: int, warmup: int, steps: int) -> float:
 def training_examples(
     rng: random.Random, tokenizer: Any, held_out: frozenset[str]
 ) -> Iterator[tuple[list[int], list[int]]]:
-    """Yield (prompt ids, answer ids) without end: whole prompts and what deletion leaves of them."""
+    """Yield an endless sequence of (prompt ids, answer ids), of whole prompts and of parts of them."""
     while True:
         language = ENGLISH if rng.random() < ENGLISH_SHARE else rng.choice(LANGUAGES[1:])
         prompt = draw_prompt(rng, language)
@@ -230,7 +230,7 @@ def training_examples(
 
 
 def user_messages(rng: random.Random, words: Sequence[str]) -> list[str]:
-    """Return the words as one message, now and then as two."""
+    """Return the words as one message, sometimes as two."""
     if rng.random() < 0.9:
         return [" ".join(words)]
     cut = rng.randint(0, len(words))
@@ -238,14 +238,14 @@ def user_messages(rng: random.Random, words: Sequence[str]) -> list[str]:
 
 
 def render(tokenizer: Any, messages: Sequence[str], system: str | None = SYSTEM_PROMPT) -> str:
-    """Return the chat up to where the answer begins."""
+    """Return the chat up to the start of the answer."""
     chat = [] if system is None else [{"role": "system", "content": system}]
     chat += [{"role": "user", "content": message} for message in messages]
     return str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
 
 
 def as_tensors(batch: Sequence[tuple[list[int], list[int]]], pad_id: int) -> dict[str, Any]:
-    """Return a batch padded on the right, (batch, longest) each; prompts and padding carry no label."""
+    """Return a batch padded on the right, (batch, longest) each; prompts and padding have no label."""
     import torch
 
     longest = max(len(prompt) + len(answer) for prompt, answer in batch)
@@ -263,7 +263,7 @@ def as_tensors(batch: Sequence[tuple[list[int], list[int]]], pad_id: int) -> dic
 
 
 def save(model: Any, tokenizer: Any, directory: Path) -> None:
-    """Write a directory that `from_pretrained` reads."""
+    """Write a directory for `from_pretrained`."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -271,7 +271,7 @@ def save(model: Any, tokenizer: Any, directory: Path) -> None:
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     for path in sorted(directory.glob("*.json")):
-        # One shape for all files: readable differences, a newline at the end.
+        # One format for all files: readable diffs, a newline at the end.
         data = json.loads(path.read_text(encoding="utf-8"))
         path.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -292,7 +292,7 @@ def answers(model: Any, tokenizer: Any, texts: Sequence[str], batch_size: int = 
 
 
 def held_out_cases(rows: Sequence[Prompt], seed: int, count: int) -> dict[str, list[tuple[str, ...]]]:
-    """Return kinds of prompts to ask the model, as words: all rows, and `count` of every other kind."""
+    """Return kind -> test prompts, as words: all rows, and `count` of every other kind."""
     rng = random.Random(seed + 2)
     drawn = [draw_prompt(rng, rng.choice(LANGUAGES)) for _ in range(count)]
     return {
@@ -306,7 +306,7 @@ def held_out_cases(rows: Sequence[Prompt], seed: int, count: int) -> dict[str, l
 def check(
     model: Any, tokenizer: Any, cases: Mapping[str, Sequence[tuple[str, ...]]], min_accuracy: float
 ) -> int:
-    """Print how many answers are right; return 1 when too few are."""
+    """Print the share of right answers; return 1 if it is too small."""
     worst = 1.0
     for name, prompts in cases.items():
         said = answers(model, tokenizer, [" ".join(words) for words in prompts])

@@ -1,6 +1,6 @@
 """Runs whole Shapley-value studies of language and speech models with mllm_shap.
 
-`run`, `plan` and `load` do in Python what the command line does; see `mllm_shapx.api`.
+`run`, `plan` and `load` are the command line in Python; see `mllm_shapx.api`.
 """
 
 from importlib import import_module
@@ -38,7 +38,7 @@ _HOMES = {
     "plan": "mllm_shapx.api",
     "run": "mllm_shapx.api",
 }
-"""Name -> the module that has it. They are imported when they are used: the command line starts faster."""
+"""Name -> its module. Imported at first use, so that the command line starts faster."""
 
 
 def __getattr__(name: str) -> Any:

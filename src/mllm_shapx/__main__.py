@@ -1,4 +1,4 @@
-"""The command `mllm-shapx`: a signal during the imports ends it as a later one does."""
+"""The command `mllm-shapx`: a signal during the imports ends it like a later one."""
 
 import os
 import shlex
@@ -8,7 +8,7 @@ from types import FrameType
 
 
 def main() -> None:
-    """Run the command line; SIGHUP stays ignored where `nohup` has it ignored."""
+    """Run the command line; SIGHUP stays ignored under `nohup`."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _end)
@@ -18,7 +18,7 @@ def main() -> None:
 
 
 def _end(number: int, _frame: FrameType | None) -> None:
-    """End the process: nothing has been begun, so that the same command does everything."""
+    """End the process: no work has begun, so the same command does everything."""
     command = shlex.join(["mllm-shapx", *sys.argv[1:]])
     os.write(2, f"\n{signal.Signals(number).name}: stopped; to go on: {command}\n".encode(errors="replace"))
     os._exit(128 + number)

@@ -31,14 +31,14 @@ if TYPE_CHECKING:
 __all__ = ["Config", "Results", "RunKeywords", "load", "plan", "run"]
 
 type Config = str | os.PathLike[str] | Mapping[str, Any]
-"""A config file's path, or what such a file holds. Relative paths in a dict start where Python runs."""
+"""A config file's path or content. Paths in a dict are relative to the working directory."""
 
 _FROM_A_DICT = Path("the config given as a dict")
-"""Used in messages in place of the config's path."""
+"""Replaces the config's path in messages."""
 
 
 class RunKeywords(TypedDict, total=False):
-    """The options of `mllm-shapx run`, under the same names; `RunOptions` says what each does."""
+    """The options of `mllm-shapx run`, under the same names; `RunOptions` describes them."""
 
     resume: bool
     overwrite: bool
@@ -68,14 +68,14 @@ def run(
 ) -> StudyOutcome:
     """Explain the rows of a config by all its runs, as `mllm-shapx run` does.
 
-    It may be called from a notebook. An interrupt (Ctrl-C, the notebook's stop button) lets rows that are
-    running finish for `grace_s` seconds and returns the outcome; a second one raises `KeyboardInterrupt`.
+    Works in a notebook. At an interrupt (Ctrl-C, the notebook's stop button), running rows get `grace_s`
+    seconds to finish, and the outcome is returned; a second interrupt raises `KeyboardInterrupt`.
 
     Args:
         config: Path of a config file, or its content as a dict.
         inline: Do all work in this process, without Ray: for small studies and debuggers.
         progress: Write progress lines and warnings to `sys.stderr`.
-        options: What the command line calls `--resume`, `--num-gpus`, and so on.
+        options: The command line's `--resume`, `--num-gpus`, and so on.
 
     Returns:
         The outcome. `exit_code` is 0 when all samples are done, 3 when some rows failed, 1 when the work
@@ -83,7 +83,7 @@ def run(
 
     Raises:
         UsageError: When the config or the call is wrong; nothing is written then.
-        StorageError: When results could not be written any more.
+        StorageError: When results could no longer be written.
     """
     from mllm_shapx.execution.run import run_config
     from mllm_shapx.reporting.progress import ProgressReporter
@@ -101,11 +101,11 @@ def run(
 
 
 def plan(config: Config, *, skip_data: bool = False) -> Plan:
-    """Return what a config will ask of the model: runs, rows, coalitions and answers. Loads no model.
+    """Return a config's plan: runs, rows, coalitions and answers. Loads no model.
 
     Args:
         config: Path of a config file, or its content as a dict.
-        skip_data: Leave the dataset alone; the plan then has the runs and no figures.
+        skip_data: Do not read the dataset; the plan then has runs but no figures.
 
     Raises:
         UsageError: When the config is wrong or the dataset cannot be used.
@@ -118,7 +118,7 @@ def plan(config: Config, *, skip_data: bool = False) -> Plan:
 def load(directory: str | os.PathLike[str]) -> "Results":
     """Return the results of an experiment set's directory or of one run's. Writes nothing.
 
-    The study may still be running: its files are read as they are at that moment.
+    The study may be running: each read returns the files' current content.
 
     Raises:
         UsageError: When the directory holds no results.
@@ -127,7 +127,7 @@ def load(directory: str | os.PathLike[str]) -> "Results":
 
 
 class Results:
-    """The results of a study, read from its files when they are asked for."""
+    """The results of a study, read from its files on demand."""
 
     def __init__(self, study: StudyFiles) -> None:
         self._study = study
@@ -146,18 +146,18 @@ class Results:
         return tuple(run.name for run in self._study.runs)
 
     def spec(self, run: str) -> Mapping[str, Any]:
-        """Return the content of a run's `spec.json`, empty where it is missing or damaged."""
+        """Return the content of a run's `spec.json`, empty if it is missing or damaged."""
         return self._run(run).spec
 
     def summary(self, run: str) -> Mapping[str, float]:
-        """Return the numbers of a run's `aggregate_metrics.json`, empty where it is not written yet."""
+        """Return the numbers of a run's `aggregate_metrics.json`, empty if not yet written."""
         return self._run(run).summary
 
     def samples(self, run: str | None = None) -> Iterator[SampleResult]:
-        """Yield the samples of one run, of all runs by default, in row order.
+        """Yield the samples of one run, by default of all runs, in row order.
 
         Raises:
-            UsageError: When there is no such run.
+            UsageError: When the run does not exist.
             StorageError: When a sample is damaged.
         """
         for files in self._study.runs if run is None else [self._run(run)]:
@@ -165,13 +165,13 @@ class Results:
                 yield _sample(files, row)
 
     def values(self, run: str | None = None) -> "pd.DataFrame":
-        """Return a table with one line for each player of one run, of all runs by default.
+        """Return a table with one line per player of one run, by default of all runs.
 
         Columns: `run`; `row`, the row's index in the source dataset; `position` of the player in its row,
-        from 0; `piece`, its text without surrounding blanks, empty for sound; `modality`, `text` or `audio`;
-        `value`; `raw_value`, the value before the normalizer, NaN where the sample does not record it; and
-        of the sample `language`, `turn` of the player in the conversation, `n_calls`, `base_value` and
-        `grand_value`. `mllm-shapx export` writes the same table to a file.
+        from 0; `piece`, its text without surrounding blanks, empty for audio; `modality`, `text` or `audio`;
+        `value`; `raw_value`, the value before the normalizer, NaN if the sample lacks it; `language`; `turn`
+        of the player in the conversation; `n_calls`, `base_value` and `grand_value` of the sample.
+        `mllm-shapx export` writes the same table to a file.
 
         Raises:
             UsageError: When there is no such run.
@@ -183,16 +183,16 @@ class Results:
         """Return values as `shap.Explanation`, for the plots of `shap`.
 
         `values` are the sample's values, one per player; `data` the players' texts; `base_values` the value
-        of the empty coalition. Only values that were not scaled (`IdentityNormalizer`) add up with it to the
+        of the empty coalition. Only unscaled values (`IdentityNormalizer`) and the base value add up to the
         value of the whole prompt.
 
         Args:
             run: The run's name.
-            row: One row's index, for `values` of shape (players,). All rows by default; `values` is then an
-                array of one array for each row, since rows differ in their players.
+            row: One row's index, for `values` of shape (players,). By default all rows; `values` is then an
+                array of arrays, one per row, as rows have different players.
 
         Raises:
-            UsageError: When there is no such run or sample, or `shap` is not installed.
+            UsageError: When the run or the sample does not exist, or `shap` is not installed.
             StorageError: When a sample is damaged.
         """
         import numpy as np
@@ -231,7 +231,7 @@ def _loaded(config: Config) -> LoadedConfig:
 
 
 class _Lines(io.StringIO):
-    """Keeps what another thread writes: only the thread of a notebook's cell may write to its stream."""
+    """Buffers another thread's text: only the thread of a notebook's cell may write to its stream."""
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__()
@@ -239,12 +239,12 @@ class _Lines(io.StringIO):
         self._waiting: queue.SimpleQueue[str] = queue.SimpleQueue()
 
     def write(self, text: str) -> int:
-        """Keep the text for `pass_on`."""
+        """Buffer the text for `pass_on`."""
         self._waiting.put(text)
         return len(text)
 
     def pass_on(self) -> None:
-        """Write the kept text to the stream. A closed stream does not stop the work."""
+        """Write the buffered text to the stream. A closed stream does not stop the work."""
         while not self._waiting.empty():
             with contextlib.suppress(OSError, ValueError):
                 self._stream.write(self._waiting.get())
@@ -252,7 +252,7 @@ class _Lines(io.StringIO):
 
 
 def _in_a_thread[T](work: Callable[[], T], request: StopRequest, lines: _Lines) -> T:
-    """Return the result of `work`, which runs in a thread without an event loop, unlike a notebook's."""
+    """Return the result of `work`, run in a thread without an event loop; a notebook's thread has one."""
     result: Future[T] = Future()
 
     def body() -> None:
@@ -261,7 +261,7 @@ def _in_a_thread[T](work: Callable[[], T], request: StopRequest, lines: _Lines) 
         except BaseException as error:  # noqa: BLE001 -- the caller's thread raises it
             result.set_exception(error)
 
-    # A daemon, so that a model that does not return cannot keep the interpreter from ending.
+    # A daemon, so that a hanging model cannot keep the interpreter alive.
     threading.Thread(target=body, name="mllm-shapx", daemon=True).start()
     try:
         _wait_for(result, lines)
@@ -277,7 +277,7 @@ def _in_a_thread[T](work: Callable[[], T], request: StopRequest, lines: _Lines) 
 def _wait_for(result: Future[Any], lines: _Lines) -> None:
     """Wait in short steps: a notebook's interrupt is not always a signal that ends a wait.
 
-    Not by `Thread.join`: when interrupted, it takes a running thread for a finished one (Python 3.12).
+    Not with `Thread.join`: after an interrupt, it treats a running thread as finished (Python 3.12).
     """
     while not result.done():
         wait([result], timeout=0.2)

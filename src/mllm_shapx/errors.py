@@ -1,36 +1,36 @@
-"""Every error that the product raises on purpose, from the general to the particular."""
+"""All errors of the product, from the general to the specific."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 
 class ShapxError(Exception):
-    """Base of all errors whose message is meant for the user.
+    """Base of all errors with a message for the user.
 
-    ``exit_code`` is what the command line ends with when the error reaches it.
+    ``exit_code`` is the command line's exit code for the error.
     """
 
     exit_code = 1
 
 
 class UsageError(ShapxError):
-    """The config or the call is wrong, and the user can mend it."""
+    """The config or the call is wrong, and the user can fix it."""
 
     exit_code = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong in a config file."""
+    """One fault in a config file."""
 
     path: str
-    """Where in the file, as dotted keys with list positions: ``experiments[2].fractions[0]``."""
+    """Place in the file, as dotted keys with list positions: ``experiments[2].fractions[0]``."""
 
     message: str
-    """What is wrong with it, in words."""
+    """Description of the fault."""
 
     fix: str = ""
-    """What to write instead; empty when the message says it already."""
+    """What to write instead; empty if the message says it."""
 
     def __str__(self) -> str:
         head = f"{self.path}: {self.message}" if self.path else self.message
@@ -38,7 +38,7 @@ class Problem:
 
 
 class ConfigError(UsageError):
-    """A config file cannot be used. All problems are listed at once."""
+    """A config file is unusable. Lists all problems at once."""
 
     def __init__(self, source: str, problems: Sequence[Problem]) -> None:
         self.source = source
@@ -56,19 +56,19 @@ class ModelError(UsageError):
 
 
 class ServerAwayError(ModelError):
-    """The model's server cannot be reached, so that nobody can say which model it has."""
+    """The model's server is unreachable, so its model is unknown."""
 
 
 class StudyError(ShapxError):
-    """It concerns every row that is left: the study stops, no row is to blame, and --resume goes on."""
+    """It concerns all remaining rows: the study stops, no row is charged, and --resume continues."""
 
 
 class ModelChangedError(StudyError):
-    """A model is not the one that the study began with: its answers must not be mixed."""
+    """A model differs from that of the study's start: their answers must not be mixed."""
 
 
 class ServerError(StudyError):
-    """The server behind which the model is does not answer, or takes no more requests."""
+    """The model's server does not answer, or accepts no more requests."""
 
 
 class BudgetError(StudyError):
@@ -76,27 +76,27 @@ class BudgetError(StudyError):
 
 
 class OutputError(UsageError):
-    """The output directory cannot be used as asked."""
+    """The output directory does not allow the call."""
 
 
 class ResourceError(UsageError):
-    """The machine or the cluster does not have what the call asks for."""
+    """The machine or the cluster lacks the requested resources."""
 
 
 class StorageError(ShapxError):
-    """Writing results failed: a full disk, a directory gone read-only. What was written stays valid."""
+    """Writing results failed: a full disk, a read-only directory. Written results stay valid."""
 
 
 class MisplacedError(StorageError):
-    """Something else stands where the results need a folder; the user can move it away."""
+    """Another file is in the place of a results folder; the user can move it."""
 
     exit_code = 2
 
 
 class RowError(ShapxError):
-    """One row cannot be explained and trying again would not help.
+    """One row cannot be explained, and a retry would not help.
 
-    ``reason`` is a short stable word for listing and filtering, such as ``no_players``.
+    ``reason`` is a short stable word for listing and filtering, for example ``no_players``.
     """
 
     def __init__(self, reason: str, message: str) -> None:
@@ -108,7 +108,7 @@ class RowError(ShapxError):
 
 
 def first_of(error: BaseException) -> BaseException:
-    """Return the first error of a group, of groups too; the error itself where it is none."""
+    """Return the first error of a group, nested groups included; another error unchanged."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error

@@ -1,10 +1,10 @@
-"""Text from files, data and models made safe to show: no terminal escapes, no logins."""
+"""Makes text from files, data and models safe to show: no terminal escapes, no logins."""
 
 import logging
 import re
 
 _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-"""Control characters but tab and newline, marks that reorder what is read, and halves of surrogate pairs."""
+"""Control characters except tab and newline, marks that reorder text, and halves of surrogate pairs."""
 
 _LOGIN = re.compile(r"(?<=://)[^/?#@\s'\"]+@")
 _SECRET_QUERY = re.compile(
@@ -15,33 +15,33 @@ _HIDDEN = "***"
 
 
 def printable(text: str) -> str:
-    """Return `text` with every character that a terminal would obey written out as Python writes it."""
+    """Return `text` with unsafe characters replaced by Python's escapes."""
     return _UNSAFE.sub(lambda match: _written_out(match[0]), text)
 
 
 def printable_json(text: str) -> str:
-    """Return JSON text whose unsafe characters are written as JSON's own escapes."""
+    """Return JSON text with unsafe characters replaced by JSON's escapes."""
     return _UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def redacted(text: str) -> str:
-    """Return `text` without the logins and tokens of the URLs in it."""
+    """Return `text` without the logins and tokens of its URLs."""
     return _SECRET_QUERY.sub(rf"\g<1>{_HIDDEN}", _LOGIN.sub(f"{_HIDDEN}@", text))
 
 
 def shown(text: str) -> str:
-    """Return `text` as a terminal or a log may show it."""
+    """Return `text`, safe for a terminal or a log."""
     return printable(redacted(text))
 
 
 class ShownFormatter(logging.Formatter):
-    """A log formatter whose lines are safe to show."""
+    """A log formatter with safe lines."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the record's text, as `shown` makes it."""
+        """Return the record's text, made safe by `shown`."""
         return shown(super().format(record))
 
 
 def _written_out(character: str) -> str:
     code = ord(character)
-    return f"\\x{code:02x}" if code <= 0xFF else f"\\u{code:04x}"  # noqa: PLR2004 -- as Python writes them
+    return f"\\x{code:02x}" if code <= 0xFF else f"\\u{code:04x}"  # noqa: PLR2004 -- Python's own notation

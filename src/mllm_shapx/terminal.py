@@ -1,4 +1,4 @@
-"""The command line's edge: what options may hold, what is shown, and how an unexpected error ends."""
+"""Option types, output and unexpected errors of the command line."""
 
 import json
 import logging
@@ -23,7 +23,7 @@ from mllm_shapx.errors import first_of
 from mllm_shapx.plaintext import printable, printable_json, redacted, shown
 
 UNEXPECTED = 1
-"""Exit code after an error that nothing expected."""
+"""Exit code after an unexpected error."""
 
 _LIBRARIES = ("mllm-shapx", "mllm-shap", "click", "numpy", "pyarrow", "pydantic", "torch", "transformers")
 
@@ -32,10 +32,10 @@ class Number(click.ParamType[float]):
     """A finite number between two bounds.
 
     Args:
-        least: Smallest value taken.
-        most: Largest value taken.
-        why: What a larger value would mean; part of the message.
-        whole: Whether only whole numbers are taken.
+        least: Smallest allowed value.
+        most: Largest allowed value.
+        why: Effect of a larger value; part of the message.
+        whole: Whether only whole numbers are allowed.
         above: Whether `least` itself is refused.
     """
 
@@ -65,7 +65,7 @@ class Number(click.ParamType[float]):
 
 
 def whole(least: int, most: int, why: str) -> Number:
-    """Return the type of a whole number of `least` to `most`; `why` says why not more."""
+    """Return the type of a whole number from `least` to `most`; `why` is the reason for `most`."""
     return Number(least, most, why, whole=True)
 
 
@@ -83,7 +83,7 @@ class Location(click.ParamType[str]):
 
 
 class FilePath(click.ParamType[Path]):
-    """A path of this machine, `~` expanded."""
+    """A local path, `~` expanded."""
 
     name = "file"
 
@@ -96,7 +96,7 @@ class FilePath(click.ParamType[Path]):
 
 
 def say(text: object, *, err: bool = False, nl: bool = True) -> None:
-    """Print text that holds what files, data or models say: escapes written out, logins hidden."""
+    """Print text from files, data or models: escapes written out, logins hidden."""
     click.echo(shown(str(text)), err=err, nl=nl)
 
 
@@ -106,7 +106,7 @@ def say_json(data: Any) -> None:
 
 
 def make_streams_safe() -> None:
-    """Let characters that an output's encoding lacks be written as escapes instead of raising."""
+    """Write characters outside an output's encoding as escapes instead of raising."""
     for stream in (sys.stdout, sys.stderr):
         reconfigure: Callable[..., None] | None = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
@@ -114,10 +114,10 @@ def make_streams_safe() -> None:
 
 
 def report_unexpected(error: BaseException) -> None:
-    """Say in one line that something unexpected failed, and where the traceback is.
+    """Report an unexpected error in one line, with the traceback's file.
 
-    The traceback goes to a file of the temporary directory that only the user reads; with LOG_LEVEL=DEBUG it
-    is shown as well.
+    The file is in the temporary directory, readable only by this user. With LOG_LEVEL=DEBUG the traceback is
+    shown too.
     """
     first = first_of(error)
     words = " ".join(shown(str(first)).split())[:300]
@@ -132,7 +132,7 @@ def report_unexpected(error: BaseException) -> None:
 
 
 def _write_report(error: BaseException) -> str:
-    # mkstemp makes a file that only the user may read.
+    # mkstemp makes a file that only this user can read.
     handle, path = tempfile.mkstemp(prefix="mllm-shapx-error-", suffix=".txt")
     versions = []
     for name in _LIBRARIES:
@@ -153,5 +153,5 @@ def _write_report(error: BaseException) -> str:
 
 
 def terminal_width() -> int:
-    """Return the terminal's columns; 100 where there is none."""
+    """Return the terminal's columns; 100 without a terminal."""
     return shutil.get_terminal_size((100, 24)).columns

@@ -1,4 +1,4 @@
-"""A page in the Chromium of this machine: what it says on its console, and what it asks the network for."""
+"""Opens a page in this machine's Chromium and checks its console and its network requests."""
 
 import contextlib
 import json
@@ -19,7 +19,7 @@ in_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this ma
 
 
 def data_of(page: str) -> Any:
-    """Return the data that a page holds."""
+    """Return the data in a page."""
     found = re.search(r'<script id="data" type="application/json">(.*?)</script>', page, re.DOTALL)
     assert found is not None
     return json.loads(found[1])
@@ -42,7 +42,7 @@ def chromium() -> Iterator["Browser"]:
 def opened(
     browser: "Browser", file: Path, *, width: int = 1400, scheme: Literal["light", "dark"] = "light"
 ) -> Iterator["Page"]:
-    """Open a page from disk; until its end it writes nothing to its console and asks for no other file."""
+    """Open a page from disk; check that it writes nothing to its console and requests no other file."""
     page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
     said: list[str] = []
     asked: list[str] = []
@@ -58,7 +58,7 @@ def opened(
 
 
 def until(page: "Page", condition: str) -> None:
-    """Wait until a JavaScript expression is true; the page's policy forbids playwright's own way."""
+    """Wait until a JavaScript expression is true; the page's policy forbids playwright's own wait."""
     deadline = time.monotonic() + 10.0
     while not page.evaluate(condition):
         assert time.monotonic() < deadline, condition

@@ -1,4 +1,4 @@
-"""Disturbs a study at random moments, and compares what comes out with an undisturbed run."""
+"""Disturbs a study at random moments, and compares its results with an undisturbed run."""
 
 import contextlib
 import json
@@ -29,19 +29,19 @@ DISK: dict[str, Failure] = {"disk_full": "w", "fsync": "f"}
 KILLS = (*ACTORS, "raylet", "driver")
 """SIGKILL to a process."""
 KINDS = (*KILLS, *SIGNALS, *DISK, "clock", "edited")
-"""What is done to the study."""
+"""Kinds of disturbances."""
 ORPHANS_S = 60.0
-"""Seconds after the driver's death within which its actors must be gone."""
+"""Seconds after the driver's death until its actors must have ended."""
 END_S = 300.0
-"""Seconds within which a driver ends that was told to, or whose disk has failed."""
+"""Seconds until a driver must end after a signal or a disk fault."""
 OPTIONS = ("--num-workers", "3", "--flush-every", "0.3", "--max-attempts", "6", "--grace", "5")
-"""Random kills can hit one row alone again and again, which is not its fault: hence the attempts."""
+"""Many attempts, because random kills can hit one innocent row repeatedly."""
 INLINE = ("--inline", "--resume", "--flush-every", "0.3", "--grace", "5")
 WANDB = {"enabled": True, "mode": "offline"}
 
 
 class Chaos:
-    """A study on a cluster of two nodes, in which everything but the head's own processes is disturbed."""
+    """A study on a cluster of two nodes, with disturbances of everything except the head's own processes."""
 
     def __init__(
         self, study: Study, cluster: LoopbackCluster, disk: BadDisk | None, say: Callable[[str], None]
@@ -57,10 +57,10 @@ class Chaos:
         self._written: dict[Path, tuple[int, int]] = {}
         self._rewritten: set[Path] = set()
         self.edited: set[int] = set()
-        """Rows that were changed and changed back, and explained again each time."""
+        """Rows that were edited and restored, and explained again each time."""
 
     def carry_out(self, blows: Sequence[Blow], rng: random.Random, figures: Figures) -> None:
-        """Do all that is planned, then let the study end."""
+        """Carry out the plan, then let the study end."""
         for number, blow in enumerate(blows, 1):
             self._wait(lambda blow=blow: self._study.samples_on_disk() >= blow.samples)  # type: ignore[misc]
             self._pause(blow.delay_s)
@@ -77,7 +77,7 @@ class Chaos:
         assert not self._rewritten, f"written twice: {sorted(map(str, self._rewritten))}"
 
     def _strike(self, kind: str, rng: random.Random) -> str:
-        """Do one thing and return what came of it."""
+        """Carry out one disturbance; return its outcome."""
         if kind in ACTORS:
             _kill_one(self._wait_for_processes(ACTORS[kind]), rng)
             return "went on"
@@ -112,11 +112,11 @@ class Chaos:
         return "resumed"
 
     def _signal(self, number: signal.Signals, rng: random.Random) -> str:
-        """Stop the driver at work, or one that has just been started, and hold its code and last words."""
+        """Signal a working or just started driver; check its exit code and last message."""
         moment = "at work"
         if rng.random() < 0.5:
             self._kill_driver()
-            # Python itself may take seconds to start on a busy machine; nothing can be promised for them.
+            # On a busy machine Python may take seconds to start; during these no handler exists.
             self._wait(lambda: self._driver.catches(signal.SIGTERM))
             self._pause(rng.uniform(0.0, 10.0))
             moment = "while it starts"
@@ -127,7 +127,7 @@ class Chaos:
         return f"exit {128 + number} {moment}, resumed"
 
     def _break_disk(self, kind: str) -> str:
-        """Let the disk fail until the driver has given up."""
+        """Let the disk fail until the driver ends."""
         assert self._disk is not None
         what = DISK[kind]
         self._disk.fail(what)
@@ -140,7 +140,7 @@ class Chaos:
         return "exit 1 with the reason, resumed"
 
     def _set_clock(self) -> str:
-        """Try to take the directory with a clock that runs ahead; then go on with one that was set back."""
+        """Try to take the directory with a clock ahead of time; then continue with a clock set back."""
         ahead, behind = (wrong_clock(self._study.folder, hours * 3600) for hours in (2, -2))
         self._wait((self._study.output / ".lock").exists)
         second = self._study.run(*INLINE, env=ahead)
@@ -160,7 +160,7 @@ class Chaos:
     # --- the dataset
 
     def _edit(self, rng: random.Random) -> str:
-        """Change a row that was explained, and change it back: refused each time, then done again alone."""
+        """Edit an explained row and restore it: each time first refused, then only this row done again."""
         self._wait(lambda: bool(self._complete_rows()))
         self._stop()
         row = rng.choice(sorted(self._complete_rows()))
@@ -178,7 +178,7 @@ class Chaos:
         return "refused, that row done again"
 
     def _accept(self, row: int) -> None:
-        """Go on with the row as it is now, until it is done again; no other sample may be written again."""
+        """Continue with the changed row until it is done again; no other sample may be written again."""
         self._watch_files()
         before = dict(self._written)
         mine = set(self._study.output.glob(f"*/samples/sample_{row:05d}_result.json"))
@@ -192,7 +192,7 @@ class Chaos:
         self._watch_files()
 
     def _complete_rows(self) -> set[int]:
-        """Return the rows that every run has explained."""
+        """Return the rows explained by every run."""
         found = Counter(
             int(path.name.split("_")[1]) for path in self._study.output.glob("*/samples/sample_*.json")
         )
@@ -202,7 +202,7 @@ class Chaos:
     # --- helpers
 
     def _lose_node(self) -> str:
-        """Kill the second node and let another one start meanwhile."""
+        """Kill the second node and start another one."""
         self._wait(self._has_second_node)
         raylet = self._second.raylet()
         assert raylet is not None
@@ -211,13 +211,13 @@ class Chaos:
         return "went on"
 
     def _has_second_node(self) -> bool:
-        """Return whether the second node runs; start it again where it gave up, as on a busy machine."""
+        """Return whether the second node runs; restart it after a failed start on a busy machine."""
         if self._second.has_ended():
             self._second = self._cluster.add_node(cpus=1, wait=False)
         return self._second.raylet() is not None and self._second.has_started()
 
     def _end(self, code: int) -> str:
-        """Wait for the driver's end with a code and return what it said."""
+        """Wait for the driver's end with `code`; return its output."""
         deadline = time.monotonic() + END_S
         while self._driver.is_running():
             self._watch_files()
@@ -233,7 +233,7 @@ class Chaos:
         return list(self._cluster.processes(name))
 
     def _no_orphans(self) -> None:
-        """Hold that nothing of a driver that has ended lives on."""
+        """Check that no process of an ended driver is alive."""
         deadline = time.monotonic() + ORPHANS_S
         while any(process for name in ACTORS.values() for process in self._cluster.processes(name)):
             assert time.monotonic() < deadline, "actors outlive their driver"
@@ -254,7 +254,7 @@ class Chaos:
             time.sleep(0.05)
 
     def _watch_files(self) -> None:
-        """Note each sample's file, and whether it is another one than it was."""
+        """Record each sample's file, and whether it was replaced."""
         for path in self._study.output.glob("*/samples/sample_*.json"):
             now = _stamp(path)
             if self._written.setdefault(path, now) != now:
@@ -275,14 +275,14 @@ def _kill_one(processes: Sequence[psutil.Process], rng: random.Random) -> None:
 
 
 def reverse_prompt(file: Path, row: int) -> None:
-    """Turn the words of one row's prompt round."""
+    """Reverse the words of one row's prompt."""
     rows = pq.read_table(file).to_pylist()
     rows[row]["prompt"] = " ".join(reversed(rows[row]["prompt"].split()))
     pq.write_table(pa.Table.from_pylist(rows), file)
 
 
 def possible_kinds() -> tuple[dict[str, str], list[str]]:
-    """Return what cannot be tried here, with the reason, and what can."""
+    """Return (kind -> reason, for kinds that are impossible here; possible kinds)."""
     missing: dict[str, str] = {}
     if not has_compiler():
         missing |= dict.fromkeys((*DISK, "clock"), "there is no C compiler")
@@ -301,13 +301,13 @@ def run_chaos(
     batch_s: float = 0.0,
     say: Callable[[str], None] = print,
 ) -> Figures:
-    """Run a study undisturbed and under chaos; both must come to the same.
+    """Run a study undisturbed and under chaos; both must have equal results.
 
-    Under chaos every batch of the model takes `batch_s` seconds longer, so that the blows find it at work.
-    Kinds that cannot be tried on this machine are named and left out.
+    Under chaos every batch of the model takes `batch_s` seconds longer, so that the blows hit it at work.
+    Kinds that are impossible on this machine are named and left out.
 
     Raises:
-        AssertionError: When something was lost, done twice, or came out differently.
+        AssertionError: When a result is lost, made twice, or different.
     """
     figures = Figures(seed, units=rows)
     missing, possible = possible_kinds()

@@ -1,4 +1,4 @@
-"""What is done to a study under chaos, in which order, and what it came to."""
+"""The plan of a study's disturbances, and its figures."""
 
 import contextlib
 import random
@@ -14,15 +14,15 @@ class Blow:
 
     kind: str
     samples: int
-    """Samples on disk at which it is due."""
+    """Number of samples on disk when it is due."""
     delay_s: float
-    """What passes between that moment and the blow."""
+    """Seconds between that moment and the blow."""
 
 
 def plan_blows(
     rng: random.Random, kinds: Sequence[str], count: int, samples: int, longest_delay_s: float
 ) -> list[Blow]:
-    """Draw when what happens: all kinds equally often, spread over the study, some shortly after another."""
+    """Draw the plan: all kinds equally often, spread over the study, some shortly after another."""
     drawn = [kinds[number % len(kinds)] for number in range(count)]
     rng.shuffle(drawn)
     moments = sorted(rng.randrange(int(samples * 0.9)) for _ in range(count))
@@ -34,11 +34,11 @@ def plan_blows(
 
 @dataclass
 class Figures:
-    """What a run under chaos came to."""
+    """The results of a run under chaos."""
 
     seed: int
     outcomes: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """Kind and what came of it -> how often."""
+    """(Kind, outcome) -> how often."""
     driver_starts: int = 0
     coordinator_restarts: int = 0
     seconds: float = 0.0
@@ -48,11 +48,11 @@ class Figures:
     logged: int = 0
 
     def count(self, kind: str) -> int:
-        """Return how often something was done."""
+        """Return the number of blows of a kind."""
         return sum(count for (each, _), count in self.outcomes.items() if each == kind)
 
     def text(self) -> str:
-        """Return the figures as a table and in words."""
+        """Return the figures as a table and sentences."""
         rows = [f"  {kind:12} {count:3}  {what}\n" for (kind, what), count in sorted(self.outcomes.items())]
         return (
             f"seed {self.seed}: {self.outcomes.total()} blows over {self.units} units and {self.samples} "
@@ -67,7 +67,7 @@ class Figures:
 
 @contextlib.contextmanager
 def timed(figures: Figures, name: str) -> Iterator[None]:
-    """Write the seconds that something takes into a field."""
+    """Write the duration of the `with` block into a field, in seconds."""
     started = time.monotonic()
     yield
     setattr(figures, name, time.monotonic() - started)

@@ -1,4 +1,4 @@
-"""A scripted chat server on the loopback: it answers as it is told to, and logs what it was asked.
+"""A scripted chat server on loopback; it logs the requests.
 
 with ChatServer() as server:
     server.script = lambda ask: Act(status=429) if ask.number < 3 else Act()
@@ -25,7 +25,7 @@ class Ask:
     number: int
     """Requests before it, from 0; probes of one token are not counted."""
     text: str
-    """What the user's messages say."""
+    """Text of the user's messages."""
     body: Mapping[str, Any]
     headers: Mapping[str, str]
     at: float
@@ -35,7 +35,7 @@ class Ask:
 
 @dataclass(frozen=True)
 class Act:
-    """What a request gets."""
+    """The reply to a request."""
 
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -43,11 +43,11 @@ class Act:
     hang_s: float = 0.0
     """Seconds of silence, after which the connection is closed."""
     raw: bytes | None = None
-    """Body in place of a chat completion."""
+    """Body instead of a chat completion."""
     half: bool = False
-    """Whether only half of the body is sent."""
+    """Whether to send only half of the body."""
     reset: bool = False
-    """Whether the connection is reset."""
+    """Whether to reset the connection."""
     message: Mapping[str, Any] | None = None
     finish_reason: str = "stop"
     model: str | None = None
@@ -55,12 +55,12 @@ class Act:
 
 
 def reversed_words(text: str) -> str:
-    """Answer with the words of the prompt the other way round."""
+    """Answer with the prompt's words in reverse order."""
     return " ".join(reversed(text.split())) or "nothing"
 
 
 class ChatServer:
-    """Serves one model until it is closed; may be stopped and started again on its port."""
+    """Serves one model until it is closed; can be stopped and restarted on its port."""
 
     def __init__(
         self, model: str = "tiny", answer: Callable[[str], str] = reversed_words, port: int = 0
@@ -70,13 +70,13 @@ class ChatServer:
         self.answer = answer
         self.script: Callable[[Ask], Act] = lambda _: Act()
         self.script_probe = Act()
-        """What requests for one token get."""
+        """The reply to requests for one token."""
         self.asked: list[Ask] = []
         self.answered: list[str] = []
-        """Texts of the prompts that were answered whole, in order."""
+        """Texts of the completely answered prompts, in order."""
         self.probes = 0
         self.wants_newer_limit = False
-        """Whether `max_tokens` is refused in favour of `max_completion_tokens`."""
+        """Whether to refuse `max_tokens` in favour of `max_completion_tokens`."""
         self.gives_logprobs = False
         self.listed: list[dict[str, Any]] | None = None
         self.most_in_flight = 0
@@ -91,13 +91,13 @@ class ChatServer:
         return f"http://127.0.0.1:{self._port}/v1"
 
     def start(self) -> None:
-        """Listen; on the old port when it was stopped."""
+        """Listen; on the old port after a stop."""
         self._server = _QuietServer(("127.0.0.1", self._port), _handler(self))
         self._port = self._server.server_address[1]
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
 
     def stop(self) -> None:
-        """Break all connections and refuse new ones, as a server that is killed does."""
+        """Break all connections and refuse new ones, like a killed server."""
         self._server.shutdown()
         self._server.server_close()
         with self._lock:
@@ -128,7 +128,7 @@ class ChatServer:
         return ask
 
     def refusal(self, body: Mapping[str, Any]) -> Act | None:
-        """Return what a request gets whose limit of tokens has the wrong name, None for any other."""
+        """Return the reply to a request whose token limit has the wrong name, None for other requests."""
         if not self.wants_newer_limit or "max_tokens" not in body:
             return None
         words = "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."
@@ -171,7 +171,7 @@ class ChatServer:
 
 
 class _QuietServer(ThreadingHTTPServer):
-    """Says nothing of clients that go away in the middle of a request."""
+    """Prints nothing about clients that leave during a request."""
 
     daemon_threads = True
 
@@ -186,7 +186,7 @@ def _limit(body: Mapping[str, Any]) -> int:
 def _reset(connection: socket.socket) -> None:
     with contextlib.suppress(OSError):
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        connection.shutdown(socket.SHUT_RDWR)  # its files keep it open beyond `close`
+        connection.shutdown(socket.SHUT_RDWR)  # its files keep it open after `close`
         connection.close()
 
 

@@ -1,4 +1,4 @@
-"""Tiny random models of every causal family of transformers that can be built small."""
+"""Small random models of every causal family of transformers, where possible."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -74,7 +74,7 @@ SMALL: dict[str, Any] = {
     "eos_token_id": None,
     "pad_token_id": None,
 }
-"""Config keys of all families, each with its small value; a family takes those that it knows."""
+"""Config key -> small value, for all families; a family uses the keys that it knows."""
 
 
 HYBRID = {"layer_types": ["linear_attention", "full_attention"]}
@@ -106,12 +106,12 @@ CHANGES: dict[str, dict[str, Any]] = {
     "youtu": MLA,
     "zamba2": {"layers_block_type": ["linear_attention", "hybrid"], "hybrid_layer_ids": [1]},
 }
-"""Model type -> what its config needs besides `SMALL`."""
+"""Model type -> its config keys besides `SMALL`."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """How many answers of a family are equal to those of `generate` for one prompt alone."""
+    """How many answers of a family equal those of `generate` for one prompt alone."""
 
     equal: int
     total: int
@@ -139,7 +139,7 @@ def compare(model: Any, decoder: Any, new_tokens: int = 6) -> Comparison:
     """Compare a row's coalitions, answered together by `decoder`, with `model.generate` for each alone.
 
     Args:
-        model: A copy of the decoder's model that has answered nothing.
+        model: A fresh copy of the decoder's model.
         decoder: Answers batches.
         new_tokens: Length of the answers.
     """
@@ -155,7 +155,7 @@ def compare(model: Any, decoder: Any, new_tokens: int = 6) -> Comparison:
             found += [answer.token_ids for answer in answers]
             for prompt in prompts:
                 ids = torch.tensor([prompt])
-                # `dynamic` positions remember the longest prompt of earlier calls.
+                # `dynamic` positions depend on the longest prompt of earlier calls.
                 with state.reset():
                     output = model.generate(
                         ids, attention_mask=torch.ones_like(ids), max_new_tokens=new_tokens, do_sample=False,
@@ -177,7 +177,7 @@ def build(
     """Return a small random model of one family.
 
     Raises:
-        ValueError: When it has more than `largest` parameters all the same.
+        ValueError: When it still has more than `largest` parameters.
     """
     known = config_class().to_dict()
     asked = {key: value for key, value in SMALL.items() if key in known or key.endswith("token_id")}
@@ -195,7 +195,7 @@ def build(
 
 
 def scatter(model: Any, seed: int) -> None:
-    """Make weights large enough that answers differ from prompt to prompt."""
+    """Make the weights so large that answers differ between prompts."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         if parameter.dim() >= 2 and "norm" not in name:

@@ -1,6 +1,6 @@
-"""Faults of the machine below a study: a disk that fills up or breaks, a clock that is wrong.
+"""Faults of a study's machine: a full or broken disk, a wrong clock.
 
-They are C files that a process loads before its libraries, so they need a C compiler.
+They are C files that a process loads before its libraries, and need a C compiler.
 """
 
 import shutil
@@ -9,19 +9,19 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 Failure = Literal["w", "f"]
-"""A full disk, or one whose flushes fail."""
+"""`w`: a full disk. `f`: failing flushes."""
 
 
 class BadDisk:
-    """A disk that fails when told to, for processes that get its environment.
+    """A disk that fails on demand, for processes with its environment.
 
     Args:
-        folder: Where the shim and its switch are kept.
-        output: What lies on the disk.
+        folder: Folder of the shim and its switch.
+        output: Folder on the disk.
     """
 
     ERRORS: ClassVar[dict[Failure, str]] = {"w": "No space left on device", "f": "Input/output error"}
-    """What fails -> what the system says."""
+    """Failure -> the system's message."""
 
     def __init__(self, folder: Path, output: Path) -> None:
         self._shim = _built("bad_disk", folder)
@@ -31,7 +31,7 @@ class BadDisk:
 
     @property
     def env(self) -> dict[str, str]:
-        """Environment of the processes whose disk it is."""
+        """Environment of the processes that use the disk."""
         return {
             "LD_PRELOAD": str(self._shim),
             "BAD_DISK_FOLDER": str(self._output),
@@ -39,7 +39,7 @@ class BadDisk:
         }
 
     def fail(self, what: Failure) -> None:
-        """Let every write (`w`) or every flush (`f`) fail from now on."""
+        """Let every later write (`w`) or flush (`f`) fail."""
         self._set(what)
 
     def mend(self) -> None:
@@ -47,13 +47,13 @@ class BadDisk:
         self._set("-")
 
     def _set(self, what: str) -> None:
-        # In place: the processes have it mapped.
+        # In place: it is mapped by the processes.
         with self._switch.open("r+b" if self._switch.exists() else "wb") as file:
             file.write(what.encode())
 
 
 def wrong_clock(folder: Path, seconds: int) -> dict[str, str]:
-    """Return the environment of a process whose wall clock is wrong by so many seconds."""
+    """Return the environment of a process whose wall clock is wrong by `seconds`."""
     shim = _built("wrong_clock", folder)
     return {"LD_PRELOAD": str(shim), "WRONG_CLOCK_SECONDS": str(seconds)}
 
@@ -64,7 +64,7 @@ def has_compiler() -> bool:
 
 
 def _built(name: str, folder: Path) -> Path:
-    """Return the shared library made from a C file beside this one."""
+    """Return the shared library of a C file next to this one."""
     library = folder / f"{name}.so"
     compiler = shutil.which("gcc") or shutil.which("cc")
     assert compiler is not None

@@ -1,4 +1,4 @@
-"""Writes a small Llama and its tokenizer into a GGUF file, as llama.cpp's converter does."""
+"""Writes a small Llama and its tokenizer into a GGUF file, like llama.cpp's converter."""
 
 import json
 from pathlib import Path
@@ -71,7 +71,7 @@ def _renamed(name: str) -> str:
 
 
 def _arranged(name: str, weight: Any, config: Any) -> Any:
-    """Return the weight as llama.cpp keeps it: rotary halves of queries and keys interleaved."""
+    """Return the weight in llama.cpp's layout: rotary halves of queries and keys interleaved."""
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
     count = next((number for key, number in heads.items() if key in name), None)
     if count is None:

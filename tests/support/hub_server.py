@@ -1,4 +1,4 @@
-"""A small hub on the loopback: repositories for huggingface_hub, datasets and transformers to read.
+"""A small hub on loopback: repositories for huggingface_hub, datasets and transformers.
 
 with HubServer() as hub:
     commit = hub.add("dataset", "owner/name", {"data/test-0.parquet": b"..."})
@@ -37,13 +37,13 @@ class Repository:
     branches: dict[str, str] = field(default_factory=dict)
 
     def resolve(self, revision: str) -> str | None:
-        """Return the commit that `revision` names."""
+        """Return the commit of `revision`."""
         if revision in self.commits:
             return revision
         return self.branches.get(revision)
 
     def split(self, rest: str) -> tuple[str, str] | None:
-        """Return the commit and the path that `REVISION/PATH` names; branch names may hold slashes."""
+        """Return the commit and the path of `REVISION/PATH`; branch names may have slashes."""
         parts = rest.split("/")
         for size in range(1, len(parts) + 1):
             commit = self.resolve(unquote("/".join(parts[:size])))
@@ -60,9 +60,9 @@ class HubServer:
         self.requests: list[str] = []
         """`METHOD path` of every request, in order."""
         self.failing: dict[str, int] = {}
-        """Path suffix -> HTTP status that its requests get instead of an answer."""
+        """Path suffix -> HTTP status of its requests, instead of an answer."""
         self.gated: set[str] = set()
-        """Repositories that everybody sees, and whose files nobody gets."""
+        """Repositories that are visible, but whose files are refused."""
         self.hangs = False
         """Whether requests get no answer at all."""
         self._closing = threading.Event()
@@ -72,11 +72,11 @@ class HubServer:
 
     @property
     def url(self) -> str:
-        """Return the endpoint, without a slash at its end."""
+        """Return the endpoint, without a final slash."""
         return f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def add(self, kind: RepoType, repo_id: str, files: Mapping[str, bytes], *, branch: str = "main") -> str:
-        """Commit `files` as the whole content of `branch` and return the commit."""
+        """Commit `files` as the whole content of `branch`; return the commit."""
         digest = hashlib.sha1(usedforsecurity=False)
         for part in (kind, repo_id, branch, *(p for name in sorted(files) for p in (name, files[name]))):
             digest.update(part.encode() if isinstance(part, str) else part)
@@ -87,7 +87,7 @@ class HubServer:
         return commit
 
     def add_folder(self, kind: RepoType, repo_id: str, folder: Path, *, branch: str = "main") -> str:
-        """Commit the files of a folder and return the commit."""
+        """Commit the files of a folder; return the commit."""
         files = {
             path.relative_to(folder).as_posix(): path.read_bytes()
             for path in sorted(folder.rglob("*"))
@@ -103,7 +103,7 @@ class HubServer:
         self._thread.join()
 
     def wait_if_hanging(self) -> None:
-        """Keep a request waiting until the end where the hub does not answer."""
+        """If the hub hangs, let a request wait until the end."""
         if self.hangs:
             self._closing.wait()
 
@@ -117,7 +117,7 @@ class HubServer:
 
 
 def nowhere() -> str:
-    """Return the endpoint of a hub whose machine refuses the connection."""
+    """Return the endpoint of a hub that refuses connections."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return f"http://127.0.0.1:{free.getsockname()[1]}"
@@ -131,7 +131,7 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """The part of the hub's HTTP interface that its clients use to read."""
+    """The part of the hub's HTTP interface that clients use for reading."""
 
     server_hub: HubServer
     protocol_version = "HTTP/1.1"
@@ -208,7 +208,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._json(_paths_info(files, self._asked_paths()), body=body)
 
     def _is_gated(self, repository: Repository, *, body: bool) -> bool:
-        """Return whether the files of a repository are refused, and refuse them then."""
+        """Return whether a repository's files are refused; if so, refuse the request."""
         is_gated = repository.repo_id in self.server_hub.gated
         if is_gated:
             self._send(403, b'{"error": "Access is restricted"}', body=body, code="GatedRepo")

@@ -81,7 +81,7 @@ def build_config(architecture: str, vocabulary: int) -> Any:
 
 
 def build_model(architecture: str, directory: Path) -> Path:
-    """Save a random model whose end token comes early in some answers, late or never in others."""
+    """Save a random model with an early end token in some answers, and a late one or none in others."""
     from transformers import AutoModelForCausalLM
 
     tokenizer = build_tokenizer()
@@ -94,7 +94,7 @@ def build_model(architecture: str, directory: Path) -> Path:
 
 
 def _frequent_token(model: Any, tokenizer: Any) -> int:
-    """Return the token whose first place in the answers differs most from answer to answer."""
+    """Return the token whose first place varies most between the answers."""
     places: defaultdict[int, Counter[int]] = defaultdict(Counter)
     for snapshot in conversations(24):
         text = tokenizer.apply_chat_template(
@@ -114,7 +114,7 @@ def _frequent_token(model: Any, tokenizer: Any) -> int:
 
 
 def conversations(count: int, seed: int = 0) -> list[ConversationSnapshot]:
-    """Return prompts of 0 to 17 words behind a system prompt; neighbours share beginnings."""
+    """Return prompts of 0 to 17 words after a system prompt; neighbours share beginnings."""
     generator = torch.Generator().manual_seed(seed)
     found = []
     for index in range(count):
@@ -125,7 +125,7 @@ def conversations(count: int, seed: int = 0) -> list[ConversationSnapshot]:
 
 
 def conversation(text: str, system: str = "You are a helpful assistant.") -> ConversationSnapshot:
-    """Return one user message behind a system prompt."""
+    """Return one user message after a system prompt."""
     messages = (Message(role=Role.SYSTEM, text=system), Message(role=Role.USER, text=text))
     return ConversationSnapshot.from_turns((Turn(messages=messages),))
 

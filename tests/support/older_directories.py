@@ -1,4 +1,4 @@
-"""Result directories of other makers: an earlier version of this package, and the older runner."""
+"""Result directories of an earlier version of this package and of the older runner."""
 
 import base64
 import json
@@ -12,10 +12,10 @@ _EARLIER = Path(__file__).with_name("earlier_study.json")
 
 
 def write_earlier_study(folder: Path) -> Path:
-    """Write what an earlier version left of a study of two rows, and return its config.
+    """Write an earlier version's directory of a study of two rows; return its config.
 
-    There is a third row that it did not select. The system prompt is empty. Samples lack `raw_values` and
-    `neyman_steps`, the conversation's first turn is empty, and specs hold result settings alone.
+    A third row is not selected. The system prompt is empty. Samples lack `raw_values` and `neyman_steps`,
+    the conversation's first turn is empty, and specs have only result settings.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "model").symlink_to(MODEL)
@@ -44,11 +44,11 @@ _OLDER_VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def write_older_directory(directory: Path, blocks: Mapping[str, Any]) -> Path:
-    """Write an experiment set as the older runner leaves it, without what is ours (formats.md).
+    """Write an experiment set of the older runner, without our additions (formats.md).
 
     Args:
         directory: The experiment set's directory.
-        blocks: `connector`, `dataset` and the other blocks of its specs.
+        blocks: The blocks of its specs: `connector`, `dataset` and so on.
     """
     for name, rows in OLDER_VALUES.items():
         variant = {"num_samples": None, "fraction": None, "linear": None, "hierarchical": None}
@@ -66,7 +66,7 @@ def write_older_directory(directory: Path, blocks: Mapping[str, Any]) -> Path:
         times = {"created_at": 1_700_000_000.0, "updated_at": 1_700_000_100.0}
         files = {
             "spec.json": spec,
-            # Its first versions number their checkpoints 1, or not at all.
+            # Its first versions write checkpoints with version 1, or without one.
             "checkpoint.json": {
                 **({"version": 2} if name == "exact" else {}),
                 "completed_indices": done,

@@ -1,4 +1,4 @@
-"""A Ray cluster of its own on loopback: `ray start` in the foreground, ended by its process id."""
+"""A separate Ray cluster on loopback: `ray start` in the foreground, ended by its process id."""
 
 import contextlib
 import json
@@ -20,7 +20,7 @@ START_S = 120.0
 """Seconds that a node may take to start on a busy machine."""
 
 _ONE_MACHINE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-"""Lets Ray listen on loopback alone; the variable is named after the systems where that is the default."""
+"""Lets Ray listen on loopback only; Ray names it after the systems where that is the default."""
 _RAY = """
 from ray._private import ray_constants, services
 services.get_node_ip_address = lambda address=None: "127.0.0.1"
@@ -28,13 +28,13 @@ ray_constants.ENABLE_RAY_CLUSTER = True
 from ray.scripts.scripts import main
 main()
 """
-"""The command `ray`, which refuses a second node on loopback otherwise."""
+"""The command `ray`, patched to accept a second node on loopback."""
 _HIDE = 'mount -t tmpfs tmpfs "$0" && exec "$@"'
-"""Runs a command for which a folder is empty."""
+"""Runs a command that sees an empty folder."""
 
 
 class Node:
-    """One node: the `ray start` process and what it started."""
+    """One node: the `ray start` process and its children."""
 
     def __init__(self, args: list[str], env: Mapping[str, str], log: Path, hidden: Path | None) -> None:
         self.log = log
@@ -49,7 +49,7 @@ class Node:
             )
 
     def wait_started(self) -> None:
-        """Wait until Ray says that the node runs."""
+        """Wait until Ray reports that the node runs."""
         deadline = time.monotonic() + START_S
         while not self.has_started():
             if self.has_ended() or time.monotonic() > deadline:
@@ -57,11 +57,11 @@ class Node:
             time.sleep(0.1)
 
     def has_started(self) -> bool:
-        """Return whether Ray has said that the node runs."""
+        """Return whether Ray has reported that the node runs."""
         return "Ray runtime started" in self.log.read_text(errors="replace")
 
     def has_ended(self) -> bool:
-        """Return whether the node runs no more, or gave up starting."""
+        """Return whether the node has ended or failed to start."""
         return self._process.poll() is not None
 
     def processes(self) -> list[psutil.Process]:
@@ -75,7 +75,7 @@ class Node:
         return next((process for process in self.processes() if _name(process) == "raylet"), None)
 
     def stop(self) -> None:
-        """End the node and everything that it started."""
+        """End the node and all its processes."""
         processes = self.processes()
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(signal.SIGTERM)
@@ -93,10 +93,10 @@ class LoopbackCluster:
 
     Args:
         cpus: Logical CPUs of the head.
-        gpus: Logical GPUs of the head; no real ones are needed.
+        gpus: Logical GPUs of the head; real ones are not needed.
         dashboard: Whether the job server runs, for `ray job submit`.
-        env: Environment of the workers beside the usual one.
-        token: What drivers have to show; without one the cluster takes anybody.
+        env: Further environment variables of the workers.
+        token: Required token of drivers; without it the cluster accepts all.
         more_nodes: Nodes of one CPU and one logical GPU that an autoscaler may start; None for no autoscaler.
     """
 
@@ -110,16 +110,16 @@ class LoopbackCluster:
         token: str | None = None,
         more_nodes: int | None = None,
     ) -> None:
-        # Paths of sockets are short, so a test's own folder would not do.
+        # Socket paths must be short: a test's own folder is too long.
         self._folder = Path(tempfile.mkdtemp(prefix="shapx-ray-", dir="/tmp"))
         port, client_port, agent_port, self.dashboard_port = free_ports(4)
         self.address = f"127.0.0.1:{port}"
         self.env = {"RAY_AUTH_MODE": "disabled", **_ONE_MACHINE}
-        """Environment that a driver on this cluster needs."""
+        """Required environment of a driver on this cluster."""
         if token is not None:
             self.env = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, **_ONE_MACHINE}
         self._env = {
-            # Without a list of real GPUs, so that there may be logical ones.
+            # Without a list of real GPUs, to allow logical ones.
             **{name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "CUDA_"))},
             **self.env,
             "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
@@ -147,17 +147,17 @@ class LoopbackCluster:
     def add_node(
         self, *, cpus: int, wait: bool = True, name: str | None = None, hidden: Path | None = None
     ) -> Node:
-        """Start one more node, for which the folder `hidden` is empty; that needs root."""
+        """Start one more node, which sees `hidden` as an empty folder; that needs root."""
         args = [f"--address={self.address}", "--num-gpus=0", *([f"--node-name={name}"] if name else [])]
         return self._start(args, cpus, wait=wait, hidden=hidden)
 
     @property
     def folder(self) -> Path:
-        """Return where the cluster keeps its logs and sockets."""
+        """Return the folder of the cluster's logs and sockets."""
         return self._folder
 
     def nodes_asked(self) -> list[dict[str, float]] | None:
-        """Return the request that the autoscaler has, bundle by bundle; None when there was never one."""
+        """Return the bundles of the request to the autoscaler; None if there was none."""
         from ray._private.ray_constants import AUTOSCALER_RESOURCE_REQUEST_CHANNEL
         from ray._raylet import GcsClient  # type: ignore[attr-defined]
 
@@ -197,7 +197,7 @@ class LoopbackCluster:
         return path
 
     def processes(self, name: str) -> Iterator[psutil.Process]:
-        """Yield the living processes whose title contains `name`, such as `ray::WorkerActor`."""
+        """Yield the living processes whose title contains `name`, for example `ray::WorkerActor`."""
         for node in self.nodes:
             for process in node.processes():
                 if name in _name(process):
@@ -224,7 +224,7 @@ class LoopbackCluster:
 
 
 def free_ports(count: int) -> list[int]:
-    """Return ports of loopback that nobody listens on."""
+    """Return free ports of loopback."""
     with contextlib.ExitStack() as stack:
         listeners = [stack.enter_context(socket.socket()) for _ in range(count)]
         for listener in listeners:
@@ -233,7 +233,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def _name(process: psutil.Process) -> str:
-    """Return a process's title: Ray's workers set their own, others are named by their program."""
+    """Return a process's title: Ray's workers set their own, others have their program's name."""
     try:
         line = process.cmdline()
     except psutil.Error:

@@ -1,4 +1,4 @@
-"""Samples and directories that the tests of records work on."""
+"""Samples and directories for the tests of records."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from mllm_shapx.records.summary import RunSummary
 
 
 def make_sample(row_index: int, run_name: str = "exact", **changes: Any) -> SampleResult:
-    """Return a sample of three words whose values keep every axiom."""
+    """Return a sample of three words whose values satisfy every axiom."""
     values = (0.5 + row_index / 1000, -0.25, 0.125)
     scale = sum(abs(value) for value in values)
     normalized = tuple(value / scale for value in values)
@@ -51,7 +51,7 @@ def make_sample(row_index: int, run_name: str = "exact", **changes: Any) -> Samp
 
 
 def make_finished_run(root: Path, rows: list[int], run_name: str = "exact") -> RunRecords:
-    """Write a run of `rows` that is complete and sound."""
+    """Write a complete and valid run of `rows`."""
     records = RunRecords(LocalStorage(root), run_name)
     writer = records.checkpoint_writer(rows)
     summary = RunSummary()
@@ -73,7 +73,7 @@ def make_finished_run(root: Path, rows: list[int], run_name: str = "exact") -> R
 
 
 def files_below(root: Path) -> dict[str, bytes]:
-    """Return every file below a folder with its bytes."""
+    """Return every file in a folder's tree with its bytes."""
     return {
         str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()
     }

@@ -1,4 +1,4 @@
-"""Writes results as a run leaves them, without a model: values that hang on a planted word, and noise."""
+"""Writes the results of a run without a model: values that depend on a planted word, and noise."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -37,11 +37,11 @@ WORDS = [
 ]
 PLANTED = ("copper", "maple", "harbor", "violin")
 NOISE = {"exact": 0.0, "limited_mc_frac0_3": 0.1, "standard_cc_ns32": 0.6}
-"""Runs of the usual study and the standard deviation of their error."""
+"""Run of the default study -> standard deviation of its error."""
 
 
 def planted_word(row_index: int) -> str:
-    """Return the word that a row's answer hangs on."""
+    """Return the word that decides a row's answer."""
     return PLANTED[row_index % len(PLANTED)]
 
 
@@ -53,7 +53,7 @@ def text_entry(role: int, pieces: Sequence[str], values: Sequence[float | None] 
 
 
 def make_sample(run_name: str, row_index: int, *, noise: float = 0.0, players: int = 8) -> SampleResult:
-    """Return a sample whose planted word has the largest value when there is no noise."""
+    """Return a sample whose planted word has the largest value without noise."""
     draw = random.Random(row_index)
     words = [draw.choice(WORDS) for _ in range(players)]
     position = draw.randrange(players)
@@ -115,14 +115,14 @@ def write_study(
     failed: Mapping[str, Mapping[int, str]] | None = None,
     players: int = 8,
 ) -> Path:
-    """Write an experiment set's directory and return it.
+    """Write an experiment set's directory; return it.
 
     Args:
         directory: The experiment set's directory.
-        rows: The rows that have a sample, in each run.
-        runs: Run names and the noise of their values.
-        planned: The rows that are to be explained; `rows` and the failed ones when None.
-        failed: Run name -> row -> reason of the samples that were given up.
+        rows: The rows with a sample, in each run.
+        runs: Run name -> noise of its values.
+        planned: The rows to explain; None for `rows` and the failed ones.
+        failed: Run name -> row -> reason, of quarantined samples.
         players: Words per row.
     """
     storage = open_storage(str(directory))

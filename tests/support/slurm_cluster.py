@@ -1,4 +1,4 @@
-"""A Slurm cluster of its own in namespaces of this machine, ended by one process id."""
+"""A separate Slurm cluster in namespaces of this machine, ended by one process id."""
 
 import os
 import shutil
@@ -21,7 +21,7 @@ VENV = Path(sys.prefix)
 
 
 def missing() -> str:
-    """Return why no Slurm can be started here; empty when one can."""
+    """Return why Slurm cannot start here; empty if it can."""
     path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
     lacking = [name for name in _NEEDED if shutil.which(name, path=path) is None]
     if lacking:
@@ -33,7 +33,7 @@ needs_slurm = pytest.mark.skipif(bool(missing()), reason=f"a Slurm of the test's
 
 
 class SlurmCluster:
-    """Nodes n1, n2, … with fake GPUs; `folder` is shared by all of them."""
+    """Nodes n1, n2, … with fake GPUs, which all share `folder`."""
 
     def __init__(self, *, nodes: int = 2, cpus: int = 2, gpus: int = 2) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="shapx-slurm-", dir="/tmp"))
@@ -53,7 +53,7 @@ class SlurmCluster:
             "OMP_NUM_THREADS": "1",
             "FAKESLURM_OWNER": str(os.getpid()),
             "HF_HUB_OFFLINE": "1",
-            # A checkout below /tmp would be out of the nodes' sight.
+            # A checkout in /tmp would be invisible to the nodes.
             **({"FAKESLURM_KEEP": str(ROOT)} if ROOT.is_relative_to("/tmp") else {}),
         }
         shape = [str(nodes), str(cpus), str(gpus)]
@@ -67,20 +67,20 @@ class SlurmCluster:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def call(self, *command: str, cwd: Path | None = None, env: dict[str, str] | None = None) -> str:
-        """Run a command on the login node and return what it prints."""
+        """Run a command on the login node; return its output."""
         return self._run([_TOOL, "exec", str(self._state), *command], cwd or self.folder, env)
 
     def submit(self, *args: str, cwd: Path | None = None, env: dict[str, str] | None = None) -> str:
-        """Submit a job by `sbatch`; return its id."""
+        """Submit a job with `sbatch`; return its id."""
         return self.call("sbatch", "--parsable", *args, cwd=cwd, env=env).strip()
 
     def state(self, job: str) -> dict[str, str]:
-        """Return what `scontrol show job` says of a job."""
+        """Return the fields of `scontrol show job`."""
         words = self.call("scontrol", "--oneliner", "show", "job", job).split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
     def wait(self, job: str, log: Path, timeout: float = 240.0) -> dict[str, str]:
-        """Wait until a job has ended for good."""
+        """Wait until a job has finally ended."""
         deadline = time.monotonic() + timeout
         while (found := self.state(job))["JobState"] not in _ENDED:
             said = log.read_text(errors="replace") if log.exists() else ""
@@ -99,7 +99,7 @@ class SlurmCluster:
             text=True,
             check=False,
             timeout=120,
-            start_new_session=True,  # the daemons that `start` leaves do not get this process's signals
+            start_new_session=True,  # `start`'s daemons do not get this process's signals
         )
         assert done.returncode == 0, done.stdout
         return done.stdout

@@ -1,4 +1,4 @@
-"""Small real studies on the demo's model, run through the real command line in processes of their own."""
+"""Small real studies on the demo's model, run by the real command line in separate processes."""
 
 import contextlib
 import json
@@ -31,19 +31,19 @@ VARIANTS: list[dict[str, Any]] = [
     {"explainer_type": "limited_mc", "fractions": [0.5]},
     {"explainer_type": "standard_cc", "num_samples": [16]},
 ]
-"""Explainers that share their answers; the last two hang on seeds."""
+"""Explainers that share their answers; the last two depend on seeds."""
 
 LONG_PROMPTS = (
     "please tell our tall sailor about the harbor and every ferry",
     "kindly remind my young painter that this museum shows old masks",
 )
-"""Eleven words each: 2,048 coalitions, which take a while."""
+"""Eleven words each: 2,048 coalitions, which take some seconds."""
 
 TIMINGS = ("runtime_sec", "runtime_sec_total", "runtime_sec_avg")
 
 
 def write_rows(path: Path, count: int, *, words: int = 5, seed: int = 3) -> None:
-    """Write `count` rows whose prompts have `words` words each."""
+    """Write `count` rows with prompts of `words` words."""
     rng = random.Random(seed)
     rows = []
     for _ in range(count):
@@ -53,7 +53,7 @@ def write_rows(path: Path, count: int, *, words: int = 5, seed: int = 3) -> None
 
 
 def model_that_does_not_load(folder: Path) -> Path:
-    """Make a copy of the demo's model whose weights lack a layer, which shows when a worker loads it."""
+    """Copy the demo's model with a layer's weights missing; only a worker's load detects it."""
     model = folder / "model-without-a-layer"
     shutil.copytree(MODEL, model)
     config = json.loads((model / "config.json").read_text())
@@ -70,7 +70,7 @@ class Study:
     rows: int = 6
     words: int = 5
     settings: dict[str, Any] = field(default_factory=dict)
-    """Keys of the config that differ from the usual ones."""
+    """Keys of the config that differ from the defaults."""
     env: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -87,7 +87,7 @@ class Study:
         return self.folder / "output" / "study"
 
     def write_config(self, **changes: Any) -> None:
-        """Write the config with the usual settings, those of the study, and `changes`."""
+        """Write the config with the default settings, those of the study, and `changes`."""
         usual = {
             "experiment_set_id": "study",
             "output_root": str(self.folder / "output"),
@@ -103,12 +103,12 @@ class Study:
         self.config.write_text(json.dumps({**usual, **self.settings, **changes}, indent=2))
 
     def write_prompts(self, *prompts: str) -> None:
-        """Explain these prompts instead."""
+        """Replace the rows by these prompts."""
         rows = [{"prompt": prompt, "language": "en"} for prompt in prompts]
         pq.write_table(pa.Table.from_pylist(rows), self.folder / "rows.parquet")
 
     def start(self, *args: str, verb: str = "run", env: Mapping[str, str] | None = None) -> "Process":
-        """Start `mllm-shapx run` on the config, in a session of its own."""
+        """Start `mllm-shapx run` on the config, in a new session."""
         return Process([verb, *self._target(verb), *args], {**self.env, **(env or {})}, self.folder)
 
     def run(
@@ -118,7 +118,7 @@ class Study:
         return self.start(*args, verb=verb, env=env).wait(timeout)
 
     def call(self, *args: str, verb: str = "run") -> "Finished":
-        """Run it to its end in this process, which has imported already what takes seconds; without Ray."""
+        """Run it to its end in this process, where the slow imports are done; without Ray."""
         assert verb != "run" or "--inline" in args
         found = CliRunner().invoke(main, [verb, *self._target(verb), *args])
         assert found.exception is None or isinstance(found.exception, SystemExit), found.exception
@@ -133,7 +133,7 @@ class Study:
 
 @dataclass(frozen=True)
 class Finished:
-    """How a call ended."""
+    """The end of a call."""
 
     code: int
     out: str
@@ -143,7 +143,7 @@ class Finished:
 
 
 class Process:
-    """A call of the command line under way; its output goes to a file, so that no full pipe stops it."""
+    """A running call of the command line; its output goes to a file, so that no full pipe stops it."""
 
     def __init__(
         self, args: Sequence[str], env: Mapping[str, str], folder: Path, *, prefix: Sequence[str] = ()
@@ -168,7 +168,7 @@ class Process:
         self._process.send_signal(number)
 
     def kill_group(self, number: int) -> None:
-        """Send a signal to the whole group, as a terminal's Ctrl-C does."""
+        """Send a signal to the whole group, like a terminal's Ctrl-C."""
         os.killpg(self.pid, number)
 
     def catches(self, number: signal.Signals) -> bool:
@@ -190,7 +190,7 @@ class Process:
         return Finished(code, self.out)
 
     def wait_for(self, what: Callable[[], bool], timeout: float = 180.0) -> None:
-        """Wait until `what()` holds while the process runs."""
+        """Wait until `what()` is true while the process runs."""
         deadline = time.monotonic() + timeout
         while not what():
             assert self.is_running(), f"it ended too early:\n{self.out}"
@@ -199,7 +199,7 @@ class Process:
 
 
 class Sabotage:
-    """What breaks in the processes that get its environment; see sabotage/sitecustomize.py."""
+    """Faults in the processes with its environment; see sabotage/sitecustomize.py."""
 
     def __init__(self, folder: Path) -> None:
         self._file = folder / "sabotage.json"
@@ -211,21 +211,21 @@ class Sabotage:
         return {"PYTHONPATH": os.pathsep.join(path), "SABOTAGE_FILE": str(self._file)}
 
     def set(self, **wanted: Any) -> None:
-        """Say what breaks from now on, such as `die=[3]`; nothing by default."""
+        """Set the faults from now on, for example `die=[3]`; none by default."""
         new = self._file.with_suffix(".new")
         new.write_text(json.dumps(wanted))
         new.replace(self._file)
 
 
 def environment(more: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment of a call: no cluster of somebody else, no account, one thread."""
+    """Return the environment of a call: no outside cluster, no account, one thread."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "WANDB_"))}
     paths = os.pathsep.join(filter(None, (more.get("PYTHONPATH"), os.environ.get("PYTHONPATH"))))
     return {**kept, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **more, "PYTHONPATH": paths}
 
 
 def without_timings(data: Any) -> Any:
-    """Return JSON data without what differs between two equal runs."""
+    """Return JSON data without the fields that differ between equal runs."""
     if isinstance(data, dict):
         return {key: without_timings(value) for key, value in data.items() if key not in TIMINGS}
     if isinstance(data, list):
@@ -234,7 +234,7 @@ def without_timings(data: Any) -> Any:
 
 
 def results(output: Path) -> dict[str, Any]:
-    """Return every sample and summary by its path, timings left out."""
+    """Return path -> every sample and summary, without timings."""
     files = [*output.glob("*/samples/*.json"), *output.glob("*/summary/*.json")]
     return {
         str(file.relative_to(output)): without_timings(json.loads(file.read_text()))
@@ -244,13 +244,13 @@ def results(output: Path) -> dict[str, Any]:
 
 
 def everything_below(folder: Path) -> set[str]:
-    """Return the relative path of every file and folder but the logs of calls."""
+    """Return the relative path of every file and folder, except the logs of calls."""
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.name.startswith("log-")}
 
 
 @contextlib.contextmanager
 def untouched(folder: Path) -> Iterator[None]:
-    """Hold that nothing below `folder` comes or goes."""
+    """Check that nothing in `folder` appears or disappears."""
     before = everything_below(folder)
     yield
     assert everything_below(folder) == before

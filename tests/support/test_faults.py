@@ -1,4 +1,4 @@
-"""The broken disk and the wrong clock that other tests use are what they say."""
+"""Tests of the broken disk and the wrong clock that other tests use."""
 
 import os
 import subprocess
@@ -27,7 +27,7 @@ def run(code: str, *args: str, env: dict[str, str]) -> str:
 
 @pytest.mark.skipif(not has_compiler(), reason="needs a C compiler")
 def test_a_bad_disk_fails_on_demand_and_only_below_its_folder(tmp_path: Path) -> None:
-    """Writes or flushes below the folder fail with the system's own error; others go through."""
+    """Writes or flushes in the folder fail with the system's own error; others succeed."""
     output = tmp_path / "output"
     output.mkdir()
     disk = BadDisk(tmp_path, output)
@@ -42,7 +42,7 @@ def test_a_bad_disk_fails_on_demand_and_only_below_its_folder(tmp_path: Path) ->
 
 @pytest.mark.skipif(not has_compiler(), reason="needs a C compiler")
 def test_a_wrong_clock_is_wrong_by_its_seconds(tmp_path: Path) -> None:
-    """The wall clock is set back by two hours; sleeping and the monotonic clock are as ever."""
+    """The wall clock is set back by two hours; sleeping and the monotonic clock are unchanged."""
     env = wrong_clock(tmp_path, -7200)
     now = "import time; time.sleep(0.01); print(time.time(), time.monotonic())"
     right, wrong = (list(map(float, run(now, env=each).split())) for each in ({}, env))

@@ -1,4 +1,4 @@
-"""The loopback hub that other tests stand on serves what the real clients ask for."""
+"""Tests of the loopback hub that other tests use, with the real clients."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ FILES = {"config.json": b"{}", "weights/a.bin": b"A" * 1000, "README.md": b"# x"
 
 
 def test_a_model_repository_is_downloaded_whole(tmp_path: Path) -> None:
-    """snapshot_download of a model gives every file, at the commit, branches resolved."""
+    """snapshot_download of a model returns every file at the commit of a branch."""
     with HubServer() as hub:
         commit = hub.add("model", "o/m", FILES)
         folder = Path(snapshot_download("o/m", endpoint=hub.url, cache_dir=tmp_path))
@@ -22,7 +22,7 @@ def test_a_model_repository_is_downloaded_whole(tmp_path: Path) -> None:
 
 
 def test_models_and_datasets_of_one_name_are_apart(tmp_path: Path) -> None:
-    """A dataset is not served as a model, and commits of old content stay."""
+    """A dataset is not served as a model, and commits of old content remain."""
     with HubServer() as hub:
         old = hub.add("dataset", "o/d", FILES)
         new = hub.add("dataset", "o/d", {"config.json": b"[]"})
@@ -38,7 +38,7 @@ def test_models_and_datasets_of_one_name_are_apart(tmp_path: Path) -> None:
 
 
 def test_the_file_system_view_lists_folders() -> None:
-    """fsspec's view of the hub, which `datasets` resolves patterns with, sees folders and sizes."""
+    """fsspec's view of the hub, which `datasets` uses for patterns, has folders and sizes."""
     with HubServer() as hub:
         hub.add("dataset", "o/d", FILES)
         system = HfFileSystem(endpoint=hub.url, skip_instance_cache=True)

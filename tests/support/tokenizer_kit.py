@@ -1,5 +1,5 @@
-"""Small tokenizers of several kinds, and chat templates as published models have them."""
-# ruff: noqa: S106 -- the words of a vocabulary are no secrets
+"""Small tokenizers of several kinds, and chat templates of published models."""
+# ruff: noqa: S106 -- a vocabulary's words are no secrets
 
 from functools import cache
 from pathlib import Path
@@ -50,7 +50,7 @@ def _fast(raw: Any, **tokens: str) -> Any:
 
 
 def _bpe_with_bos() -> Any:
-    """Byte-level pieces; the post-processor writes a BOS, as those of Llama and Gemma do."""
+    """Byte-level pieces; the post-processor writes a BOS, as for Llama and Gemma."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
     raw = Tokenizer(models.BPE())
@@ -68,7 +68,7 @@ def _bpe_with_bos() -> Any:
 
 
 def _unigram() -> Any:
-    """Pieces as sentencepiece cuts them: a space before the text, NFKC, unknown characters, a BOS."""
+    """Pieces like sentencepiece's: a space before the text, NFKC, unknown characters, a BOS."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
     raw = Tokenizer(models.Unigram())
@@ -84,7 +84,7 @@ def _unigram() -> Any:
 
 
 def _wordpiece() -> Any:
-    """Lower-case word pieces between [CLS] and [SEP], as BERT's are."""
+    """Lower-case word pieces between [CLS] and [SEP], like BERT's."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
     raw = Tokenizer(models.WordPiece(unk_token="[UNK]"))
@@ -128,7 +128,7 @@ def _built(kind: str) -> Any:
 
 
 def chat(*texts: str, system: str = "You are a helpful assistant.") -> ConversationSnapshot:
-    """Return user messages behind a system prompt, unless that is empty."""
+    """Return user messages after a system prompt, if that is not empty."""
     messages = [Message(role=Role.SYSTEM, text=system)] if system else []
     messages += [Message(role=Role.USER, text=text) for text in texts]
     return ConversationSnapshot.from_turns(tuple(Turn(messages=(message,)) for message in messages))
@@ -142,7 +142,7 @@ def coalitions(snapshot: ConversationSnapshot) -> list[ConversationSnapshot]:
 
 
 def as_messages(snapshot: ConversationSnapshot) -> list[dict[str, str]]:
-    """Return a conversation as transformers takes it."""
+    """Return a conversation in transformers' format."""
     return [{"role": message.role.value, "content": message.text} for message in snapshot.messages()]
 
 

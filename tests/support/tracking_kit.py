@@ -1,4 +1,4 @@
-"""Samples for trackers, and servers on loopback that they meet."""
+"""Samples and loopback servers for tests of trackers."""
 
 import socket
 import threading
@@ -9,7 +9,7 @@ from mllm_shapx.records.results import AttributionSummary, ConversationEntry, Sa
 
 
 def make_sample(run_name: str, row_index: int, *, grand: float = 1.0) -> SampleResult:
-    """Return a sample of two words, of which the first is the larger one."""
+    """Return a sample of two words; the first has the larger value."""
     entry = ConversationEntry(0, (0, 0), ("red", " <car>"), (0.75, -0.25))
     return SampleResult(
         run_name=run_name,
@@ -35,7 +35,7 @@ def make_sample(run_name: str, row_index: int, *, grand: float = 1.0) -> SampleR
 
 @contextmanager
 def silent_server() -> Iterator[int]:
-    """Yield the port of a server on loopback that takes connections and never answers."""
+    """Yield the port of a server on loopback that accepts connections and never answers."""
     held: list[socket.socket] = []
     with socket.create_server(("127.0.0.1", 0)) as server:
 

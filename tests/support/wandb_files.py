@@ -1,4 +1,4 @@
-"""Reads what wandb writes into `.wandb` files, with a reader of its own."""
+"""Reads wandb's `.wandb` files with an independent reader."""
 
 import json
 import struct
@@ -40,7 +40,7 @@ def read_records(folder: Path) -> list[Any]:
 
 
 def history_of(records: list[Any]) -> list[dict[str, Any]]:
-    """Return the lines of the history."""
+    """Return the rows of the history."""
     rows = []
     for record in records:
         if record.HasField("history"):
@@ -50,7 +50,7 @@ def history_of(records: list[Any]) -> list[dict[str, Any]]:
 
 
 def whole_history(directory: Path) -> dict[str, list[dict[str, Any]]]:
-    """Return the history of each run, by its name, over all starts: what `wandb sync` would upload."""
+    """Return run name -> its history over all calls, as `wandb sync` would upload it."""
     found: dict[str, list[dict[str, Any]]] = {}
     for folder in sorted(directory.glob("wandb/offline-run-*")):
         records = read_records(folder)
@@ -61,7 +61,7 @@ def whole_history(directory: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def check_history(output: Path, edited: set[int]) -> int:
-    """Hold that W&B has every sample once, and of an edited row the last values last; return the samples."""
+    """Check that W&B has every sample once, and an edited row's last values last; return their number."""
     histories = whole_history(output)
     logged = 0
     for folder in sorted(path.parent for path in output.glob("*/spec.json")):

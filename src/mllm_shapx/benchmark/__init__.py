@@ -1,1 +1,1 @@
-"""How fast this machine explains a config's rows, beside mllm_shap's own runner and the bare model."""
+"""Speed of explaining a config's rows here, compared with mllm_shap's own runner and the bare model."""

@@ -18,26 +18,26 @@ from mllm_shapx.models.flight import FEWEST_ROWS
 
 Say = Callable[[str], None]
 PROBE_SHARE = 0.05
-"""Share of a contestant's time that each setting is tried for."""
+"""Time for each setting, as a share of a contestant's time."""
 PROBES_SHARE = 2.0
-"""How often that time is spent on all settings together, about."""
+"""Approximate time for all settings together, in contestant's times."""
 MOST_PROBE_ROWS = 4
 FEWEST_COALITIONS = 16
 FEWEST_PROBES = 4
-"""Less than so many settings tried says nothing."""
+"""Fewer tried settings give no recommendation."""
 SHARING_SHARE = 0.5
-"""Share of a contestant's time that the whole sweep is run for."""
+"""Time for the whole sweep, as a share of a contestant's time."""
 
 
 def bench(loaded: LoadedConfig, options: BenchOptions, say: Say) -> BenchReport:
     """Measure a config on this machine; `say` gets a line for each step.
 
     Raises:
-        UsageError: For anything that the user can correct.
+        UsageError: For all faults that the user can fix.
     """
     subject = Subject(loaded)
     if subject.run.device == "cpu":
-        # mllm_shap's backend takes a GPU wherever it sees one.
+        # mllm_shap's backend uses any visible GPU.
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     return asyncio.run(_bench(subject, options, say))
 
@@ -77,24 +77,24 @@ async def _bench(subject: Subject, options: BenchOptions, say: Say) -> BenchRepo
 
 
 async def _recommend(ours: Explainer, ready: Ready, options: BenchOptions, say: Say) -> Recommendation:
-    """Try settings, each on coalitions for about two batches of the size that `auto` found."""
-    # One long row in the contest does not mean that a study should do with one.
+    """Try settings, each on coalitions for about two batches of the `auto` size."""
+    # The contest may have one long row; a study should still use several.
     found, rows = ours.engine.stats.batch_size, max(FEWEST_ROWS, ours.flight.most)
     seconds = PROBES_SHARE * options.seconds
     games = _probe_games(ready, max(2 * found, int(ready.rate * PROBE_SHARE * options.seconds)))
     total = sum(game.coalitions for game in games)
     if FEWEST_PROBES * total > seconds * ready.rate:
         return Recommendation(found, rows)
-    start = min(found, 1 << (total.bit_length() - 1))  # few rows fill no larger batch
+    start = min(found, 1 << (total.bit_length() - 1))  # few rows cannot fill a larger batch
     largest = sum(sorted(game.coalitions for game in games)[-rows:])
     prober = Prober(ours.engine.model, games, largest, say)
     best = await prober.recommend(start, rows, seconds)
-    # Where the largest that these rows fill is the best, what was found with more rows stands.
+    # If the largest batch of these rows is the best, keep the size found with more rows.
     return replace(best, batch_size=found) if best.batch_size == start < found else best
 
 
 def _probe_games(ready: Ready, total: int) -> Sequence[Game]:
-    """Return games from the contest with `total` coalitions in all, or all games; several where there are."""
+    """Return games of the contest with `total` coalitions in total, or all games; several if possible."""
     most = max(FEWEST_COALITIONS, -(-total // min(MOST_PROBE_ROWS, len(ready.games))))
     games: list[Game] = []
     for game in ready.games:
@@ -105,7 +105,7 @@ def _probe_games(ready: Ready, total: int) -> Sequence[Game]:
 
 
 def _remarks(result: Contest, ready: Ready, recommended: Recommendation) -> list[str]:
-    """Return what the reader should know of how the figures came about."""
+    """Return remarks on the origin of the figures."""
     remarks = []
     if any(game.run.explainer_type != "exact" for game in ready.games):
         remarks.append(

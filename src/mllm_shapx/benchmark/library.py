@@ -1,6 +1,6 @@
 """The library's side: rows explained by mllm_shap's own runner on its own transformers backend.
 
-The backend gets the prompts of the tokenizer's `apply_chat_template`, which its own are not for every model.
+The backend gets the prompts of the tokenizer's `apply_chat_template`: for some models its own differ.
 """
 
 import time
@@ -19,15 +19,15 @@ from mllm_shapx.planning.runs import RunSpec
 
 
 class LibraryError(ShapxError):
-    """The library could not explain a row; the message says why."""
+    """The library could not explain a row; the message has the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class LibraryResult:
-    """What the library's runner made of one row."""
+    """The library runner's result for one row."""
 
     coalitions: int
-    """Coalitions that it evaluated."""
+    """Number of evaluated coalitions."""
     seconds: float
     values: tuple[float, ...]
     """One per player, normalized."""
@@ -36,7 +36,7 @@ class LibraryResult:
 
 
 class LibraryRunner:
-    """Explains rows with `mllm_shap.ExplainRunner`; its model is loaded once, at the first row.
+    """Explains rows with `mllm_shap.ExplainRunner`; loads its model once, at the first row.
 
     Args:
         run: Names the model.
@@ -79,7 +79,7 @@ class LibraryRunner:
 
     @property
     def makes_other_prompts(self) -> bool:
-        """Whether the library's backend, left alone, would ask the model something else."""
+        """Whether the library's unchanged backend would give the model other prompts."""
         return self._backend.makes_other_prompts
 
     def _config(self, run: RunSpec, seed: int, num_players: int) -> ExplainConfig:
@@ -94,7 +94,7 @@ class LibraryRunner:
 
 
 def comparable(run: RunSpec, dtype: str) -> bool:
-    """Say whether the library's values must equal ours: no draws, no rounding that depends on the batch."""
+    """Return whether the library's values must equal ours: no draws, no batch-dependent rounding."""
     shap = run.shap
     same_score = not shap.needs_embeddings or (shap.reducer == "MeanReducer" and run.embedding is None)
     same_score &= shap.value_function is not None or SIMILARITIES[shap.similarity].library_name is not None

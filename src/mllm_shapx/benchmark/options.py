@@ -1,9 +1,9 @@
-"""What a call of `bench` asks for beside the config."""
+"""The options of a call of `bench` besides the config."""
 
 from dataclasses import dataclass
 
 LIBRARY_SHARE = 3.0
-"""The library, which takes longest by far, gets so many times the others' time."""
+"""Multiple of the others' time for the library, by far the slowest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,11 +13,11 @@ class BenchOptions:
     rows: int | None = None
     """Rows to explain; None for as many as the time allows."""
     seconds: float = 20.0
-    """About how long each contestant is measured, the library three times as long."""
+    """Approximate measuring time of each contestant; the library gets three times as much."""
     rows_in_flight: int | None = None
-    """Rows side by side; None for as many as fill the batches."""
+    """Rows in flight; None for as many as fill the batches."""
 
     @property
     def library_seconds(self) -> float:
-        """Return about how long the library is measured."""
+        """Return the approximate measuring time of the library."""
         return LIBRARY_SHARE * self.seconds

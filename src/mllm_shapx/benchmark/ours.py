@@ -1,4 +1,4 @@
-"""Our side: rows explained through the engine, as a worker does it."""
+"""Our side: rows explained with the engine, as in a worker."""
 
 import asyncio
 import time
@@ -27,30 +27,30 @@ from mllm_shapx.records.results import SampleResult
 
 @dataclass(slots=True)
 class Turn:
-    """Some games played to their end."""
+    """Some complete games."""
 
     coalitions: int = 0
-    """Coalitions evaluated."""
+    """Number of evaluated coalitions."""
     seconds: float = 0.0
     """Wall time."""
     busy_seconds: float = 0.0
-    """Of these, time that the device spent in the model."""
+    """Part of `seconds` that the device spent in the model."""
     encode_seconds: float = 0.0
-    """Time that the encoding thread spent beside it: templates, tokens, features of recordings."""
+    """Time of the parallel encoding thread: templates, tokens, features of recordings."""
     own_seconds: float = 0.0
-    """Processor time of the event loop's thread: sampling, rendering, scoring, estimating."""
+    """CPU time of the event loop's thread: sampling, rendering, scoring, estimating."""
     samples: list[SampleResult] = field(default_factory=list)
     """One per game, in the order of the games."""
     prompts: list[ConversationSnapshot] = field(default_factory=list)
-    """What the model was asked."""
+    """The model's prompts."""
 
 
 class Explainer:
-    """Plays games on one model, several rows side by side.
+    """Plays games on one model, several rows at a time.
 
     Args:
         model: The loaded model.
-        rows_in_flight: Rows side by side; None for as many as fill the batches, as `run` does it.
+        rows_in_flight: Rows at a time; None for as many as fill the batches, as in `run`.
     """
 
     def __init__(self, model: Model, rows_in_flight: int | None) -> None:
@@ -59,7 +59,7 @@ class Explainer:
         self._answers = ModelAnswers(self.engine, {})
 
     async def play(self, games: Sequence[Game]) -> Turn:
-        """Explain the games' rows, each with answers of its own, and say how long it took."""
+        """Explain the games' rows, without shared answers; return times and samples."""
         turn = Turn()
         samples: dict[int, SampleResult] = {}
         self.flight.most = 0
@@ -83,7 +83,7 @@ class Explainer:
         return turn
 
     async def play_sweep(self, game: Game, runs: Sequence[RunSpec]) -> tuple[int, int]:
-        """Explain the game's row by all `runs`, sharing answers; return (coalitions, answers generated)."""
+        """Explain the game's row for all `runs`, sharing answers; return (coalitions, generated answers)."""
         rows: dict[str, RowExplainer] = {}
         evaluated = generated = 0
         for run in runs:
@@ -116,7 +116,7 @@ class Explainer:
 
 
 class Borrowed:
-    """A model with another batch size that outlives the engine it is lent to."""
+    """A model with another batch size that stays loaded when its engine closes."""
 
     def __init__(self, model: Model, batch_size: int | None) -> None:
         self._model = model
@@ -136,4 +136,4 @@ class Borrowed:
         return self._model.encode(snapshot, decoding)
 
     def close(self) -> None:
-        """Leave the model loaded."""
+        """Do nothing: the model stays loaded."""

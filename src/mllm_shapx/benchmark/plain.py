@@ -11,21 +11,21 @@ from mllm_shapx.models.hf_text import HfTextModel
 
 BATCH_SIZES = (8, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 ALWAYS_TRIED = 64
-"""Batch sizes up to it are tried however slow the model is."""
+"""Batch sizes up to it are always tried, also with a slow model."""
 SEARCH_SHARE = 0.05
-"""Share of the time that each batch size is measured for, and for one batch at least."""
+"""Measuring time of each batch size, as a share of the time; at least one batch."""
 SLOWER = 0.97
 LARGER = 2
-"""A batch size more than twice the best one and below `SLOWER` of its rate ends the search: one alone may
-have met a busy moment."""
+"""A batch size more than twice the best one and below `SLOWER` of its rate ends the search. One slower size
+alone does not: the machine may have been busy."""
 GOLDEN = (5**0.5 - 1) / 2
-"""Multiples of it, modulo 1, are spread evenly from the first few on."""
+"""Multiples of it, modulo 1, are spread evenly, even the first few."""
 
 
 class PlainGenerate:
-    """Answers prompts with nothing but `model.generate` on the model that we answer with.
+    """Answers prompts with `model.generate` alone, on our own model.
 
-    Prompts are tokenized beforehand and answers are not turned into text: only the model counts.
+    Prompts are tokenized before and answers are not decoded, so only the model's time counts.
     """
 
     def __init__(self, model: HfTextModel, decoding: Decoding) -> None:
@@ -34,12 +34,12 @@ class PlainGenerate:
         self._decoding = decoding
         self._vocabulary = model.vocabulary
         self.batch_size = 1
-        """The best found by `find_batch_size`."""
+        """The best one of `find_batch_size`."""
         self.rates: dict[int, float] = {}
-        """Batch size -> prompts per second, as `find_batch_size` measured them."""
+        """Batch size -> prompts per second in `find_batch_size`."""
 
     def find_batch_size(self, snapshots: Sequence[ConversationSnapshot], seconds: float) -> None:
-        """Measure one batch size after the other until they get slower or one batch takes `seconds`."""
+        """Measure increasing batch sizes until they get slower or one batch takes `seconds`."""
         prompts = self._encode(snapshots)
         self._answer(prompts[: BATCH_SIZES[0]])
         for size in BATCH_SIZES:
@@ -55,7 +55,7 @@ class PlainGenerate:
                 break
 
     def seconds_for(self, snapshots: Sequence[ConversationSnapshot]) -> float:
-        """Return the seconds that it takes to answer all, in batches of at most the best size."""
+        """Return the seconds to answer all, in batches of at most the best size."""
         prompts = self._encode(snapshots)
         batches = -(-len(prompts) // self.batch_size)
         size = -(-len(prompts) // batches)
@@ -65,7 +65,7 @@ class PlainGenerate:
         return time.perf_counter() - started
 
     def _rate_at(self, size: int, prompts: list[tuple[int, ...]], seconds: float) -> float | None:
-        """Return prompts per second; None when the memory does not hold such a batch."""
+        """Return prompts per second; None if such a batch does not fit into memory."""
         import torch
 
         answered, spent = 0, 0.0
@@ -106,7 +106,7 @@ class PlainGenerate:
                 eos_token_id=list(self._vocabulary.eos) or None,
                 **self._sampling(),
             )
-        output.cpu()  # an accelerator answers before it is done
+        output.cpu()  # waits: accelerators compute asynchronously
 
     def _sampling(self) -> dict[str, Any]:
         if self._decoding.text_temperature == 0:
@@ -117,10 +117,10 @@ class PlainGenerate:
 
 
 def _batches(prompts: list[tuple[int, ...]], size: int) -> Iterator[list[tuple[int, ...]]]:
-    """Yield batches of neighbouring lengths without end.
+    """Yield an endless sequence of batches of similar lengths.
 
-    Few prompts are repeated to fill a batch; many are gone through with strides, so that a few batches see
-    all lengths.
+    Few prompts are repeated to fill a batch. Many are visited with strides, so that a few batches cover all
+    lengths.
     """
     pool = prompts * -(-size // len(prompts))
     starts = list(range(0, len(pool) - size + 1, size))

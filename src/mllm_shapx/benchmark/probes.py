@@ -1,4 +1,4 @@
-"""Which batch size and how many rows in flight suit this model and machine, found by trying them."""
+"""Finds the best batch size and rows in flight for this model and machine by trial."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -11,11 +11,11 @@ from mllm_shapx.models.base import Model
 
 SMALLEST_SIZE, LARGEST_SIZE = 8, 4096
 CLEARLY = 1.03
-"""A larger setting must be faster by this factor to be worth it."""
+"""A larger setting is chosen only if it is faster by this factor."""
 SLOWER = 0.9
-"""A batch size below this share of the best rate ends the walk that came to it."""
+"""A batch size below this share of the best rate ends its walk."""
 FLIGHTS_SHARE = 0.4
-"""Share of the time that is kept for trying rows in flight."""
+"""Share of the time reserved for trying rows in flight."""
 PROMISING = 0.7
 """Settings above this share of the best rate are tried twice."""
 
@@ -39,12 +39,12 @@ class Probe:
 
 @dataclass(frozen=True, slots=True)
 class Recommendation:
-    """What to write into the config and to give to `run`."""
+    """Settings for the config and for `run`."""
 
     batch_size: int
     rows_in_flight: int
     probes: tuple[Probe, ...] = ()
-    """Empty where the time did not suffice to try anything: then it is what the contest was held with."""
+    """Empty if there was no time to try any; then the settings are the contest's."""
 
 
 class Prober:
@@ -52,9 +52,9 @@ class Prober:
 
     Args:
         model: The loaded model; it stays loaded.
-        games: Played once for each setting, several at a time.
-        largest: No batch larger than this is tried.
-        say: Told what is going on.
+        games: Played once per setting, several at a time.
+        largest: Maximum batch size to try.
+        say: Called with progress messages.
     """
 
     def __init__(self, model: Model, games: Sequence[Game], largest: int, say: Callable[[str], None]) -> None:
@@ -65,9 +65,9 @@ class Prober:
         self._deadline = 0.0
 
     async def recommend(self, found: int, rows_in_flight: int, seconds: float) -> Recommendation:
-        """Try batch sizes around the one that `auto` found, then rows in flight with the best of them.
+        """Try batch sizes around the `auto` one, then rows in flight with the best of them.
 
-        Nothing new is tried after `seconds`; a slow model has fewer settings tried.
+        No new setting starts after `seconds`, so a slow model gets fewer trials.
         """
         self._deadline = time.monotonic() + seconds * (1 - FLIGHTS_SHARE)
         sizes = [await self._try(found, rows_in_flight)]
@@ -86,7 +86,7 @@ class Prober:
         return Recommendation(best.batch_size, chosen.rows_in_flight, (*sizes, *flights[1:]))
 
     async def _walk(self, probes: list[Probe], sizes: Sequence[int]) -> None:
-        """Try one size after the other until they get clearly slower."""
+        """Try the sizes in order until they get clearly slower."""
         for size in sizes:
             if size < SMALLEST_SIZE:
                 continue
@@ -102,9 +102,9 @@ class Prober:
         return time.monotonic() < self._deadline
 
     async def _again(self, probes: Sequence[Probe]) -> list[Probe]:
-        """Try the promising ones once more, the last first, and keep each one's better rate.
+        """Try the promising ones again, the last first, and keep each one's better rate.
 
-        What else the machine does comes in bursts; a rate that was good once was not a burst.
+        Other load on the machine is in bursts, which only lower a rate.
         """
         fastest = max(probe.coalitions_per_second for probe in probes)
         found = []
@@ -127,7 +127,7 @@ class Prober:
 
 
 def _best(probes: Sequence[Probe], key: Callable[[Probe], int] = lambda probe: probe.batch_size) -> Probe:
-    """Return the fastest probe, or one that is smaller by `key` and hardly slower."""
+    """Return the fastest probe, or one with a smaller `key` that is hardly slower."""
     fastest = max(probe.coalitions_per_second for probe in probes)
     close = [probe for probe in probes if probe.coalitions_per_second * CLEARLY >= fastest]
     return min(close, key=key)

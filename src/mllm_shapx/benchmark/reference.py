@@ -1,4 +1,4 @@
-"""mllm_shap's own transformers backend, given the prompts that the model's chat template makes."""
+"""mllm_shap's own transformers backend, with the prompts of the model's chat template."""
 
 import asyncio
 from pathlib import Path
@@ -20,12 +20,12 @@ OTHER_PROMPTS = (
 class ReferenceBackend(TransformersTextBackend):
     """Answers one prompt at a time with `generate`, as mllm_shap does, on the ids of `apply_chat_template`.
 
-    The library tokenizes a rendered template with the tokenizer's special tokens and knows no settings of the
-    template. Where neither matters the prompts are the library's own.
+    The library adds the tokenizer's special tokens to a rendered template, and has no template settings. If
+    neither matters, the prompts equal the library's own.
 
     Args:
         context: The library's config of the model.
-        run: Says how prompts are made.
+        run: Has the settings of the prompts.
         model_path: The model's directory; None for a hub id.
     """
 
@@ -35,7 +35,7 @@ class ReferenceBackend(TransformersTextBackend):
         self._model_path = model_path
         self._prompts: ChatPrompts | None = None
         self.makes_other_prompts = False
-        """Whether the library's own prompt was another one, for the first conversation so far."""
+        """Whether the library's own prompt differed for the first conversation so far."""
 
     async def _ensure_loaded(self) -> None:
         if not self._run.connector_kwargs.loading_settings:
@@ -46,7 +46,7 @@ class ReferenceBackend(TransformersTextBackend):
                 await asyncio.to_thread(self._load_as_we_do)
 
     def _load_as_we_do(self) -> None:
-        """Load what the library has no setting for."""
+        """Load the parts that the library has no setting for."""
         loaded = load_model(self._run.model_settings, self._model_path)
         if not isinstance(loaded, HfTextModel):
             msg = f"connector {self._run.connector!r} has no backend of transformers"
@@ -73,7 +73,7 @@ class ReferenceBackend(TransformersTextBackend):
     ) -> list[int] | None:
         try:
             encoded = super()._encode(torch, model, tokenizer, snapshot)
-        except Exception:  # noqa: BLE001 -- a template that refuses the system role, say: the library cannot
+        except Exception:  # noqa: BLE001 -- for example, a template that refuses the system role
             return None
         ids: list[int] = encoded["input_ids"][0].tolist()
         return ids

@@ -1,4 +1,4 @@
-"""What a benchmark found, as a table and as data."""
+"""A benchmark's results, as a table and as data."""
 
 import os
 import platform
@@ -18,20 +18,19 @@ _WIDTH = 100
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Where the figures come from."""
+    """The machine of the figures."""
 
     device: str
     hardware: str
-    """Name of the processor or of the GPU."""
+    """Name of the CPU or GPU."""
     dtype: str
     threads: int
     load_average: float
-    """Processes that wanted a CPU in the minute before; this machine's cores were not ours alone when it is
-    well above 0."""
+    """Load average of the minute before; well above 0, other processes used the CPU too."""
 
     @classmethod
     def describe(cls, identity: ModelIdentity) -> "Machine":
-        """Look at this machine as it is now."""
+        """Return this machine's current state."""
         import torch
 
         on_gpu = identity.device.startswith("cuda")
@@ -46,7 +45,7 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class BenchReport:
-    """Everything that one call measured. Rates are coalitions per second, medians over the rounds."""
+    """All measurements of one call. Rates are coalitions per second, medians over the rounds."""
 
     model_id: str
     machine: Machine
@@ -68,19 +67,19 @@ class BenchReport:
 
     @property
     def idle_fraction(self) -> float:
-        """Return the share of our time in which the device was not in the model."""
+        """Return the share of our time that the device spent outside the model."""
         turns = self.contest.turns
         return 1.0 - sum(turn.busy_seconds for turn in turns) / sum(turn.seconds for turn in turns)
 
     @property
     def outside_model_us(self) -> float:
-        """Return the microseconds of processor time per coalition for sampling, rendering and scoring."""
+        """Return the microseconds of CPU time per coalition for sampling, rendering and scoring."""
         turns = self.contest.turns
         return 1e6 * sum(turn.own_seconds for turn in turns) / sum(turn.coalitions for turn in turns)
 
     @property
     def encoding_us(self) -> float:
-        """Return the microseconds per coalition that the encoding thread took, beside the device's thread."""
+        """Return the microseconds per coalition of the encoding thread, parallel to the device's thread."""
         turns = self.contest.turns
         return 1e6 * sum(turn.encode_seconds for turn in turns) / sum(turn.coalitions for turn in turns)
 
@@ -203,7 +202,7 @@ def _times(ratio: float | None, name: str) -> str:
 
 
 def _processor() -> str:
-    listed = Path("/proc/cpuinfo")  # Linux alone has it
+    listed = Path("/proc/cpuinfo")  # only on Linux
     for line in listed.read_text(encoding="utf-8").splitlines() if listed.exists() else ():
         if line.startswith("model name"):
             return line.partition(":")[2].strip()

@@ -1,4 +1,4 @@
-"""The contest: rows in rounds, in each of which all contestants take turns on the same rows."""
+"""The contest: in each round, all contestants take turns on the same rows."""
 
 import asyncio
 import math
@@ -17,25 +17,25 @@ from mllm_shapx.benchmark.subject import Game
 from mllm_shapx.models.flight import FEWEST_ROWS
 
 MOST_ROUNDS = 5
-"""Rounds that the rows are cut into; medians are taken over them."""
+"""Maximum number of rounds; medians are over the rounds."""
 MOST_REPEATS = 4
-"""Turns of the fast contestants on either side of the library's one."""
+"""Maximum turns of the fast contestants before and after the library's one."""
 WORTH_ALL = 2.0
-"""The library plays a round's games whole when that takes at most so many times its share of the time."""
+"""The library plays a round's whole games if they take at most this multiple of its share of the time."""
 WORTH_ALL_ASKED_FOR = 10.0
-"""The same when the user says how many rows there are to be."""
+"""The same if the user gives the number of rows."""
 
 
 class Prompts(Protocol):
-    """A contestant that answers prompts and explains nothing."""
+    """A contestant that only answers prompts."""
 
     def seconds_for(self, snapshots: Sequence[ConversationSnapshot]) -> float:
-        """Return the seconds that it takes to answer all."""
+        """Return the seconds to answer all."""
 
 
 @dataclass(slots=True)
 class Tally:
-    """What one contestant did: coalitions and seconds of each round, or of each turn."""
+    """One contestant's coalitions and seconds of each round, or of each turn."""
 
     rounds: list[tuple[float, float]] = field(default_factory=list)
 
@@ -55,20 +55,20 @@ class Tally:
 
     @property
     def median_rate(self) -> float | None:
-        """Return the median over the rounds of coalitions per second; None when there was no turn."""
+        """Return the median over the rounds of coalitions per second; None without a turn."""
         if not self.rounds:
             return None
         return statistics.median(coalitions / seconds for coalitions, seconds in self.rounds)
 
     @property
     def total_rate(self) -> float | None:
-        """Return all coalitions by all seconds."""
+        """Return all coalitions divided by all seconds."""
         return self.coalitions / self.seconds if self.rounds else None
 
 
 @dataclass(slots=True)
 class Contest:
-    """What came out of the rounds."""
+    """The results of the rounds."""
 
     ours: Tally = field(default_factory=Tally)
     library: Tally = field(default_factory=Tally)
@@ -76,28 +76,28 @@ class Contest:
     turns: list[Turn] = field(default_factory=list)
     """Our turns, without their prompts."""
     library_sampled: bool = False
-    """Whether the library was given fewer coalitions of a row than we."""
+    """Whether the library got fewer coalitions of a row than we."""
     compared_rows: int = 0
-    """Rows on which both games were the same, so that their values could be compared."""
+    """Rows with equal games on both sides, so that their values could be compared."""
     largest_difference: float | None = None
-    """Largest difference between a value of ours and the library's."""
+    """Maximum difference between our values and the library's."""
 
 
 @dataclass(frozen=True, slots=True)
 class Contestants:
-    """All that take part."""
+    """The contestants."""
 
     ours: Explainer
     library: LibraryRunner | None
     library_rate: float
-    """Coalitions per second, about."""
+    """Approximate coalitions per second."""
     raw: Prompts | None
     comparable: bool
     """Whether the library's values must equal ours."""
 
 
 def cut_into_rounds(games: Sequence[Game], fewest: int) -> list[Sequence[Game]]:
-    """Cut the games into at most `MOST_ROUNDS` even rounds of neighbours, of `fewest` games at least."""
+    """Cut the games into at most `MOST_ROUNDS` equal rounds of neighbours, of at least `fewest` games."""
     count = max(1, min(MOST_ROUNDS, len(games) // fewest))
     edges = [round(place * len(games) / count) for place in range(count + 1)]
     return [games[first:last] for first, last in pairwise(edges)]
@@ -106,10 +106,10 @@ def cut_into_rounds(games: Sequence[Game], fewest: int) -> list[Sequence[Game]]:
 async def contest(
     games: Sequence[Game], contestants: Contestants, options: BenchOptions, say: Callable[[str], None]
 ) -> Contest:
-    """Play all rounds; each contestant gets about `options.seconds` in all.
+    """Play all rounds; each contestant gets about `options.seconds` in total.
 
-    The library takes its turn in the middle of a round, the others before and after it, so that what else
-    the machine does meanwhile hits all alike.
+    In each round, the library plays in the middle and the others before and after it, so that other load on
+    the machine affects all equally.
     """
     result = Contest()
     rounds = cut_into_rounds(games, contestants.ours.flight.fixed or FEWEST_ROWS)
@@ -131,7 +131,7 @@ class _Round:
         self._ours, self._raw = Tally(), Tally()
 
     async def play(self, patience: float) -> None:
-        """Take all turns and add them up; `patience` is how often over the library may spend its time."""
+        """Take all turns and add them up; the library may use `patience` times its time."""
         first = await self._our_turn()
         prompts = first.prompts
         await self._raw_turn(prompts)
@@ -158,7 +158,7 @@ class _Round:
     async def _raw_turn(self, prompts: Sequence[ConversationSnapshot]) -> None:
         if self._with.raw is not None:
             seconds = await asyncio.to_thread(self._with.raw.seconds_for, prompts)
-            # Coalitions that give one prompt are asked once, by us and here.
+            # Coalitions with equal prompts are answered once, by us and here.
             self._raw.add(sum(game.coalitions for game in self._games), seconds)
 
     async def _library_turn(self, ours: Turn, patience: float) -> None:
@@ -182,7 +182,7 @@ class _Round:
         for sample, result in zip(ours.samples, theirs, strict=True):
             values = sample.player_values()
             if len(values) != len(result.values):
-                continue  # a token filter of ours took players away
+                continue  # our token filter removed players
             differences = [
                 abs((own or 0.0) - other) for own, other in zip(values, result.values, strict=True)
             ]

@@ -1,4 +1,4 @@
-"""What is measured: a config's model and rows, and a game for each row that fits the time."""
+"""The subject of a benchmark: a config's model and rows, and a game for each row that fits the time."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -20,7 +20,7 @@ from mllm_shapx.planning.runs import Budget, RunSpec
 from mllm_shapx.planning.sweep import expand, player_rule
 
 ANSWERED_RUN = "bench"
-"""Name of the run that is measured."""
+"""Name of the measured run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +33,11 @@ class Game:
 
     @property
     def coalitions(self) -> int:
-        """Return how many coalitions the run evaluates."""
+        """Return the number of coalitions of the run."""
         return self.run.coalitions(self.num_players)
 
     def limited_to(self, coalitions: int) -> "Game":
-        """Return the game with at most about `coalitions` of them: exact where that is enough."""
+        """Return the game with at most about `coalitions` coalitions; exact if these suffice."""
         if 1 << self.num_players <= coalitions:
             return replace(self, run=_as(self.run, "exact", Budget("all")))
         budget = Budget("num_samples", max(coalitions, 1))
@@ -49,10 +49,10 @@ class Game:
 
 
 class Subject:
-    """A config's runs and rows, and where its model lies.
+    """A config's runs and rows, and its model's location.
 
     Raises:
-        UsageError: For anything that the user can correct.
+        UsageError: For all faults that the user can fix.
     """
 
     def __init__(self, loaded: LoadedConfig) -> None:
@@ -71,7 +71,7 @@ class Subject:
                 'bench a copy of the config with a similarity in "shap"'
             )
         self.run = _as(answering[0], "exact", Budget("all"))
-        """Exact explanation with the settings of the sweep's first run that has coalitions answered."""
+        """Exact explanation with the settings of the sweep's first run that generates answers."""
         self._table: Table = open_table(settings.dataset, loaded.path)
         self._rows = select_rows(
             self._table,
@@ -93,10 +93,10 @@ class Subject:
         return load_model(self.run.model_settings, self.model_path, self.revision, self._config_path)
 
     def games(self, model: Model) -> Iterator[Game]:
-        """Yield the exact game of each row that `model` can be asked about, in selection order.
+        """Yield the exact game of each row that `model` can answer, in selection order.
 
         Raises:
-            UsageError: When there is not one.
+            UsageError: When there is none.
         """
         refused: RowError | None = None
         found = False
@@ -125,5 +125,5 @@ def _as(run: RunSpec, explainer_type: ShapleyType, budget: Budget) -> RunSpec:
 
 
 def directory_of(run: RunSpec, model_path: Path | None) -> str:
-    """Return what transformers loads the model from: a directory or a hub id."""
+    """Return the model's source for transformers: a directory or a hub id."""
     return run.model_id if model_path is None else str(model_path)

@@ -19,38 +19,38 @@ from mllm_shapx.models.base import Model
 from mllm_shapx.models.hf_text import HfTextModel
 
 ENOUGH_S = 1.0
-"""Our warm-up grows until one turn takes so long."""
+"""Our warm-up grows until one turn takes these seconds."""
 GROWING_SHARE = 0.25
-"""While the batch size still grows, the warm-up goes on until a turn takes this share of the time."""
+"""While the batch size grows, the warm-up continues until a turn takes this share of the time."""
 FIRST_COALITIONS = 64
 MOST_COALITIONS = 1 << 15
 MOST_ROWS = 512
 MOST_LONG_ROWS = 3
-"""Rows that share the time when the user names a number of rows; more rows take longer."""
+"""Rows that share the time if the user gives a number of rows; more rows take longer."""
 LIBRARY_COALITIONS = 16
 
 
 class GameSupply:
-    """The exact games of a subject's rows, read as they are needed."""
+    """The exact games of a subject's rows, read on demand."""
 
     def __init__(self, subject: Subject, model: Model) -> None:
         self._unread: Iterator[Game] = subject.games(model)
         self._read: list[Game] = []
 
     def first(self, count: int) -> list[Game]:
-        """Return the first `count` games, fewer when there are not so many."""
+        """Return the first `count` games, or all if there are fewer."""
         self._read += islice(self._unread, max(0, count - len(self._read)))
         return self._read[:count]
 
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """The contestants, loaded and warm, and the games that they play."""
+    """The loaded and warm contestants, and their games."""
 
     contestants: Contestants
     games: Sequence[Game]
     rate: float
-    """Our coalitions per second, about."""
+    """Our approximate coalitions per second."""
     raw: PlainGenerate | None
     notes: tuple[str, ...]
 
@@ -58,7 +58,7 @@ class Ready:
 async def warm_up(
     subject: Subject, model: Model, ours: Explainer, options: BenchOptions, say: Callable[[str], None]
 ) -> Ready:
-    """Load and warm up all contestants and choose games that fit the time.
+    """Load and warm up all contestants; choose games that fit the time.
 
     Raises:
         UsageError: When no row can be explained.
@@ -91,7 +91,7 @@ async def warm_up(
 async def _warm_up_ours(
     ours: Explainer, supply: GameSupply, patience: float
 ) -> tuple[float, list[ConversationSnapshot]]:
-    """Play larger and larger games until the batch size has settled or a turn takes `patience` seconds.
+    """Play ever larger games until the batch size is stable or a turn takes `patience` seconds.
 
     Returns:
         Coalitions per second, and the prompts of the last turn.
@@ -117,7 +117,7 @@ async def _warm_up_ours(
 async def _warm_up_library(
     subject: Subject, supply: GameSupply, notes: list[str], say: Callable[[str], None]
 ) -> tuple[LibraryRunner | None, float]:
-    """Return the library's runner and its coalitions per second; None with a note where it cannot run."""
+    """Return the library's runner and its coalitions per second; None with a note if it cannot run."""
     if subject.run.connector != "hf_text":
         notes.append(f"mllm_shap has no backend for connector {subject.run.connector!r}: no ratio")
         return None, 0.0
@@ -137,11 +137,11 @@ async def _warm_up_library(
 
 
 def _choose(supply: GameSupply, rate: float, library_rate: float, options: BenchOptions) -> list[Game]:
-    """Return games for the contest: as many as asked for, or as take the slower side about the time given.
+    """Return games for the contest: the number of the options, or as many as fit the slower side's time.
 
-    A game too long for us is cut to the time, and played alone: coalitions of one row share more than those
-    of several, so that many short games would show less than the whole ones of a study. Where the library
-    cannot play even one, our time alone counts.
+    A game too long for us is cut to the time and played alone. Coalitions of one row share more than those of
+    several rows, so many short games would be slower than a study's whole games. If the library cannot play
+    even one, only our time counts.
     """
     alike = min(options.rows or 1, MOST_LONG_ROWS)
     most = max(FIRST_COALITIONS, int(rate * options.seconds / alike))

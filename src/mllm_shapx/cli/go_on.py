@@ -1,4 +1,4 @@
-"""The command that goes on with a study, as it is said after a signal."""
+"""The command that continues a study, shown after a signal."""
 
 import contextlib
 import shlex
@@ -15,22 +15,22 @@ if TYPE_CHECKING:
     from mllm_shapx.config.loading import LoadedConfig
 
 _NOT_REPEATED = {"config", "configs", "named", "config_list", "more", "resume", "overwrite"}
-"""Options that the command that goes on does not repeat as they are."""
+"""Options that the continuing command does not repeat unchanged."""
 
 
 def stop_request() -> StopRequest:
-    """Return what tells this command of signals."""
+    """Return this command's signal handler."""
     found = click.get_current_context().find_object(StopRequest)
     return StopRequest() if found is None else found
 
 
 def note_left(request: StopRequest, left: "Sequence[LoadedConfig]", *, overwrite: bool = False) -> None:
-    """Note the commands that go on with the configs that are left.
+    """Store the commands that continue with the remaining configs.
 
     Args:
-        request: Keeps the commands.
-        left: The configs; the first one may be under way.
-        overwrite: Whether samples are replaced: a config that has not begun needs the same option again.
+        request: Stores the commands.
+        left: The remaining configs; the first one may be running.
+        overwrite: Whether to replace samples: a config that has not begun needs the option again.
     """
     request.begun = False
     command = click.get_current_context().command.name
@@ -45,14 +45,14 @@ def note_left(request: StopRequest, left: "Sequence[LoadedConfig]", *, overwrite
 
 
 def say_what_is_left(request: StopRequest, configs: int) -> None:
-    """Say after a signal how many configs are left, and the command that does them."""
+    """After a signal, show the number of remaining configs and the command for them."""
     with no_audience_needed(request):
         say(f"{request.name}: {configs} config(s) left; to go on: {request.go_on}", err=True)
 
 
 @contextlib.contextmanager
 def no_audience_needed(request: StopRequest) -> Iterator[None]:
-    """After a signal, ignore that the terminal or pipe is closed: the signal decides the exit code."""
+    """After a signal, ignore a closed terminal or pipe: the signal decides the exit code."""
     try:
         yield
     except OSError:
@@ -61,7 +61,7 @@ def no_audience_needed(request: StopRequest) -> Iterator[None]:
 
 
 def _command(configs: "Sequence[LoadedConfig]", *, verb: str = "", more: Sequence[str] = ()) -> str:
-    """Return the running command as a user would type it for these configs, with further options."""
+    """Return the running command for these configs as a user would type it, with further options."""
     context = click.get_current_context()
     words = ["mllm-shapx", verb or str(context.command.name)]
     for config in configs:

@@ -1,4 +1,4 @@
-"""The command `mllm-shapx` that all others belong to: signals, errors and exit codes, logging."""
+"""The top command `mllm-shapx`: signals, errors, exit codes, logging."""
 
 import contextlib
 import logging
@@ -17,11 +17,11 @@ from mllm_shapx.plaintext import ShownFormatter
 from mllm_shapx.terminal import UNEXPECTED, make_streams_safe, report_unexpected, say
 
 RESUMABLE = {"run", "demo", "retry", "rescore"}
-"""Commands that finish running rows after a signal and can be resumed."""
+"""Commands that finish the running rows after a signal and can be resumed."""
 
 
 class _Commands(click.Group):
-    """Ends with the exit code of an error, and shows a traceback only at LOG_LEVEL=DEBUG."""
+    """Ends with the exit code of an error; shows a traceback only at LOG_LEVEL=DEBUG."""
 
     def main(self, *args: Any, **extra: Any) -> Any:
         make_streams_safe()
@@ -29,7 +29,7 @@ class _Commands(click.Group):
             return super().main(*args, **extra)
         except (SystemExit, KeyboardInterrupt, GeneratorExit):
             raise
-        except BaseException as error:  # noqa: BLE001 -- the last net; Rust libraries panic outside Exception
+        except BaseException as error:  # noqa: BLE001 -- last handler; Rust panics are no Exception
             report_unexpected(error)
             sys.exit(UNEXPECTED)
 
@@ -53,7 +53,7 @@ class _Commands(click.Group):
         except StopNow as stop:
             leave(int(stop.code or 0))
         except SystemExit:
-            # Ray makes exit code 1 of what a handler raises in its calls.
+            # During its calls, Ray turns a handler's exception into exit code 1.
             if request.signal is not None:
                 leave(request.exit_code)
             raise
@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def leave(code: int) -> NoReturn:
-    """End the process after a signal. An ordinary end waits for threads in which a model computes."""
+    """End the process after a signal. A normal end would wait for threads with a running model."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):  # the terminal may be gone
             stream.flush()
@@ -86,7 +86,7 @@ def _set_log_level(name: str) -> None:
 
 
 def _put_source_first(folder: str) -> None:
-    """Let mllm_shap be imported from a checkout; workers get the same from their environment."""
+    """Import mllm_shap from a checkout; workers do the same by their environment."""
     if not folder:
         return
     try:

@@ -1,4 +1,4 @@
-"""Options that several commands take, and the bounds of their numbers."""
+"""Options of several commands, and the bounds of their numbers."""
 
 import functools
 import re
@@ -24,19 +24,19 @@ ROWS_IN_FLIGHT = whole(1, 4096, "for a worker holds the answers of all of them i
 YEAR_S, A_YEAR = 31_536_000, "which is a year"
 
 SHARD = ("shard", "shard_index", "num_shards")
-"""Parameters of `with_shard`, in the order that `shard_of` takes them."""
+"""Parameters of `with_shard`, in the order of `shard_of`."""
 
 
 class _Gpus(Number):
     """A number of GPUs, or `all`."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return the number, or the word."""
+        """Return the number, or the word `all`."""
         return value if value == "all" else super().convert(value, param, ctx)
 
 
 def with_configs(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command its config files, as `configs`: a tuple of paths, each once, at least one."""
+    """Give a command its config files as `configs`: a non-empty tuple of distinct paths."""
 
     @click.option(
         "--config", "named", multiple=True, metavar="FILE...", help="Config file or glob; may be repeated."
@@ -56,7 +56,7 @@ def with_configs(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def with_resources(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options that say where the work is done and when it stops."""
+    """Give a command the options for the place of the work and its limits."""
     options = (
         click.option(
             "--num-gpus",
@@ -177,10 +177,10 @@ def _shard_text(_context: click.Context, _option: click.Parameter, value: str | 
 
 
 def shard_of(text: str | None, index: int | None, count: int | None) -> "Shard | None":
-    """Return the shard that a call names.
+    """Return a call's shard.
 
     Raises:
-        UsageError: When it is named twice or in part, or I is not below N.
+        UsageError: When it is given twice or in part, or I is not below N.
     """
     from mllm_shapx.records.shards import Shard
 

@@ -1,4 +1,4 @@
-"""Commands for the time before a study: check a config, plan it, measure it."""
+"""Commands before a study: check a config, plan it, measure it."""
 
 from collections.abc import Sequence
 from pathlib import Path

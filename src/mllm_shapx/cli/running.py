@@ -95,7 +95,7 @@ def run(
 
 
 def _dry_run(loaded: "Sequence[LoadedConfig]", options: "RunOptions") -> None:
-    """Say of each config what a run would do; exit with 2 when one would be refused."""
+    """Show for each config the work of a run; exit with 2 if one would be refused."""
     from mllm_shapx.execution.study_plan import dry_run
 
     refused = False

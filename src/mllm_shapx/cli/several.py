@@ -1,4 +1,4 @@
-"""Does the work of the configs of a call, one after another, and prints what came out."""
+"""Does the work of a call's configs, one after another, and prints the results."""
 
 import contextlib
 import functools
@@ -26,22 +26,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Show:
-    """What is printed at the end."""
+    """Choice of the output."""
 
     as_json: bool = False
-    """Whether events are printed, for programs, and no words."""
+    """Whether to print events for programs instead of text."""
     table: bool = False
-    """Whether some rows and all runs are shown."""
+    """Whether to show some rows and all runs."""
     mark: str | None = None
-    """With `table`: the dataset's column whose word is ranked."""
+    """With `table`: the dataset column whose word is ranked."""
 
 
 def run_configs(
     loaded: Sequence[LoadedConfig], options: RunOptions, again: Again, show: Show, *, inline: bool
 ) -> None:
-    """Do the work of each config, print what came out, and exit with the worst code.
+    """Do the work of each config, print the results, and exit with the worst code.
 
-    A config that fails does not keep the next ones from being done.
+    A failing config does not stop the next ones.
 
     Raises:
         ShapxError: The error of the only config.
@@ -73,7 +73,7 @@ def run_configs(
     code = worst(result.exit_code for result in results)
     if request.signal is not None:
         if len(results) < len(loaded):
-            # With --overwrite, the interrupted config goes on by another command than those after it.
+            # With --overwrite, the interrupted config needs another command than those after it.
             is_half_done = results[-1].is_interrupted and not options.overwrite
             left = loaded[len(results) - is_half_done :]
             note_left(request, left, overwrite=options.overwrite)
@@ -103,7 +103,7 @@ def _result(
             if events is not None:
                 set_id = config.experiment_set.experiment_set_id
                 events.write("started", config=str(config.path), experiment_set_id=set_id)
-                # What libraries print is no event.
+                # Prints of libraries are no events.
                 stack.enter_context(contextlib.redirect_stdout(sys.stderr))
             reporter = stack.enter_context(ProgressReporter(sys.stderr, interactive, events=events))
             return run_config(config, options, reporter, inline=inline, request=request, kept=kept)
@@ -154,7 +154,7 @@ def _write_outcome(events: Events, config: LoadedConfig, result: ConfigResult) -
 
 
 def _print_summary(loaded: Sequence[LoadedConfig], results: Sequence[ConfigResult]) -> None:
-    # A signal may have kept some configs from starting.
+    # After a signal, some configs may not have started.
     items = [_item(config, result) for config, result in zip(loaded, results, strict=False)]
     items += [BatchItem(str(config.path), None) for config in loaded[len(results) :]]
     say(f"\n{batch_table(items)}")

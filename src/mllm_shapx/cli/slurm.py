@@ -1,4 +1,4 @@
-"""The command `slurm`: the batch script that runs configs, printed or submitted."""
+"""The command `slurm`: prints or submits the batch script that runs configs."""
 
 import shlex
 import sys
@@ -17,7 +17,7 @@ from mllm_shapx.errors import UsageError
 from mllm_shapx.terminal import say, whole
 
 _OWNED_BY_SLURM = {"named", "config_list", "more", "resume", "overwrite", "address", "nodes", *SHARD}
-"""Options of `run` that the batch script gives itself."""
+"""Options of `run` that the batch script sets itself."""
 
 
 @main.command()
@@ -81,7 +81,7 @@ def slurm(
 
 
 def _run_words(text: str) -> tuple[str, ...]:
-    """Return the words of --run-options once `run` has taken them."""
+    """Return the words of --run-options, checked by `run`."""
     try:
         words = shlex.split(text)
         with run.make_context("run", list(words), resilient_parsing=False) as context:

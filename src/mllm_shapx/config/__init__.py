@@ -1,1 +1,1 @@
-"""What the user wrote: the config's shape and how a file becomes one."""
+"""The user's config: its shape, its files and their checks."""

@@ -1,4 +1,4 @@
-"""What all blocks of a config have in common."""
+"""Base classes of a config's blocks."""
 
 from typing import Any, ClassVar, Self
 
@@ -7,20 +7,20 @@ from pydantic_core import PydanticCustomError
 
 
 def wrong_key(key: str, message: str) -> PydanticCustomError:
-    """Return an error of a whole block that points at one of its keys."""
+    """Return an error of a whole block that points to one of its keys."""
     return PydanticCustomError("wrong_key", "{message}", {"key": key, "message": message})
 
 
 class Block(BaseModel):
     """Base of all config blocks: frozen, no unknown keys, no silent conversions.
 
-    Null for a block or a list that cannot be null means that it is left out.
+    Null for a block or a list that cannot be null counts as absent.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     also_accepted: ClassVar[tuple[str, ...]] = ()
-    """Keys that the block takes besides its fields, for old configs."""
+    """Keys that the block accepts besides its fields, for old configs."""
 
     @model_validator(mode="before")
     @classmethod
@@ -35,7 +35,7 @@ class Block(BaseModel):
         return field is not None and isinstance(field.default, Block | tuple)
 
     def changed_by(self, override: "Block | None") -> Self:
-        """Return the block with what `override` sets; null resets a key that may be null, else keeps it."""
+        """Return the block with the keys of `override`; null resets a key that may be null, else keeps it."""
         return self if override is None else self.model_copy(update=self.changes_of(override))
 
     @classmethod
@@ -49,7 +49,7 @@ class Block(BaseModel):
 
 
 class AliasedBlock(Block):
-    """A block some of whose keys have a second name."""
+    """A block with second names for some keys."""
 
     aliases: ClassVar[dict[str, str]] = {}
     """Second name -> the field's name."""

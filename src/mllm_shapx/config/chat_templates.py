@@ -1,15 +1,15 @@
-"""Chat templates that a config gives: read from their file and checked without rendering them."""
+"""A config's chat templates: read from their files and checked without rendering."""
 
 from pathlib import Path
 from typing import Any
 
 _MARKS = ("{{", "{%", "{#")
 _LARGEST = 1 << 20
-"""Bytes of a template file; a larger file is something else."""
+"""Maximum size of a template file in bytes; a larger file is something else."""
 
 
 def is_template_text(written: str) -> bool:
-    """Return whether `chat_template` is the template itself: a template holds a jinja mark, a path none."""
+    """Return whether `chat_template` is the template itself: a template has a jinja mark, a path has none."""
     return any(mark in written for mark in _MARKS)
 
 
@@ -17,11 +17,11 @@ def read_template(written: str, path: Path) -> str:
     """Return the template's text.
 
     Args:
-        written: `chat_template` as the config has it, a template or a path.
-        path: Where the file is, if it is a path.
+        written: `chat_template` of the config, a template or a path.
+        path: Location of the file, if it is a path.
 
     Raises:
-        ValueError: When there is no such file, it holds no text, or jinja cannot parse it; says so in words.
+        ValueError: When the file does not exist, is not text, or jinja cannot parse it; says which.
     """
     text = written if is_template_text(written) else _read(path)
     if not is_template_text(text):
@@ -32,7 +32,7 @@ def read_template(written: str, path: Path) -> str:
 
 
 def template_variables(template: str) -> frozenset[str]:
-    """Return the variables that a template reads and does not set; none where jinja cannot parse it."""
+    """Return the variables that a template reads and does not set; empty if jinja cannot parse it."""
     from jinja2 import meta
 
     try:
@@ -74,15 +74,15 @@ def _parsed(text: str) -> Any:
 
 
 def _environment() -> Any:
-    """Return an environment that knows what transformers' own for chat templates knows."""
+    """Return an environment with the extensions of transformers' environment for chat templates."""
     from jinja2 import ext, nodes
     from jinja2.parser import Parser
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(ext.Extension):
-        """The tag that marks the assistant's part; its content is rendered as it is."""
+        """The tag that marks the assistant's part; renders its content unchanged."""
 
-        tags = {"generation"}  # noqa: RUF012 -- as jinja declares it
+        tags = {"generation"}  # noqa: RUF012 -- jinja's declaration
 
         def parse(self, parser: Parser) -> list[nodes.Node]:
             next(parser.stream)

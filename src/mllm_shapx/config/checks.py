@@ -1,4 +1,4 @@
-"""What several keys of a config must agree on, and what its author should know."""
+"""Checks across keys of a config: problems and warnings."""
 
 import os
 import re
@@ -22,27 +22,27 @@ _NOT_FOR_TEMPLATES = frozenset(
         "tokenizer_kwargs", "truncation",
     }
 )  # fmt: skip
-"""Arguments of `apply_chat_template` that are ours to give."""
+"""Arguments of `apply_chat_template` that we set ourselves."""
 
 _READERS = {
     "strip_reasoning": ("hf_text", servers.CONNECTOR),
     "extra_body": ("hf_text", "liquid_audio", servers.CONNECTOR),
 }
-"""Key of `connector_kwargs` -> connectors whose check of prompts lets it pass; `hf_text` alone for others."""
+"""Key of `connector_kwargs` -> connectors that accept it in the prompt check; other keys: only `hf_text`."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A problem or a warning about keys that are well-formed by themselves."""
+    """A problem or a warning on keys that are well-formed by themselves."""
 
     path: Place
     problem: Problem
     reads: tuple[Place, ...]
-    """The keys that it follows from."""
+    """The keys that cause it."""
     warning: bool = False
 
     def depends_on(self, places: Collection[Place]) -> bool:
-        """Whether it follows from a key at, above or below any of `places`."""
+        """Whether its cause is a key at, above or below any of `places`."""
         return any(
             place[: len(read)] == read or read[: len(place)] == place
             for place in places
@@ -51,7 +51,7 @@ class Finding:
 
 
 def findings(experiment_set: ExperimentSet) -> Iterator[Finding]:
-    """Yield everything that is wrong or worth a warning across keys; well-formed keys are assumed."""
+    """Yield all problems and warnings across keys; assumes well-formed keys."""
     yield from _modality(experiment_set)
     yield from _prompts(experiment_set)
     yield from _loading(experiment_set)
@@ -93,7 +93,7 @@ def _modality(experiment_set: ExperimentSet) -> Iterator[Finding]:
 
 
 def _prompts(experiment_set: ExperimentSet) -> Iterator[Finding]:
-    """Yield what is wrong with the settings of prompts and of the answers' texts."""
+    """Yield problems with the settings of prompts and of the answers' texts."""
     options = experiment_set.connector_kwargs
     block: Place = ("connector_kwargs",)
     for key in options.chat_settings:
@@ -139,7 +139,7 @@ def _loading(experiment_set: ExperimentSet) -> Iterator[Finding]:
 
 
 def _server(experiment_set: ExperimentSet) -> Iterator[Finding]:
-    """Yield what is wrong with the keys of a model behind a server."""
+    """Yield problems with the keys of a model behind a server."""
     kwargs, block = experiment_set.connector_kwargs, ("connector_kwargs",)
     reads: tuple[Place, ...] = (("connector",),)
     if experiment_set.connector != servers.CONNECTOR:
@@ -167,7 +167,7 @@ def _server(experiment_set: ExperimentSet) -> Iterator[Finding]:
 
 
 def _states(experiment_set: ExperimentSet) -> Iterator[Finding]:
-    """Yield the runs that compare states of a model whose states are not available."""
+    """Yield the runs that compare a model's states when these are not available."""
     shap, embedding = experiment_set.shap, experiment_set.embedding
     reads: tuple[Place, ...] = (("connector",), ("shap", "similarity"), ("embedding",))
     for index, variant in enumerate(experiment_set.experiments):
@@ -187,7 +187,7 @@ def _states(experiment_set: ExperimentSet) -> Iterator[Finding]:
 
 
 def _secrets(value: object, place: Place) -> Iterator[Finding]:
-    """Yield the places of texts that look like keys; the texts themselves are not repeated."""
+    """Yield the places of texts that look like API keys, without the texts."""
     if isinstance(value, str) and servers.looks_like_key(value):
         message = "holds what looks like an API key, and configs are copied into the results"
         fix = "remove it, revoke the key, and name a variable in connector_kwargs.api_key_env"
@@ -277,7 +277,7 @@ def _scoring(experiment_set: ExperimentSet) -> Iterator[Finding]:
 
 
 def _without_effect(experiment_set: ExperimentSet) -> Iterator[Finding]:
-    """Yield a warning for each key that is accepted and changes nothing."""
+    """Yield a warning for each accepted key without effect."""
     if experiment_set.runtime.n_generator_jobs is not None:
         message = "has no effect: the number of workers is the command line's"
         yield _warning(("runtime", "n_generator_jobs"), message, "use --num-workers or --workers-per-gpu")

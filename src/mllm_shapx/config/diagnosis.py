@@ -1,4 +1,4 @@
-"""Turns pydantic's errors into problems that say what was found, what is wanted, and what to write."""
+"""Turns pydantic's errors into problems with the value found, the value expected, and the fix."""
 
 import difflib
 import json
@@ -31,7 +31,7 @@ _WANTED = {
     "tuple": "a list [...]",
     "list": "a list [...]",
 }
-"""First word of pydantic's error type -> what the file must hold there."""
+"""First word of pydantic's error type -> the value expected there."""
 
 _BOUNDS = {
     "greater_than": ("gt", "a number above"),
@@ -48,7 +48,7 @@ _PLACEHOLDERS: dict[str, Any] = {
 
 
 def dotted(place: Place) -> str:
-    """Return `place` as it is shown: `experiments[2].fractions[0]`."""
+    """Return `place` for display: `experiments[2].fractions[0]`."""
     text = ""
     for part in place:
         if isinstance(part, int):
@@ -59,7 +59,7 @@ def dotted(place: Place) -> str:
 
 
 def diagnose(error: ValidationError, data: Mapping[str, Any]) -> list[tuple[Place, Problem]]:
-    """Return one problem per place of `data` that pydantic refused, in the file's order of blocks."""
+    """Return one problem per refused place of `data`, in the file's order of blocks."""
     by_place: dict[Place, list[ErrorDetails]] = {}
     for details in error.errors(include_url=False):
         by_place.setdefault(_place(details, data), []).append(details)
@@ -71,10 +71,9 @@ def diagnose(error: ValidationError, data: Mapping[str, Any]) -> list[tuple[Plac
 
 
 def usable_part(data: Mapping[str, Any]) -> tuple[ExperimentSet, set[Place]] | None:
-    """Return what is left of `data` when everything refused is left out, and the places left out.
+    """Return `data` without its refused values, and the places left out; None if nothing usable is left.
 
-    Checks across keys run on it, so that their problems are listed together with the wrong values.
-    None when nothing usable is left.
+    Checks across keys run on it, so that their problems are listed together with the refused values.
     """
     rest = deepcopy(dict(data))
     broken: set[Place] = set()
@@ -88,7 +87,7 @@ def usable_part(data: Mapping[str, Any]) -> tuple[ExperimentSet, set[Place]] | N
 
 
 def _place(details: ErrorDetails, data: Any) -> Place:
-    """Return where in the file an error is: pydantic's location without its own tags and renamings."""
+    """Return an error's place in the file: pydantic's location without its own tags and renamings."""
     path: list[str | int] = []
     value = data
     for part in details["loc"]:
@@ -116,7 +115,7 @@ def _is_below(path: Place, parent: Place) -> bool:
 
 
 def _only_follows(group: Sequence[ErrorDetails]) -> bool:
-    """Whether a list counts as too short only because its items were refused."""
+    """Whether a list is too short only because its items were refused."""
     return all(details["type"] == "too_short" and details["input"] for details in group)
 
 
@@ -166,7 +165,7 @@ def _nearest_name(value: str, names: Sequence[str]) -> str:
 
 
 def _closest(word: str, names: Sequence[str], cutoff: float = 0.6) -> str | None:
-    """Return the name most like `word`, else the first one that contains it, in any case."""
+    """Return the name closest to `word`, else the first one that contains it, ignoring case."""
     by_folded = {name.casefold(): name for name in reversed(names)}
     folded = word.casefold()
     close = difflib.get_close_matches(folded, by_folded, n=1, cutoff=cutoff)
@@ -245,10 +244,10 @@ def _depth(value: Any) -> int:
 
 
 def _leave_out(data: dict[str, Any], place: Place, *, missing: bool) -> Place:
-    """Take the value at `place` out of `data` and return what was left out with it.
+    """Remove the value at `place` from `data`; return the place of the removed part.
 
-    A list keeps its positions: a refused item takes the whole list along, except that a variant is
-    replaced. The keys that a config must have are replaced too.
+    A list keeps its positions: a refused item removes the whole list, but a refused variant is replaced.
+    Required keys are replaced too.
     """
     if missing and len(place) > 1:
         place = place[:-1]

@@ -1,4 +1,4 @@
-"""The config files of a call: which ones it names, and that they can be done together."""
+"""The config files of a call: their paths, and checks across them."""
 
 import glob
 from collections.abc import Sequence
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 
 def config_files(named: Sequence[str], config_list: Path | None) -> tuple[Path, ...]:
-    """Return the config files that a call names, globs expanded in name order, each file once.
+    """Return a call's config files, globs expanded in name order, each file once.
 
     Args:
         named: Paths and globs.
-        config_list: File with one path or glob a line; blank lines and lines that begin with # are skipped.
+        config_list: File with one path or glob per line; blank lines and lines that begin with # are skipped.
 
     Raises:
         UsageError: When a glob matches nothing or no file is named at all.
@@ -65,7 +65,7 @@ def load_configs(files: Sequence[Path]) -> "list[LoadedConfig]":
 
 
 def raise_all(errors: Sequence[UsageError]) -> None:
-    """Raise the errors of several configs as one; do nothing where there are none."""
+    """Raise the errors of several configs as one; do nothing without errors."""
     if len(errors) == 1:
         raise errors[0]
     if errors:

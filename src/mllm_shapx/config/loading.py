@@ -1,4 +1,4 @@
-"""Reads a config file: JSON, what it inherits from its bases, and all that is wrong with it at once."""
+"""Reads a config file: its JSON, its bases, and all its problems at once."""
 
 import glob
 import json
@@ -25,26 +25,26 @@ _PATH_KEYS = (
     ("embedding", "model_id"),
     _TEMPLATE,
 )
-"""Keys that may hold a path of this machine."""
+"""Keys that may be a local path."""
 
 MOST_BYTES = 1 << 24
-"""Size of a config file that is read; larger ones are something else."""
+"""Maximum size of a config file in bytes; larger files are something else."""
 
 DEEPEST = 32
-"""Levels of objects and lists in a config file that are read."""
+"""Maximum nesting of objects and lists in a config file."""
 
 
 @dataclass(frozen=True)
 class LoadedConfig:
-    """A config file that was read, inherited and checked."""
+    """A config file after reading, inheritance and checks."""
 
     experiment_set: ExperimentSet
     path: Path
-    """The file as it was named."""
+    """The file as the call names it."""
     warnings: tuple[str, ...]
-    """What the user should know, one sentence each."""
+    """Warnings for the user, one sentence each."""
     data: dict[str, Any]
-    """The file's JSON with its bases merged in and without `base`."""
+    """The file's JSON, bases merged in, without `base`."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class _Layer:
 
 
 class _Repeated(dict[str, Any]):
-    """A JSON object that also knows which of its keys the file writes more than once."""
+    """A JSON object that also knows its repeated keys."""
 
     def __init__(self, pairs: Sequence[tuple[str, Any]]) -> None:
         super().__init__(pairs)
@@ -65,11 +65,11 @@ class _Repeated(dict[str, Any]):
 
 
 def load_config(path: Path, text: str | None = None) -> LoadedConfig:
-    """Read the config file at `path`; with `text`, that is its content and no file is opened.
+    """Read the config file at `path`; if `text` is given, it replaces the file's content.
 
     Raises:
-        ConfigError: When the file or a base of it cannot be read or anything in it is wrong; all problems
-            are listed at once, each with its place in the file.
+        ConfigError: When the file or one of its bases is unreadable or wrong; lists all problems at once,
+            each with its place in the file.
     """
     layers = _layers(Path(path), text)
     merged: dict[str, Any] = {}
@@ -87,13 +87,13 @@ def load_config(path: Path, text: str | None = None) -> LoadedConfig:
 
 
 def resolve_path(written: str, config_path: Path | None) -> Path:
-    """Return the path that a config means: from the working directory, else from the config's folder.
+    """Return a config's path, relative to the working directory, else to the config's folder.
 
-    Absolute paths and those found nowhere come back as written, `~` expanded. Globs count as found when
-    they match something.
+    Absolute paths and missing ones are returned as written, `~` expanded. Globs exist if they match
+    something.
 
     Raises:
-        ValueError: When it cannot be a path; the message says why.
+        ValueError: When it cannot be a path; the message has the reason.
     """
     path = expanded(written)
     if path.is_absolute() or config_path is None or _exists(path):
@@ -242,7 +242,7 @@ _TOO_DEEP = Problem("", f"is nested too deeply to be a config: at most {DEEPEST}
 
 
 def is_deeper(data: Any, most: int) -> bool:
-    """Return whether objects and lists are nested more than `most` levels deep."""
+    """Return whether objects and lists are nested deeper than `most` levels."""
     level = [data]
     for _ in range(most + 1):
         level = [
@@ -255,7 +255,7 @@ def is_deeper(data: Any, most: int) -> bool:
 
 
 def _broken_texts(value: Any, where: diagnosis.Place) -> list[diagnosis.Place]:
-    """Return the places of texts, keys included, that hold half of a surrogate pair."""
+    """Return the places of texts, keys included, with half of a surrogate pair."""
     if isinstance(value, str):
         return [where] if _is_broken(value) else []
     if isinstance(value, dict):
@@ -309,7 +309,7 @@ def _repeated(value: Any, where: diagnosis.Place) -> list[diagnosis.Place]:
 
 
 def _merge(base: Mapping[str, Any], child: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `child` laid over `base`: objects are merged, anything else is replaced."""
+    """Return `base` updated by `child`: objects are merged, other values replaced."""
     merged = dict(base)
     for key, value in child.items():
         below = base.get(key)
@@ -326,7 +326,7 @@ def _plain(value: Any) -> Any:
 
 
 def _find_paths_of_bases(merged: dict[str, Any], layers: Sequence[_Layer]) -> None:
-    """Let a path written in a base of another folder be found from that folder, if from nowhere nearer."""
+    """Resolve a path of a base from the base's folder, if it does not exist relative to nearer folders."""
     folder = layers[0].path.parent
     for block, key in _PATH_KEYS:
         origin = _origin((block, key), layers)
@@ -339,14 +339,14 @@ def _find_paths_of_bases(merged: dict[str, Any], layers: Sequence[_Layer]) -> No
         try:
             path = expanded(written)
         except ValueError:
-            continue  # the check of that key says what is wrong
+            continue  # that key's own check reports it
         beside = origin.path.parent / path
         if not path.is_absolute() and not _exists(path) and not _exists(folder / path) and _exists(beside):
             merged[block] = {**merged[block], key: os.path.relpath(beside, folder)}
 
 
 def _read_chat_template(merged: dict[str, Any], path: Path) -> list[tuple[diagnosis.Place, Problem]]:
-    """Put the content of the chat template's file in place of its path; return what is wrong with it."""
+    """Replace the path of the chat template by the file's content; return its problems."""
     block, key = _TEMPLATE
     options = merged.get(block)
     written = options.get(key) if isinstance(options, dict) else None
@@ -366,7 +366,7 @@ def _exists(path: Path) -> bool:
 
 
 def _with_origin(where: diagnosis.Place, problem: Problem, layers: Sequence[_Layer]) -> Problem:
-    """Say which file an inherited problem is in."""
+    """Add the file's name to an inherited problem."""
     origin = _origin(where, layers)
     if origin is layers[0]:
         return problem
@@ -375,7 +375,7 @@ def _with_origin(where: diagnosis.Place, problem: Problem, layers: Sequence[_Lay
 
 
 def _origin(where: diagnosis.Place, layers: Sequence[_Layer]) -> _Layer:
-    """Return the file that wrote the value at `where`: the nearest one that has it, or most of its path."""
+    """Return the origin of the value at `where`: the nearest file that has it, or most of its path."""
     return max(layers, key=lambda layer: _depth_of(where, layer.data))
 
 

@@ -1,4 +1,4 @@
-"""What a run writes beside its values: faithfulness curves and interactions of players."""
+"""A run's further measures: faithfulness curves and interactions of players."""
 
 from typing import Annotated, Literal
 
@@ -11,12 +11,12 @@ InteractionIndex = Literal["k-SII", "SII", "STII", "BII"]
 
 
 class FaithfulnessConfig(Block):
-    """Curves of the value function while the most important players are deleted, or kept."""
+    """Curves of the value function as the most important players are deleted, or kept."""
 
     steps: Annotated[int, Field(ge=1), AtMost(1000, "for each step asks for one coalition per curve")] = 10
-    """Equal steps from no player to all; rows of fewer players take one step per player."""
+    """Equal steps from no player to all; rows with fewer players take one step per player."""
     random: Annotated[int, Field(ge=1), AtMost(1000, "for each random order asks for a curve")] = 5
-    """Random orders to compare with."""
+    """Random orders for comparison."""
 
 
 class InteractionsConfig(Block):
@@ -24,4 +24,4 @@ class InteractionsConfig(Block):
 
     index: InteractionIndex = "k-SII"
     order: Annotated[int, Field(ge=2), AtMost(4, "for larger sets of players are too many to write")] = 2
-    """Largest set of players that gets a number; 2 for pairs."""
+    """Size of the largest sets of players; 2 for pairs."""

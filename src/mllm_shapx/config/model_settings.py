@@ -1,4 +1,4 @@
-"""What a config says about its model: all that is needed to find, load and ask it."""
+"""A config's settings of its model: all that is needed to find, load and ask it."""
 
 from dataclasses import dataclass, field
 
@@ -11,7 +11,7 @@ class ModelSettings:
 
     connector: str
     model_id: str
-    """Hub id, local directory, or the name that a server knows the model by."""
+    """Hub id, local directory, or the model's name on a server."""
     revision: str | None = None
     """Branch, tag or commit on the hub; None for a local directory."""
     kwargs: ConnectorKwargs = field(default_factory=ConnectorKwargs)

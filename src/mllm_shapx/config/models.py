@@ -1,7 +1,7 @@
 """The config file's shape: one `ExperimentSet` and its blocks, as frozen pydantic models.
 
-`config.values` has the types of values, `config.vocabulary` the names to choose from, `config.variants` the
-entries of `experiments`. What several keys must agree on is in `config.checks`.
+`config.values` has the types of values, `config.vocabulary` the allowed names, `config.variants` the entries
+of `experiments`, `config.checks` the checks across keys.
 """
 
 from typing import Annotated, Any, ClassVar, Literal
@@ -56,10 +56,10 @@ class OwnServer(Block):
 
 
 class ConnectorKwargs(Block):
-    """Which model is loaded and how."""
+    """The model and how to load it."""
 
     model_id: WrittenPath | None = None
-    """Hub id or local directory; the connector's default model when null."""
+    """Hub id or local directory; null for the connector's default model."""
     revision: Name | None = None
     """Hub commit; ignored for a local directory."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -67,33 +67,33 @@ class ConnectorKwargs(Block):
     """Prompts answered in one forward pass."""
     attn_implementation: Name | None = None
     chat_template: str | None = None
-    """Chat template in place of the tokenizer's own: a file, or the jinja text itself; `hf_text` only."""
+    """Chat template that replaces the tokenizer's: a file or the jinja text itself; `hf_text` only."""
     chat_template_kwargs: dict[str, JsonValue] | None = None
-    """Variables for the chat template, such as {"enable_thinking": false}; `hf_text` only."""
+    """Variables for the chat template, for example {"enable_thinking": false}; `hf_text` only."""
     strip_reasoning: bool = False
-    """Cut the text between a model's think tags from each answer before it is scored."""
+    """Remove the text between a model's think tags from each answer before scoring."""
     quantization: Literal["4bit", "8bit"] | None = None
-    """Load the weights in so many bits with bitsandbytes; needs CUDA."""
+    """Load the weights with so many bits by bitsandbytes; needs CUDA."""
     adapter: WrittenPath | None = None
     """PEFT adapter on the model: hub id or local directory."""
     trust_remote_code: bool = False
-    """Whether code that comes with the model may run."""
+    """Whether to run code from the model's repository."""
     gguf_file: GgufFile | None = None
     """Name of the GGUF file to load, inside the model's directory or repository."""
     base_url: Annotated[Name, AfterValidator(servers.base_url)] | None = None
-    """Address of an OpenAI-compatible server, such as http://localhost:8000/v1; `openai` only."""
+    """Address of an OpenAI-compatible server, for example http://localhost:8000/v1; `openai` only."""
     api_key_env: Annotated[str, AfterValidator(servers.variable_name)] | None = None
     """NAME of the environment variable that holds the server's key."""
     headers_env: Annotated[dict[str, str], AfterValidator(servers.header_variables)] | None = None
     """HTTP header -> NAME of the environment variable that holds its value."""
     max_concurrency: Concurrency | None = None
-    """Most requests in flight; 256 when null."""
+    """Maximum number of requests in flight; 256 when null."""
     timeout_s: Timeout | None = None
     """Seconds that the server may take for one answer; 300 when null."""
     extra_body: Annotated[dict[str, JsonValue], AfterValidator(servers.extra_body)] | None = None
     """Further keys of each request."""
     server: OwnServer | None = None
-    """A server that each worker starts for itself, in place of `base_url`."""
+    """A server that each worker starts for itself, instead of `base_url`."""
 
     also_accepted: ClassVar[tuple[str, ...]] = servers.OLD_KEYS
 
@@ -115,14 +115,14 @@ class ConnectorKwargs(Block):
 
     @property
     def loading_settings(self) -> dict[str, Any]:
-        """What changes the loaded model beside its id, revision and dtype; only what is set."""
+        """Return the keys besides id, revision and dtype that change the loaded model; only those set."""
         keys = ("quantization", "adapter", "trust_remote_code", "gguf_file")
         own = {} if self.server is None else {"server": {"command": list(self.server.command)}}
         return {key: value for key in keys if (value := getattr(self, key)) not in (None, False)} | own
 
     @property
     def chat_settings(self) -> dict[str, Any]:
-        """Return the keys that decide prompts and the answers' texts, those that are set alone."""
+        """Return the keys that decide prompts and the answers' texts; only those set."""
         settings: dict[str, Any] = {}
         if self.chat_template is not None:
             settings["chat_template"] = self.chat_template
@@ -136,7 +136,7 @@ class ConnectorKwargs(Block):
 
 
 class ColumnMapping(Block):
-    """Names of the dataset's columns where they differ from the usual ones."""
+    """Names of the dataset's columns, if they differ from the defaults."""
 
     text: Name | None = None
     """Prompt text, or a list of sentences; `sentences`, else `prompt`, when null."""
@@ -148,7 +148,7 @@ class ColumnMapping(Block):
 
 
 class DatasetConfig(Block):
-    """Where the rows come from."""
+    """The source of the rows."""
 
     source: Literal["hf_parquet", "hf_datasets", "local_parquet", "local_csv"] = "hf_parquet"
     repo_id: Name = "Pawlo77/mllm-shap"
@@ -156,9 +156,9 @@ class DatasetConfig(Block):
     split: Name = "test"
     revision: Name | None = None
     path: WrittenPath | None = None
-    """File, directory or glob of a local source, relative to the config file that names it."""
+    """File, directory or glob of a local source, relative to its config file."""
     trust_remote_code: bool = False
-    """Accepted for old configs; today's `datasets` runs no remote code."""
+    """Accepted for old configs; current `datasets` runs no remote code."""
     column_mapping: ColumnMapping = ColumnMapping()
 
     also_accepted: ClassVar[tuple[str, ...]] = ("use_parquet",)
@@ -190,7 +190,7 @@ class RowFilter(Block):
 
 
 class SelectionConfig(Block):
-    """Which rows are explained, and in which order."""
+    """The rows to explain, and their order."""
 
     start_index: Annotated[int, Field(ge=0), MOST_ROWS] = 0
     max_samples: Rows | None = None
@@ -206,7 +206,7 @@ class SelectionConfig(Block):
 
 
 class ModalityConfig(Block):
-    """What the model hears or reads, and what it answers with."""
+    """The modalities of the prompt and of the answer."""
 
     input_modality: InputModality = "text"
     output_modality: OutputModality = "text"
@@ -218,7 +218,7 @@ class ModalityConfig(Block):
 
 
 class GenerationBlock(Block):
-    """How answers are decoded."""
+    """The decoding of answers."""
 
     max_new_tokens: NewTokens = 32
     text_temperature: Temperature = 0.2
@@ -241,13 +241,13 @@ class ChatConfig(Block):
     system_prompt: str = "You are a helpful assistant."
     """Empty for no system turn."""
     system_roles_setup: Literal["SYSTEM", "ASSISTANT", "SYSTEM_ASSISTANT"] = "SYSTEM_ASSISTANT"
-    """Roles that are fixed context rather than players."""
+    """Roles that are fixed context, not players."""
     assistant_prefill: str | None = None
-    """Beginning of the assistant's answer, written before the model goes on."""
+    """Beginning of the assistant's answer, which the model continues."""
 
 
 class AudioSegmentation(Block):
-    """How a recording is cut into players."""
+    """The cutting of a recording into players."""
 
     method: Literal["raw", "sgpa"] = "raw"
     window_ms: WindowMs = 80.0
@@ -256,11 +256,11 @@ class AudioSegmentation(Block):
 
 
 class EmbeddingSettings(Block):
-    """How an external encoder is run."""
+    """The settings of an external encoder."""
 
     revision: Name | None = None
     max_length: MaxLength = 64
-    """Tokens of an answer that the encoder reads."""
+    """Maximum tokens of an answer that the encoder reads."""
     batch_size: BatchSize = 64
     l2_normalize: bool = True
     local_files_only: bool = False
@@ -271,7 +271,7 @@ class EmbeddingBlock(EmbeddingSettings):
     """External encoder for the embedding similarities, as written."""
 
     model_id: WrittenPath | None = None
-    """Hub id or local directory; the explained model's own states when null."""
+    """Hub id or local directory; null for the explained model's own states."""
 
 
 class EmbeddingConfig(EmbeddingSettings):
@@ -281,11 +281,11 @@ class EmbeddingConfig(EmbeddingSettings):
 
 
 class TrackingBlock(Block):
-    """What every tracker can be told."""
+    """The common settings of all trackers."""
 
     enabled: bool = True
     upload_samples: bool = False
-    """Whether the files of `samples/` are uploaded at the end of a run."""
+    """Whether to upload the files of `samples/` at the end of a run."""
     table_rows: TableRows = 100
     """Samples in the table of prompts, with their recordings; 0 for no table."""
 
@@ -301,31 +301,31 @@ class WandbConfig(TrackingBlock):
 
 
 class MlflowConfig(TrackingBlock):
-    """MLflow tracking; on when the block is there and `enabled` is not false."""
+    """MLflow tracking; on if the block exists and `enabled` is not false."""
 
     tracking_uri: Name | None = None
-    """Server, database or folder; MLFLOW_TRACKING_URI, else `mlflow/mlflow.db` beside the runs when null."""
+    """Server, database or folder; null for MLFLOW_TRACKING_URI, else `mlflow/mlflow.db` next to the runs."""
     experiment_name: Name = "mllm_shapx"
     nested_per_variant: bool = False
-    """Whether the runs stand below one parent run, which is named after the experiment set."""
+    """Whether the runs get one parent run, named after the experiment set."""
     system_metrics_enabled: bool = False
-    """Whether MLflow records the load of the machine that the command runs on."""
+    """Whether MLflow records the load of the driver's machine."""
     tags: dict[str, str | int | float | bool] | Annotated[tuple[str, ...], Field(strict=False)] = ()
 
 
 class RuntimeConfig(Block):
-    """How the work is done; never what comes out."""
+    """Settings of the work that never change the results."""
 
     verbose: bool = False
     progress_bar: bool = True
     gc_after_each_sample: bool = False
     cuda_empty_cache: bool = False
     gc_interval: Annotated[int, Field(ge=0), MOST_ROWS] | None = None
-    """Rows that a worker finishes between two garbage collections; 0 or null leaves it to Python."""
+    """Rows that a worker finishes between two garbage collections; 0 or null for Python's own."""
     n_generator_jobs: (
         Annotated[int, Field(ge=-1), AtMost(65_536, "and no machine has as many cores")] | None
     ) = None
-    """Accepted for configs that have it; the command line says how many workers there are."""
+    """Accepted for old configs; the command line decides the number of workers."""
 
 
 class ExperimentSet(Block):
@@ -333,11 +333,11 @@ class ExperimentSet(Block):
 
     experiment_set_id: PathSegment
     output_root: Annotated[str, AfterValidator(location)] = "experiments_output"
-    """Directory or any fsspec URI, `~` expanded; a relative directory starts where the command is run."""
+    """Directory or any fsspec URI, `~` expanded; relative to the working directory."""
     connector: Connector = "liquid_audio"
     connector_kwargs: ConnectorKwargs = ConnectorKwargs()
     device: Device = None
-    """The best one that the machine has when null."""
+    """Null for the best device of the machine."""
     dataset: DatasetConfig = DatasetConfig()
     selection: SelectionConfig = SelectionConfig()
     modality: ModalityConfig = ModalityConfig()
@@ -347,7 +347,7 @@ class ExperimentSet(Block):
     shap: ShapConfig = ShapConfig()
     embedding: EmbeddingBlock | None = None
     faithfulness: FaithfulnessConfig | None = None
-    """Measured for every run; null measures nothing."""
+    """Measured for every run; null for no measurement."""
     wandb: WandbConfig = WandbConfig()
     mlflow: MlflowConfig | None = None
     runtime: RuntimeConfig = RuntimeConfig()

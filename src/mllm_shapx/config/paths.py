@@ -1,4 +1,4 @@
-"""The one place that decides what a path or a name written by the user means, and whether it can be one."""
+"""The meaning and validity of the user's paths and names. No other module decides them."""
 
 import os
 import re
@@ -10,7 +10,7 @@ from mllm_shapx.plaintext import printable
 
 LONGEST_NAME = 255
 LONGEST_PATH = 4095
-"""Bytes of one name and of a whole path that Linux and macOS file systems take."""
+"""Maximum bytes of one name and of a whole path on Linux and macOS file systems."""
 
 _CONTROL = re.compile("[\x00-\x1f\x7f]")
 _LONGEST_SHOWN = 80
@@ -20,15 +20,15 @@ _SECRET = re.compile(r"(?i)token|secret|password|passwd|signature|api_?key|crede
 
 
 def is_uri(written: str) -> bool:
-    """Return whether `written` is a URI other than a `file://` one, and so no path of this machine."""
+    """Return whether `written` is a URI other than `file://`, so not a local path."""
     return "://" in written and not written.startswith("file://")
 
 
 def expanded(written: str) -> Path:
-    """Return the path that `written` means, `~` and `~user` expanded and `file://` taken away.
+    """Return the path of `written`, with `~` and `~user` expanded and `file://` removed.
 
     Raises:
-        ValueError: When it cannot be a path; the message says why, to follow the name of a key or option.
+        ValueError: When it cannot be a path; the message is the reason, to follow a key's or option's name.
     """
     fault = name_fault(written)
     if fault is not None:
@@ -48,10 +48,10 @@ def expanded(written: str) -> Path:
 
 
 def location(written: str) -> str:
-    """Return a directory or URI of the user's: paths as `expanded` makes them, URIs as written.
+    """Return the user's directory or URI: paths as by `expanded`, URIs as written.
 
     Raises:
-        ValueError: As `expanded`, and for a URI that holds a login.
+        ValueError: As `expanded`, and for a URI with a login.
     """
     if not is_uri(written):
         return str(expanded(written))
@@ -62,7 +62,7 @@ def location(written: str) -> str:
 
 
 def name_fault(written: str) -> str | None:
-    """Return what keeps `written` from being any name, path or URI; None when nothing does."""
+    """Return why `written` can be no name, path or URI; None if it can."""
     if not written.strip():
         return "is empty; write a name, or leave it out"
     if (found := _CONTROL.search(written)) is not None:
@@ -75,7 +75,7 @@ def name_fault(written: str) -> str | None:
 
 
 def exists(path: Path) -> bool:
-    """Return whether something is there; False too for links in a circle and for what can be no path."""
+    """Return whether the path exists; False also for circular links and invalid paths."""
     try:
         return path.exists()
     except (OSError, ValueError):
@@ -83,9 +83,9 @@ def exists(path: Path) -> bool:
 
 
 def matches(pattern: Path) -> Iterator[Path]:
-    """Yield what a glob finds, hidden files only where the pattern names them; links to folders end `**`.
+    """Yield the matches of a glob; nothing for a pattern that pathlib refuses.
 
-    Nothing is yielded for a pattern that pathlib does not take.
+    Hidden files match only if the pattern names them. `**` does not follow links to folders.
     """
     relative = str(pattern).removeprefix(pattern.anchor)
     hidden = any(part.startswith(".") for part in Path(relative).parts)
@@ -99,12 +99,12 @@ def matches(pattern: Path) -> Iterator[Path]:
 
 
 def real(path: Path) -> Path:
-    """Return the absolute path without links; links in a circle stay as they are."""
+    """Return the absolute path without links; circular links stay unchanged."""
     return Path(os.path.realpath(path))
 
 
 def _home(text: str) -> str:
-    found = os.path.expanduser(text)  # noqa: PTH111 -- Path.expanduser raises RuntimeError without saying who
+    found = os.path.expanduser(text)  # noqa: PTH111 -- the RuntimeError of Path.expanduser names no user
     if found.startswith("~"):
         user = text.partition("/")[0]
         msg = f"{_short(text)} begins with {_short(user)}, and there is no such user; write the path in full"
@@ -113,7 +113,7 @@ def _home(text: str) -> str:
 
 
 def _login_fault(written: str) -> str | None:
-    """Refuse a URL with a login: the config is copied into the results, where others read it."""
+    """Refuse a URL with a login: others can read the config's copy in the results."""
     if "://" not in written:
         return None
     scheme, _, rest = written.partition("://")

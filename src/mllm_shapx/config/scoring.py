@@ -1,4 +1,4 @@
-"""The `shap` block: what the players are, what stands for the absent ones, and how answers become numbers."""
+"""The `shap` block: the players, the substitutes of absent ones, and the scoring of answers."""
 
 from typing import Annotated, Any, Self
 
@@ -22,50 +22,50 @@ from mllm_shapx.config.vocabulary import (
 
 
 class KeepConfig(Block):
-    """What is always present and so is no player."""
+    """Pieces that are always present and so are not players."""
 
     words: Annotated[tuple[str, ...], Field(strict=False)] = ()
-    """Pieces to keep, compared without case and without punctuation around them."""
+    """Pieces to keep, compared without case and surrounding punctuation."""
     roles: Annotated[tuple[RoleName, ...], Field(strict=False)] = ()
-    """Roles whose messages are kept, beside those of chat.system_roles_setup."""
+    """Roles whose messages are kept, besides those of chat.system_roles_setup."""
 
 
 _LATER_KEYS = frozenset(
     {"value_function", "value_options", "players", "keep", "absence", "absence_text", "audio_absence"}
 )
-"""Keys of `shap` that settings written before them do not have."""
+"""Keys of `shap` that older settings lack."""
 
 
 class ShapConfig(Block):
-    """How answers become numbers."""
+    """The players and the scoring of answers."""
 
     mode: EmbeddingModeName = "CONTEXTUAL"
     similarity: SimilarityName = "TfIdfCosineSimilarity"
     reducer: ReducerName = "MeanReducer"
     normalizer: NormalizerName = "AbsSumNormalizer"
     allow_mask_duplicates: bool = False
-    token_filter: TokenFilter = "exclude_punctuation"  # noqa: S105 -- no password
+    token_filter: TokenFilter = "exclude_punctuation"  # noqa: S105 -- not a password
     value_function: ValueFunction | None = None
-    """A value function of mllm_shap in place of the similarity."""
+    """A value function of mllm_shap instead of the similarity."""
     value_options: dict[str, JsonValue] | None = None
-    """Options of `value_function`, as the library names them."""
+    """Options of `value_function`, under the library's names."""
     players: PlayerKind = "words"
-    """What a player of a written message is."""
+    """Kind of player in a written message."""
     keep: KeepConfig | None = None
     absence: Absence = "delete"
-    """What stands in the place of an absent piece of text."""
+    """Substitute of an absent piece of text."""
     absence_text: str | None = None
     """The placeholder of `pad` ([MASK] when null), or the character of `neutral` (_ when null)."""
     audio_absence: AudioAbsence | None = None
-    """What stands in the place of an absent stretch of a recording; null: cut with `delete`, else silence."""
+    """Substitute of an absent part of a recording; null: cut with `delete`, else silence."""
 
     @classmethod
     def _defaults(cls, key: str) -> bool:
-        # A config that inherits a similarity takes it back with null, to name a value function.
+        # A config removes an inherited similarity with null, to set a value function.
         return key == "similarity" or super()._defaults(key)
 
     def changed_by(self, override: Block | None) -> Self:
-        """Return the block with a variant's changes; what the variant names last decides the scoring."""
+        """Return the block with a variant's changes; the variant's similarity or value function wins."""
         if not isinstance(override, ShapOverride):
             return self
         block = self
@@ -77,7 +77,7 @@ class ShapConfig(Block):
 
     @model_serializer(mode="wrap")
     def _without_what_is_not_set(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out later keys that are not set: settings that were written before stay equal."""
+        """Leave out later keys that are not set: older settings stay equal."""
         found: dict[str, Any] = handler(self)
         if self.value_function is not None:
             found.pop("similarity", None)
@@ -89,18 +89,18 @@ class ShapConfig(Block):
 
     @property
     def needs_embeddings(self) -> bool:
-        """Whether the similarity compares vectors rather than words."""
+        """Whether the similarity compares vectors, not words."""
         return self.value_function is None and SIMILARITIES[self.similarity].compares == "vectors"
 
     @property
     def prompt_settings(self) -> dict[str, Any]:
-        """Later keys that decide the coalitions' prompts; only what is set."""
+        """Return the later keys that decide the coalitions' prompts; only those set."""
         keys = ("players", "keep", "absence_text", "audio_absence")
         return {key: value for key, value in self.model_dump(mode="json").items() if key in keys}
 
     @property
     def reads(self) -> Reads:
-        """What the value function reads of a coalition."""
+        """Return the part of a coalition that the value function reads."""
         return "answers" if self.value_function is None else VALUE_FUNCTIONS[self.value_function].reads
 
 

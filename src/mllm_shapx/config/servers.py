@@ -1,4 +1,4 @@
-"""What a config may say of a model behind a server: older keys, addresses, and no secrets."""
+"""A config's keys for a model behind a server: older names, addresses, no secrets."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -7,9 +7,9 @@ from urllib.parse import urlsplit
 
 CONNECTOR = "openai"
 CONNECTOR_ALIASES = {"openai_compat_text": CONNECTOR, "lm_studio_text": CONNECTOR}
-"""Older names of connectors, and those they mean."""
+"""Older name of a connector -> its current name."""
 LM_STUDIO_URL = "http://localhost:1234/v1"
-"""Where LM Studio listens unless it is told otherwise."""
+"""LM Studio's default address."""
 SERVER_KEYS = (
     "base_url",
     "api_key_env",
@@ -19,10 +19,10 @@ SERVER_KEYS = (
     "headers_env",
     "server",
 )
-"""Keys of `connector_kwargs` that the connector alone reads."""
+"""Keys of `connector_kwargs` that only the server connector reads."""
 OLD_KEYS = ("chat_model", "lm_studio")
 SECRET_KEYS = ("api_key", "api_token", "token", "authorization", "headers", "password")
-"""Keys that users write a secret under; none is a key of a config."""
+"""Keys that users write secrets under; none of them is a config key."""
 
 _OURS = frozenset(
     {"model", "messages", "temperature", "top_k", "seed", "max_tokens", "max_completion_tokens"}
@@ -41,10 +41,10 @@ _LITERAL_KEY = re.compile(
 
 
 def without_old_keys(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `connector_kwargs` with older keys by their names of today.
+    """Return `connector_kwargs` with older keys under their current names.
 
     Raises:
-        KeyFault: When an older key cannot be read, or says what another key says too.
+        KeyFault: When an older key is unreadable, or repeats another key.
     """
     rest = {key: value for key, value in data.items() if key not in OLD_KEYS}
     found = dict(_renamed(data))
@@ -57,8 +57,8 @@ def without_old_keys(data: Mapping[str, Any]) -> dict[str, Any]:
     return rest
 
 
-class KeyFault(ValueError):  # noqa: N818 -- what is wrong with a key, not an error by itself
-    """Says which key of a block is wrong, and why."""
+class KeyFault(ValueError):  # noqa: N818 -- a fault of a key, not an error by itself
+    """A wrong key of a block, with the reason."""
 
     def __init__(self, key: str, message: str) -> None:
         self.key = key
@@ -67,7 +67,7 @@ class KeyFault(ValueError):  # noqa: N818 -- what is wrong with a key, not an er
 
 
 def _renamed(data: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str, Any]]]:
-    """Yield today's name, the older key and its value."""
+    """Yield (current name, (older key, value))."""
     if data.get("chat_model") is not None:
         yield "model_id", ("chat_model", data["chat_model"])
     block = data.get("lm_studio")
@@ -89,15 +89,15 @@ def _renamed(data: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str, Any]]]:
 
 
 def secret_key(data: Mapping[str, Any]) -> str | None:
-    """Return the key of `connector_kwargs` under which a secret is written, None when there is none."""
+    """Return the key of `connector_kwargs` that has a secret, None without one."""
     return next((key for key in data if key.lower().replace("-", "_") in SECRET_KEYS), None)
 
 
 def base_url(value: str) -> str:
-    """Return the address of a server without a slash at its end.
+    """Return a server's address without a final slash.
 
     Raises:
-        ValueError: When it is none.
+        ValueError: When it is not an address.
     """
     try:
         parts = urlsplit(value)
@@ -118,10 +118,10 @@ def base_url(value: str) -> str:
 
 
 def variable_name(value: str) -> str:
-    """Return the name of an environment variable. What is none is not repeated: it may be a key.
+    """Return the name of an environment variable.
 
     Raises:
-        ValueError: When it is none.
+        ValueError: When it is not a name; without the text, which may be an API key.
     """
     if not _VARIABLE.fullmatch(value) or _SAYS_SECRET.isdisjoint(value.split("_")):
         msg = (
@@ -134,10 +134,10 @@ def variable_name(value: str) -> str:
 
 
 def header_variables(value: dict[str, str]) -> dict[str, str]:
-    """Return HTTP header -> name of the variable that holds its value.
+    """Return HTTP header -> name of the variable with its value.
 
     Raises:
-        ValueError: When one is none.
+        ValueError: When a header or a name is invalid.
     """
     for header, variable in value.items():
         if not _HEADER.fullmatch(header):
@@ -148,10 +148,10 @@ def header_variables(value: dict[str, str]) -> dict[str, str]:
 
 
 def extra_body(value: dict[str, Any]) -> dict[str, Any]:
-    """Return what a request says beside our own keys.
+    """Return the further keys of a request.
 
     Raises:
-        ValueError: When it holds one of these, or a secret.
+        ValueError: When one of them is our own key, or a secret.
     """
     for key in value:
         if key in _OURS:
@@ -167,7 +167,7 @@ def command(value: tuple[str, ...]) -> tuple[str, ...]:
     """Return a command that starts a server.
 
     Raises:
-        ValueError: When it is empty, or does not say on which port the server listens.
+        ValueError: When it is empty, or lacks the server's port.
     """
     if not value or not value[0].strip():
         msg = 'must name a program and its arguments, such as ["vllm", "serve", "{model_id}", …]'
@@ -182,7 +182,7 @@ def command(value: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def looks_like_key(text: str) -> bool:
-    """Return whether a text holds an API key as services write them."""
+    """Return whether a text looks like a service's API key."""
     return _LITERAL_KEY.search(text) is not None
 
 

@@ -1,11 +1,11 @@
-"""Where a tokenizer and the model of a value function are loaded from, once a config is resolved."""
+"""Resolved sources of the tokenizer and of a value function's model."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class TokenizerSource:
-    """Where the explained model's tokenizer is loaded from."""
+    """The source of the explained model's tokenizer."""
 
     model: str
     """Absolute directory, or hub id."""

@@ -1,4 +1,4 @@
-"""Types of the config's values: what each may hold, and the message where it does not."""
+"""Types of the config's values: their limits, and the messages for wrong values."""
 
 import re
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ def _path_segment(value: str) -> str:
 
 
 def canonical_type(value: Any) -> Any:
-    """Return the explainer type that a name or alias means, in any case; anything unknown as it is."""
+    """Return the explainer type of a name or alias, ignoring case; an unknown value unchanged."""
     if not isinstance(value, str):
         return value
     return EXPLAINER_ALIASES.get(value.lower(), value.lower())
@@ -54,17 +54,17 @@ def _upper(value: Any) -> Any:
 
 
 def _as_list(value: Any) -> Any:
-    """Let a single number stand for a list of one: `"ks": 10` is `"ks": [10]`."""
+    """Turn a single number into a list of one: `"ks": 10` is `"ks": [10]`."""
     return [value] if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
 @dataclass(frozen=True)
 class AtMost:
-    """An upper bound with its reason, in messages and in the JSON Schema."""
+    """An upper bound with its reason, for messages and the JSON Schema."""
 
     most: float
     why: str
-    """What a larger value would mean."""
+    """The effect of a larger value."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_after_validator_function(self._check, handler(source))
@@ -91,7 +91,7 @@ def _num_samples(value: int) -> int:
 
 
 def _name(value: str) -> str:
-    """Refuse what no name, path or URI can be; the value itself stays as written."""
+    """Refuse a value that can be no name, path or URI; keep others as written."""
     fault = name_fault(value)
     if fault is not None:
         raise ValueError(fault)
@@ -99,7 +99,7 @@ def _name(value: str) -> str:
 
 
 def _path(value: str) -> str:
-    """Refuse what cannot be a path; the value stays as written, since `~` is another one elsewhere."""
+    """Refuse a value that cannot be a path; keep others as written: `~` differs on other nodes."""
     location(value)
     return value
 
@@ -135,9 +135,9 @@ def _known_device(value: str | None) -> str | None:
 
 
 Name = Annotated[str, AfterValidator(_name)]
-"""Text that names something; not empty, no control characters, no login."""
+"""A name: not empty, no control characters, no login."""
 WrittenPath = Annotated[str, AfterValidator(_path)]
-"""A path, hub id or URI; expanded where it is used."""
+"""A path, hub id or URI; expanded at its use."""
 GgufFile = Annotated[str, AfterValidator(_gguf_file)]
 PathSegment = Annotated[str, AfterValidator(_path_segment)]
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
@@ -179,7 +179,7 @@ Explainer = Annotated[ExplainerType, BeforeValidator(canonical_type, json_schema
 FlatExplainer = Annotated[
     str, BeforeValidator(_flat_type_as_written, json_schema_input_type=_FlatTypeAsWritten)
 ]
-"""A flat explainer's type or alias as written: it is part of the run's name."""
+"""A flat explainer's type or alias as written: the run's name has it."""
 ValueFunction = Annotated[
     ValueFunctionName,
     BeforeValidator(

@@ -33,17 +33,17 @@ class HierarchicalConfig(AliasedBlock):
     """A variant's hierarchical grid."""
 
     ks: GroupSizeList = (10,)
-    """Largest number of neighbouring players in a group."""
+    """Maximum number of neighbouring players in a group."""
     shap_type: FlatExplainer = "limited_mc"
-    """Explainer of the lower games. Kept as written: it is part of the run's name."""
+    """Explainer of the lower games. Kept as written: the run's name has it."""
     shap_num_samples: NumSamplesList = ()
     shap_fractions: FractionList = ()
     first_layer_type: FlatExplainer | None = None
-    """Explainer of the top game; as `shap_type` when null. Kept as written: it is part of the run's name."""
+    """Explainer of the top game; null for `shap_type`. Kept as written: the run's name has it."""
     first_layer_num_samples: NumSamplesList = ()
     first_layer_fractions: FractionList = ()
     use_importance_sampling: bool = True
-    """Whether the budgets of lower games shrink with their group's share."""
+    """Whether a lower game's budget shrinks with its group's share."""
     importance_min_fractions: MinFractionList = (0.1,)
     mode: Annotated[
         Literal["MULTI_MODAL_MULTI_USER"],
@@ -86,16 +86,16 @@ class Variant(AliasedBlock):
     explainer_type: Explainer = "limited_mc"
     name: PathSegment | None = None
     num_samples: NumSamplesList = ()
-    """Coalitions evaluated, the empty and the grand one included."""
+    """Evaluated coalitions, the empty and the grand one included."""
     fractions: FractionList = ()
     """Shares of the 2^n coalitions."""
     linear: LinearList = ()
-    """Factors f of a budget of int(f n^2) coalitions, rounded up to even."""
+    """Factors f of a budget of int(f n^2) coalitions, rounded up to an even number."""
     seeds: SeedList = ()
-    """Repetitions: one run for each seed, whose name ends in `_seedN`."""
+    """Repetitions: one run per seed, with a name that ends in `_seedN`."""
     hierarchical: HierarchicalConfig | None = None
     faithfulness: FaithfulnessConfig | None = None
-    """In the place of the config's own block; null measures nothing for this variant."""
+    """Replaces the config's block; null for no measurement of this variant."""
     interactions: InteractionsConfig | None = None
     """Interactions of the players, from the answers of an exact run."""
     shap_override: ShapOverride | None = None
@@ -107,6 +107,6 @@ class Variant(AliasedBlock):
 
     @property
     def all_seeds(self) -> tuple[int, ...]:
-        """The seeds of its repetitions; none where it is run once."""
+        """Return the seeds of its repetitions; empty if it is run once."""
         override = self.shap_override
         return self.seeds or (() if override is None or override.seed is None else (override.seed,))

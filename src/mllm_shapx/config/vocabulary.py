@@ -1,7 +1,7 @@
-"""The names that a config chooses from, and what each explainer and value function needs.
+"""The allowed names of a config, and the needs of each explainer and value function.
 
-An explainer is one of mllm_shap's estimators with an estimand. The value functions here are the library's,
-under its names; their options are checked by the library's own models, so a new option needs no change here.
+An explainer is one of mllm_shap's estimators with an estimand. The value functions are the library's, under
+its names. The library's own models check their options, so a new option needs no change here.
 """
 
 from collections.abc import Mapping
@@ -37,7 +37,7 @@ ShapleyType = Literal[
     "leverage",
     "proxy",
 ]
-"""Explainers that estimate Shapley values, which the games of `hierarchical` need: the values add up."""
+"""Explainers of Shapley values. The games of `hierarchical` need them, because their values add up."""
 OtherFlatType = Literal[
     "loo",
     "kernel_banzhaf",
@@ -71,24 +71,24 @@ EXPLAINER_ALIASES: dict[str, AnyFlatType] = {
     "proxy_shap": "proxy",
     "mc_banzhaf": "limited_mc_banzhaf",
 }
-"""Other explainer names that users' configs hold, and the types they mean."""
+"""Other explainer name in users' configs -> its type."""
 
 Floor = Literal["2^n", "n + 2", "2n + 2", "2"]
 
 
 @dataclass(frozen=True, slots=True)
 class ExplainerFacts:
-    """An explainer type as mllm_shap knows it."""
+    """An explainer type in mllm_shap's terms."""
 
     estimator: str
     floor: Floor
-    """Fewest coalitions for n players; the ceiling is always 2^n. For a type without a budget, its number."""
+    """Minimum number of coalitions for n players; the maximum is always 2^n. Without a budget: the number."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Further keys of the library's `explanation` block."""
     estimand: Literal["shapley", "banzhaf"] = "shapley"
     takes_budget: bool = True
     in_pairs: bool = False
-    """Whether coalitions come in pairs with their complements, so that a budget is rounded down to even."""
+    """Whether coalitions come in pairs with their complements; a budget is then rounded down to even."""
     package: str | None = None
     """Optional package that it imports."""
 
@@ -114,7 +114,7 @@ EXPLAINERS: Mapping[str, ExplainerFacts] = {
     ),
     "leverage": ExplainerFacts("leverage", "2n + 2", in_pairs=True),
     "proxy": ExplainerFacts("proxy", "2n + 2", in_pairs=True, package="sklearn"),
-    # n coalitions that lack one player, the grand coalition, and the empty one, whose value is recorded.
+    # n coalitions without one player, the grand coalition, and the empty one for the base value.
     "loo": ExplainerFacts("loo", "n + 2", takes_budget=False),
     "kernel_banzhaf": ExplainerFacts("kernel_banzhaf", "2n + 2", estimand="banzhaf", in_pairs=True),
     "exact_banzhaf": ExplainerFacts("exact", "2^n", estimand="banzhaf", takes_budget=False),
@@ -122,7 +122,7 @@ EXPLAINERS: Mapping[str, ExplainerFacts] = {
     "standard_mc_banzhaf": ExplainerFacts("mc", "2", estimand="banzhaf"),
     "proxy_banzhaf": ExplainerFacts("proxy", "2n + 2", estimand="banzhaf", in_pairs=True, package="sklearn"),
 }
-"""Every explainer type but `hierarchical` (docs/formats.md, "Variants")."""
+"""Every explainer type except `hierarchical` (docs/formats.md, "Variants")."""
 
 ValueFunctionName = Literal[
     "self_logprob",
@@ -143,14 +143,14 @@ VALUE_FUNCTION_ALIASES = {"wer": "reference_wer", "logprob": "self_logprob"}
 
 @dataclass(frozen=True, slots=True)
 class ValueFunctionFacts:
-    """What a value function reads, and the model that it loads."""
+    """The input of a value function, and its model."""
 
     reads: Reads = "answers"
     """`answers`: the coalitions' texts. `log_probabilities`: those of the tokens of each coalition's answer.
-    `likelihoods`: how likely given texts are after each coalition's prompt; the coalitions are not answered.
+    `likelihoods`: those of given texts after each coalition's prompt; the coalitions are not answered.
     """
     model_option: str | None = None
-    """The option that names its model, None where it loads none."""
+    """The option that names its model, None without a model."""
 
 
 VALUE_FUNCTIONS: dict[ValueFunctionName, ValueFunctionFacts] = {
@@ -164,7 +164,7 @@ VALUE_FUNCTIONS: dict[ValueFunctionName, ValueFunctionFacts] = {
     "reference_wer": ValueFunctionFacts(),
     "judge_grade": ValueFunctionFacts(),
 }
-"""Value functions beside the three similarities."""
+"""Value functions besides the three similarities."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,13 +195,13 @@ Absence = Literal["delete", "pad", "neutral"]
 AudioAbsence = Literal["cut", "silence", "noise"]
 
 ABSENCE_OPTIONS: dict[Absence, str | None] = {"delete": None, "pad": "placeholder", "neutral": "fill_char"}
-"""What the absence of a piece of text may set: the text, or the character, in its place."""
+"""Absence -> its option, the substitute text or character; None without one."""
 
 DEFAULT_MODELS: dict[str, tuple[str, str]] = {
     "liquid_audio": ("LiquidAI/LFM2-Audio-1.5B", "3f9322d8cfdcf3df281227af9ca80d948f5ba878"),
     "hf_text": ("microsoft/phi-2", "ef382358ec9e382308935a992d908de099b64c23"),
 }
-"""Connector -> (model id, pinned commit) used when `connector_kwargs` names no model."""
+"""Connector -> (model id, pinned commit), used if `connector_kwargs` names no model."""
 
 KNOWN_SUBSETS = frozenset(
     {
@@ -225,15 +225,15 @@ _CONTEXT_ROLES = {
 
 
 def context_roles(system_roles_setup: str) -> frozenset[str]:
-    """Return the roles whose messages are fixed context: present in every coalition, never players."""
+    """Return the roles with fixed context: present in every coalition, never players."""
     return _CONTEXT_ROLES[system_roles_setup]
 
 
 def canonical_value_function(value: Any) -> Any:
-    """Return the value function that a name or alias means; anything unknown as it is.
+    """Return the value function of a name or alias; an unknown value unchanged.
 
     Raises:
-        ValueError: For a name of the library that a config does not take, with what to write.
+        ValueError: For a library name that a config does not accept, with the fix.
     """
     if not isinstance(value, str):
         return value

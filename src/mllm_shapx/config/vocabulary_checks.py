@@ -1,4 +1,4 @@
-"""What the further names of a config need: which combinations of keys work, and what to write otherwise."""
+"""Checks of a config's names: allowed combinations of keys, and the fix for others."""
 
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -13,11 +13,11 @@ from mllm_shapx.config.variants import Variant
 from mllm_shapx.config.vocabulary import EXPLAINERS, context_roles
 
 Fault = tuple[Place, str, str, tuple[Place, ...]]
-"""Where, what is wrong, what to write, and the other keys that it follows from."""
+"""(Place, problem, fix, other keys that cause it)."""
 
 
 def problems(experiment_set: ExperimentSet) -> Iterator[Fault]:
-    """Yield what is wrong with the scoring, in the config and in its variants, and with their explainers."""
+    """Yield problems with the scoring, in the config and its variants, and with their explainers."""
     shap = experiment_set.shap
     blocks: list[tuple[Place, ShapConfig | ShapOverride, ShapConfig]] = [(("shap",), shap, shap)]
     for index, variant in enumerate(experiment_set.experiments):
@@ -35,7 +35,7 @@ def problems(experiment_set: ExperimentSet) -> Iterator[Fault]:
 
 
 def _package(place: Place, variant: Variant) -> Iterator[Fault]:
-    """Yield the explainers whose package is not installed."""
+    """Yield a fault for each explainer whose package is not installed."""
     named: dict[Place, str | None] = {("explainer_type",): variant.explainer_type}
     if (block := variant.hierarchical) is not None:
         named |= {("hierarchical", key): getattr(block, key) for key in ("shap_type", "first_layer_type")}
@@ -48,7 +48,7 @@ def _package(place: Place, variant: Variant) -> Iterator[Fault]:
 
 
 def _interactions(place: Place, variant: Variant) -> Iterator[Fault]:
-    """Yield why a variant's interactions cannot be computed."""
+    """Yield the reasons why a variant's interactions cannot be computed."""
     if variant.interactions is None:
         return
     key, kind = (*place, "interactions"), variant.explainer_type
@@ -94,7 +94,7 @@ def _value_function(
 
 
 def _options_fault(name: str, options: dict[str, Any]) -> str | None:
-    """Return what mllm_shap says of a value function's options, None where they are right."""
+    """Return mllm_shap's message on a value function's options, None if they are right."""
     from mllm_shap import ConfigError, PluginGroup
     from mllm_shap.plugins.builtin import BUILTIN_PLUGINS
     from mllm_shap.plugins.options import validate_plugin_options

@@ -1,1 +1,1 @@
-"""Who does what, when: the only place that imports ray."""
+"""Running a study: driver, coordinator, workers. Only this package imports ray."""

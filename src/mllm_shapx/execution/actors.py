@@ -1,4 +1,4 @@
-"""The actors: coordinator, aggregator and workers in processes of their own."""
+"""The actors: coordinator, aggregator and workers, each in its own process."""
 
 import asyncio
 import json
@@ -26,28 +26,28 @@ from mllm_shapx.records.runs import RunInspection
 logger = logging.getLogger(__name__)
 
 NAMESPACE = "mllm_shapx"
-"""Ray namespace of the actors that are looked up by name."""
+"""Ray namespace of the named actors."""
 
 PRIVATE_ENVIRONMENT = "environment.json"
-"""File with the driver's secrets, beside the study's: only the user reads it."""
+"""File with the driver's secrets, next to the study's file; only this user can read it."""
 
 COORDINATOR_PATIENCE_S = 180.0
-"""Seconds that a worker waits for a coordinator that is being restarted."""
+"""Seconds that a worker waits for a restarting coordinator."""
 RESTART_S = 300.0
-"""Seconds that the coordinator may take to come back: it reads the whole directory."""
+"""Seconds that a restart of the coordinator may take: it reads the whole directory."""
 DEAD_S = 10.0
-"""Seconds after which Ray is believed that the coordinator does not come back."""
+"""Seconds until Ray's report of the coordinator's death counts as final."""
 CALL_S = 60.0
 """Seconds that a call of the driver may take."""
 RETRY_S = 0.5
-"""Seconds before a call is tried again."""
+"""Seconds before the next attempt of a call."""
 LOG_LINES = 20
-"""Lines of a worker's log that a failure keeps."""
+"""Lines of a worker's log in a failure record."""
 _MOST_LOG_BYTES = 16_384
 
 
 class CoordinatorActor(Coordinator):
-    """A `Coordinator` in a process of its own. After a restart it reads the directory again."""
+    """A `Coordinator` in its own process. After a restart it reads the directory again."""
 
     def __init__(self, shared: str, aggregator_name: str, stall_s: float) -> None:
         _set_up_logging()
@@ -69,7 +69,7 @@ class CoordinatorActor(Coordinator):
 
 
 class AggregatorActor(Aggregator):
-    """An `Aggregator` in a process of its own. After a restart it reads in W&B's logs what is logged."""
+    """An `Aggregator` in its own process. After a restart it reads the logged samples from W&B's logs."""
 
     def __init__(self, shared: str) -> None:
         _set_up_logging()
@@ -82,11 +82,11 @@ class AggregatorActor(Aggregator):
 
 
 class WorkerActor:
-    """A process for workers: for one, or for those of several studies that use one model.
+    """A process for one worker, or for the workers of several studies with the same model.
 
     Args:
         load: Loads the model.
-        keeps_model: Whether it may be asked to `run` again.
+        keeps_model: Whether `run` may be called again.
     """
 
     def __init__(self, load: LoadModel, *, keeps_model: bool) -> None:
@@ -111,12 +111,12 @@ class WorkerActor:
             await self._worker.stop()
 
     async def place(self) -> tuple[str, str | None]:
-        """Return the id of the node, and the path there of this process's log."""
+        """Return the node's id, and the path of this process's log on it."""
         return ray.get_runtime_context().get_node_id(), own_log()
 
 
 class ActorDesk:
-    """The connection to the coordinator's actor. Calls wait while the actor is being restarted."""
+    """The connection to the coordinator's actor. Calls wait while the actor restarts."""
 
     def __init__(self, coordinator: Any) -> None:
         self._coordinator = coordinator
@@ -151,10 +151,10 @@ class CoordinatorClient:
         self._away_since: float | None = None
 
     def state(self) -> StudyState | None:
-        """Return the state of the study; None while the coordinator is being restarted.
+        """Return the state of the study; None while the coordinator restarts.
 
         Raises:
-            ShapxError: When it does not come back.
+            ShapxError: If the restart fails.
         """
         try:
             state: StudyState = ray.get(self.actor.state.remote(), timeout=CALL_S)
@@ -169,10 +169,10 @@ class CoordinatorClient:
     def tell[**P](
         self, method: Callable[Concatenate[Coordinator, P], None], *args: P.args, **kwargs: P.kwargs
     ) -> None:
-        """Call a method of the coordinator, again and again while it is being restarted.
+        """Call a method of the coordinator; repeat the call while it restarts.
 
         Raises:
-            ShapxError: When it does not come back.
+            ShapxError: If the restart fails.
         """
         while True:
             try:
@@ -183,7 +183,7 @@ class CoordinatorClient:
                 return
 
     def _missed(self, error: RayError) -> None:
-        """Pause because the coordinator does not answer; give up when it does not come back."""
+        """Pause while the coordinator does not answer; raise an error if its restart fails."""
         now = time.monotonic()
         if self._away_since is None:
             self._away_since = now
@@ -198,7 +198,7 @@ class CoordinatorClient:
 
 
 def own_log() -> str | None:
-    """Return the file that this process writes its standard error to; None when it is no file."""
+    """Return the path of this process's standard error; None if it is not a file."""
     try:
         path = Path("/proc/self/fd/2").readlink()
     except OSError:
@@ -207,7 +207,7 @@ def own_log() -> str | None:
 
 
 def log_tail(path: str) -> tuple[str, ...]:
-    """Return the last lines of a log; none when it is not on this machine."""
+    """Return the last lines of a log; empty if it is not on this machine."""
     try:
         with Path(path).open("rb") as file:
             file.seek(0, os.SEEK_END)
@@ -218,9 +218,9 @@ def log_tail(path: str) -> tuple[str, ...]:
 
 
 def _log_of(aggregator_name: str) -> OnSample | None:
-    """Return what hands samples to the aggregator; None when it is dead: the files are what counts."""
+    """Return a callback that sends samples to the aggregator; None if it is dead: the files suffice."""
     try:
-        # By name: a handle would be a reference, and an actor that is started again may lack it.
+        # By name: a restarted actor may have lost a handle, which is a Ray reference.
         aggregator = ray.get_actor(aggregator_name, namespace=NAMESPACE)
     except ValueError:
         logger.warning("the aggregator is gone; summaries are made from the files at the end")
@@ -233,15 +233,15 @@ def _log_of(aggregator_name: str) -> OnSample | None:
 
 
 def _read(path: str) -> tuple[Study, dict[str, RunInspection], dict[str, dict[str, Any]]]:
-    """Read what the driver wrote for the actors on its node: study, inspections and specs."""
+    """Read the driver's file for the actors on its node: study, inspections and specs."""
     study, inspections, specs = pickle.loads(Path(path).read_bytes())  # noqa: S301 -- the driver's own file
     return study, inspections, specs
 
 
 def _hide_gpus() -> None:
-    """Leave the GPUs to the workers: Ray does not hide them from actors that ask for none.
+    """Leave the GPUs to the workers: Ray does not hide them from actors that request none.
 
-    An environment of the actor's own would do the same, and would cost a new process.
+    A separate environment for the actor would do the same, but needs a new process.
     """
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 

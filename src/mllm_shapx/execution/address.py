@@ -1,4 +1,4 @@
-"""Checks that there is a Ray cluster at an address. Ray itself waits for minutes and names no reason."""
+"""Checks that there is a Ray cluster at an address. Ray itself waits for minutes and gives no reason."""
 
 import os
 import threading
@@ -20,15 +20,15 @@ def probe(address: str, origin: str) -> None:
 
     Args:
         address: `host:port`, `ray://host:port` or `auto`.
-        origin: Where the address comes from, for messages.
+        origin: Source of the address, for messages.
 
     Raises:
-        ResourceError: There is none, or it wants another token.
+        ResourceError: If there is none, or it needs another token.
     """
     if address == "auto":
         found = _last_started()
         if found is None:
-            return  # Ray looks among the processes of this machine
+            return  # Ray searches the processes of this machine
         address, origin = found, f"auto in {origin}"
     target = address.removeprefix("ray://")
     if "://" in target or ":" not in target:
@@ -71,7 +71,7 @@ def _ask(target: str) -> str:
             except grpc.RpcError as error:
                 said.append(error.code().name)
 
-    # In a thread, so that signals are handled while a name is looked up.
+    # In a thread, so that signals are handled during a name lookup.
     asking = threading.Thread(target=ask, daemon=True)
     asking.start()
     asking.join(PROBE_S + 1.0)
@@ -92,7 +92,7 @@ def _token() -> str | None:
 
 
 def _last_started() -> str | None:
-    """Return the address of the cluster that was last started on this machine, from Ray's own file."""
+    """Return the address of the cluster last started on this machine, from Ray's own file."""
     note = Path(os.environ.get("RAY_TMPDIR") or "/tmp", "ray", "ray_current_cluster")  # noqa: S108 -- Ray's place
     try:
         return note.read_text(encoding="utf-8").strip() or None

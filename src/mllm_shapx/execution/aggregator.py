@@ -13,9 +13,9 @@ from mllm_shapx.tracking.trackers import open_trackers
 
 
 class Aggregator:
-    """Logs samples as they are written, and summarizes each run from its files.
+    """Logs new samples, and summarizes each run from its files.
 
-    A summary depends on the files alone, so that this process may be lost and started again.
+    A summary depends on the files alone, so this process can be lost and restarted.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class Aggregator:
             self._tracker.start(name, spec, records=records, salt=str(inspections[name].created_at))
 
     def log(self, sample: SampleResult) -> None:
-        """Pass a sample's metrics on to the tracker."""
+        """Pass a sample's metrics to the tracker."""
         self._tracker.log_sample(sample)
 
     def finish(self) -> tuple[str, ...]:

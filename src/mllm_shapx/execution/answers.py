@@ -1,4 +1,4 @@
-"""The study's answers on disk: which file of the coalition store belongs to a unit, and what goes in."""
+"""The study's answers on disk: the coalition store's file of each unit, and its content."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ from mllm_shapx.records.store import CoalitionStore, StoreEntry, StoreHeader
 class AnswerFiles:
     """Reads and writes the answers of a study's units.
 
-    A unit's file is named by its row and by a key over everything that decides an answer: the generation
+    A unit's file is named by its row and by a hash of everything that decides an answer: the generation
     settings, the model's commit and the dtype of its weights.
     """
 
@@ -34,11 +34,11 @@ class AnswerFiles:
         return frozenset(self._keys.values())
 
     def holds(self, unit: WorkUnit, places: Collection[tuple[int, str]]) -> bool:
-        """Whether answers of a unit are stored; `places` are those of the store."""
+        """Return whether answers of a unit are stored; `places` are the store's (row, key) pairs."""
         return (unit.row_index, self._keys[unit.generation_key]) in places
 
     def read(self, unit: WorkUnit) -> tuple[Answers, tuple[str, ...]]:
-        """Return the stored answers of a unit, and notes about files that were damaged."""
+        """Return the stored answers of a unit, and notes about damaged files."""
         key = unit.generation_key
         found = self._store.read(unit.row_index, self._keys[key], self._headers[key])
         header = replace(self._headers[key], snapshot_id=found.snapshot_id, num_players=found.num_players)
@@ -73,10 +73,10 @@ class AnswerFiles:
         return self._store.read_embeddings(unit.row_index, self._keys[key], self._headers[key], kind)[0]
 
     def close(self, unit: WorkUnit, answers: Answers) -> tuple[str, ...]:
-        """Pack the last answers of a unit and what is stored of it into one file.
+        """Pack a unit's last and stored answers into one file.
 
         Returns:
-            Notes about files that were damaged.
+            Notes about damaged files.
         """
         key = self._keys[unit.generation_key]
         return self._store.merge(unit.row_index, key, self._header(unit, answers), answers.by_mask)
@@ -87,12 +87,12 @@ class AnswerFiles:
 
 
 def stored_dtype(storage: Storage, runs: Sequence[RunSpec], model_commit: str) -> str | None:
-    """Return the dtype that the stored answers of these runs were made with, None when none are stored."""
+    """Return the dtype of the stored answers of these runs, None if none are stored."""
     return next((str(entry.settings["dtype"]) for entry in _usable(storage, runs, model_commit)), None)
 
 
 def keys_in_use(storage: Storage, runs: Sequence[RunSpec], model_commit: str) -> frozenset[str]:
-    """Return the keys of stored answers that some run may use, whatever dtype they were made with."""
+    """Return the keys of the stored answers that any run may use, in any dtype."""
     return frozenset(entry.key for entry in _usable(storage, runs, model_commit))
 
 
@@ -104,12 +104,12 @@ def _usable(storage: Storage, runs: Sequence[RunSpec], model_commit: str) -> Ite
 
 
 def answer_settings(run: RunSpec, model_commit: str, dtype: str) -> dict[str, Any]:
-    """Return everything that decides an answer; `dtype` is the one in memory, whatever the config says."""
+    """Return everything that decides an answer; `dtype` is the one in memory, not the config's."""
     return {**run.generation_settings, "model_commit": model_commit, "dtype": dtype}
 
 
 def vector_kind(run: RunSpec, encoder_commit: str | None) -> str:
-    """Return the name of the run's kind of embedding: who made it, and how it was pooled.
+    """Return the name of the run's kind of embedding: its encoder and its pooling.
 
     `encoder_commit` is the hub commit of the external encoder, or the digest of its directory.
     """

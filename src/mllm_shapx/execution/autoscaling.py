@@ -1,4 +1,4 @@
-"""Asks a cluster that starts nodes on demand for the nodes that a study needs, and takes the request back."""
+"""Requests a study's nodes from a cluster that starts nodes on demand, and withdraws the request."""
 
 import contextlib
 import json
@@ -21,8 +21,8 @@ _REFUSALS = (RayError, RuntimeError, OSError)
 def is_autoscaling() -> bool:
     """Return whether the joined cluster has an autoscaler that starts nodes.
 
-    Ray runs its monitor on every cluster. Where it only looks on, each node is a type of its own, which is
-    named after the node.
+    Ray runs its monitor on every cluster. Without autoscaling, each node is its own type, named after the
+    node.
     """
     try:
         types = _node_types()
@@ -33,12 +33,12 @@ def is_autoscaling() -> bool:
 
 
 class NodeRequest:
-    """The nodes that were asked for.
+    """The requested nodes.
 
-    Ray keeps one request for the whole cluster: that of another study takes its place.
+    Ray keeps one request for the whole cluster: another study's request replaces it.
 
     Args:
-        resources: What each worker takes.
+        resources: Number of workers, and CPUs and GPUs of each.
     """
 
     def __init__(self, resources: WorkerResources) -> None:
@@ -46,19 +46,19 @@ class NodeRequest:
         self._asked = 0
 
     def ask(self, workers: int) -> None:
-        """Ask for the nodes that so many workers need, at most those of the call; never for fewer again."""
+        """Request nodes for so many workers, at most the call's; never fewer than before."""
         workers = min(workers, self._resources.workers)
         if workers <= self._asked:
             return
         bundle = {"CPU": self._resources.cpus, "GPU": self._resources.gpus}
         try:
             _request([{name: value for name, value in bundle.items() if value}] * workers)
-        except _REFUSALS as error:  # the workers that wait for a place are a demand too
+        except _REFUSALS as error:  # workers that wait for a place are a demand too
             logger.warning("the autoscaler could not be asked for nodes: %s", error)
         self._asked = workers
 
     def clear(self) -> None:
-        """Take the request back, so that nodes without work may be stopped."""
+        """Withdraw the request, so that idle nodes can be stopped."""
         if not self._asked:
             return
         self._asked = 0
@@ -70,7 +70,7 @@ class NodeRequest:
 
 @contextlib.contextmanager
 def node_request(resources: WorkerResources, request: StopRequest) -> Iterator[NodeRequest]:
-    """Yield a request for nodes that is taken back at the end, also when the process is forced to end."""
+    """Yield a request for nodes that is withdrawn at the end, also at a forced end of the process."""
     nodes = NodeRequest(resources)
     with request.at_the_last(nodes.clear):
         try:
@@ -80,13 +80,13 @@ def node_request(resources: WorkerResources, request: StopRequest) -> Iterator[N
 
 
 def _request(bundles: list[dict[str, float]]) -> None:
-    from ray.autoscaler.sdk import request_resources  # takes a moment, which most clusters need not pay for
+    from ray.autoscaler.sdk import request_resources  # a slow import that most clusters do not need
 
     request_resources(bundles=bundles)
 
 
 def _node_types() -> dict[str, str]:
-    """Return node -> its type, as the autoscaler sees them; empty when it has not looked yet."""
+    """Return node -> its type according to the autoscaler; empty before its first check."""
     from ray.autoscaler.v2.utils import is_autoscaler_v2
 
     if is_autoscaler_v2():

@@ -1,4 +1,4 @@
-"""Several configs in one call: trying again what failed, and the exit code of all."""
+"""Several configs in one call: retries of failed ones, and the exit code of all."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -11,19 +11,19 @@ from mllm_shapx.execution.outcome import INTERRUPTED_FROM, StudyOutcome
 from mllm_shapx.execution.signals import StopRequest
 
 _SEVERITY = {0: 0, 3: 1, 1: 2}
-"""Exit code -> rank: quarantined samples are worse than none, a study that stopped is worse than those."""
+"""Exit code -> rank: a stopped study is worse than quarantined samples, which are worse than none."""
 _REFUSED = 3
-"""Rank of everything else: a refused config, a signal."""
+"""Rank of all other codes: a refused config, a signal."""
 
 
 @dataclass(frozen=True, slots=True)
 class ConfigResult:
-    """What became of one config."""
+    """The result of one config."""
 
     found: StudyOutcome | ShapxError
     tries: int
     seconds: float
-    """All tries together, with the waits between them."""
+    """Duration of all attempts, with the waits between them."""
 
     @property
     def exit_code(self) -> int:
@@ -45,17 +45,17 @@ def run_with_retries(
     request: StopRequest,
     tell: Callable[[str], None],
 ) -> ConfigResult:
-    """Do the work of a config; try again when it fails.
+    """Do the work of a config; retry when it fails.
 
-    A wrong config or directory and a signal end it at once.
+    A wrong config, a wrong directory or a signal ends it at once.
 
     Args:
-        work: Does the work once, such as `run.run_config`.
+        work: Does the work once, for example `run.run_config`.
         config: The config, for messages.
-        options: Options of the first try; later ones resume what has begun.
-        again: How often it is tried again, and when.
-        request: Says when a signal came.
-        tell: Takes a line for each retry.
+        options: Options of the first attempt; later attempts resume.
+        again: Number of retries, and the waits before them.
+        request: Reports a signal.
+        tell: Called with a line for each retry.
     """
     started, tries = time.monotonic(), 0
     while True:
@@ -78,5 +78,5 @@ def run_with_retries(
 
 
 def worst(exit_codes: Iterable[int]) -> int:
-    """Return the exit code that stands for all: refused or interrupted, then stopped, then quarantined."""
+    """Return the worst exit code: refused or interrupted, then stopped, then quarantined."""
     return max(exit_codes, key=lambda code: _SEVERITY.get(code, _REFUSED), default=0)

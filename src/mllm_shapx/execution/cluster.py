@@ -31,12 +31,12 @@ NODES_S = 300.0
 
 _PASSED_ON = ("LOG_LEVEL", "ALLOW_UNPINNED_HF_DOWNLOAD")
 _PASSED_ON_PREFIXES = ("WANDB_", "MLFLOW_", "HF_", "TRANSFORMERS_", "TORCH_", "OMP_", "MKL_", "TOKENIZERS_")
-"""Variables of the driver that workers on every node need. Otherwise they have those of `ray start`."""
+"""Driver variables that workers on every node need. All others come from `ray start`."""
 _SECRET_WORDS = frozenset(
     {"TOKEN", "TOKENS", "KEY", "KEYS", "APIKEY", "SECRET", "PASSWORD", "AUTH", "HEADERS"}
 )
 _SERVICES = ("start_api_server", "start_monitor", "start_log_monitor")
-"""Methods of Ray's `Node` that start the dashboard, the autoscaler, and what copies logs to the driver."""
+"""Methods of Ray's `Node` that start the dashboard, the autoscaler and the log copier."""
 _LOGIN = re.compile(r"://[^/]*@")
 
 
@@ -45,10 +45,10 @@ def connected(options: RunOptions, request: StopRequest | None = None) -> Iterat
     """Join the cluster of --address or RAY_ADDRESS, else start one on this machine; leave it at the end.
 
     Yields:
-        A folder on this machine that only this user may enter, and that is removed at the end.
+        A folder on this machine, open only to this user and removed at the end.
 
     Raises:
-        ResourceError: When there is no cluster at the address, or none can be started.
+        ResourceError: If there is no cluster at the address, or none can be started.
     """
     request = request or StopRequest()
     address, origin = _address(options)
@@ -75,7 +75,7 @@ def connected(options: RunOptions, request: StopRequest | None = None) -> Iterat
 
 
 def _address(options: RunOptions) -> tuple[str, str]:
-    """Return the address of the cluster, `local` for a new one, and where it comes from."""
+    """Return (address of the cluster, its origin); the address is `local` for a new cluster."""
     if options.address:
         return options.address, "--address"
     if address := os.environ.get("RAY_ADDRESS"):
@@ -85,10 +85,10 @@ def _address(options: RunOptions) -> tuple[str, str]:
 
 @contextlib.contextmanager
 def _closed_to_others(folder: Path) -> Iterator[None]:
-    """Give a cluster that is started now its own token, and let it listen on loopback only.
+    """Give the cluster to be started its own token, and let it listen on loopback only.
 
-    Ray replaces 127.0.0.1 by the address of a network interface and listens on all of them, unless it is
-    told that there is only one machine. The variable is named after the systems where that is the default.
+    Ray replaces 127.0.0.1 by a network interface's address and listens on all interfaces, unless
+    `RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER` is 0, the default on Windows and macOS.
     """
     import ray  # noqa: F401 -- before the environment changes
     from ray._private import ray_constants
@@ -120,7 +120,7 @@ def _closed_to_others(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _changed_environment(changes: dict[str, str | None]) -> Iterator[None]:
-    """Set environment variables, or remove those that are None, and put the old ones back."""
+    """Set environment variables, or remove those that are None, and restore the old ones."""
     before = {name: os.environ.get(name) for name in changes}
 
     def put(values: dict[str, str | None]) -> None:
@@ -144,7 +144,7 @@ def _own_handlers(request: StopRequest) -> Iterator[None]:
     try:
         yield
     except SystemExit as end:
-        # Ray turns an exception of a handler during its calls into exit code 1.
+        # During its calls, Ray turns a handler's exception into exit code 1.
         if not isinstance(end, StopNow) and (request.seen or end.code == signal.SIGTERM):
             request.handle(request.seen or signal.SIGTERM, None)
         raise
@@ -162,7 +162,7 @@ def _leave() -> None:
 
 
 def _end_processes(folder: Path) -> None:
-    """End the remaining processes of the cluster in `folder`: an interrupted start leaves some."""
+    """End the cluster's remaining processes in `folder`; an interrupted start leaves some."""
     import psutil
 
     def mentions(process: Any) -> bool:
@@ -181,7 +181,7 @@ def _end_processes(folder: Path) -> None:
 
 
 class _Logged(io.TextIOBase):
-    """Logs what Ray prints: standard output is for results, and the driver reports dead workers."""
+    """Logs Ray's prints: standard output is for results, and the driver reports dead workers."""
 
     def write(self, text: str, /) -> int:
         if text.strip():
@@ -190,7 +190,7 @@ class _Logged(io.TextIOBase):
 
 
 def logged_output() -> contextlib.redirect_stdout[_Logged]:
-    """Return a context in which what Ray prints is logged."""
+    """Return a context that logs Ray's prints."""
     return contextlib.redirect_stdout(_Logged())
 
 
@@ -207,10 +207,10 @@ def _join(address: str, origin: str) -> None:
 
 
 def _await_nodes(wanted: int) -> None:
-    """Wait until the cluster has as many living nodes as wanted.
+    """Wait until the cluster has `wanted` living nodes.
 
     Raises:
-        ResourceError: When they do not come.
+        ResourceError: If they do not join within `NODES_S`.
     """
     import ray
 
@@ -225,17 +225,17 @@ def _await_nodes(wanted: int) -> None:
 
 
 def _start_here(folder: Path) -> None:
-    """Start a cluster on this machine. Ray allows its processes 30 s, which a busy machine may exceed."""
+    """Start a cluster on this machine. Ray gives its processes 30 s; a busy machine may need more."""
     import ray
 
     for attempt in range(1, START_ATTEMPTS + 1):
         try:
-            # Its processes inherit the environment, secrets included, so that nothing is passed on.
+            # Its processes inherit the environment with its secrets: nothing to pass on.
             with _without_services():
                 ray.init(
                     address="local",
                     include_dashboard=False,
-                    _temp_dir=str(folder / "r"),  # Ray opens it to everybody; the folder around it is closed
+                    _temp_dir=str(folder / "r"),  # Ray opens it to all users; `folder` is closed
                     **_init_options(_source_path()),
                 )
         except Exception as error:
@@ -254,15 +254,13 @@ def _start_here(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _without_services() -> Iterator[None]:
-    """Start no processes that only serve people who look at a cluster, or that start nodes.
+    """Start neither Ray's processes for people who watch a cluster nor its autoscaler.
 
-    Each takes a second of processor time. `ray.init` waits for some of them, and the end for all.
+    Each takes a second of CPU time. `ray.init` waits for some of them, `ray.shutdown` for all.
     """
     from ray._private.node import Node
 
-    services = [
-        name for name in _SERVICES if hasattr(Node, name)
-    ]  # a Ray without them starts more, and works
+    services = [name for name in _SERVICES if hasattr(Node, name)]  # a Ray without these names still works
     before = {name: getattr(Node, name) for name in services}
     try:
         for name in services:
@@ -282,9 +280,9 @@ def _init_options(variables: dict[str, str]) -> dict[str, Any]:
 
 
 def environment() -> dict[str, str]:
-    """Return the driver's variables that workers on other nodes need, without secrets.
+    """Return the driver's variables that workers on other nodes need.
 
-    Ray writes them to logs that others may read.
+    Without secrets: Ray writes them to logs that other users may read.
     """
     passed = {
         name: value
@@ -296,7 +294,7 @@ def environment() -> dict[str, str]:
 
 
 def private_environment() -> dict[str, str]:
-    """Return the secrets that actors on this machine need, for a file that only the user reads."""
+    """Return the secrets that actors on this machine need, for a file that only this user can read."""
     return {
         name: value
         for name, value in os.environ.items()
@@ -305,7 +303,7 @@ def private_environment() -> dict[str, str]:
 
 
 def is_secret(name: str, value: str) -> bool:
-    """Return whether an environment variable holds a secret, by its name or by a login in a URL."""
+    """Return whether an environment variable holds a secret: by its name, or a login in a URL."""
     words = name.upper().split("_")
     if words[-1] in {"PATH", "FILE"}:
         return False
@@ -313,7 +311,7 @@ def is_secret(name: str, value: str) -> bool:
 
 
 def _source_path() -> dict[str, str]:
-    """Return the variables by which workers import from the source tree that MLLM_SHAP_SRC names."""
+    """Return the variables that let workers import from the source tree MLLM_SHAP_SRC."""
     source = os.environ.get("MLLM_SHAP_SRC")
     if not source:
         return {}

@@ -1,4 +1,4 @@
-"""The coordinator: hands out units, takes results, and has them written."""
+"""The coordinator: hands out units, takes results and writes them."""
 
 import contextlib
 import logging
@@ -37,11 +37,11 @@ PACE_S = 10.0
 
 @dataclass(slots=True)
 class _Worker:
-    """What is known of a living worker."""
+    """State of a living worker."""
 
     info: WorkerInfo
     announced: bool = False
-    """Whether it has named its units since this coordinator started."""
+    """Whether it has reported its units since this coordinator started."""
     answers: int = 0
     progress_at: float = field(default_factory=time.monotonic)
     unit_answers: Mapping[str, int] = field(default_factory=dict)
@@ -49,17 +49,17 @@ class _Worker:
 
 
 class Coordinator:
-    """Hands out units, takes results, and is the only one who writes them.
+    """Hands out units, takes results, and alone writes them.
 
-    After a crash a new one reads from the directory what is done, and learns from the workers' next calls
-    which units they hold. Every call may arrive twice.
+    After a crash, a new coordinator reads the results from the directory, and learns the leases from the
+    workers' next calls. Every call may arrive twice.
 
     Args:
-        study: What is studied.
-        inspections: What was found in each run's directory; None to inspect the directories now.
-        on_sample: Gets each new sample, after it is on disk.
+        study: The study.
+        inspections: Inspection of each run's directory; None to inspect the directories now.
+        on_sample: Called with each new sample, once it is on disk.
         stall_s: Seconds without progress after which a worker that holds units counts as stuck.
-        failed_before: Quarantined samples at the start of the call; None when that is now.
+        failed_before: Quarantined samples at the start of the call; None if the call starts now.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Coordinator:
     # --- called by workers
 
     def lease(self, me: WorkerInfo, held: tuple[str, ...]) -> LeaseReply:
-        """Give a worker a unit, or coalitions of another worker's row. Only its leases of `held` stay."""
+        """Give a worker a unit, or coalitions of another worker's row. Of its leases, only `held` stay."""
         worker = me.worker
         if worker in self._lost:
             return LeaseReply(None, order="stop")
@@ -123,13 +123,13 @@ class Coordinator:
         return LeaseReply(None, help=task, drop=drop)
 
     def exchange(self, me: WorkerInfo, offer: HelpOffer) -> HelpReply:
-        """Take coalitions of a worker's row for idle workers; return the answers that these have given."""
+        """Take coalitions of a worker's row for idle workers; return the helpers' answers."""
         state = self._holder(me, offer.unit_id)
         if not self._ledger.holds(me.worker, offer.unit_id):
             return HelpReply()
         unit = self._ledger.unit(offer.unit_id)
         reply = self._exchange.exchange(offer, unit.row_index, self._helpers(me.worker))
-        # An exchange without answers is no progress: a worker whose model hangs goes on with it for ever.
+        # An exchange without answers is no progress: a worker with a hanging model repeats it forever.
         if reply.answers:
             state.progress_at = time.monotonic()
         return reply
@@ -157,7 +157,7 @@ class Coordinator:
             self._write_answers(unit_id, answers, is_last=False)
 
     def fail(self, me: WorkerInfo, failure: UnitFailure) -> None:
-        """Record a failure of a unit, or of some of its runs; queue the unit again if that may help."""
+        """Record a failure of a unit or of some of its runs; queue the unit again if a retry may help."""
         self._holder(me, failure.unit_id).progress_at = time.monotonic()
         if not self._ledger.holds(me.worker, failure.unit_id):
             return
@@ -206,16 +206,9 @@ class Coordinator:
     # --- called by the driver
 
     def worker_lost(self, worker: str, *, innocent: bool, detail: str, log_tail: tuple[str, ...]) -> None:
-        """Take back the units of a dead worker, and charge its death.
-
-        Args:
-            worker: Its name.
-            innocent: Whether no row can be the cause.
-            detail: Why it is gone.
-            log_tail: Its last log lines.
-        """
+        """Take back the units of a dead worker; if not `innocent`, charge its death to a row."""
         state = self._workers.pop(worker, None)
-        # Its last calls may arrive after the news of its death: they must not lease anything.
+        # Its last calls may arrive after its death; they must not lease anything.
         self._lost.add(worker)
         self._idle.discard(worker)
         self._exchange.helper_lost(worker)
@@ -273,7 +266,7 @@ class Coordinator:
     # --- workers and their units
 
     def _worker(self, me: WorkerInfo) -> _Worker:
-        """Return the worker's state; at its first call, record what it computes with."""
+        """Return the worker's state; at its first call, record its environment."""
         with self._writing():
             self._writer.welcome(me)
         return self._workers.setdefault(me.worker, _Worker(me))
@@ -288,13 +281,13 @@ class Coordinator:
         return state
 
     def _has_its_share(self, held: int) -> bool:
-        """Whether one more row would leave too few for the others, who cannot help with short rows."""
+        """Whether one more row would leave too few for other workers, which cannot help with short rows."""
         if self._study.rows_in_flight is not None or held < FEWEST_ROWS:
             return False
         return self._ledger.count(UnitState.QUEUED) < held * (len(self._workers) - 1)
 
     def _handed_out(self, unit: WorkUnit, drop: tuple[str, ...]) -> LeaseReply:
-        """Return a lease on the open runs of a unit, with the stored answers."""
+        """Return a lease of the unit's open runs, with the stored answers."""
         with self._writing():
             open_unit = replace(unit, run_names=self._ledger.open_runs(unit.unit_id))
             known = self._writer.known(unit)
@@ -305,9 +298,9 @@ class Coordinator:
         return LeaseReply(None, drop=drop, order="stop")
 
     def _helpers(self, owner: str) -> set[str]:
-        """Return the workers beside `owner` that help, or could.
+        """Return the workers besides `owner` that help, or could help.
 
-        When no unit is left to take, that is at least one: the next worker that ends its unit can help.
+        With an empty queue this is at least one: the next worker that ends its unit can help.
         """
         if not self._ledger.is_queue_empty:
             return set()
@@ -315,7 +308,7 @@ class Coordinator:
         return (self._idle | self._exchange.helping) & others or set(sorted(others)[:1])
 
     def _note_waiting(self, worker: _Worker, waiting_for: str) -> None:
-        """Say once what a worker waits for. Waiting counts as progress: the rows are not the cause."""
+        """Report once why a worker waits. Waiting counts as progress: no row is the cause."""
         if waiting_for:
             worker.progress_at = time.monotonic()
         if bool(waiting_for) != bool(worker.waiting_for):
@@ -323,7 +316,7 @@ class Coordinator:
         worker.waiting_for = waiting_for
 
     def _running(self) -> list[tuple[WorkUnit, float]]:
-        """Return the units that workers hold, with the number of answers that each has."""
+        """Return the leased units, each with its number of answers."""
         return [
             (unit, min(float(count), unit.cost))
             for state in self._workers.values()
@@ -333,7 +326,7 @@ class Coordinator:
         ]
 
     def _settle(self, unit_id: str, run_names: tuple[str, ...], *, failed: bool = False) -> None:
-        """Note that runs of a unit are done or quarantined."""
+        """Mark runs of a unit as done or quarantined."""
         if self._ledger.settle(unit_id, run_names, failed=failed):
             self._exchange.close(unit_id)
             self._forecast.settled(self._ledger.unit(unit_id))
@@ -355,7 +348,7 @@ class Coordinator:
                 self._settle(unit.unit_id, failure.run_names, failed=True)
 
     def _check_limits(self) -> None:
-        """Hand out nothing more when too much has failed."""
+        """Hand out nothing more after too many failures."""
         if not self._draining and (reason := self._limits.reason_to_stop) is not None:
             self._notes.append(reason)
             self._draining = True
@@ -363,7 +356,7 @@ class Coordinator:
     # --- writing
 
     def _write_answers(self, unit_id: str, answers: Answers, *, is_last: bool) -> None:
-        # A unit that is not open is done: its answers are on disk already.
+        # A unit without open runs is done: its answers are on disk.
         if self._ledger.open_runs(unit_id):
             self._writer.write_answers(self._ledger.unit(unit_id), answers, is_last=is_last)
 
@@ -397,9 +390,9 @@ class Coordinator:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """Turn a failed write into the end of the study instead of the end of the coordinator."""
+        """Let a failed write end the study, not the coordinator."""
         try:
             yield
         except StorageError as error:
-            logger.error("%s", error)  # noqa: TRY400 -- the message says it all
+            logger.error("%s", error)  # noqa: TRY400 -- the message suffices
             self._fatal = str(error)

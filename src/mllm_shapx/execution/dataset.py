@@ -1,4 +1,4 @@
-"""A study's dataset: which files it is read from, and which samples no longer fit its rows."""
+"""A study's dataset: its files, and the samples that no longer match its rows."""
 
 import os
 from collections import defaultdict
@@ -26,12 +26,12 @@ from mllm_shapx.records.store import CoalitionStore
 from mllm_shapx.records.summary import SampleMetrics
 
 if TYPE_CHECKING:
-    from mllm_shapx.execution.messages import Study  # at run time it would bring mllm_shap, which is slow
+    from mllm_shapx.execution.messages import Study  # at run time it would import mllm_shap, which is slow
 
 
 @dataclass(frozen=True, slots=True)
 class ChangedRows:
-    """Samples that were made from other rows than the dataset has now."""
+    """Samples of rows that have changed in the dataset since."""
 
     samples: Mapping[str, Sequence[int]]
     """Run -> rows."""
@@ -39,13 +39,13 @@ class ChangedRows:
 
 
 class OldPlayers:
-    """Finds the samples that were made with other players than their rows have now.
+    """Finds the samples whose rows now have other players.
 
-    Which words are players depends on this package's version as well as on the config. One rule leaves out
-    more words than the other, so that equal numbers mean equal players.
+    Which words are players depends on the config and on this package's version. One version's rule leaves
+    out more words than the other's, so equal numbers mean equal players.
 
     Args:
-        players: Players per selected row; None where they are not known before a row is read.
+        players: Players per selected row; None if they are unknown until a row is read.
     """
 
     def __init__(self, players: Mapping[int, int] | None) -> None:
@@ -53,7 +53,7 @@ class OldPlayers:
         self._found: defaultdict[str, set[int]] = defaultdict(set)
 
     def of_run(self, run: RunSpec) -> Callable[[SampleMetrics], None]:
-        """Return a function that looks at one sample of a run."""
+        """Return a function that checks one sample of a run."""
         players = players_under(self._players, run.player_rule) or {}
 
         def take(sample: SampleMetrics) -> None:
@@ -63,11 +63,11 @@ class OldPlayers:
         return take
 
     def refuse(self, output_uri: str, redone: Mapping[str, Collection[int]]) -> None:
-        """Refuse to go on if there are such samples.
+        """Refuse to continue if there are such samples.
 
         Args:
             output_uri: The study's directory, for the message.
-            redone: Run -> rows that are explained again, whose samples do not count.
+            redone: Run -> rows to explain again; their samples do not count.
 
         Raises:
             OutputError: With their number in each run.
@@ -86,7 +86,7 @@ class OldPlayers:
 
 
 def open_study_table(study: "Study") -> Table:
-    """Open the dataset at the commit that the rows were selected from.
+    """Open the dataset at the commit of the row selection.
 
     Raises:
         DatasetError: As `open_table`.
@@ -97,13 +97,13 @@ def open_study_table(study: "Study") -> Table:
 def open_selection(
     loaded: LoadedConfig, sweep: Sweep, dataset: DatasetConfig, selection: SelectionConfig
 ) -> tuple[Table, Selection]:
-    """Return the dataset of a config and its selected rows, with warnings about special tokens in them.
+    """Return the dataset of a config and its selected rows, with warnings about their special tokens.
 
     Args:
         loaded: The config.
         sweep: Its runs.
         dataset: The config's dataset, see `pinned`.
-        selection: Which rows are selected.
+        selection: Settings of the selection.
 
     Raises:
         DatasetError: When the dataset cannot be used.
@@ -131,10 +131,10 @@ def open_selection(
 
 
 def pinned(dataset: DatasetConfig, output_uri: str, runs: Sequence[RunSpec]) -> DatasetConfig:
-    """Return a hub dataset at the commit that the results in a directory were made from.
+    """Return a hub dataset at the commit of the results in a directory.
 
-    A branch may have moved on since, but the study keeps its rows. A dataset without results, or a local
-    one, is returned unchanged.
+    A branch may have moved since, but the study keeps its rows. A dataset without results and a local one
+    are returned unchanged.
     """
     if dataset.is_local:
         return dataset
@@ -144,7 +144,7 @@ def pinned(dataset: DatasetConfig, output_uri: str, runs: Sequence[RunSpec]) -> 
 
 
 def content_of(table: Table, settings: ExperimentSet) -> str | None:
-    """Return a hash of what a local dataset holds in the columns that are read, recordings left out.
+    """Return a hash of a local dataset's content in the columns in use, without recordings.
 
     Recordings may be large; each row's digest covers its own.
     """
@@ -158,17 +158,17 @@ def content_of(table: Table, settings: ExperimentSet) -> str | None:
 
 
 def dataset_path(dataset: DatasetConfig, config_path: Path) -> str | None:
-    """Return the absolute path of a local dataset, for commands that have no config; None for the hub."""
+    """Return the absolute path of a local dataset, for commands without a config; None for the hub."""
     if not dataset.is_local or not dataset.path:
         return None
-    return os.path.abspath(resolve_path(dataset.path, config_path))  # noqa: PTH100 -- links stay as written
+    return os.path.abspath(resolve_path(dataset.path, config_path))  # noqa: PTH100 -- keeps symbolic links
 
 
 def refuse_changed_rows(study: "Study") -> None:
-    """Refuse a directory with samples of rows that were changed since. Reads only.
+    """Refuse a directory with samples of rows that have changed since. Reads only.
 
     Raises:
-        OutputError: With the number of rows and what to do.
+        OutputError: With the number of rows and the fix.
     """
     storage = open_storage(study.output_uri)
     changed, changes = _changed_samples(
@@ -181,15 +181,15 @@ def refuse_changed_rows(study: "Study") -> None:
 def find_changed_rows(
     study: "Study", inspections: Mapping[str, RunInspection], *, accept: bool
 ) -> ChangedRows:
-    """Compare every sample with the row that it was made from. Reads only.
+    """Compare every sample with its row in the dataset. Reads only.
 
     Args:
-        study: What is studied.
-        inspections: What was found in each run's directory.
-        accept: Whether samples of changed rows may be made again.
+        study: The study.
+        inspections: Inspection of each run's directory.
+        accept: Whether samples of changed rows may be replaced.
 
     Raises:
-        OutputError: When rows were changed and that is not accepted.
+        OutputError: When rows have changed and `accept` is false.
     """
     changed, changes = _changed_samples(study, {name: one.made_from for name, one in inspections.items()})
     if changed and not accept:
@@ -200,7 +200,7 @@ def find_changed_rows(
 def make_again(
     study: "Study", inspections: Mapping[str, RunInspection], found: ChangedRows
 ) -> tuple[dict[str, RunInspection], list[str]]:
-    """Move the samples of changed rows aside; remove failures that belong to another dataset.
+    """Set samples of changed rows aside; remove failures that belong to another dataset.
 
     Returns:
         The inspections without them, and notes.
@@ -222,7 +222,7 @@ def make_again(
 
 
 def _has_other_dataset(study: "Study", records: RunRecords) -> bool:
-    """Return whether a run's `spec.json` names another content of a local dataset."""
+    """Return whether a run's `spec.json` has the hash of another local dataset."""
     before = (records.read_spec() or {}).get(DATASET_COMMIT)
     return before is not None and study.dataset_commit is None and before != study.dataset_content
 
@@ -240,8 +240,8 @@ def _refusal(study: "Study", changed: Mapping[str, Sequence[int]], changes: Chan
 def _changed_samples(
     study: "Study", samples: Mapping[str, Mapping[int, str]]
 ) -> tuple[dict[str, list[int]], Changes]:
-    """Return run -> rows whose samples were made from something else, and how the rows differ."""
-    # What the hub has at a commit does not change.
+    """Return run -> changed rows with samples, and the changes."""
+    # A commit on the hub does not change.
     if study.dataset_commit is not None or not any(samples.values()):
         return {}, Changes((), {})
     table = open_study_table(study)
@@ -251,7 +251,7 @@ def _changed_samples(
 def _move_aside(
     storage: Storage, inspections: Mapping[str, RunInspection], changed: Mapping[str, Sequence[int]]
 ) -> dict[str, RunInspection]:
-    # The answers first: if this is interrupted, the samples still show that their rows were changed.
+    # The answers first: after an interruption, the samples still show that their rows have changed.
     CoalitionStore(storage).set_aside({row for rows in changed.values() for row in rows})
     for name, rows in changed.items():
         RunRecords(storage, name).set_rows_aside(rows)

@@ -1,4 +1,4 @@
-"""The driver: runs a study on a Ray cluster that is connected already."""
+"""The driver: runs a study on a connected Ray cluster."""
 
 import contextlib
 import json
@@ -34,29 +34,29 @@ from mllm_shapx.records.storage import open_storage
 from mllm_shapx.reporting.progress import ProgressReporter
 
 COALITIONS_WORTH_A_WORKER = 256
-"""Coalitions for which loading the model once more pays, where rows are fewer than workers."""
+"""Coalitions that justify one more load of the model, when there are fewer rows than workers."""
 END_S = 10.0
-"""Seconds that workers may take to end when nothing is left."""
+"""Seconds that workers may take to end when no work is left."""
 FINISH_S = 600.0
 """Seconds that the last writes and summaries may take."""
 FINISH_TRIES = 5
-"""Times that an aggregator that dies while it finishes is started again for it."""
+"""Retries of the aggregator's last step, if the aggregator dies during it."""
 FLUSH_S = 1.5
-"""Seconds that workers get to send their answers at the first signal; `ray job stop` kills after 3."""
+"""Seconds that workers have to send their answers after the first signal; `ray job stop` kills after 3."""
 
 
 class Driver:
     """Starts the actors of one study and watches them. A `Crew`.
 
     Args:
-        study: What is studied.
-        options: What the call asks for.
+        study: The study.
+        options: Options of the call.
         resources: The workers to start.
         output: The study's directory.
         reporter: Shows messages.
-        folder: A folder that only this user may enter.
+        folder: A folder that is open only to this user.
         load: Loads the model in a worker's process.
-        nodes: Asks for the nodes that workers need; None on a cluster that starts none.
+        nodes: Requests the nodes that workers need; None on a cluster without autoscaling.
         idle: Keeps the workers and their model for the next study; None to end them.
     """
 
@@ -82,7 +82,7 @@ class Driver:
             "scheduling_strategy": NodeAffinitySchedulingStrategy(node_id=here, soft=False),
         }
         token = secrets.token_hex(4)
-        # A file rather than Ray objects: an actor that is started again must find it, whatever was lost.
+        # A file, not Ray objects: a restarted actor must find it, even after the loss of a node.
         shared = folder / "study.pickle"
         shared.write_bytes(pickle.dumps((study, dict(output.inspections), dict(output.specs))))
         private = folder / PRIVATE_ENVIRONMENT
@@ -109,7 +109,7 @@ class Driver:
             idle=idle,
         )
         self._draining = False
-        # Workers take seconds to load the model, and the coordinator's process takes some to start.
+        # At once: workers load the model while the coordinator's process starts.
         self._grow(_open_rows(study, output))
 
     def step(self) -> StudyState | None:
@@ -120,7 +120,7 @@ class Driver:
             return state
         self._pool.compare(state)
         if self._draining and not state.draining:
-            # The coordinator was restarted after it was told.
+            # The coordinator restarted after the call of `drain`.
             self._coordinator.tell(Coordinator.drain)
         self._draining = self._draining or state.draining
         if not self._draining:
@@ -128,7 +128,7 @@ class Driver:
         return state
 
     def drain(self) -> None:
-        """See `Crew.drain`. `ray job stop` leaves 3 s for it."""
+        """See `Crew.drain`. `ray job stop` kills after 3 s."""
         self._draining = True
         calls = [self._coordinator.actor.drain.remote(), *self._pool.flush()]
         ray.wait(calls, num_returns=len(calls), timeout=FLUSH_S)
@@ -154,7 +154,7 @@ class Driver:
     def summarize(self, *, stopped: bool) -> tuple[str, ...]:
         """See `Crew.summarize`."""
         try:
-            # It may be called twice: what was logged is not logged again.
+            # Safe to repeat: logged samples are not logged again.
             finish = self._aggregator.finish.options(max_task_retries=FINISH_TRIES).remote()
             warnings: tuple[str, ...] = ray.get(finish, timeout=self._grace_s if stopped else FINISH_S)
         except RayActorError:
@@ -179,13 +179,13 @@ class Driver:
 
 
 def _open_rows(study: Study, output: OpenOutput) -> int:
-    """Return how many rows some run has neither a sample nor a failure of."""
+    """Return the number of rows without sample and failure in at least one run."""
     ended = (found.completed | found.failed for found in output.inspections.values())
     return len(frozenset(study.rows) - frozenset.intersection(*ended))
 
 
 def _worth_helping(state: StudyState) -> int:
-    """Return how many workers the remaining coalitions are worth: several may answer one heavy row."""
+    """Return how many workers the remaining coalitions justify: several may answer one heavy row."""
     if not state.unfinished_units:
         return 0
     left = state.coalitions_total - state.coalitions_done

@@ -1,4 +1,4 @@
-"""The environment of this process, and how it is recorded in the specs of the runs."""
+"""The environment of this process, and its record in the specs of the runs."""
 
 import platform
 import time
@@ -24,7 +24,7 @@ _LIBRARIES = (
 
 
 def library_versions() -> dict[str, str]:
-    """Return the versions of Python and of the libraries that are installed here."""
+    """Return the versions of Python and of the installed libraries."""
     found = {"python": platform.python_version()}
     for name in _LIBRARIES:
         try:
@@ -35,7 +35,7 @@ def library_versions() -> dict[str, str]:
 
 
 def environment_of(identity: ModelIdentity, run: RunSpec) -> Environment:
-    """Return the environment in which a model of this process answers."""
+    """Return the environment of a model in this process."""
     kind = identity.device.partition(":")[0]
     return Environment(
         libraries=library_versions(),
@@ -70,11 +70,11 @@ def record_environment(runs: Iterable[tuple[RunRecords, int]], environment: Envi
     """Add an environment to the history in the specs of runs.
 
     Args:
-        runs: Each run's files, and the samples that it has.
+        runs: Each run's files and its number of samples.
         environment: The environment of the samples from now on.
 
     Returns:
-        A warning where samples of a run may differ in more than their rows.
+        A warning if a run then has samples of environments whose answers may differ; else None.
     """
     changes: dict[str, None] = {}
     mixed = 0

@@ -1,4 +1,4 @@
-"""Estimates the remaining device time: planned answers times what answers cost so far."""
+"""Estimates the remaining device time: planned answers times the measured cost per answer."""
 
 import time
 from collections import defaultdict
@@ -16,15 +16,15 @@ class Forecast:
     """Estimates the remaining device time from heartbeats.
 
     Args:
-        units: Everything that is to be done.
-        clock: Gives the time in seconds.
+        units: All units of the study.
+        clock: Returns the time in seconds.
     """
 
     def __init__(self, units: Iterable[WorkUnit], clock: Callable[[], float] = time.monotonic) -> None:
         self.device_seconds = 0.0
-        """Time that the workers' devices have spent in the model."""
+        """Device time of all workers in the model so far."""
         self.settled_answers = 0.0
-        """Expected answers of the units that need nothing more."""
+        """Expected answers of the settled units."""
         self.total_answers = 0.0
         """Expected answers of all units."""
         self._cost = AnswerCost()
@@ -39,16 +39,16 @@ class Forecast:
         self._reordered = clock()
 
     def handed_out(self, unit: WorkUnit, stored: int) -> None:
-        """Note that a worker got a unit, `stored` answers of which need not be generated."""
+        """Record a leased unit; `stored` of its answers need not be generated."""
         self._stored.setdefault(unit.unit_id, min(float(stored), unit.cost))
 
     def settled(self, unit: WorkUnit) -> None:
-        """Note that a unit needs nothing more."""
+        """Record a unit without open runs."""
         self._left[unit.cost_key] -= unit.cost
         self.settled_answers += unit.cost
 
     def observe(self, worker: str, beat: Beat) -> None:
-        """Learn from a worker's heartbeat what answers cost."""
+        """Update the cost of answers from a worker's heartbeat."""
         before = self._beats.get(worker, Beat((), 0, 0.0))
         new = {key: max(0, count - before.generated.get(key, 0)) for key, count in beat.generated.items()}
         if not any(new.values()):
@@ -60,7 +60,7 @@ class Forecast:
         self._cost.observe(self._clock(), busy, new)
 
     def is_order_due(self) -> bool:
-        """Whether to correct the queue's order now: only where its units differ in what an answer costs."""
+        """Whether to correct the queue's order now: only if its units differ in cost per answer."""
         if len(self._left) < 2 or self._clock() - self._reordered < REORDER_S:  # noqa: PLR2004
             return False
         if self.settled_answers < 2 * SCOUTED_AT * (self.settled_answers + sum(self._left.values())):
@@ -69,24 +69,24 @@ class Forecast:
         return True
 
     def cost(self, unit: WorkUnit) -> float:
-        """Return what a unit takes: device seconds, or expected answers while too little was measured."""
+        """Return a unit's cost in device seconds, or in expected answers before enough is measured."""
         return unit.cost * (self._cost.seconds(unit.cost_key) or 1.0)
 
     def pace(self, under_way: Iterable[tuple[WorkUnit, float]]) -> dict[str, float]:
-        """Return cost key -> device seconds per expected answer, where that is known.
+        """Return cost key -> device seconds per expected answer, for the measured keys.
 
         Args:
-            under_way: Units that workers hold, with the answers that each has already.
+            under_way: Leased units, each with its number of answers.
         """
         share = self._share_generated(self.settled_answers + sum(answers for _, answers in under_way))
         found = {key: self._cost.seconds(key) for key in self._left}
         return {key: each * share for key, each in found.items() if each is not None}
 
     def seconds_left(self, under_way: Iterable[tuple[WorkUnit, float]]) -> float | None:
-        """Return the device seconds that are left; None while too little was measured.
+        """Return the remaining device seconds; None before enough is measured.
 
         Args:
-            under_way: Units that workers hold, with the answers that each has already.
+            under_way: Leased units, each with its number of answers.
         """
         under_way = list(under_way)
         left, pace = self._left.copy(), self.pace(under_way)
@@ -97,6 +97,6 @@ class Forecast:
         return sum(max(0.0, answers) * pace[key] for key, answers in left.items())
 
     def _share_generated(self, done: float) -> float:
-        """Return the share of expected answers that were generated: coalitions may have equal prompts."""
+        """Return the generated share of the expected answers: coalitions may have equal prompts."""
         fresh = done - sum(self._stored.values())
         return self._generated / fresh if fresh > 0.0 and self._generated else 1.0

@@ -1,4 +1,4 @@
-"""A unit that a worker is explaining, and what of it is not on disk yet."""
+"""A unit that a worker is explaining, and its unwritten answers."""
 
 import asyncio
 import time
@@ -21,14 +21,14 @@ class HeldUnit:
 
     @property
     def answers(self) -> int:
-        """Return the answers and likelihoods that its row has."""
+        """Return the number of answers and likelihoods of its row."""
         if self.explainer is None:
             return 0
         row = self.explainer.coalitions
         return len(row.stored) + len(row.likelihoods.stored)
 
     def take_new(self) -> Answers:
-        """Return the answers, vectors and likelihoods that came since the last call."""
+        """Return the answers, vectors and likelihoods since the last call."""
         if self.explainer is None:
             return Answers()
         coalitions = self.explainer.coalitions

@@ -33,13 +33,13 @@ class HelpOffer:
     masks: tuple[int, ...] = ()
     """Coalitions to put into the pool."""
     take_back: int = 0
-    """Most coalitions that the owner wants back from the pool."""
+    """Maximum number of coalitions that the owner wants back from the pool."""
     least: int = 1
-    """Coalitions that fill a batch. Chunks are multiples of it, except the last one."""
+    """Coalitions of a full batch. Chunks are multiples of it, except the last one."""
     most: int = 1
     """Coalitions of the largest chunk."""
     offer_id: str = field(default_factory=lambda: secrets.token_hex(8))
-    """Equal when a message is sent again because no reply came."""
+    """Equal when a message is repeated for lack of a reply."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,20 +47,20 @@ class HelpReply:
     """The exchange's reply to an owner."""
 
     session: str = ""
-    """Changes when the exchange has lost its data of the unit; empty for a unit that it does not know."""
+    """Changes when the exchange has lost its data of the unit; empty for an unknown unit."""
     answers: dict[int, Answer] = field(default_factory=dict)
     """Answers of helpers since the last reply."""
     returned: tuple[int, ...] = ()
     """Coalitions that come back unanswered."""
     pooled: int = 0
-    """Coalitions of the owner that nobody has taken."""
+    """The owner's coalitions that no helper has taken."""
     helpers: int = 0
-    """Workers that help, or could."""
+    """Workers that help, or could help."""
 
 
 @dataclass(slots=True)
 class _Shared:
-    """What the exchange holds of one unit."""
+    """The exchange's data of one unit."""
 
     row_index: int
     session: str = field(default_factory=lambda: secrets.token_hex(8))
@@ -84,16 +84,16 @@ class HelpExchange:
     def __init__(self) -> None:
         self._shared: dict[str, _Shared] = {}
         self._claimed: dict[int, tuple[str, HelpTask]] = {}
-        # Not from 0: helpers may still answer tasks of the coordinator before a restart.
+        # Not from 0: after a restart of the coordinator, helpers may still answer its earlier tasks.
         self._next_task = secrets.randbits(62)
 
     def exchange(self, offer: HelpOffer, row_index: int, workers: Collection[str]) -> HelpReply:
-        """Take an owner's coalitions and return what has come back.
+        """Take an owner's coalitions; return new answers and unanswered coalitions.
 
         Args:
-            offer: What the owner offers and wants.
+            offer: The owner's message.
             row_index: The unit's row.
-            workers: Workers beside the owner that help, or could.
+            workers: Workers besides the owner that help, or could help.
         """
         shared = self._shared.setdefault(offer.unit_id, _Shared(row_index))
         if shared.last[0] == offer.offer_id:
@@ -113,7 +113,7 @@ class HelpExchange:
         return reply
 
     def claim(self, helper: str) -> HelpTask | None:
-        """Return a chunk of the unit with the largest pool for `helper`; None when there is none."""
+        """Return a chunk of the largest pool for `helper`; None if all pools are empty."""
         unit_id = max(
             (key for key, shared in self._shared.items() if shared.pool and helper not in shared.refused),
             key=lambda key: len(self._shared[key].pool),
@@ -143,7 +143,7 @@ class HelpExchange:
             shared.refused.add(helper)
 
     def helper_lost(self, helper: str) -> None:
-        """Put the chunks of a dead helper into the pool again."""
+        """Put the chunks of a dead helper back into the pool."""
         for task_id, (owner, task) in list(self._claimed.items()):
             if owner == helper:
                 del self._claimed[task_id]
@@ -151,7 +151,7 @@ class HelpExchange:
                     self._shared[task.unit_id].pool.extend(task.masks)
 
     def close(self, unit_id: str) -> None:
-        """Forget a unit that is done, or whose owner is dead."""
+        """Forget a unit that is done or whose owner is dead."""
         self._shared.pop(unit_id, None)
 
     def is_helping(self, worker: str) -> bool:
@@ -167,9 +167,8 @@ class HelpExchange:
 def chunk_size(left: int, parties: int, least: int, most: int) -> int:
     """Return how many of `left` coalitions one of `parties` workers takes at a time.
 
-    Guided self-scheduling: a worker holds two chunks, each half of its fair share, so that chunks shrink
-    towards the end and all workers end together. At most `most`, and whole batches of `least` while there
-    are any.
+    Guided self-scheduling: a worker holds two chunks, each half of its fair share. So chunks shrink towards
+    the end, and all workers end together. At most `most`; whole batches of `least` except at the end.
     """
     batches = min(most, left // (4 * parties)) // least
     return min(left, max(1, batches) * least)

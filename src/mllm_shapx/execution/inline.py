@@ -1,4 +1,4 @@
-"""A study in one process without Ray: for a debugger, for tests, for small jobs."""
+"""A study in one process without Ray: for debuggers, tests and small jobs."""
 
 import asyncio
 from collections.abc import Callable
@@ -15,9 +15,9 @@ from mllm_shapx.execution.worker import Worker
 from mllm_shapx.records.results import SampleResult
 
 TICK_S = 0.25
-"""Seconds between two looks at the study."""
+"""Seconds between two checks of the study."""
 STOP_S = 3.0
-"""Seconds that the worker may take to stop. A model call that takes longer is not waited for."""
+"""Seconds that the worker may take to stop. A longer model call is abandoned."""
 
 
 class DirectDesk:
@@ -67,13 +67,13 @@ class InProcessCrew:
 
     def close(self, *, stopped: bool) -> None:
         """See `Crew.close`."""
-        # Closing waits for a model that is computing, which takes too long after a signal.
+        # Closing waits for a running model call; after a signal that takes too long.
         if not stopped:
             self._runner.close()
 
     @property
     def _aggregator(self) -> Aggregator:
-        # Made when it is needed: a study that goes on with another crew makes another one.
+        # Created at first use: a study that continues with another crew creates another one.
         if self._maybe_aggregator is None:
             self._maybe_aggregator = Aggregator(self._study, self._output.specs, self._output.inspections)
         return self._maybe_aggregator
@@ -94,7 +94,7 @@ class InlineCrew(InProcessCrew):
         shelf: ModelShelf | None = None,
     ) -> None:
         super().__init__(study, output, options.stall_s)
-        self._maybe_aggregator = self._aggregator  # the tracking starts before the first sample
+        self._maybe_aggregator = self._aggregator  # tracking starts before the first sample
         self._worker = Worker("inline", study, DirectDesk(self._coordinator), load, shelf=shelf)
         self._work: asyncio.Task[None] | None = None
 
@@ -124,10 +124,10 @@ class InlineCrew(InProcessCrew):
         return super().finish(stopped=stopped)
 
     def _wait(self, seconds: float | None) -> None:
-        """Let the worker work for so long, or to its end.
+        """Let the worker work for `seconds`, or to its end.
 
         Raises:
-            ShapxError: When its device broke: another process may still use it.
+            ShapxError: When its device is lost in this process: another process may still use it.
         """
         if self._work is None:
             return

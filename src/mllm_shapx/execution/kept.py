@@ -1,4 +1,4 @@
-"""What stays while the configs of one call are worked on: the Ray cluster, its idle workers, the model."""
+"""The Ray cluster, its idle workers and the model, kept for all configs of one call."""
 
 import contextlib
 from collections.abc import Iterator
@@ -12,23 +12,23 @@ from mllm_shapx.execution.signals import StopRequest
 
 
 class IdleWorkers:
-    """Actors that have done a study's work and hold its model, for the next study with the same key."""
+    """Actors with the model of a finished study, for the next study with the same key."""
 
     def __init__(self) -> None:
         self._key: object = None
         self._actors: list[Any] = []
 
     def take(self, key: object) -> Any | None:
-        """Return an actor that was put here under an equal key; None when there is none.
+        """Return an actor that was put here with an equal key; None if there is none.
 
-        Those with another key end: they hold what the new ones need.
+        Actors with another key end: they hold resources that the new ones need.
         """
         if key != self._key:
             self.end()
         return self._actors.pop() if self._actors else None
 
     def put(self, key: object, actor: Any) -> None:
-        """Keep an actor that is done."""
+        """Keep an actor that has done its work."""
         if key != self._key:
             self.end()
         self._key = key
@@ -46,10 +46,10 @@ class IdleWorkers:
 
 
 class Kept:
-    """Joins or starts a cluster at its first use, and leaves it when the `with` block ends.
+    """Joins or starts a cluster at its first use, and leaves it at the end of the `with` block.
 
     Args:
-        workers: Whether workers and models stay too, for a next config.
+        workers: Whether to keep workers and models too, for the next config.
     """
 
     def __init__(self, *, workers: bool) -> None:
@@ -66,7 +66,7 @@ class Kept:
         self._leave()
 
     def shelf(self, load: LoadModel) -> ModelShelf | None:
-        """Return what keeps the model in this process; None where none is kept.
+        """Return the shelf for the model in this process; None if none is kept.
 
         Args:
             load: Loads a model; the same for all configs.
@@ -77,10 +77,10 @@ class Kept:
 
     @contextlib.contextmanager
     def joined(self, options: RunOptions, request: StopRequest) -> Iterator[Path]:
-        """Give a study the cluster; one that raises leaves it, since the cluster may be the cause.
+        """Give a study the cluster; leave the cluster after an error, as it may be the cause.
 
         Yields:
-            A folder on this machine that only this user may enter.
+            A folder on this machine that is open only to this user.
 
         Raises:
             ResourceError: As `connected`.

@@ -1,4 +1,4 @@
-"""The queue: which unit is queued, leased, done or quarantined, and which one a failure is charged to."""
+"""The queue: the state of each unit, and the charging of failures to units."""
 
 import heapq
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -8,7 +8,7 @@ from enum import Enum
 from mllm_shapx.planning.units import WorkUnit
 
 SAME_FAILURES = 10
-"""Rows that may fail with the same unforeseen error before any sample was made."""
+"""Rows that may fail with the same unexpected error before the first sample."""
 
 
 class UnitState(Enum):
@@ -25,19 +25,19 @@ class _Entry:
     unit: WorkUnit
     rank: int
     open_runs: tuple[str, ...]
-    """Runs that are neither done nor given up."""
+    """Runs that are neither done nor quarantined."""
     state: UnitState = UnitState.QUEUED
     holder: str | None = None
     attempts: int = 0
     alone: bool = False
-    """Whether the unit must have a worker to itself, because it shared one that died."""
+    """Whether the unit needs a worker to itself, because it shared one that died."""
     failed: bool = False
-    """Whether one of its runs was given up."""
+    """Whether one of its runs is quarantined."""
 
 
 @dataclass(frozen=True, slots=True)
 class Blame:
-    """What a lost worker, or an error, means for one unit."""
+    """The effect of a lost worker or an error on one unit."""
 
     unit: WorkUnit
     attempts: int
@@ -47,7 +47,7 @@ class Blame:
     quarantined: bool
 
     def note(self, worker: str, detail: str, max_attempts: int) -> str:
-        """Return what the loss of `worker` means for the unit, in words."""
+        """Return a sentence on the effect of the loss of `worker`."""
         row = self.unit.row_index
         if not self.charged:
             return f"row {row} goes back to the queue: worker {worker} is gone ({detail})"
@@ -68,14 +68,14 @@ class _Holder:
 class Ledger:
     """Every unit of a study and its state.
 
-    Units are handed out in the given order. Every call may be repeated: messages can arrive twice, or after
-    the unit has changed its state.
+    Units are handed out in the given order. Every call may be repeated: messages can arrive twice, or after a
+    change of the unit's state.
     """
 
     def __init__(
         self, units: Sequence[WorkUnit], *, max_attempts: int = 3, attempts: Mapping[str, int] | None = None
     ) -> None:
-        """Queue `units`, with the attempts that earlier tries have charged to them."""
+        """Queue `units`, with the attempts of earlier calls."""
         if max_attempts < 1:
             msg = "max_attempts must be at least 1"
             raise ValueError(msg)
@@ -97,10 +97,10 @@ class Ledger:
         self._counts[UnitState.QUEUED] = len(units)
 
     def lease(self, worker: str) -> WorkUnit | None:
-        """Give `worker` a unit, or None when it should take nothing now.
+        """Give `worker` a unit, or None if it should take nothing now.
 
-        None does not mean that the study is over: units of other workers may come back, and a suspect
-        waits for a worker to become free.
+        None does not mean that the study is over: units of other workers may come back, and a suspect waits
+        for a free worker.
         """
         holder = self._holders.setdefault(worker, _Holder())
         if any(self._entries[unit_id].alone for unit_id in holder.units):
@@ -120,7 +120,7 @@ class Ledger:
         return self._hand_out(unit_id, worker)
 
     def reorder(self, cost: Callable[[WorkUnit], float]) -> None:
-        """Sort the queue by falling `cost`."""
+        """Sort the queue by decreasing `cost`."""
         queued = [entry for entry in self._entries.values() if entry.state is UnitState.QUEUED]
         ranks = sorted(entry.rank for entry in queued)
         queued.sort(key=lambda entry: (-cost(entry.unit), entry.rank))
@@ -131,12 +131,12 @@ class Ledger:
             heapq.heapify(queue)
 
     def open_runs(self, unit_id: str) -> tuple[str, ...]:
-        """Return the runs of a unit that are neither done nor given up."""
+        """Return the runs of a unit that are neither done nor quarantined."""
         entry = self._entries.get(unit_id)
         return () if entry is None else entry.open_runs
 
     def settle(self, unit_id: str, run_names: Collection[str], *, failed: bool = False) -> bool:
-        """Note that runs of a unit are done, or given up; return whether they were the last ones."""
+        """Mark runs of a unit as done or quarantined; return whether they were the last ones."""
         entry = self._entries.get(unit_id)
         if entry is None or not entry.open_runs:
             return False
@@ -151,7 +151,7 @@ class Ledger:
         return True
 
     def complete(self, unit_id: str) -> bool:
-        """Note that all runs of a unit are done; return False when that was known already."""
+        """Mark all runs of a unit as done; return False if they were already."""
         entry = self._entries.get(unit_id)
         if entry is None or entry.state is UnitState.DONE:
             return False
@@ -160,21 +160,21 @@ class Ledger:
         return True
 
     def quarantine(self, unit_id: str) -> None:
-        """Give a unit up, because trying again would not help."""
+        """Quarantine a unit, because a retry would not help."""
         entry = self._entries[unit_id]
         if entry.state is not UnitState.DONE:
             self._release(entry)
             self._move(entry, UnitState.QUARANTINED)
 
     def error(self, worker: str, unit_id: str) -> Blame:
-        """Charge an error that a unit raised in a worker that lives on; it is queued again or given up."""
+        """Charge a unit for its error in a living worker; queue it again or quarantine it."""
         entry = self._entries[unit_id]
         if entry.state is not UnitState.LEASED or entry.holder != worker:
             return Blame(entry.unit, entry.attempts, charged=False, quarantined=False)
         return self._charge(entry)
 
     def worker_lost(self, worker: str, *, innocent: bool = False) -> list[Blame]:
-        """Take back the units of a worker that is gone.
+        """Take back the units of a lost worker.
 
         A unit that was alone in the worker is charged an attempt. Units that shared the worker are suspects:
         each runs alone next. With `innocent` (a preempted or lost node) no unit is charged or suspected.
@@ -194,10 +194,10 @@ class Ledger:
         return blames
 
     def reconcile(self, worker: str, held: Collection[str]) -> list[str]:
-        """Bring the leases of `worker` in line with what it says it holds; return what it should drop.
+        """Match the leases of `worker` to the units that it reports; return the units that it should drop.
 
-        Units that it does not hold any more go back to the queue: their hand-out never reached it. Units
-        that it holds and that are queued here become its own again: the coordinator was restarted.
+        Leased units that it does not hold go back to the queue: their hand-out never reached it. Queued units
+        that it holds are leased to it again: the coordinator restarted.
         """
         holder = self._holders.setdefault(worker, _Holder())
         for unit_id in sorted(holder.units - set(held)):
@@ -214,7 +214,7 @@ class Ledger:
         return drop
 
     def claim(self, worker: str, unit_id: str) -> None:
-        """Lease a queued unit to the worker that holds it since before a restart."""
+        """Lease a queued unit to the worker that has held it since before a restart."""
         entry = self._entries.get(unit_id)
         if entry is not None and entry.state is UnitState.QUEUED:
             self._hand_out(unit_id, worker)
@@ -229,12 +229,12 @@ class Ledger:
         return self._entries[unit_id].unit
 
     def held_by(self, worker: str) -> tuple[str, ...]:
-        """Return the ids of the units that are leased to `worker`."""
+        """Return the ids of the units leased to `worker`."""
         holder = self._holders.get(worker)
         return () if holder is None else tuple(sorted(holder.units))
 
     def attempts(self, unit_id: str) -> int:
-        """Return the attempts that are charged to a unit."""
+        """Return the attempts charged to a unit."""
         return self._entries[unit_id].attempts
 
     def count(self, state: UnitState) -> int:
@@ -291,7 +291,7 @@ class Ledger:
         return any(holder.draining for name, holder in self._holders.items() if name != worker)
 
     def _first(self, queue: list[tuple[int, str]], *, alone: bool) -> str | None:
-        """Return the first unit of a queue. Entries whose state has changed are removed on the way."""
+        """Return the first unit of a queue; remove the entries before it whose state has changed."""
         while queue:
             entry = self._entries[queue[0][1]]
             if entry.state is UnitState.QUEUED and entry.alone is alone:
@@ -305,26 +305,26 @@ class FailureLimits:
 
     Args:
         allowed: Samples that may be quarantined; None for any number.
-        quarantined: Samples that this call has quarantined already, before a restart.
+        quarantined: Samples that this call quarantined before a restart.
     """
 
     def __init__(self, allowed: int | None, quarantined: int) -> None:
         self.quarantined = quarantined
         self.has_explained = False
-        """Whether any sample was made."""
+        """Whether this call has made a sample."""
         self._allowed = allowed
         self._last_reason = ""
         self._message = ""
         self._alike = 0
 
     def gave_up(self, reason: str, message: str) -> None:
-        """Count a row that was given up because of an unforeseen error."""
+        """Count a row that was quarantined for an unexpected error."""
         self._alike = self._alike + 1 if reason == self._last_reason else 1
         self._last_reason, self._message = reason, message
 
     @property
     def reason_to_stop(self) -> str | None:
-        """Return in words why the study should stop, None when it should go on."""
+        """Return the reason to stop the study as a sentence, None to continue."""
         if self._alike >= SAME_FAILURES and not self.has_explained:
             return (
                 f"the first {self._alike} rows all failed with {self._last_reason}: {self._message}; "

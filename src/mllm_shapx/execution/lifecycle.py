@@ -1,4 +1,4 @@
-"""A study from its lock to its outcome, whatever explains the rows: Ray, this process or the store."""
+"""A study from its lock to its outcome, with any crew: Ray, this process or the store."""
 
 import contextlib
 import time
@@ -18,28 +18,25 @@ from mllm_shapx.reporting.progress import ProgressReporter
 
 
 class Crew(Protocol):
-    """What explains the rows of a study and writes its results.
+    """Explains the rows of a study and writes its results.
 
-    `stopped` says that a signal came, so that time is short.
+    `stopped` says that a signal came, so time is short.
     """
 
     def step(self) -> StudyState | None:
-        """Work or wait for a moment; return the state of the study.
-
-        None while the state is not known, because the coordinator is being restarted.
-        """
+        """Work or wait briefly; return the state of the study, None while the coordinator restarts."""
 
     def drain(self) -> None:
         """Start no more rows, and write the answers of the running ones."""
 
     def stop(self) -> None:
-        """Leave the running rows unfinished, after their answers are written."""
+        """Write the answers of the running rows and leave these rows unfinished."""
 
     def finish(self, *, stopped: bool) -> StudyState:
-        """Let the workers end, write what is left, and return the last state."""
+        """Let the workers end, write the remaining results, and return the last state."""
 
     def save(self) -> None:
-        """Write what is left when a `StudyError` has ended the work."""
+        """Write the remaining results after a `StudyError` has ended the work."""
 
     def summarize(self, *, stopped: bool) -> tuple[str, ...]:
         """Write the summaries and end the tracking; return warnings."""
@@ -52,10 +49,10 @@ class Crew(Protocol):
 def taken(
     study: Study, options: RunOptions, reporter: ProgressReporter, request: StopRequest
 ) -> Iterator[OpenOutput]:
-    """Hold the lock of the output directory, which is brought in order first.
+    """Hold the lock of the output directory, after repairing the directory.
 
     Raises:
-        OutputError: Another driver holds it, or its results were made with other settings.
+        OutputError: If another driver holds it, or its results have other settings.
     """
     output = open_output(study, options)
     request.begun = True
@@ -77,14 +74,14 @@ def run_to_end(
     request: StopRequest,
     grace_s: float,
 ) -> StudyOutcome:
-    """Let `crew` explain everything that is left; return the outcome.
+    """Let `crew` explain the remaining rows; return the outcome.
 
-    At the first signal the running rows get `grace_s` seconds to finish. `crew` is closed in any case.
+    At the first signal the running rows get `grace_s` seconds to finish. `crew` is always closed.
 
     Raises:
         ModelError: When the model cannot be loaded.
-        StudyError: When it is not the model that the study began with, or its server does not answer.
-        StorageError: When results cannot be written any more.
+        StudyError: When the model differs from that of the study's start, or its server does not answer.
+        StorageError: When results can no longer be written.
         OutputError: When another driver has taken the output directory.
     """
     started = time.monotonic()
@@ -95,7 +92,7 @@ def run_to_end(
                 _watch(crew, output, feed, reporter=reporter, request=request, grace_s=grace_s)
                 state = crew.finish(stopped=request.signal is not None)
             except StudyError:
-                # The answers so far count: their model is the one that the study began with.
+                # The answers so far are valid: they come from the study's own model.
                 crew.save()
                 raise
             feed.show(state)
@@ -127,7 +124,7 @@ def _watch(
     request: StopRequest,
     grace_s: float,
 ) -> None:
-    """Return when the study is finished, has drained, has failed, or the grace period is over."""
+    """Return when the study has finished, drained or failed, or the grace period is over."""
     deadline: float | None = None
     while True:
         output.lock.check()

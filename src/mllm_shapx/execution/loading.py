@@ -1,4 +1,4 @@
-"""What a worker holds in memory: the dataset, the model and the encoders of the runs."""
+"""A worker's dataset, model and encoders in memory."""
 
 import contextlib
 import gc
@@ -25,7 +25,7 @@ from mllm_shapx.planning.runs import RunSpec
 
 @dataclass(frozen=True)
 class Loaded:
-    """What a worker explains rows with."""
+    """Dataset, engine and answers with which a worker explains rows."""
 
     table: Table
     engine: PromptEngine
@@ -34,15 +34,15 @@ class Loaded:
 
     @property
     def decode_audio(self) -> DecodeAudio | None:
-        """Return what turns audio frames into a waveform, None for a model that gives no sound."""
+        """Return the decoder from audio frames to a waveform; None for a model without audio output."""
         model = self.engine.model
         return model.decode_audio if isinstance(model, SpeaksAudio) else None
 
     def open_row(self, row_index: int, run: RunSpec) -> RowExplainer:
-        """Read a row for the runs of one generation key, of which `run` is any.
+        """Read a row for the runs of one generation key; `run` is any of them.
 
         Raises:
-            RowError: When it cannot be explained.
+            RowError: If it cannot be explained.
         """
         return RowExplainer(load_row(self.table, row_index, run.dataset, run.modality), run)
 
@@ -52,7 +52,7 @@ LoadModel = Callable[[Study], Model]
 
 
 def load_study_model(study: Study) -> Model:
-    """Load the model in the version that was found when the study began, where one is recorded.
+    """Load the model, in the version recorded at the start of the study, if any.
 
     Raises:
         ModelError, ResourceError: When it cannot be loaded.
@@ -65,12 +65,12 @@ def load_study_model(study: Study) -> Model:
 
 
 def model_key(study: Study) -> tuple[object, ...]:
-    """Return what is equal for studies whose models are the same, loaded in the same way."""
+    """Return a key that is equal for studies with the same model, loaded in the same way."""
     return study.runs[0].model_settings, study.model_path, study.model_commit, study.model_version
 
 
 class ModelShelf:
-    """Keeps the model of a study that has ended for the next one, in one process.
+    """Keeps the model of an ended study for the next one, in one process.
 
     Args:
         load: Loads the model of a study.
@@ -94,25 +94,25 @@ class ModelShelf:
         return self._load(study)
 
     def put(self, study: Study, model: Model) -> None:
-        """Keep the model of `study`, which nobody uses any more."""
+        """Keep the model of `study`, which is no longer in use."""
         self._kept = (model_key(study), model)
 
 
 def load_all(study: Study, load: LoadModel) -> Loaded:
-    """Open the dataset; load the model by `load`, and the encoders.
+    """Open the dataset, load the model with `load`, load the encoders.
 
     Raises:
         DatasetError, ModelError, ResourceError: When one of them cannot be used.
-        ModelChangedError: When files are not those that the study began with.
+        ModelChangedError: When files differ from those at the start of the study.
     """
     with _no_collection():
         _silence_libraries()
-        plugins()  # the search for them takes a moment, which the first row should not pay for
+        plugins()  # a slow search: not during the first row
         with ThreadPoolExecutor(1) as beside:
             opened = beside.submit(open_study_table, study)
             model = load(study)
     table = opened.result()
-    # An encoder that cannot be loaded concerns every row, so that it is loaded before the first answer.
+    # Before the first answer: without its encoder no row can be scored.
     encoders = {config: TextEncoder.load(config, version) for config, version in study.encoders.items()}
     engine = engine_for(model, study.server_limits)
     return Loaded(table, engine, ModelAnswers(engine, encoders))
@@ -135,14 +135,14 @@ class DeviceLostError(RuntimeError):
 
 
 def is_device_lost(error: BaseException) -> bool:
-    """Return whether every later call to the device would fail too, as after CUDA's device-side assert."""
+    """Return whether all later calls to the device would fail too, as after CUDA's device-side assert."""
     import torch
 
     return isinstance(error, torch.AcceleratorError) and not isinstance(error, torch.OutOfMemoryError)
 
 
 def free_memory(runtime: RuntimeConfig, ended_units: int) -> None:
-    """Free memory as often as the config says, after so many units."""
+    """Free memory at the interval of the config; `ended_units` counts the units so far."""
     interval = 1 if runtime.gc_after_each_sample else runtime.gc_interval
     if interval and ended_units % interval == 0:
         gc.collect()
@@ -154,7 +154,7 @@ def free_memory(runtime: RuntimeConfig, ended_units: int) -> None:
 
 
 def gpu_memory() -> tuple[int, int] | None:
-    """Return the bytes in use and in all of this process's GPUs; None where it uses none."""
+    """Return (bytes in use, total bytes) of this process's GPUs; None if it uses none."""
     torch: Any = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():
         return None
@@ -164,7 +164,7 @@ def gpu_memory() -> tuple[int, int] | None:
 
 
 class _Once(logging.Filter):
-    """Lets each warning through once, whatever numbers it names: some come with every row."""
+    """Passes each warning once, ignoring its numbers: some repeat for every row."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -180,7 +180,7 @@ _once = _Once()
 
 
 def _silence_libraries() -> None:
-    """Keep libraries from writing between the lines of the progress."""
+    """Keep libraries from writing into the progress display."""
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()

@@ -1,4 +1,4 @@
-"""Joins the shards of a study into one directory, as a single run would have made it."""
+"""Joins the shards of a study into one directory, equal to that of a single call."""
 
 import contextlib
 
@@ -15,7 +15,7 @@ from mllm_shapx.records.storage import join_uri, open_storage
 
 
 def shard_config(directory: str) -> str:
-    """Return the path of the config that the shards of a study were made with.
+    """Return the path of the config of a study's shards.
 
     Raises:
         OutputError: When there are no shards, or not all.
@@ -28,7 +28,7 @@ def merge_shards(loaded: LoadedConfig) -> StudyOutcome:
 
     Raises:
         UsageError: When shards are missing, are being written, or do not fit together; nothing is changed.
-        StorageError: When a file cannot be moved; merging again goes on.
+        StorageError: When a file cannot be moved; calling it again continues.
     """
     options = RunOptions(resume=True)
     study, _ = prepare(loaded, options)

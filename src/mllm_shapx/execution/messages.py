@@ -1,4 +1,4 @@
-"""The messages between coordinator, workers and driver: plain data that is sent between processes."""
+"""The messages between coordinator, workers and driver: plain data."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -26,24 +26,24 @@ class Answers:
     by_mask: dict[int, Answer] = field(default_factory=dict)
     """Coalition (bit i = player i) -> its answer."""
     snapshot_id: str = ""
-    """mllm_shap's id of the conversation, empty where it is not known. It tells answers to another
-    conversation apart, for example after a dataset file was changed in place."""
+    """mllm_shap's id of the conversation, empty if unknown. Answers to another conversation have another id,
+    for example after a dataset file was edited."""
     num_players: int = 0
-    """Players of the row, 0 where they are not known."""
+    """Players of the row, 0 if unknown."""
     vectors: dict[str, dict[bytes, Vector]] = field(default_factory=dict)
     """Kind of embedding -> `Answer.content_id` -> vector, for rescoring without the model."""
 
     likelihoods: dict[LikelihoodKey, Likelihood] = field(default_factory=dict)
-    """What is forced, and the coalition -> how likely it is."""
+    """(`forced_id`, coalition) -> likelihood of the forced continuation."""
 
     def give_to(self, row: RowCoalitions) -> None:
-        """Give `row` these answers and likelihoods, if they are those of its coalitions."""
+        """Give `row` these answers and likelihoods, if they belong to its coalitions."""
         if self.belong_to(row):
             row.know(self.by_mask)
             row.likelihoods.know(self.likelihoods)
 
     def belong_to(self, row: RowCoalitions) -> bool:
-        """Return whether they are answers to the coalitions of `row`: its conversation, its players."""
+        """Return whether they have the conversation and the number of players of `row`."""
         return self.snapshot_id in {"", row.snapshot.snapshot_id} and self.num_players in {
             0,
             row.players.num_players,
@@ -52,7 +52,7 @@ class Answers:
 
 @dataclass(frozen=True)
 class Study:
-    """Everything that coordinator and workers need to know of one config."""
+    """All that coordinator and workers need of one config."""
 
     experiment_set_id: str
     output_uri: str
@@ -61,7 +61,7 @@ class Study:
     rows: tuple[int, ...]
     """Selected rows in selection order."""
     players: Mapping[int, int] | None
-    """Players per row; None where they are known only once the row is loaded."""
+    """Players per row; None if they are unknown until the row is loaded."""
     config_path: Path
     dataset: DatasetConfig
     dataset_commit: str | None
@@ -79,27 +79,27 @@ class Study:
     rows_in_flight: int | None = None
     """Rows that a worker explains at the same time; None for as many as fill its batches."""
     flush_s: float = 30.0
-    """Seconds after which answers of a running row are written."""
+    """Seconds between two writes of a running row's answers."""
     retry_rows: Mapping[str, tuple[int, ...]] | None = None
-    """For `retry`: run -> quarantined rows to try again; everything else is left alone."""
+    """For `retry`: run -> quarantined rows to try again, and no other rows."""
     dataset_content: str | None = None
-    """Hash of what a local dataset holds; None for one of the hub, which has a commit."""
+    """Hash of a local dataset's content; None for a hub dataset, which has a commit."""
     model_version: Version | None = None
-    """The version of the model's files that workers must find; None to load any."""
+    """Required version of the model's files; None for any."""
     encoders: Mapping[EmbeddingConfig, Version] = field(default_factory=dict)
     """The external encoders of the runs."""
 
     server_limits: ServerLimits = field(default_factory=ServerLimits)
-    """What this call may ask of a model behind a server."""
+    """This call's limits for a model behind a server."""
 
     config: Mapping[str, Any] = field(default_factory=dict)
     """The config's JSON data, bases merged in."""
 
     @property
     def worker_device(self) -> str | None:
-        """Return the device of its workers; the processor where the model is behind a server.
+        """Return the device of its workers; the CPU if the model is behind a server.
 
-        None for workers that start their own server on GPUs: any GPU will do.
+        None for workers that start their own server on GPUs: any GPU is fine.
         """
         if self.runs[0].connector != CONNECTOR:
             return self.runs[0].device
@@ -107,12 +107,12 @@ class Study:
 
     @property
     def worker_gpus(self) -> float | None:
-        """Return the GPUs that a worker's own server takes, None where that is not for the config to say."""
+        """Return the GPUs of a worker's own server, None if the config does not decide them."""
         server = self.runs[0].connector_kwargs.server
         return None if server is None or not server.gpus else server.gpus
 
     def encoder_commit(self, run: RunSpec) -> str | None:
-        """Return the commit of a run's external encoder, None where it has none."""
+        """Return the commit of a run's external encoder, None if it has none."""
         return None if run.embedding is None else self.encoders[run.embedding].commit
 
     def run(self, name: str) -> RunSpec:
@@ -122,7 +122,7 @@ class Study:
     def units_left(
         self, completed: Mapping[str, Collection[int]], failed: Mapping[str, Collection[int]]
     ) -> list[WorkUnit]:
-        """Return the units of rows that are neither done nor given up; for `retry`, of its rows alone.
+        """Return the units of rows that are neither done nor quarantined; for `retry`, of its rows only.
 
         Args:
             completed: Run -> rows with a sample.
@@ -147,7 +147,7 @@ class WorkerInfo:
     dtype: str
     """Dtype of the weights in memory."""
     environment: Environment | None = None
-    """What it computes with; None where it makes no answers."""
+    """Its environment; None if it generates no answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,20 +156,20 @@ class Lease:
 
     unit: WorkUnit
     known: Answers
-    """Answers that are stored already."""
+    """Stored answers of the unit."""
 
 
 @dataclass(frozen=True, slots=True)
 class LeaseReply:
-    """The coordinator's answer to a worker that asks for work."""
+    """The coordinator's reply to a worker that asks for work."""
 
     lease: Lease | None
     help: HelpTask | None = None
-    """Coalitions of another worker's row to answer, when there is no unit."""
+    """Coalitions of another worker's row to answer, if there is no unit."""
     drop: tuple[str, ...] = ()
     """Units that the worker should drop: another worker holds them, or they are done."""
     order: Literal["go", "drain", "stop"] = "go"
-    """`drain`: finish the held units and take no more. `stop`: drop them, nothing is left to do."""
+    """`drain`: finish the held units and take no more. `stop`: drop them; no work is left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,13 +182,13 @@ class Beat:
     busy_seconds: float
     """Seconds that its device spent in the model."""
     unit_answers: Mapping[str, int] = field(default_factory=dict)
-    """Unit that it holds -> answers that the unit has."""
+    """Held unit -> its number of answers."""
     generated: Mapping[str, int] = field(default_factory=dict)
     """Cost key -> answers generated since it started, also for other workers."""
     waiting_for: str = ""
-    """In words, what the worker waits for, such as a server that does not answer; empty otherwise."""
+    """Reason why the worker waits, for example a silent server; empty otherwise."""
     report: ModelReport | None = None
-    """The report of its model; None when nothing is new."""
+    """The report of its model; None if unchanged."""
     gpu_memory: tuple[int, int] | None = None
     """Bytes in use and in all of its GPU; None without one."""
 
@@ -203,7 +203,7 @@ class UnitFailure:
     message: str
     traceback: str | None
     final: bool
-    """Whether trying again would not help."""
+    """Whether a retry would not help."""
 
     @classmethod
     def of_lost_worker(cls, unit_id: str, run_names: tuple[str, ...], detail: str) -> Self:
@@ -214,43 +214,43 @@ class UnitFailure:
 
 @dataclass(frozen=True, slots=True)
 class WorkerState:
-    """One worker, for people who watch."""
+    """One worker, for display."""
 
     name: str
     node: str
     device: str
     rows: tuple[int, ...]
-    """Rows that it explains."""
+    """Rows that it is explaining."""
     answers: int
     """Answers generated since it started."""
     gpu_memory: tuple[int, int] | None
     """Bytes in use and in all of its GPU; None without one."""
     waiting_for: str
-    """What it waits for, in words; empty when it works."""
+    """Reason why it waits; empty while it works."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunCalls:
-    """What the samples of one run have taken, those of earlier starts included."""
+    """Counts of one run's samples, earlier calls included."""
 
     coalitions: int = 0
     answers: int = 0
-    """Answers that were generated for this run."""
+    """Answers generated for this run."""
 
 
 @dataclass(frozen=True, slots=True)
 class StudyTally:
-    """Counts for people who watch; no decision depends on them."""
+    """Counts for display; no decision depends on them."""
 
     calls: Mapping[str, RunCalls] = field(default_factory=dict)
     store_hits: int = 0
-    """Answers that were found in the store instead of being generated."""
+    """Answers found in the store instead of generated."""
     workers: tuple[WorkerState, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class StudyState:
-    """The state of a study, for the progress and for the driver."""
+    """The state of a study, for the progress display and the driver."""
 
     done: Mapping[str, int]
     """Run -> rows with a sample."""
@@ -267,15 +267,15 @@ class StudyState:
     finished: bool
     unfinished_units: int
     draining: bool
-    """Whether nothing more is handed out."""
+    """Whether the coordinator hands out nothing more."""
     stalled: tuple[str, ...]
-    """Workers that hold units and have shown no progress for the stall timeout."""
+    """Workers that hold units and made no progress for the stall timeout."""
     device_seconds: float = 0.0
-    """Seconds that the workers' devices have spent in the model."""
+    """Device time of all workers in the model, in seconds."""
     device_seconds_left: float | None = None
-    """Expected device seconds of the rest; None while too little was measured."""
+    """Expected remaining device time in seconds; None before enough is measured."""
     notes: tuple[str, ...] = ()
-    """News since the last state, in words."""
+    """Messages since the last state."""
     fatal: str | None = None
-    """Why the coordinator cannot go on, such as a full disk."""
+    """Why the coordinator cannot continue, for example a full disk."""
     tally: StudyTally = field(default_factory=StudyTally)

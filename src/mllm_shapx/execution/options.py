@@ -1,4 +1,4 @@
-"""The options of a call beside the config: resources, resuming, limits."""
+"""The options of a call besides the config: resources, resuming, limits."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,47 +15,47 @@ class RunOptions:
     resume: bool = False
     overwrite: bool = False
     accept_changed_rows: bool = False
-    """With `resume`: explain rows again that were changed in the dataset, instead of refusing."""
+    """With `resume`: explain changed rows of the dataset again, instead of refusing."""
     max_samples: int | None = None
     """Overrides `selection.max_samples`."""
     shard: Shard | None = None
-    """The part of the selected rows to explain, in a directory of its own; None for all."""
+    """The part of the selected rows to explain, in a separate directory; None for all."""
     num_gpus: float | Literal["all"] | None = None
-    """GPUs to use in all; None or "all" for what there is."""
+    """Total number of GPUs to use; None or "all" for all available."""
     num_workers: int | None = None
     workers_per_gpu: int = 1
     gpus_per_worker: float | None = None
-    """GPUs that one worker takes; None for 1 / workers_per_gpu."""
+    """GPUs of one worker; None for 1 / workers_per_gpu."""
     rows_in_flight: int | None = None
     """Rows that a worker explains at the same time; None for as many as fill its batches."""
     address: str | None = None
-    """Ray cluster to join; None for RAY_ADDRESS, else a cluster of its own on this machine."""
+    """Ray cluster to join; None for RAY_ADDRESS, else a new cluster on this machine."""
     nodes: int = 1
     """Nodes that the cluster must have before the work begins."""
     max_attempts: int = 3
     fail_fast: bool = False
     max_failures: str | None = None
-    """Stop once so many rows are quarantined: a number, or a percentage such as `5%`."""
+    """Stop after so many quarantined rows: a number, or a percentage such as `5%`."""
     stall_s: float = 1800.0
     """Seconds without progress after which a worker is replaced."""
     flush_s: float = 30.0
     server_patience_s: float = 600.0
-    """Seconds without any answer of a server after which the study stops."""
+    """Seconds without an answer from a server after which the study stops."""
     max_requests: int | None = None
     """Requests that this call may send to a model's server; None for any number."""
     max_tokens: int | None = None
-    """Tokens of prompts and answers that this call may use there; None for any number."""
+    """Tokens of prompts and answers that this call may use on that server; None for any number."""
     grace_s: float = 30.0
     """Seconds that running samples get after the first signal."""
 
     retry_rows: Mapping[str, tuple[int, ...]] | None = None
-    """For `retry`: run -> quarantined rows to try again; everything else is left alone."""
+    """For `retry`: run -> quarantined rows to try again, and no other rows."""
 
     def __post_init__(self) -> None:
         """Refuse options that contradict each other.
 
         Raises:
-            UsageError: When two of them do, or `num_gpus` is a word other than "all".
+            UsageError: If two of them do, or `num_gpus` is a word other than "all".
         """
         if isinstance(self.num_gpus, str) and self.num_gpus != "all":
             raise UsageError(f"num_gpus={self.num_gpus!r} is neither a number nor 'all'")
@@ -72,11 +72,11 @@ class RunOptions:
 
     @property
     def gpus_asked(self) -> float | None:
-        """Return the GPUs to use in all; None for what there is."""
+        """Return the total number of GPUs to use; None for all available."""
         return None if isinstance(self.num_gpus, str) else self.num_gpus
 
     def failures_allowed(self, samples: int) -> int | None:
-        """Return how many quarantined samples of `samples` are tolerated, None for any number."""
+        """Return how many of `samples` may be quarantined, None for any number."""
         if self.fail_fast:
             return 0
         if self.max_failures is None:
@@ -88,7 +88,7 @@ class RunOptions:
 
 @dataclass(frozen=True, slots=True)
 class Again:
-    """How often a failed config is tried again, and when."""
+    """Retries of a failed config: their number, and the waits before them."""
 
     max_retries: int = 0
     retry_delay_s: float = 30.0

@@ -1,4 +1,4 @@
-"""How a study ended."""
+"""The outcome of a study."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,12 +7,12 @@ from typing import Any
 from mllm_shapx.execution.messages import Study
 
 INTERRUPTED_FROM = 128
-"""Exit codes above it tell which signal ended the work."""
+"""Exit codes above it encode the signal that ended the work."""
 
 
 @dataclass(frozen=True, slots=True)
 class StudyOutcome:
-    """What became of one config."""
+    """The outcome of one config."""
 
     experiment_set_id: str
     output_uri: str
@@ -28,13 +28,13 @@ class StudyOutcome:
     """0 all done; 3 done, with quarantined samples; 129, 130 or 143 interrupted; 1 stopped early."""
     warnings: tuple[str, ...] = ()
     missing: dict[str, int] = field(default_factory=dict)
-    """Run -> samples that were written and are no longer on disk."""
+    """Run -> number of written samples that are no longer on disk."""
 
     def to_text(self, go_on: str) -> str:
-        """Return what the user should know at the end: what is done, what is not, and what to do next.
+        """Return the final message for the user: results, open work and the next step.
 
         Args:
-            go_on: The command that goes on with what is left.
+            go_on: The command that continues the work.
         """
         done, failed, total = (sum(counts.values()) for counts in (self.done, self.failed, self.total))
         line = f"{self.experiment_set_id}: {done} of {total} samples in {self.output_uri}"
@@ -83,24 +83,23 @@ def outcome_of(
     warnings: tuple[str, ...] = (),
     on_disk: Mapping[str, int] | None = None,
 ) -> StudyOutcome:
-    """Return how a study ended.
+    """Return the outcome of a study.
 
     Args:
-        study: What was studied.
-        done: Run -> rows whose samples were written.
+        study: The study.
+        done: Run -> number of written samples.
         failed: Run -> quarantined rows.
-        finished: Whether nothing is left to do.
-        stopped_by: The signal that came, if any.
+        finished: Whether no work is left.
+        stopped_by: The signal that stopped it, if any.
         model_calls: Answers that the model gave.
-        seconds: How long it took.
-        warnings: What the user should know.
-        on_disk: Run -> selected rows that have a sample, where they were counted; fewer than `done` are an
-            error.
+        seconds: Duration.
+        warnings: Warnings for the user.
+        on_disk: Run -> selected rows with a sample, if counted; fewer than `done` are an error.
     """
     found = done if on_disk is None else on_disk
     missing = {name: count - found[name] for name, count in done.items() if found[name] < count}
     if stopped_by is not None and not finished:
-        code = INTERRUPTED_FROM + stopped_by  # also where samples are missing: scripts look for it
+        code = INTERRUPTED_FROM + stopped_by  # also if samples are missing: scripts check for it
     elif missing or not finished:
         code = 1
     else:

@@ -1,6 +1,6 @@
 """Prepares a study: its rows, its model's version, and an output directory that matches the config.
 
-Nothing is written before `open_output`, so that a wrong config leaves no trace.
+Nothing is written before `open_output`, so a wrong config leaves no trace.
 """
 
 import time
@@ -43,7 +43,7 @@ from mllm_shapx.records.store import CoalitionStore, PruneResult
 from mllm_shapx.tracking.mlflow import located
 
 CONFIG = "config.json"
-"""Copy of the config, bases merged in, beside the runs' folders. `retry` reads it."""
+"""Copy of the config, bases merged in, next to the runs' folders. `retry` reads it."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class OpenOutput:
     specs: Mapping[str, dict[str, Any]]
     """Run -> content of its `spec.json`."""
     notes: tuple[str, ...]
-    """What was repaired, moved or replaced, in words."""
+    """Messages on repaired, moved and replaced files."""
 
 
 def prepare(
@@ -65,12 +65,12 @@ def prepare(
 
     Args:
         loaded: The config.
-        options: What the call asks for beside it.
-        may_do_without_server: Whether a model behind a server that is away is taken to be the one that the
-            directory records; with `resume` it is in any case. Workers compare it before its first answer.
+        options: The call's options.
+        may_do_without_server: Whether to assume that the model behind an unreachable server is the recorded
+            one. `resume` always assumes it. Workers compare the model before its first answer.
 
     Raises:
-        UsageError: For anything that the user can mend.
+        UsageError: For all faults that the user can fix.
     """
     experiment_set = loaded.experiment_set
     sweep = expand(experiment_set, str(loaded.path))
@@ -135,14 +135,14 @@ def prepare(
 
 
 def _recorded_commit(output_uri: str, runs: Sequence[RunSpec]) -> str | None:
-    """Return the model's commit that all specs of a directory record, None where there is none."""
+    """Return the model's commit if all specs of a directory record the same one, else None."""
     storage = open_storage(output_uri)
     found = set()
     for run in runs:
         try:
             spec = RunRecords(storage, run.name).read_spec()
         except ValueError:
-            continue  # a damaged file is healed, or refused, when the directory is opened
+            continue  # opening the directory repairs or refuses a damaged file
         if spec is not None:
             found.add((spec.get(RESULT_SETTINGS) or {}).get("model_commit"))
     return str(found.pop()) if len(found) == 1 and None not in found else None
@@ -158,10 +158,10 @@ def _server_limits(options: RunOptions, connector: str) -> ServerLimits:
 
 
 def check_output(study: Study, options: RunOptions) -> None:
-    """Refuse an output directory that holds what the call does not expect. Reads only.
+    """Refuse an output directory whose content the call does not expect. Reads only.
 
     Raises:
-        OutputError: It cannot be written, or it holds results and neither --resume nor --overwrite is given.
+        OutputError: If it is not writable, or holds results without --resume or --overwrite.
     """
     storage = open_storage(study.output_uri)
     storage.probe()
@@ -226,7 +226,7 @@ def open_output(study: Study, options: RunOptions) -> OpenOutput:
     """Lock the output directory, repair it, and write each run's `spec.json` and checkpoint.
 
     Raises:
-        OutputError: Another driver holds it, or its results were made with other settings.
+        OutputError: If another driver holds it, or its results have other settings.
     """
     storage = open_storage(study.output_uri)
     lock = OutputLock(storage)
@@ -241,7 +241,7 @@ def open_output(study: Study, options: RunOptions) -> OpenOutput:
 
 
 def inspected_again(study: Study, output: OpenOutput) -> OpenOutput:
-    """Return the same output after samples were written to it."""
+    """Return the same output, inspected after new samples."""
     storage = open_storage(study.output_uri)
     inspections = {
         name: replace(RunRecords(storage, name).inspect(study.rows), created_at=before.created_at)
@@ -263,7 +263,7 @@ def _take_over(
         standing = records.state()
         if options.overwrite and standing != "empty":
             count = records.sample_count()
-            # Stored answers are reused, so that where they come from still matters.
+            # Stored answers are reused, so their environments still matter.
             specs[run.name][ENVIRONMENTS] = history(records.heal_spec()[0])
             notes.append(f"{run.name}: {count} old sample(s) moved to {run.name}/{records.set_aside()}")
         elif standing == "abandoned" and not options.resume:
@@ -273,7 +273,7 @@ def _take_over(
             )
         inspection = records.inspect(study.rows, old_players.of_run(run))
         notes += (*records.heal(inspection), *inspection.notes)
-        # The time that the checkpoint will name: W&B recognizes a run by it.
+        # The time in the checkpoint: it identifies a run in W&B.
         created_at = time.time() if inspection.created_at is None else inspection.created_at
         inspections[run.name] = replace(inspection, created_at=created_at)
     changed = find_changed_rows(study, inspections, accept=options.accept_changed_rows)
@@ -311,7 +311,7 @@ def _check_settings(study: Study, specs: dict[str, dict[str, Any]], storage: Sto
 
 
 def _renamed(storage: Storage, run: RunSpec) -> list[str]:
-    """Return a note if an earlier version has done the run under another name, with other draws."""
+    """Return a note if an earlier version made the run under another name, with other draws."""
     former = run.former_name
     if former is None or RunRecords(storage, former).state() == "empty":
         return []
@@ -323,7 +323,7 @@ def _absolute(uri: str) -> str:
 
 
 def prune_answers(study: Study) -> PruneResult:
-    """Remove stored answers that no run of the study needs: other settings, other models, other rows.
+    """Remove stored answers that no run of the study needs: of other settings, models or rows.
 
     Raises:
         OutputError: When a driver is running in the directory.
@@ -339,10 +339,10 @@ def prune_answers(study: Study) -> PruneResult:
 
 
 def study_config(directory: str) -> Path:
-    """Return the config that a study's directory was made with.
+    """Return the config copy in a study's directory.
 
     Raises:
-        OutputError: When the directory holds none.
+        OutputError: If the directory has none.
     """
     root = Path(directory)
     for folder in (root, root.parent):

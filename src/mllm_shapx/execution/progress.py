@@ -1,4 +1,4 @@
-"""From the states of a study to what the reporter shows and `status` finds."""
+"""Passes the states of a study to the reporter and to `status`."""
 
 import contextlib
 import time
@@ -17,10 +17,10 @@ _WORKER_HALF_LIFE_S = 15.0
 
 
 class ProgressFeed:
-    """Shows the states of a study on a reporter, and writes `progress.json`.
+    """Shows the states of a study with a reporter, and writes `progress.json`.
 
     Args:
-        reporter: What shows them.
+        reporter: Shows them.
         storage: The experiment set's directory.
     """
 
@@ -78,7 +78,7 @@ class ProgressFeed:
             self.close()
 
     def close(self) -> None:
-        """Write where the study stands; a directory in which nothing was left to do stays as it is."""
+        """Write the last progress; leave a directory without open work unchanged."""
         state = self._latest
         if state is None or not self._has_work:
             return
@@ -95,7 +95,7 @@ class ProgressFeed:
             seconds_left=self._seconds_left,
             runs=runs,
         )
-        # The coordinator, which writes the results, stops the study on a full disk.
+        # On a full disk the coordinator stops the study.
         with contextlib.suppress(StorageError, OSError):
             write_progress(self._storage, note)
 
@@ -119,6 +119,6 @@ class ProgressFeed:
 
     @property
     def _seconds_left(self) -> float | None:
-        """Return the time left by the measured cost of answers; else as if all cost the same."""
+        """Return the seconds left by the measured cost of answers, or by their number if unmeasured."""
         measured = self._by_device_seconds.seconds
         return self._by_answers.seconds if measured is None else measured

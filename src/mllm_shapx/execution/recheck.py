@@ -28,9 +28,9 @@ from mllm_shapx.records.storage import open_storage
 from mllm_shapx.records.store import CoalitionStore, StoredAnswers, StoreEntry
 
 _SAY_S = 10.0
-"""Seconds between two lines of progress."""
+"""Seconds between two progress lines."""
 _SHOWN = 3
-"""Differences shown of each generation key."""
+"""Differences shown per generation key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class Agreement:
     runs: tuple[str, ...]
     """Runs that use these answers."""
     dtype: str
-    """Dtype of the weights, for the stored answers and for the new ones."""
+    """Dtype of the weights, for both the stored and the new answers."""
     device: str
     """Device of the new answers."""
     answers: int
@@ -63,12 +63,12 @@ class Agreement:
 
     @property
     def agree(self) -> int:
-        """Return how many answers are equal."""
+        """Return the number of equal answers."""
         return self.answers - len(self.differences)
 
     @property
     def ok(self) -> bool:
-        """Return whether they agree as far as the dtype lets them: float32 does not depend on the batch."""
+        """Return whether they agree as well as the dtype allows; float32 is independent of the batch."""
         return not self.differences or self.dtype in ROUNDED
 
     def to_json(self) -> dict[str, Any]:
@@ -86,7 +86,7 @@ class Agreement:
         }
 
     def to_text(self) -> str:
-        """Return it in a line, and the first differences."""
+        """Return one line, and the first differences."""
         share = f"{self.agree} of {self.answers} answers agree ({self.agree / self.answers:.1%})"
         lines = [f"{', '.join(self.runs)} ({self.dtype} on {self.device}): {share}"]
         lines += [f"  {each}" for each in self.differences[:_SHOWN]]
@@ -109,11 +109,11 @@ class Recheck:
     directory: str
     agreements: tuple[Agreement, ...]
     changed: int
-    """Answers that were drawn and not compared, because their row has changed."""
+    """Drawn answers that were not compared, because their row has changed."""
 
     @property
     def ok(self) -> bool:
-        """Return whether nothing is wrong."""
+        """Return whether all comparisons are ok."""
         return all(each.ok for each in self.agreements)
 
     def to_json(self) -> dict[str, Any]:
@@ -126,7 +126,7 @@ class Recheck:
         }
 
     def to_text(self) -> str:
-        """Return it as lines for the terminal."""
+        """Return lines for the terminal."""
         lines = [f"{self.directory}, asked again: {each.to_text()}" for each in self.agreements]
         if self.changed:
             lines.append(
@@ -138,7 +138,7 @@ class Recheck:
 
 @dataclass(frozen=True, slots=True)
 class _Drawn:
-    """Stored answers of one row and generation key that are generated again."""
+    """Stored answers of one row and generation key, to be generated again."""
 
     entry: StoreEntry
     run: RunSpec
@@ -149,11 +149,10 @@ class _Drawn:
 def recheck(directory: str, number: int, seed: int, say: Callable[[str], None]) -> Recheck:
     """Answer `number` random stored coalitions of a study or a run again, each alone, and compare the texts.
 
-    The same `seed` draws the same coalitions. Answers that were sampled are drawn with the seeds that they
-    had. Nothing is written.
+    The same `seed` draws the same coalitions. Sampled answers get their original seeds. Nothing is written.
 
     Raises:
-        OutputError: When no answers are stored, or another model than the config's gave them.
+        OutputError: When no answers are stored, or they come from another model than the config's.
         ModelError: When the model cannot be loaded.
     """
     config = study_config(directory)
@@ -183,7 +182,7 @@ def _usable(
     """Return the entries of the store that belong to `runs`.
 
     Raises:
-        OutputError: When there is nothing, or nothing of the model that the config names now.
+        OutputError: When the store is empty, or has no answers of the config's model.
     """
     found, others = [], set()
     for entry in store.info():
@@ -208,7 +207,7 @@ def _usable(
 
 
 def _draw(stored: Sequence[tuple[StoreEntry, RunSpec]], number: int, seed: int) -> list[_Drawn]:
-    """Draw answers, each with the same chance."""
+    """Draw answers uniformly."""
     total = sum(entry.answers for entry, _ in stored)
     places = sorted(random.Random(seed).sample(range(total), min(number, total)))
     drawn, start = [], 0
@@ -222,7 +221,7 @@ def _draw(stored: Sequence[tuple[StoreEntry, RunSpec]], number: int, seed: int) 
 
 
 class _Progress:
-    """Shows the progress from time to time."""
+    """Shows the progress every `_SAY_S` seconds."""
 
     def __init__(self, wanted: int, say: Callable[[str], None]) -> None:
         self._wanted = wanted
@@ -239,7 +238,7 @@ class _Progress:
 
 
 class _Asker:
-    """Asks the model again, prompt by prompt."""
+    """Generates answers again, prompt by prompt."""
 
     def __init__(self, study: Study, store: CoalitionStore, table: Table, progress: _Progress) -> None:
         self.changed = 0
@@ -267,7 +266,7 @@ class _Asker:
             model.close()
 
     def _of_row(self, model: Model, drawn: _Drawn) -> Iterator[list[Difference]]:
-        """Yield for each comparable answer of a row a list with its difference, empty if there is none."""
+        """Yield for each comparable answer of a row a list with its difference, empty if equal."""
         stored = self._store.peek(drawn.entry.row_index, drawn.entry.key)
         row = self._row(drawn, stored)
         masks = sorted(stored.answers)
@@ -284,7 +283,7 @@ class _Asker:
                 yield [Difference(drawn.entry.row_index, mask, before.text, now.text)]
 
     def _row(self, drawn: _Drawn, stored: StoredAnswers) -> RowCoalitions | None:
-        """Return the row's coalitions; None if they are not the ones that were answered."""
+        """Return the row's coalitions; None if the stored answers belong to others."""
         run, row_index = drawn.run, drawn.entry.row_index
         if row_index >= self._table.num_rows:
             return None

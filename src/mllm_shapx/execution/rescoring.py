@@ -37,7 +37,7 @@ from mllm_shapx.records.store import CoalitionStore
 from mllm_shapx.reporting.progress import ProgressReporter
 
 STEP_S = 0.25
-"""Seconds of work between two looks at the lock and at signals; a row that takes longer is finished."""
+"""Seconds of work between two checks of the lock and of signals; a longer row is finished first."""
 
 
 class _MissingError(Exception):
@@ -51,7 +51,7 @@ class _MissingError(Exception):
 
 
 class _Rescorer:
-    """Explains units from what is stored."""
+    """Explains units from stored answers."""
 
     def __init__(self, study: Study, files: AnswerFiles, table: Table) -> None:
         self.study = study
@@ -61,7 +61,7 @@ class _Rescorer:
     async def results(
         self, unit: WorkUnit, known: Answers | None = None
     ) -> AsyncIterator[tuple[tuple[str, ...], SampleResult | RowError]]:
-        """Yield the sample of each run, or the error of the runs that cannot explain the row.
+        """Yield the sample of each run, or the error of runs that cannot explain the row.
 
         Raises:
             _MissingError: When an answer, a vector or a likelihood is not stored.
@@ -114,16 +114,16 @@ def rescore_config(
     reporter: ProgressReporter,
     request: StopRequest | None = None,
 ) -> StudyOutcome:
-    """Compute the samples of a config from stored answers: the missing ones, or all with `overwrite`.
+    """Compute a config's missing samples from stored answers; with `overwrite`, all samples.
 
     Args:
         loaded: The config.
         options: The options of the call.
         reporter: Shows progress.
-        request: Says when a signal came; without one, signals are left to the caller.
+        request: Reports a signal; if None, the caller handles signals.
 
     Raises:
-        UsageError: When coalitions, vectors or likelihoods are missing, with their number; then nothing is
+        UsageError: When coalitions, vectors or likelihoods are missing, with their number; nothing is
             written.
     """
     study, warnings = prepare(loaded, options, may_do_without_server=True)
@@ -158,11 +158,11 @@ def finish_from_stored(
     """Finish a study whose samples are done or can be computed from stored answers.
 
     Returns:
-        The outcome; the output to go on with, if the model has to answer something. What was computed until
-        then is written.
+        The outcome; or, if the model has to answer something, the output to continue with. Results until
+        then are written.
 
     Raises:
-        StorageError: When results cannot be written any more.
+        StorageError: When results can no longer be written.
         OutputError: When another driver has taken the output directory.
     """
     storage = open_storage(study.output_uri)
@@ -170,7 +170,7 @@ def finish_from_stored(
     failed = {name: found.failed for name, found in output.inspections.items()}
     units = study.units_left(completed, failed)
     dtype = stored_dtype(storage, study.runs, study.model_commit) if units else "none"
-    # Only the model's decoder turns a spoken answer into sound.
+    # Only the model's decoder turns a spoken answer into audio.
     if dtype is None or (units and study.runs[0].modality.output_modality != "text"):
         return output
     files = AnswerFiles(storage, study.runs, study.model_commit, dtype)
@@ -191,7 +191,7 @@ def finish_from_stored(
 
 
 async def _check(study: Study, rescorer: _Rescorer, loaded: LoadedConfig, *, overwrite: bool) -> None:
-    """Go through all units without writing, and refuse when anything is missing."""
+    """Compute all units without writing; raise an error if anything is missing."""
     storage = open_storage(study.output_uri)
     done = {
         run.name: set() if overwrite else set(RunRecords(storage, run.name).sample_rows())
@@ -222,7 +222,7 @@ class _StoredCrew(InProcessCrew):
     def __init__(self, output: OpenOutput, rescorer: _Rescorer, dtype: str) -> None:
         super().__init__(rescorer.study, output)
         self._rescorer = rescorer
-        # The answers were given before, in the one environment that is recorded.
+        # The stored answers come from the one recorded environment.
         environment = sole_environment(output.specs.values())
         self._environment = None if environment is None else environment.id
         self._me = WorkerInfo("rescore", socket.gethostname(), os.getpid(), "none", dtype, environment)
@@ -251,7 +251,7 @@ class _StoredCrew(InProcessCrew):
                 self._coordinator.report(self._me, unit.unit_id, sample, Answers())
 
     def leave(self) -> tuple[str, ...]:
-        """Write what was computed, for a crew with a model to go on; return notes."""
+        """Write the results, so that a crew with a model can continue; return notes."""
         self.save()
         if self._maybe_aggregator is not None:
             self._maybe_aggregator.finish()

@@ -1,4 +1,4 @@
-"""Decides how many workers there are, and what each takes of the cluster."""
+"""Decides the number of workers, and the CPUs and GPUs of each."""
 
 import os
 import sys
@@ -16,12 +16,12 @@ _GPU_DEVICES = (
     "dev/dxg",
     "dev/dri/renderD*",
 )
-"""Files that are there with GPUs of NVIDIA, AMD, WSL and Intel."""
+"""Device files of GPUs: NVIDIA, AMD, WSL and Intel."""
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerResources:
-    """How many workers there are and what each takes."""
+    """The number of workers, and the CPUs and GPUs of each."""
 
     workers: int
     gpus: float
@@ -31,7 +31,7 @@ class WorkerResources:
 
 
 def check_gpus(options: RunOptions) -> None:
-    """Refuse --num-gpus on a machine without GPUs before Ray is started, which takes long to notice."""
+    """Refuse --num-gpus on a machine without GPUs before Ray starts; Ray notices it late."""
     if not options.gpus_asked or "RAY_OVERRIDE_RESOURCES" in os.environ or sys.platform != "linux":
         return
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -50,11 +50,11 @@ def _too_many_gpus(asked: float, have: str) -> str:
 def plan_resources(options: RunOptions, device: str | None, *, grows: bool = False) -> WorkerResources:
     """Return the workers to start, from the options and the resources of the cluster.
 
-    Without --num-gpus every GPU of the cluster is used, unless `device` is the CPU; `all` means every GPU, as
-    their number would. A cluster that `grows` may be asked for more than it has.
+    `--num-gpus all` uses every GPU of the cluster; without --num-gpus it is the same, unless `device` is the
+    CPU. A cluster that `grows` may get requests beyond its size.
 
     Raises:
-        ResourceError: When the cluster does not have what is asked for.
+        ResourceError: When the cluster lacks the requested resources.
     """
     import ray
 
@@ -95,7 +95,7 @@ def plan_resources(options: RunOptions, device: str | None, *, grows: bool = Fal
 
 
 def _cpu_share(cpus: list[float], workers: int) -> float:
-    """Return the CPUs of one worker, which is on one node: a whole number, or a part where there are few."""
+    """Return the CPUs of one worker, on one node: a whole number, or a fraction if there are few."""
     share = sum(cpus) / workers
     if share < 1.0:
         return int(share * 100) / 100.0

@@ -1,4 +1,4 @@
-"""Answers the coalitions of a row by the worker's own engine, and by idle workers that help."""
+"""Answers the coalitions of a row with the worker's own engine, and with idle workers that help."""
 
 import asyncio
 import contextlib
@@ -21,24 +21,24 @@ AnswerHere = Callable[[Mapping[int, ConversationSnapshot], OnAnswer], Awaitable[
 Exchange = Callable[[HelpOffer], Awaitable[HelpReply]]
 
 ROUNDS_IN_HAND = 2
-"""Rounds that the engine gets at a time, so that it never waits for the next one."""
+"""Rounds that the engine has at a time, so that it never waits for the next one."""
 BATCHES_A_ROUND = 2
 """Batches of the largest round: enough to sort by length, few enough to leave work for helpers."""
 EXCHANGE_S = 0.2
-"""Seconds between two exchanges while others help."""
+"""Seconds between two exchanges while other workers help."""
 LAST_EXCHANGE_S = 0.05
 """The same while only helpers' answers are missing."""
 LOOK_S = 1.0
-"""Seconds between two looks for helpers while there are none."""
+"""Seconds between two checks for helpers while there are none."""
 PATIENCE_S = 30.0
 """Seconds without an answer after which the owner answers the coalitions of its helpers itself."""
 PATIENCE_ROUNDS = 5.0
-"""The same in rounds of the owner's own engine, the longest one; the later of both counts."""
+"""The same as a multiple of the owner's longest round; the larger of both counts."""
 
 
 @dataclass(eq=False, slots=True)
 class _Call:
-    """One call of `answer`, and the answers that it still needs."""
+    """One call of `answer`, and its open coalitions."""
 
     prompts: Mapping[int, ConversationSnapshot]
     keep: Keep
@@ -47,17 +47,17 @@ class _Call:
 
 
 class RowAnswerer:
-    """Answers the coalitions that one run asks of one row; a context manager.
+    """Answers one run's coalitions of one row; a context manager.
 
-    Coalitions that others could answer are in the exchange's pool: the owner keeps a fair share and takes
-    more back as it proceeds. The longest prompts are taken first, so that batches are even.
+    The exchange's pool has coalitions that other workers could answer. The owner keeps a fair share and
+    takes more back as it proceeds. The longest prompts come first, so that batches are even.
 
     Args:
-        unit_id: The unit that the row belongs to.
-        run_name: The run that asks.
+        unit_id: The row's unit.
+        run_name: The run.
         here: Answers with the worker's own engine.
         exchange: The coordinator's exchange.
-        batch_size: Returns the current number of prompts in a batch.
+        batch_size: Returns the current batch size in prompts.
     """
 
     def __init__(
@@ -89,14 +89,14 @@ class RowAnswerer:
         self._longest_round = 0.0
 
     async def __aenter__(self) -> Self:
-        """Start nothing yet: a run whose answers are all stored needs no engine."""
+        """Start nothing yet: a run with all answers stored needs no engine."""
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stop, and take all coalitions out of the pool."""
-        # Not during an exchange, whose answers would be lost.
+        """Stop; remove all coalitions from the pool."""
+        # Not during an exchange: its answers would be lost.
         async with self._exchanging:
             for task in self._tasks:
                 task.cancel()
@@ -105,12 +105,12 @@ class RowAnswerer:
             await self._exchange(HelpOffer(self._unit_id, self._run_name, take_back=len(self._outstanding)))
 
     async def answer(self, prompts: Mapping[int, ConversationSnapshot], keep: Keep) -> None:
-        """Answer `prompts` (mask -> prompt); `keep` gets each answer once, as it comes.
+        """Answer `prompts` (mask -> prompt); `keep` gets each answer once, as it arrives.
 
-        Calls may run at the same time, for different coalitions.
+        Calls may overlap, for different coalitions.
 
         Raises:
-            Exception: Whatever the worker's own engine raised.
+            Exception: Any error of the worker's own engine.
         """
         if self._failure is not None:
             raise self._failure
@@ -135,7 +135,7 @@ class RowAnswerer:
             self._tasks = [asyncio.create_task(self._guard(job)) for job in jobs]
 
     async def _guard(self, job: Awaitable[None]) -> None:
-        """Pass an error to the calls that wait for answers."""
+        """Pass an error to the waiting calls."""
         try:
             await job
         except Exception as error:  # noqa: BLE001 -- the caller gets it unchanged
@@ -145,7 +145,7 @@ class RowAnswerer:
                     call.done.set_exception(error)
 
     async def _work(self) -> None:
-        """Answer one round after the other."""
+        """Answer round after round."""
         while True:
             prompts = self._next_round()
             if prompts:
@@ -158,7 +158,7 @@ class RowAnswerer:
                 await self._more.wait()
 
     def _next_round(self) -> dict[int, ConversationSnapshot]:
-        """Take the next coalitions, fewer towards the end when others help."""
+        """Take the next coalitions; fewer towards the end, if others help."""
         size = self._largest_round
         if self._helpers:
             left = len(self._waiting) + self._pooled
@@ -171,12 +171,12 @@ class RowAnswerer:
         return taken
 
     def _queue(self, masks: Iterable[int]) -> None:
-        """Add coalitions to the waiting ones, sorted by length: the longest come last and are taken first."""
+        """Add coalitions to the waiting ones, sorted by length: the longest are last and taken first."""
         self._waiting = sorted((*self._waiting, *masks), key=self._lengths.__getitem__)
         self._more.set()
 
     def _take(self, mask: int, answer: Answer) -> None:
-        """Pass an answer on, unless the coalition has one already."""
+        """Pass an answer to its call, unless the coalition already has one."""
         self._outstanding.discard(mask)
         call = self._calls.pop(mask, None)
         if call is None:
@@ -197,7 +197,7 @@ class RowAnswerer:
     # --- helpers
 
     async def _get_help(self) -> None:
-        """Exchange with helpers while there are coalitions to give or answers to get."""
+        """Exchange with helpers while there are coalitions to offer or answers to receive."""
         await asyncio.sleep(0)  # the engine first
         while True:
             if self._outstanding or len(self._waiting) > self._batch:
@@ -213,7 +213,7 @@ class RowAnswerer:
         return EXCHANGE_S if self._waiting or self._pooled else LAST_EXCHANGE_S
 
     async def _exchange_all(self) -> None:
-        """Exchange once; twice when the first helpers were found."""
+        """Exchange once; twice after finding the first helpers."""
         async with self._exchanging:
             alone = not self._helpers
             await self._exchange_once()
@@ -221,7 +221,7 @@ class RowAnswerer:
                 await self._exchange_once()
 
     async def _exchange_once(self) -> None:
-        """Keep the owner's fair share of the coalitions that nobody has begun; offer the rest."""
+        """Keep the owner's fair share of the unstarted coalitions; offer the rest."""
         batch, share = self._batch, self._share
         given: list[int] = []
         if self._helpers and len(self._waiting) - share >= batch:
@@ -238,7 +238,7 @@ class RowAnswerer:
 
     @property
     def _share(self) -> int:
-        """Return the owner's fair share of the coalitions that nobody has begun, in whole batches."""
+        """Return the owner's fair share of the unstarted coalitions, in whole batches."""
         left = len(self._waiting) + self._pooled
         return -(-left // ((self._helpers + 1) * self._batch)) * self._batch
 
@@ -247,7 +247,7 @@ class RowAnswerer:
             self._take(mask, answer)
         returned = set(reply.returned)
         if reply.session != self._session:
-            # The coordinator was restarted, and the exchange lost the coalitions that it had.
+            # The coordinator restarted, and the exchange lost its coalitions.
             returned |= self._outstanding.difference(given if reply.session else ())
             self._session = reply.session
         self._pooled, self._helpers = reply.pooled, reply.helpers

@@ -1,4 +1,4 @@
-"""Runs one config: prepares the study, takes its directory, explains the rows, releases."""
+"""Runs one config: prepares the study, locks its directory, explains the rows."""
 
 import contextlib
 import os
@@ -22,7 +22,7 @@ from mllm_shapx.reporting.outlook import Outlook
 from mllm_shapx.reporting.progress import ProgressReporter
 
 _UNPACKED = "/runtime_resources/working_dir_files/"
-"""Where Ray unpacks the working directory of a job."""
+"""Part of the path where Ray unpacks a job's working directory."""
 
 
 def run_config(
@@ -39,16 +39,16 @@ def run_config(
 
     Args:
         loaded: The config.
-        options: What the call asks for beside it.
+        options: The call's options.
         reporter: Shows progress.
-        inline: Whether everything is done in this process, without Ray.
-        request: Says when a signal came; without one, signals are left to the caller.
-        load: Loads the model; None for the one that the config names.
+        inline: Whether to work in this process, without Ray.
+        request: Reports a signal; if None, the caller handles signals.
+        load: Loads the model; None for the config's model.
         kept: Keeps Ray and the model for the next config; None to keep neither.
 
     Raises:
-        UsageError: For anything that the user can mend; nothing is written then.
-        StorageError: When results could not be written any more.
+        UsageError: For all faults that the user can fix; nothing is written then.
+        StorageError: When results could no longer be written.
     """
     request = request or StopRequest()
     with _naming(loaded):
@@ -63,7 +63,7 @@ def run_config(
     with contextlib.ExitStack() as stack:
         output: OpenOutput | None = None
         if options.resume and has_begun(study):
-            # Before Ray is started: what cannot go on is refused at once, and what is done needs no worker.
+            # Before Ray starts: errors come at once, and a finished study needs no worker.
             output = stack.enter_context(taken(study, options, reporter, request))
             found = finish_from_stored(study, output, reporter, request, options.grace_s)
             if isinstance(found, StudyOutcome):
@@ -86,7 +86,7 @@ def run_config(
             resources = plan_resources(asked, study.worker_device, grows=grows)
             output = output or stack.enter_context(taken(study, options, reporter, request))
             nodes = stack.enter_context(node_request(resources, request)) if grows else None
-            idle = None if grows else kept.idle_workers  # those of a cluster that grows would hold nodes
+            idle = None if grows else kept.idle_workers  # idle workers would hold nodes
             crew = Driver(
                 study,
                 options,
@@ -113,7 +113,7 @@ def _check_that_it_stays(study: Study) -> None:
 
 @contextlib.contextmanager
 def _naming(loaded: LoadedConfig) -> Iterator[None]:
-    """Put the config's path before errors of the dataset, the model and the output."""
+    """Prefix errors of the dataset, the model and the output with the config's path."""
     try:
         yield
     except (DatasetError, ModelError, OutputError) as error:

@@ -16,20 +16,20 @@ _LONGEST_SOCKET = 107 if sys.platform == "linux" else 103
 _RAY_NEEDS = len("/r/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
 _NAME = len(f"/{PREFIX}12345678")
 LONGEST_BASE = _LONGEST_SOCKET - _RAY_NEEDS - _NAME
-"""Characters that the folder around it may have: the paths of sockets are limited."""
+"""Maximum length of the parent folder's path: socket paths are limited."""
 
 _USUAL = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 -- folders are made in them by mkdtemp
 
 
 @contextlib.contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """Make a folder that only this user may enter, and remove it at the end.
+    """Make a folder that is open only to this user, and remove it at the end.
 
-    Folders of killed runs are removed first. A living run holds its folder's lock, which the kernel releases
+    Folders of killed runs are removed first. A living run holds its folder's lock; the kernel releases it
     when the process ends.
 
     Raises:
-        ResourceError: When there is no place for it.
+        ResourceError: When no parent folder is suitable.
     """
     base = _base()
     for old in base.glob(f"{PREFIX}*"):
@@ -43,7 +43,7 @@ def scratch_folder() -> Iterator[Path]:
 
 
 def remove_abandoned(folder: Path) -> None:
-    """Remove the folder of a run that has ended, if it is this user's."""
+    """Remove the folder of an ended run, if it is this user's."""
     try:
         found = folder.lstat()
         if found.st_uid != os.geteuid() or found.st_mode & 0o77 or not folder.is_dir() or folder.is_symlink():
@@ -62,9 +62,9 @@ def remove_abandoned(folder: Path) -> None:
 
 
 def _end_orphans(folder: Path) -> None:
-    """End Ray's processes that write to the folder of a run that has ended.
+    """End Ray's processes that write to the folder of an ended run.
 
-    Agents run on for minutes after raylet and GCS were killed, and their titles name no folder.
+    Agents continue for minutes after the death of raylet and GCS, and their titles have no folder.
     """
     import psutil
 
@@ -77,7 +77,7 @@ def _end_orphans(folder: Path) -> None:
 
 
 def _make(base: Path) -> tuple[Path, int]:
-    """Return a new folder and its lock. Another run may remove it before it is locked."""
+    """Return a new folder and its lock. Another run may remove the folder before it is locked."""
     while True:
         folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=base))
         with contextlib.suppress(FileNotFoundError):
@@ -90,7 +90,7 @@ def _make(base: Path) -> tuple[Path, int]:
 
 
 def _base() -> Path:
-    """Return the first folder that exists, may be written and has a short path."""
+    """Return the first existing, writable folder with a short path."""
     asked = os.environ.get("RAY_TMPDIR")
     for name in (asked, os.environ.get("TMPDIR"), *_USUAL):
         if not name:

@@ -1,6 +1,6 @@
-"""SIGINT, SIGTERM and SIGHUP end a command in an orderly way, from its start to its end.
+"""SIGINT, SIGTERM and SIGHUP end a command cleanly, from its start to its end.
 
-While a study runs, the first signal asks for a drain. At any other time it ends the command. A separate
+While a study runs, the first signal requests a drain. At any other time it ends the command. A separate
 thread sees every signal at once, and ends the process if the main thread does not react in time.
 """
 
@@ -16,17 +16,17 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 
 ABORT_S = 10.0
-"""Seconds that the main thread may take to end when there is nothing to drain."""
+"""Seconds that the main thread may take to end without a drain."""
 LATE_S = 15.0
 """Seconds beyond the grace period that the last writes may take."""
 SECOND_S = 3.0
 """Seconds that the main thread may take to end after the second signal."""
 SAME_S = 1.0
-"""Seconds in which a further signal counts as the first one: `timeout` and shells send it twice."""
+"""Seconds in which a repeated signal counts as the first one: `timeout` and shells send it twice."""
 LAST_S = 3.0
-"""Seconds to release locks and processes when the watching thread ends the process."""
+"""Seconds to release locks and processes, if the watching thread ends the process."""
 JOB_STOP_S = 3.0
-"""Seconds from SIGTERM to SIGKILL at `ray job stop`, unless RAY_JOB_STOP_WAIT_TIME_S says otherwise."""
+"""Seconds from SIGTERM to SIGKILL at `ray job stop`; default of RAY_JOB_STOP_WAIT_TIME_S."""
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Set by Ray in the environment of a job's entrypoint."""
 
@@ -34,15 +34,15 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class StopNow(SystemExit):
-    """A signal ends the command. A `SystemExit`, because recovery code and event loops let it pass."""
+    """A signal ends the command. A `SystemExit`: recovery code and event loops do not catch it."""
 
 
 class StopRequest:
-    """Whether a signal asked the command to stop, and which.
+    """The signal that asked the command to stop, if any.
 
     Attributes:
-        again: The command that starts the work again; empty where there is none.
-        resume: The command that goes on with the work once it has `begun`, so that results may be there.
+        again: The command that starts the work again; empty if there is none.
+        resume: The command that continues the work once it has `begun`, as results may exist.
     """
 
     def __init__(self) -> None:
@@ -50,9 +50,9 @@ class StopRequest:
         self.again = self.resume = ""
         self.begun = False
         self.seen: int | None = None
-        """The first signal, as the watching thread saw it."""
+        """The first signal that the watching thread saw."""
         self.announced = False
-        """Whether the user was told of the first signal. A further one counts as the second."""
+        """Whether the user saw a message on the first signal. The next one then counts as the second."""
         self._at = 0.0
         self._grace_s: float | None = None
         self._last: list[Callable[[], object]] = []
@@ -60,7 +60,7 @@ class StopRequest:
 
     @property
     def go_on(self) -> str:
-        """Return the command that goes on with the work."""
+        """Return the command that continues the work."""
         return self.resume if self.begun else self.again
 
     @property
@@ -74,7 +74,7 @@ class StopRequest:
         return "" if self.signal is None else signal.Signals(self.signal).name
 
     def grace_s(self, wanted: float) -> float:
-        """Return the seconds that running rows get: in a Ray job at most what Ray allows."""
+        """Return the seconds that running rows get; in a Ray job at most Ray's limit."""
         if JOB_VARIABLE not in os.environ or self.signal != signal.SIGTERM:
             return wanted
         try:
@@ -92,7 +92,7 @@ class StopRequest:
 
     @contextlib.contextmanager
     def draining(self, grace_s: float) -> Iterator[None]:
-        """Only record the first signal: the caller looks at `signal` and ends the work in time."""
+        """Only record the first signal: the caller checks `signal` and ends the work in time."""
         self._grace_s = grace_s
         try:
             yield
@@ -109,7 +109,7 @@ class StopRequest:
             self._last.remove(action)
 
     def handle(self, number: int, _frame: FrameType | None) -> None:
-        """Record the first signal, or end if there is nothing to drain; end at the second."""
+        """Record the first signal, or end the command if no study runs; end it at the second signal."""
         now = time.monotonic()
         if self.signal is None:
             self.signal, self._at = number, now
@@ -121,12 +121,12 @@ class StopRequest:
             raise StopNow(128 + number)
 
     def install(self) -> None:
-        """Set the handlers; SIGHUP stays ignored where `nohup` has it ignored."""
+        """Set the handlers; SIGHUP stays ignored under `nohup`."""
         for number in self.watched():
             signal.signal(number, self.handle)
 
     def watched(self) -> list[signal.Signals]:
-        """Return the signals that are handled."""
+        """Return the handled signals."""
         return [number for number in SIGNALS if number != signal.SIGHUP or not _is_ignored(number)]
 
     def is_second(self, number: int, first_at: float, now: float) -> bool:
@@ -134,7 +134,7 @@ class StopRequest:
         return number != signal.SIGHUP and (self.announced or now - first_at > SAME_S)
 
     def tell(self, number: int) -> None:
-        """Tell the user once that the command ends, and how to go on."""
+        """Tell the user once that the command ends, and how to continue."""
         self.announced = True
         if next(self._told) == 0:
             self._write(f"{signal.Signals(number).name}: stopped")
@@ -160,7 +160,7 @@ class StopRequest:
             sys.stdout.flush()
 
     def _write(self, text: str) -> None:
-        """Write a line. Not by print, whose lock the interrupted code may hold."""
+        """Write a line. Not with print: the interrupted code may hold its lock."""
         line = f"\n{text}; to go on: {self.go_on}\n" if self.go_on else f"\n{text}\n"
         with contextlib.suppress(OSError):  # the terminal may be gone
             os.write(2, line.encode(errors="replace"))
@@ -168,15 +168,15 @@ class StopRequest:
 
 @contextlib.contextmanager
 def stop_requests(request: StopRequest) -> Iterator[StopRequest]:
-    """Handle the signals by `request`. Does nothing outside of the main thread, which alone may do so."""
+    """Handle the signals with `request`. Does nothing outside the main thread, the only one that may."""
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
     receiver, sender = os.pipe()
     os.set_blocking(sender, False)
     watched = request.watched()
-    # A closed terminal sends SIGHUP to all its processes. Those that are started from here inherit the mask,
-    # so that they live until the drain is done. Only the watching thread receives the signal.
+    # A closed terminal sends SIGHUP to all its processes. Child processes inherit the mask, so they live
+    # until the drain is done. Only the watching thread receives the signal.
     masked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP} & set(watched))
     watcher = threading.Thread(target=_watch, args=(request, receiver), name="signals", daemon=True)
     watcher.start()
@@ -197,7 +197,7 @@ def stop_requests(request: StopRequest) -> Iterator[StopRequest]:
 
 
 def _watch(request: StopRequest, receiver: int) -> None:
-    """See signals as they arrive, and end the process when the main thread is late."""
+    """Watch for signals; end the process when the main thread is late."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     first_at, code = 0.0, 0
     deadline: float | None = None

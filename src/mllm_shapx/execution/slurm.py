@@ -1,4 +1,4 @@
-"""The batch script of a study for Slurm, on one node, on many nodes or as a job array, and its submission."""
+"""A study's batch script for Slurm (one node, many nodes or a job array), and its submission."""
 
 import re
 import shlex
@@ -10,26 +10,26 @@ from dataclasses import dataclass
 from mllm_shapx.errors import ShapxError, UsageError
 
 GRACE_S = 15
-"""Seconds that running rows get. Slurm's KillWait is 30 s by default, and the last writes take some."""
+"""Seconds that running rows get. Slurm's KillWait is 30 s by default; the last writes need some of it."""
 CPUS_PER_GPU = 4
-"""CPUs asked for where the call names no number; the same for a node without GPUs."""
+"""CPUs per GPU if the call gives no number; also the CPUs of a node without GPUs."""
 _TIME = re.compile(r"\d+(:\d{1,2}){0,2}|\d+-\d{1,2}(:\d{1,2}){0,2}")
 _SUBMITTED = re.compile(r"Submitted batch job (\d+)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlurmJob:
-    """What the batch script depends on.
+    """The settings of a batch script.
 
     Raises:
-        UsageError: When the time is none that Slurm takes, or a value would not stay on its line.
+        UsageError: If Slurm does not accept the time, or a value would not stay on its line.
     """
 
     configs: tuple[str, ...]
-    """Paths, from the folder where the job is submitted."""
+    """Paths, relative to the folder of the submission."""
     name: str
     time: str
-    """Time limit in a form of Slurm: minutes, H:MM:SS, D-HH:MM:SS and so on."""
+    """Time limit in a Slurm format: minutes, H:MM:SS, D-HH:MM:SS and so on."""
     nodes: int = 1
     gpus_per_node: int = 0
     cpus_per_node: int | None = None
@@ -41,9 +41,9 @@ class SlurmJob:
     modules: tuple[str, ...] = ()
     venv: str | None = None
     setup: str | None = None
-    """A shell file that is sourced, for what a site needs."""
+    """A shell file that the script sources, for the site's setup."""
     sbatch: tuple[str, ...] = ()
-    """Further options of sbatch, such as `--partition=gpu`."""
+    """Further options of sbatch, for example `--partition=gpu`."""
     run_options: tuple[str, ...] = ()
     """Further options of `mllm-shapx run`."""
 
@@ -64,22 +64,22 @@ class SlurmJob:
 
     @property
     def log(self) -> str:
-        """Return the pattern of the log's name, as Slurm expands it."""
+        """Return the name pattern of the log, which Slurm expands."""
         return "%x-%A_%a.log" if self.shards else "%x-%j.log"
 
 
 def script(job: SlurmJob) -> str:
-    """Return the batch script of a job. The same job gives the same text."""
+    """Return the batch script of a job. Deterministic."""
     parts = [_directives(job), _ABOUT, _environment(job), _study(job), _SIGNALS]
     parts.append(_ONE_NODE if job.nodes == 1 else _MANY_NODES)
     return "\n".join([*parts, _END.replace("JOB_TO_REQUEUE", _ELEMENT if job.shards else "$SLURM_JOB_ID")])
 
 
 def submit(text: str) -> str:
-    """Hand a batch script to `sbatch`; return the job's id.
+    """Submit a batch script with `sbatch`; return the job's id.
 
     Raises:
-        UsageError: When there is no `sbatch` here.
+        UsageError: When this machine has no `sbatch`.
         ShapxError: When Slurm refuses the job, with its reason.
     """
     sbatch = shutil.which("sbatch")
@@ -142,7 +142,7 @@ def _study(job: SlurmJob) -> str:
 
 
 def job_name(configs: Sequence[str]) -> str:
-    """Return a job's name: that of its first config, in characters that file names take."""
+    """Return a job's name: that of its first config, in characters allowed in file names."""
     stem = configs[0].rpartition("/")[2].rpartition(".")[0] or "study"
     return re.sub(r"[^A-Za-z0-9._-]", "_", stem)
 

@@ -1,4 +1,4 @@
-"""A run's `spec.json`: resolved settings in the config's own words, versions, and what must not differ."""
+"""A run's `spec.json`: resolved settings with the config's keys, versions, and settings that must match."""
 
 import contextlib
 import os
@@ -32,14 +32,14 @@ ENCODER_COMMIT = "embedding_commit"
 
 
 def run_settings(study: Study, run: RunSpec) -> dict[str, Any]:
-    """Return what decides a run's results; two runs of equal settings give equal values."""
+    """Return the settings that decide a run's results; equal settings give equal values."""
     settings = {
         **run.result_settings,
         "model_commit": study.model_commit,
         "dataset_commit": study.dataset_commit,
         ENCODER_COMMIT: study.encoder_commit(run),
     }
-    if run.value_model is not None:  # absent where there is none: specs of earlier studies stay equal
+    if run.value_model is not None:  # else absent: specs of earlier studies stay equal
         settings["value_model_commit"] = run.value_model.commit
     return settings
 
@@ -70,10 +70,10 @@ def run_spec(study: Study, run: RunSpec) -> dict[str, Any]:
 
 
 def usable_specs(study: Study, storage: Storage) -> dict[str, dict[str, Any]]:
-    """Return run -> its spec, where there is one that can be read."""
+    """Return run -> its spec, for runs with a readable one."""
     found = {}
     for run in study.runs:
-        with contextlib.suppress(ValueError):  # a damaged file is moved aside when the directory is opened
+        with contextlib.suppress(ValueError):  # opening the directory sets a damaged file aside
             if (spec := RunRecords(storage, run.name).read_usable_spec()) is not None:
                 found[run.name] = spec
     return found
@@ -83,8 +83,8 @@ def refuse_other_settings(study: Study, specs: Mapping[str, Mapping[str, Any]]) 
     """Refuse to mix results of different settings.
 
     Args:
-        study: What is to be done now.
-        specs: Run -> the spec that its results record.
+        study: The study to run now.
+        specs: Run -> the recorded spec of its results.
 
     Raises:
         OutputError: With the keys that differ.
@@ -94,7 +94,7 @@ def refuse_other_settings(study: Study, specs: Mapping[str, Mapping[str, Any]]) 
         if run.name not in specs:
             continue
         new = run_settings(study, run)
-        # Older versions did not record the encoder's commit, which is then not compared.
+        # Older versions did not record the encoder's commit; then it is not compared.
         old = {ENCODER_COMMIT: new[ENCODER_COMMIT], **(specs[run.name].get(RESULT_SETTINGS) or {})}
         if keys := differences(old, new):
             conflicts.append(f"  - {run.name}: {', '.join(keys)}")
@@ -108,10 +108,9 @@ def refuse_other_settings(study: Study, specs: Mapping[str, Mapping[str, Any]]) 
 
 
 def _config_blocks(study: Study, run: RunSpec) -> dict[str, Any]:
-    """Return the blocks of a config that give this run alone, and its entry of `experiments` as `variant`.
+    """Return the config blocks for this run alone, and its entry of `experiments` as `variant`.
 
-    A variant's overrides are in the blocks. Paths of this machine are absolute, and revisions of the hub are
-    the commits that were used.
+    The blocks include the variant's overrides. Local paths are absolute; hub revisions are the used commits.
     """
     return {
         "connector": run.connector,
@@ -167,6 +166,6 @@ def _embedding(study: Study, run: RunSpec) -> dict[str, Any]:
 
 
 def _absolute(written: str, config_path: Path) -> str:
-    """Return what is there as an absolute path, and a hub id as it is."""
+    """Return an existing path as an absolute path, and a hub id unchanged."""
     path = resolve_path(written, config_path)
-    return os.path.abspath(path) if exists(path) else written  # noqa: PTH100 -- links stay as written
+    return os.path.abspath(path) if exists(path) else written  # noqa: PTH100 -- keeps symbolic links

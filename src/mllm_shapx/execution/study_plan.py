@@ -1,4 +1,4 @@
-"""Plans one config: what it will do on its rows, and how much is done. Loads no model, writes nothing."""
+"""Plans one config: its work on its rows, and its standing. Loads no model, writes nothing."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -21,28 +21,28 @@ class StudyPlan:
 
     plan: Plan
     standing: Standing | None
-    """How much of it is done; None when nothing is, or when the dataset was not read."""
+    """How much of it is done; None if nothing is, or the dataset was not read."""
     warnings: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Return the plan as JSON data, with `standing` beside it."""
+        """Return the plan as JSON data, with `standing`."""
         return {**self.plan.to_json(), "standing": None if self.standing is None else self.standing.to_json()}
 
     def to_text(self) -> str:
-        """Return the plan as a table, and how much of it is done."""
+        """Return the plan as a table, and its standing."""
         text = self.plan.to_text()
         return text if self.standing is None else f"{text}\n\n{self.standing.to_text()}"
 
 
 @dataclass(frozen=True, slots=True)
 class CheckedConfig:
-    """A config in which no fault was found."""
+    """A config without faults."""
 
     runs: int
     rows: int | None
-    """Selected rows; None where the dataset was not looked at."""
+    """Number of selected rows; None if the dataset was not checked."""
     model: str | None
-    """What was found out about the model; None where it was not looked at."""
+    """Description of the model; None if it was not checked."""
     warnings: tuple[str, ...]
 
 
@@ -51,17 +51,17 @@ def checked_config(loaded: LoadedConfig, *, dataset: bool, model: bool) -> Check
 
     Args:
         loaded: The config.
-        dataset: Whether the dataset is opened and rows are selected.
-        model: Whether the model is looked at, or its server asked.
+        dataset: Whether to open the dataset and select rows.
+        model: Whether to check the model, or ask its server.
 
     Raises:
-        UsageError: When something cannot be used; the message names the config.
+        UsageError: When a part is unusable; the message names the config.
     """
     sweep = expand(loaded.experiment_set, str(loaded.path))
     encoders = dict.fromkeys(run.embedding for run in sweep.runs if run.embedding is not None)
     warnings = [*loaded.warnings, *sweep.warnings]
     if encoders:
-        from mllm_shapx.models.identity import check_encoder  # with it comes mllm_shap, which takes a second
+        from mllm_shapx.models.identity import check_encoder  # imports mllm_shap: takes a second
 
         warnings += [text for config in encoders if (text := check_encoder(config, loaded.path)) is not None]
     scorers = [run for run in sweep.runs if run.shap.value_function is not None]
@@ -85,10 +85,10 @@ def checked_config(loaded: LoadedConfig, *, dataset: bool, model: bool) -> Check
 
 @dataclass(frozen=True, slots=True)
 class DryRun:
-    """What `run` would do."""
+    """Summary of a call of `run`, without its work."""
 
     to_make: int
-    """Samples that are neither there nor given up."""
+    """Samples that are neither on disk nor quarantined."""
     samples: int
     runs: int
     rows: int
@@ -96,7 +96,7 @@ class DryRun:
     warnings: tuple[str, ...]
 
     def to_text(self) -> str:
-        """Return it in a sentence."""
+        """Return it as a sentence."""
         return (
             f"would make {self.to_make:,} of {self.samples:,} samples, of {self.runs:,} run(s) "
             f"and {self.rows:,} row(s), in {self.output_uri}"
@@ -104,10 +104,10 @@ class DryRun:
 
 
 def dry_run(loaded: LoadedConfig, options: RunOptions) -> DryRun:
-    """Return what `run` with these options would do.
+    """Return the work of `run` with these options, without doing it.
 
     Raises:
-        UsageError: When it would be refused.
+        UsageError: When `run` would refuse the call.
     """
     from mllm_shapx.execution.preparation import check_output, prepare
 
@@ -133,7 +133,7 @@ def study_plan(loaded: LoadedConfig, *, skip_data: bool = False) -> StudyPlan:
 
     Args:
         loaded: The config.
-        skip_data: Do not read the dataset; the plan then has runs and no figures.
+        skip_data: Do not read the dataset; the plan then has runs but no figures.
 
     Raises:
         UsageError: When the runs contradict each other or the dataset cannot be used.
@@ -154,7 +154,7 @@ def study_plan(loaded: LoadedConfig, *, skip_data: bool = False) -> StudyPlan:
 
 
 def _selected(loaded: LoadedConfig, sweep: Sweep) -> Selection:
-    """Return the rows that a config selects, from the dataset that its results were made from.
+    """Return a config's selected rows, from the dataset at the commit of its results.
 
     Raises:
         DatasetError: When the dataset cannot be used; the message names the config.
@@ -168,7 +168,7 @@ def _selected(loaded: LoadedConfig, sweep: Sweep) -> Selection:
 
 
 def _foreseen(loaded: LoadedConfig, sweep: Sweep, selection: Selection) -> list[str]:
-    """Return warnings of rows that cannot be explained or take very long.
+    """Return warnings on rows that cannot be explained or take very long.
 
     Raises:
         DatasetError: When a run can explain no row.

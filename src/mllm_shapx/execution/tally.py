@@ -1,4 +1,4 @@
-"""What the coordinator counts for people who watch: calls of each run, answers from the store, workers."""
+"""The coordinator's counts for display: calls of each run, answers from the store, workers."""
 
 from collections.abc import Iterable, Mapping
 
@@ -20,27 +20,27 @@ class Tally:
         self._beats: dict[str, tuple[WorkerInfo, Beat]] = {}
 
     def begin(self, run_name: str, calls: Calls, rows: Iterable[int]) -> None:
-        """Take note of what the samples of earlier starts took; those of other rows do not count."""
+        """Add the calls of earlier samples of `rows`; other rows do not count."""
         counted = [calls[row] for row in rows if row in calls]
         self._calls[run_name] = RunCalls(sum(each[0] for each in counted), sum(each[1] for each in counted))
 
     def written(self, sample: SampleResult) -> None:
-        """Take note of a new sample."""
+        """Count a new sample."""
         before = self._calls.get(sample.run_name, RunCalls())
         self._calls[sample.run_name] = RunCalls(
             before.coalitions + sample.n_calls, before.answers + sample.model_calls
         )
 
     def handed_out(self, unit: WorkUnit, stored: int) -> None:
-        """Take note that a unit was given to a worker with so many answers from the store."""
+        """Count a leased unit with `stored` answers from the store."""
         self._stored.setdefault(unit.unit_id, stored)
 
     def hear(self, me: WorkerInfo, beat: Beat) -> None:
-        """Take note of a worker's sign of life."""
+        """Record a worker's heartbeat."""
         self._beats[me.worker] = (me, beat)
 
     def now(self, workers: Iterable[str], ledger: Ledger) -> StudyTally:
-        """Return the counts; `workers` are those that live."""
+        """Return the counts; `workers` are the living ones."""
         living = (self._beats[name] for name in sorted(workers) if name in self._beats)
         return StudyTally(
             calls=dict(self._calls),

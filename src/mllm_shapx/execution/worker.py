@@ -44,7 +44,7 @@ from mllm_shapx.planning.units import expected_answers
 logger = logging.getLogger(__name__)
 
 IDLE_S = 0.4
-"""Longest pause before an idle worker asks again."""
+"""Maximum pause in seconds before an idle worker asks again."""
 HELPED_ROWS = 4
 """Rows of other workers that a helper keeps in memory."""
 BEAT_S = 0.5
@@ -65,10 +65,10 @@ class Worker:
 
     Args:
         worker: Its name, unique in the study.
-        study: What is studied.
+        study: The study.
         desk: The connection to the coordinator.
         load: Loads the model.
-        shelf: Gives the model instead, and keeps it for the next study when all went well.
+        shelf: Used instead of `load`; keeps the model for the next study if all went well.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class Worker:
 
         Raises:
             ModelError: When the model cannot be loaded.
-            ModelChangedError: When its files are not those that the study began with.
+            ModelChangedError: When its files differ from those at the start of the study.
             ExceptionGroup: With a `DeviceLostError`, an `EngineStoppedError` or another error that ended it.
         """
         self._loaded = await asyncio.to_thread(load_all, self._study, self._load)
@@ -116,7 +116,7 @@ class Worker:
         keeps_model = False
         try:
             async with asyncio.TaskGroup() as group:
-                # In the group, so that a worker whose heartbeats fail stops.
+                # In the group, so that failing heartbeats stop the worker.
                 beats = group.create_task(self._send_beats())
                 await self._work_on()
                 beats.cancel()
@@ -135,12 +135,12 @@ class Worker:
             self._shelf.put(self._study, self._loaded.engine.model)
 
     async def flush(self) -> None:
-        """Send all answers that are not on disk yet."""
+        """Send all answers that are not yet on disk."""
         for held in list(self._held.values()):
             await self._flush_unit(held)
 
     async def stop(self) -> None:
-        """Send the answers of the running units, and leave these units unfinished."""
+        """Send the answers of the running units; leave these units unfinished."""
         self._stopping.set()
         await self.flush()
         for held in self._held.values():
@@ -153,18 +153,18 @@ class Worker:
     # --- taking work
 
     async def _work_on(self) -> None:
-        """Take units until nothing is left: a few rows at a time, and more while batches are not full."""
+        """Take units until none are left: a few rows at a time, more while batches are not full."""
         async with asyncio.TaskGroup() as group:
             self._group = group
             for _ in range(self._flight.fixed or FEWEST_ROWS):
                 group.create_task(self._work())
 
     def _take_more(self) -> None:
-        """Ask for one more unit when the running ones do not fill the device's batches."""
+        """Ask for one more unit if the running ones do not fill the device's batches."""
         if self._group is None or self._draining or self._stopping.is_set():
             return
         if self._flight.has_room_for_more and time.monotonic() >= self._ask_for_more_at:
-            self._ask_for_more_at = math.inf  # one question at a time
+            self._ask_for_more_at = math.inf  # one request at a time
             work = self._work_once()
             try:
                 self._group.create_task(work)
@@ -172,7 +172,7 @@ class Worker:
                 work.close()
 
     async def _work_once(self) -> None:
-        """Take a unit if there is one and still room for it."""
+        """Take and explain one more unit, if there is one."""
         reply, held = await self._ask(further=True)
         self._obey(reply)
         self._ask_for_more_at = time.monotonic() + (0.0 if reply.lease is not None else IDLE_S)
@@ -180,7 +180,7 @@ class Worker:
             await self._explain(held, reply.lease.known)
 
     async def _work(self) -> None:
-        """Take units one after the other."""
+        """Take units one after another."""
         pause = IDLE_S / 8
         while not self._stopping.is_set():
             reply, held = await self._ask()
@@ -199,7 +199,7 @@ class Worker:
             pause = IDLE_S / 8
 
     async def _ask(self, *, further: bool = False) -> tuple[LeaseReply, HeldUnit | None]:
-        """Ask for a unit. One question at a time, so that the list of held units is true on arrival."""
+        """Ask for a unit. One request at a time, so that the list of held units is correct on arrival."""
         async with self._asking:
             if further and not self._flight.has_room_for_more:
                 return LeaseReply(None), None
@@ -214,7 +214,7 @@ class Worker:
     def _obey(self, reply: LeaseReply) -> None:
         self._draining = self._draining or reply.order == "drain"
         if reply.order == "stop":
-            # No result of the running units would be accepted: all is done, or results cannot be written.
+            # The coordinator takes no more results: all is done, or it cannot write.
             self._stopping.set()
         for unit_id in list(self._held) if reply.order == "stop" else reply.drop:
             held = self._held.get(unit_id)
@@ -233,11 +233,11 @@ class Worker:
             if not held.task.cancelled():
                 held.task.cancel()
                 raise
-            # Only this unit was cancelled: the coordinator dropped it, or the worker is stopping.
+            # Only this unit is cancelled: the coordinator dropped it, or the worker is stopping.
         except RowError as error:
             await self._failed(held, unit.run_names, error.reason, error, final=True)
         except (StudyError, DeviceLostError, EngineStoppedError):
-            await self.flush()  # also the other rows, which are about to be cancelled
+            await self.flush()  # also the other rows, before they are cancelled
             raise
         except Exception as error:
             logger.warning("row %d failed", unit.row_index, exc_info=True)
@@ -261,7 +261,7 @@ class Worker:
         for run in runs:
             try:
                 await self._explain_run(held, explainer, run, runs)
-            # A row error may concern this run alone (say, too many players for `exact`).
+            # A row error may concern this run alone (for example, too many players for `exact`).
             except RowError as error:
                 await self._failed(held, (run.name,), error.reason, error, final=True)
             except (StudyError, EngineStoppedError):
@@ -279,7 +279,7 @@ class Worker:
     async def _explain_run(
         self, held: HeldUnit, explainer: RowExplainer, run: RunSpec, runs: Sequence[RunSpec]
     ) -> None:
-        """Explain a row by one of its runs, here and on idle workers, and send the sample."""
+        """Explain a row for one of its runs, here and on idle workers; send the sample."""
         answer = partial(self._answer, run, held.unit.row_index)
         forcer = self._loaded.answers.forcer(explainer, run, runs, partial(self._count, run))
 
@@ -309,12 +309,12 @@ class Worker:
         await self._loaded.answers.answer(run, row_index, prompts, count)
 
     def _count(self, run: RunSpec) -> None:
-        """Note that the model has answered a coalition, or read a likelihood."""
+        """Count an answer or a likelihood of the model."""
         self._answers += 1
         self._generated[run.cost_key] = self._generated.get(run.cost_key, 0) + 1
 
     def _embedder(self, held: HeldUnit, run: RunSpec) -> Embedder:
-        """Return what gives the run's vectors, which are kept for the store."""
+        """Return the run's embedder, which keeps its vectors for the store."""
         embed = self._loaded.answers.embedder(run)
         kind = vector_kind(run, self._study.encoder_commit(run))
 
@@ -345,7 +345,7 @@ class Worker:
     # --- helping other workers
 
     async def _help(self, task: HelpTask) -> None:
-        """Answer coalitions of another worker's row. What fails goes back to that worker."""
+        """Answer coalitions of another worker's row. Failed ones go back to that worker."""
         run = self._study.run(task.run_name)
         answers: dict[int, Answer] = {}
         try:

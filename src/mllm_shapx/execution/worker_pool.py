@@ -1,4 +1,4 @@
-"""The workers of a study on Ray: starts them, notices which ones end, and replaces them."""
+"""The workers of a study on Ray: starts, watches and replaces them."""
 
 import contextlib
 import math
@@ -23,17 +23,17 @@ from mllm_shapx.execution.resources import WorkerResources
 from mllm_shapx.models.base import ServerDiedError
 
 TICK_S = 0.5
-"""Seconds between two looks at the workers."""
+"""Seconds between two checks of the workers."""
 START_FAILURES = 3
-"""Workers in a row that may die before they have loaded the model, when none has ever loaded it."""
+"""Workers in a row that may die before loading the model, when no worker has loaded it."""
 LATER_START_FAILURES = 10
-"""The same when a worker has loaded it before: the model is not the cause."""
+"""The same after a worker has loaded it: the model is not the cause."""
 UNREACHABLE_S = 60.0
-"""Seconds that a worker may be out of reach before it is given up."""
+"""Seconds that a worker may be unreachable before it counts as lost."""
 NO_PLACE_S = 60.0
-"""Seconds without any worker that has a place on the cluster, after which the user is told."""
+"""Seconds without a placed worker on the cluster, after which the user gets a message."""
 LOADING_S = 600.0
-"""Seconds that loading the model may take, however short the timeout for workers without progress is."""
+"""Seconds that loading the model may take, even with a shorter timeout for workers without progress."""
 LOG_S = 10.0
 """Seconds that fetching a dead worker's log may take."""
 CONNECT_S = 1.0
@@ -42,7 +42,7 @@ CONNECT_S = 1.0
 
 @dataclass(slots=True)
 class _Member:
-    """A worker's actor and what is known of its process."""
+    """A worker's actor and the state of its process."""
 
     name: str
     actor: Any
@@ -54,22 +54,22 @@ class _Member:
     """Its log on that node."""
     placed_at: float = 0.0
     unreachable_since: float | None = None
-    """When its connection was lost; since then it is asked whether it is alive."""
+    """Time of losing the connection; since then the pool checks whether it is alive."""
     stuck: bool = False
-    """Whether the driver killed it because it made no progress."""
+    """Whether the driver killed it for lack of progress."""
 
 
 class WorkerPool:
     """The actors of the workers.
 
     Args:
-        study: What is studied.
+        study: The study.
         load: Loads the model in a worker's process.
         coordinator: The connection to the coordinator.
-        resources: What each worker takes.
+        resources: Number of workers, and CPUs and GPUs of each.
         stall_s: Seconds without progress after which a worker is replaced.
         say: Shows a line to the user.
-        idle: Workers of studies before this one, and where its own go when it is done; None to end them.
+        idle: Workers of earlier studies; takes this study's workers at its end. None to end them.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class WorkerPool:
         self._placed_at = time.monotonic()
 
     def grow(self, wanted: int) -> None:
-        """Start workers until there are `wanted`, or as many as there are places for."""
+        """Start workers until there are `wanted`, or no free place is left."""
         while len(self._members) < min(wanted, self._resources.workers):
             self._started += 1
             name = f"worker-{self._started}"
@@ -120,7 +120,7 @@ class WorkerPool:
             self._members[name] = _Member(name, actor, work, actor.place.remote())
 
     def look(self) -> None:
-        """Wait for a tick; remove workers that have ended, and note where new ones are.
+        """Wait for a tick; remove ended workers, and record the nodes of new ones.
 
         Raises:
             ShapxError: When the model or the dataset cannot be loaded, or workers die before they have.
@@ -139,7 +139,7 @@ class WorkerPool:
                 self._release(member)
 
     def _has_ended(self, member: _Member) -> bool:
-        """Return whether a worker whose reference is ready has ended; report what it did not end well.
+        """Return whether a worker whose reference is ready has ended; report a loss.
 
         Raises:
             ShapxError: When the model or the dataset cannot be loaded, or workers die before they have.
@@ -161,40 +161,40 @@ class WorkerPool:
         return True
 
     def compare(self, state: StudyState) -> None:
-        """Bring pool and coordinator in line: report ended workers, replace stuck ones."""
+        """Synchronize pool and coordinator: report ended workers, replace stuck ones."""
         self._loaded.update(state.workers)
         if self._loaded & set(self._members):
             self._start_failures = 0
         for name in state.workers:
             if name not in self._members:
-                # The coordinator was restarted, or the worker has just ended.
+                # The coordinator restarted, or the worker has just ended.
                 self._report_lost(name, "it has ended", innocent=True)
         self._replace_stuck(state)
 
     def flush(self) -> list[Any]:
-        """Ask the workers for the answers that are not on disk yet; return references."""
+        """Ask the workers to send their unwritten answers; return references."""
         return [member.actor.flush.remote() for member in self._members.values()]
 
     def stop(self) -> None:
-        """Let the workers leave their units unfinished, after sending the answers."""
+        """Let the workers send their answers and leave their units unfinished."""
         stops = [member.actor.stop.remote() for member in self._members.values()]
         if stops:
             ray.wait(stops, num_returns=len(stops), timeout=10.0)
 
     def wait(self, timeout_s: float) -> None:
         """Wait for the workers to end by themselves."""
-        # A worker that has not loaded the model may have no place on the cluster, and holds no unit.
+        # A worker without a loaded model holds no unit, and may have no place on the cluster.
         runs = [member.run for member in self._members.values() if member.name in self._loaded]
         if runs:
             ray.wait(runs, num_returns=len(runs), timeout=timeout_s)
 
     def end(self) -> None:
-        """End the workers' processes, but for those that are kept for the next study."""
+        """End the workers' processes, except those kept for the next study."""
         for member in self._members.values():
             self._release(member)
 
     def _release(self, member: _Member) -> None:
-        """End the process of a worker; keep one that has done all its work where it may be needed again."""
+        """End a worker's process, or keep it for the next study if it has done all its work."""
         if self._idle is not None and _has_done_all(member):
             self._idle.put(self._key, member.actor)
             return
@@ -202,10 +202,10 @@ class WorkerPool:
             ray.kill(member.actor, no_restart=True)
 
     def _ask_again(self, member: _Member) -> bool:
-        """Ask a worker that cannot be reached whether it is alive.
+        """Check whether an unreachable worker is alive.
 
         Returns:
-            False when it has been out of reach for too long, or its node is lost.
+            False when it has been unreachable for too long, or its node is lost.
         """
         now = time.monotonic()
         member.unreachable_since = member.unreachable_since or now
@@ -230,9 +230,9 @@ class WorkerPool:
             )
 
     def _lost(self, member: _Member, error: RayError) -> None:
-        """Tell the coordinator of a worker that is gone.
+        """Report a lost worker to the coordinator.
 
-        Only a crash is charged to a row: not a lost node or connection, nor an error that the worker
+        Only a crash is charged to a row. A lost node or connection is not, nor an error that the worker
         reported before it ended.
         """
         node_lost = "node has died" in str(error) or self._is_node_lost(member)
@@ -258,7 +258,7 @@ class WorkerPool:
         self._coordinator.tell(Coordinator.worker_lost, name, innocent=innocent, detail=detail, log_tail=tail)
 
     def _log_tail(self, member: _Member) -> tuple[str, ...]:
-        """Return the worker's last log lines, from the node where it ran."""
+        """Return the worker's last log lines from its node."""
         if member.log is None or member.node_id is None:
             return ()
         if member.node_id == self._here:
@@ -272,7 +272,7 @@ class WorkerPool:
         return lines
 
     def _naming_its_node(self, member: _Member, error: ShapxError) -> ShapxError:
-        """Return an error of a worker on another node with the node's name: it may lack a path."""
+        """Add the node's name to an error of a worker on another node, which may lack a path."""
         node = _node(member.node_id)
         if node is not None and member.node_id != self._here and isinstance(error, DatasetError | ModelError):
             name = node["NodeManagerHostname"]
@@ -290,7 +290,7 @@ class WorkerPool:
         node = _node(member.node_id)
         if node is None or not node["Alive"]:
             return True
-        # Ray takes 15 s to notice, and the rows of the node's workers would wait as long.
+        # Ray notices only after 15 s; the rows of the node's workers would wait that long.
         return member.unreachable_since is not None and _is_refused(
             node["NodeManagerAddress"], node["NodeManagerPort"]
         )
@@ -313,7 +313,7 @@ class WorkerPool:
 
 
 def _has_done_all(member: _Member) -> bool:
-    """Return whether a worker has ended because nothing was left."""
+    """Return whether a worker ended because no work was left."""
     if member.unreachable_since is not None:
         return False
     try:
@@ -324,12 +324,12 @@ def _has_done_all(member: _Member) -> bool:
 
 
 def _node(node_id: str | None) -> dict[str, Any] | None:
-    """Return what Ray knows of a node; None when it does not know it."""
+    """Return Ray's entry of a node; None if Ray does not know it."""
     return next((node for node in ray.nodes() if node["NodeID"] == node_id), None)
 
 
 def _is_refused(host: str, port: int) -> bool:
-    """Return whether a connection to a port is refused; False when there is no reply."""
+    """Return whether a port refuses a connection; False without a reply."""
     try:
         socket.create_connection((host, port), timeout=CONNECT_S).close()
     except ConnectionRefusedError:
@@ -344,12 +344,12 @@ def _is_preempted(error: RayError) -> bool:
 
 
 def _cause(error: RayError) -> BaseException:
-    """Return what a worker raised; the error itself where Ray raised it."""
+    """Return the exception that a worker raised; the error itself if Ray raised it."""
     return first_of(getattr(error, "cause", error))
 
 
 def _describe(error: RayError, *, node_lost: bool) -> str:
-    """Return in one line why a worker is gone."""
+    """Return in one line why a worker ended."""
     if node_lost:
         return "its node was lost"
     text = str(error).strip()

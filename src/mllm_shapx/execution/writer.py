@@ -31,26 +31,26 @@ class _Run:
     completed: set[int]
     failed: set[int]
     attempts: dict[int, int]
-    """Attempts found on disk, of rows that are not completed."""
+    """Attempts found on disk, for rows without a sample."""
     failure_files: set[int]
-    """Rows with a file below `failures/`."""
+    """Rows with a file in `failures/`."""
     done_now: int
     """Selected rows among `completed`. Cached: recounting is O(rows) for each state."""
     failed_now: int
-    """The same of `failed`."""
+    """The same for `failed`."""
 
 
 class ResultWriter:
-    """Writes the results of one study and knows what is written.
+    """Writes the results of one study and keeps track of them.
 
     Methods raise `StorageError` when a file cannot be written or read.
 
     Args:
-        study: What is studied.
-        inspections: What was found in each run's directory; None to inspect the directories now.
-        on_sample: Gets each new sample, after it is on disk.
-        note: Gets news for the user, one sentence each.
-        tally: Counts what is written.
+        study: The study.
+        inspections: Inspection of each run's directory; None to inspect the directories now.
+        on_sample: Called with each new sample, once it is on disk.
+        note: Called with each message for the user, a sentence.
+        tally: Counts the written results.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class ResultWriter:
         tally: Tally,
     ) -> None:
         self.model_calls = 0
-        """Answers and likelihoods that were written and that the model gave since the start."""
+        """Written answers and likelihoods that the model gave since the start."""
         self._study = study
         self._on_sample = on_sample
         self._note = note
@@ -94,7 +94,7 @@ class ResultWriter:
             failed_now=len(inspection.failed & self._rows),
         )
 
-    # --- what is written
+    # --- state
 
     @property
     def completed(self) -> dict[str, Collection[int]]:
@@ -113,11 +113,11 @@ class ResultWriter:
 
     @property
     def failed_now(self) -> dict[str, int]:
-        """Return run -> selected rows that are quarantined."""
+        """Return run -> selected quarantined rows."""
         return {name: run.failed_now for name, run in self._runs.items()}
 
     def attempts(self, unit: WorkUnit) -> int:
-        """Return the attempts that earlier calls have charged to a unit."""
+        """Return the attempts of a unit in earlier calls."""
         return max(self._runs[name].attempts.get(unit.row_index, 0) for name in unit.run_names)
 
     def known(self, unit: WorkUnit) -> Answers:
@@ -132,7 +132,7 @@ class ResultWriter:
     # --- writing
 
     def welcome(self, worker: WorkerInfo) -> None:
-        """Record what a worker computes with; the first one decides the dtype of the answers."""
+        """Record a worker's environment; the first worker decides the dtype of the answers."""
         if self._answers is None:
             self._answers = AnswerFiles(
                 self._storage, self._study.runs, self._study.model_commit, worker.dtype
@@ -149,7 +149,7 @@ class ResultWriter:
             self._note(warning)
 
     def record_report(self, report: ModelReport) -> None:
-        """Show a model's notes, each once, and keep the report in the specs."""
+        """Show each of a model's notes once, and write the report to the specs."""
         for note in report.notes:
             if note not in self._model_notes:
                 self._model_notes.add(note)
@@ -157,7 +157,7 @@ class ResultWriter:
         record_report((run.records for run in self._runs.values()), report)
 
     def write_sample(self, sample: SampleResult) -> None:
-        """Write a sample, unless the row has one, and note it in the checkpoint."""
+        """Write a sample, unless the row has one, and add it to the checkpoint."""
         row, run = sample.row_index, self._runs[sample.run_name]
         if row in run.completed:
             return
@@ -177,7 +177,7 @@ class ResultWriter:
             self._on_sample(sample)
 
     def write_answers(self, unit: WorkUnit, answers: Answers, *, is_last: bool) -> None:
-        """Write what is new of a unit; its last answers are packed with all others into one file."""
+        """Write a unit's new answers; with the last ones, pack all into one file."""
         if self._answers is None:
             return
         notes: tuple[str, ...] = ()
@@ -205,7 +205,7 @@ class ResultWriter:
         node: str | None,
         log_tail: tuple[str, ...] = (),
     ) -> None:
-        """Write why runs of a unit failed, one file for each run."""
+        """Write the failure of a unit's runs, one file per run."""
         row = unit.row_index
         for name in failure.run_names:
             run = self._runs[name]
