@@ -5,6 +5,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
@@ -77,13 +78,44 @@ def test_a_setback_costs_time_and_nothing_else(
     assert not list(study.output.glob("*/failures/*"))
 
 
-def test_retry_after_is_obeyed_by_every_request(tmp_path: Path) -> None:
+def in_seconds() -> str:
+    return "1"
+
+
+def as_date() -> str:
+    return formatdate(time.time() + 2, usegmt=True)
+
+
+@pytest.mark.parametrize(
+    ("status", "retry_after"),
+    [(status, in_seconds) for status in (408, 425, 429, 500, 502, 503, 504)]
+    + [(status, as_date) for status in (429, 502, 503)],
+)
+def test_retry_after_is_obeyed_by_every_request(
+    status: int, retry_after: Callable[[], str], tmp_path: Path
+) -> None:
     with ChatServer() as server:
-        busy = Act(status=429, headers={"Retry-After": "1"})
-        server.script = lambda ask: busy if ask.number == 9 else Act(delay_s=0.02)
+
+        def script(ask: Ask) -> Act:
+            if ask.number != 9:
+                return Act(delay_s=0.02)
+            return Act(status=status, headers={"Retry-After": retry_after()})
+
+        server.script = script
         assert study_on(server, tmp_path).call("--inline").code == 0
         told = server.asked[9].at
         assert not [ask for ask in server.asked[10:] if told + 0.2 < ask.at < told + 0.99]
+        assert len(server.answered) == ANSWERS
+        assert len(server.asked) == ANSWERS + 1
+
+
+def test_retry_after_of_no_seconds_still_leaves_a_pause(tmp_path: Path) -> None:
+    with ChatServer() as server:
+        refused = Act(status=503, headers={"Retry-After": "0"})
+        server.script = lambda ask: refused if ask.number < 12 else Act()
+        study = study_on(server, tmp_path)
+        assert study.call("--inline", "--server-patience", "60").code == 0
+        assert server.asked[11].at - server.asked[0].at > 0.25
         assert len(server.answered) == ANSWERS
 
 
