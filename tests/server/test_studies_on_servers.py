@@ -18,7 +18,8 @@ from small_study import Study, results
 from mllm_shapx.cli import main
 from mllm_shapx.errors import UsageError
 from mllm_shapx.execution.options import RunOptions
-from mllm_shapx.models import server_engine
+from mllm_shapx.models import server_engine, server_throttle
+from mllm_shapx.models.flight import MOST_ROWS
 
 EXACT: list[dict[str, Any]] = [{"explainer_type": "exact"}]
 ANSWERS = 2 * 16
@@ -466,6 +467,39 @@ def test_as_many_requests_are_in_flight_as_the_server_takes(tmp_path: Path) -> N
         study = study_on(server, tmp_path / "capped", kwargs={"max_concurrency": 3})
         assert study.call("--inline").code == 0
         assert server.most_in_flight == 3
+
+
+def test_requests_come_in_the_order_that_shares_prefixes(tmp_path: Path) -> None:
+    with ChatServer() as server:
+        study = study_on(server, tmp_path, kwargs={"max_concurrency": 1})
+        study.write_prompts("one two three four five six")
+        assert study.call("--inline").code == 0
+        asked = [ask.body["messages"][-1]["content"] for ask in server.asked]
+    assert len(asked) == 64
+    assert asked == sorted(asked)
+
+
+def test_many_short_rows_are_in_flight_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than a device would take at once: one worker keeps a server busy with rows of four coalitions."""
+    monkeypatch.setattr(server_throttle, "START", 4 * MOST_ROWS)
+    rows: dict[int, str] = {}
+    together: list[int] = []
+
+    def script(ask: Ask) -> Act:
+        rows[ask.number] = "".join(filter(str.isdigit, ask.text.split()[-1])) if ask.text else ""
+        time.sleep(0.3)
+        together.append(len(set(rows.copy().values())))
+        del rows[ask.number]
+        return Act()
+
+    with ChatServer() as server:
+        server.script = script
+        study = study_on(server, tmp_path, kwargs={"timeout_s": 60})
+        study.write_prompts(*(f"first{row} second{row}" for row in range(120)))
+        found = study.call("--inline")
+        assert found.code == 0, found.out
+        assert len(server.answered) == len(server.asked)
+    assert max(together) > MOST_ROWS
 
 
 def test_workers_of_ray_share_a_server_and_a_stop_of_it_blames_no_row(

@@ -77,7 +77,7 @@ class Worker:
         self._held: dict[str, HeldUnit] = {}
         self._answers = 0
         self._generated: dict[str, int] = {}
-        self._flight = Flight(study.rows_in_flight, self._batch_size)
+        self._flight = Flight(study.rows_in_flight, self._batch_size, lambda: self._loaded.engine.most_rows)
         self._group: asyncio.TaskGroup | None = None
         self._ask_for_more_at = 0.0
         self._asking = asyncio.Lock()
@@ -271,7 +271,10 @@ class Worker:
         async def exchange(offer: HelpOffer) -> HelpReply:
             return await self._desk.call(Coordinator.exchange, self._me, offer)
 
-        async with RowAnswerer(held.unit.unit_id, run.name, answer, exchange, self._batch_size) as generation:
+        engine, unit_id = self._loaded.engine, held.unit.unit_id
+        async with RowAnswerer(
+            unit_id, run.name, answer, exchange, self._batch_size, order=engine.order
+        ) as generation:
             sample = await explainer.explain(
                 run,
                 generation.answer,
@@ -280,7 +283,7 @@ class Worker:
                 forcer,
             )
         sample = replace(sample, environment=self._environment)
-        await self._desk.call(Coordinator.report, self._me, held.unit.unit_id, sample, held.take_new())
+        await self._desk.call(Coordinator.report, self._me, unit_id, sample, held.take_new())
 
     async def _answer(
         self, run: RunSpec, row_index: int, prompts: Mapping[int, ConversationSnapshot], on_answer: OnAnswer

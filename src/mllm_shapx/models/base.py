@@ -161,6 +161,19 @@ class ReadsLikelihoods(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Forcing:
+    """Prompts, and the tokens that are given behind each."""
+
+    snapshots: Sequence[ConversationSnapshot]
+    continuations: Sequence[Sequence[int]]
+    """Token ids, one continuation per prompt, none empty."""
+    decoding: Decoding
+    """How the prompts are encoded; of its other settings nothing is used."""
+    top_k: int = 0
+    """Most probable tokens to return at each place."""
+
+
+@dataclass(frozen=True, slots=True)
 class EngineStats:
     """What an engine has done so far."""
 
@@ -196,6 +209,13 @@ class PromptEngine(Protocol):
     def waiting_for(self) -> str:
         """Return what the engine waits for, as a sentence; empty while it answers."""
 
+    @property
+    def most_rows(self) -> int:
+        """Return the rows whose prompts it may be given at the same time, at most."""
+
+    def order(self, snapshot: ConversationSnapshot) -> Any:
+        """Return a sort key: prompts are best answered in its order, the smallest first."""
+
     async def answer(
         self,
         snapshots: Sequence[ConversationSnapshot],
@@ -207,12 +227,37 @@ class PromptEngine(Protocol):
 
         `on_answer(i, answer)` is called in the caller's event loop as answers come in. Cancelling the call
         drops the prompts that were not begun.
+
+        Raises:
+            ModelError: When the device's memory does not hold one prompt, or the engine is closed.
+            RowError: When a prompt cannot be encoded, or a server does not take it.
+            ServerError: When a server has given no answer for too long, or takes no requests.
+            ModelChangedError: When a server has another model than the study began with.
+            EngineStoppedError: When the engine itself broke, now or at an earlier call.
+            Exception: Whatever the model raised for a batch that held one of these prompts.
         """
 
     async def embed(
         self, answers: Sequence[Answer], mode: EmbeddingMode, reducer: str
     ) -> list[NDArray[np.float64]]:
-        """Return one vector per answer from the model's own states (see `Model.embed`)."""
+        """Return one vector per answer from the model's own states (see `Model.embed`).
+
+        Raises:
+            ModelError: When the model gives no states.
+        """
+
+    async def likelihoods(
+        self, forcing: Forcing, on_likelihood: Callable[[int, Likelihood], None] | None = None
+    ) -> list[Likelihood]:
+        """Return how likely each continuation is behind its prompt, in the order of `forcing`.
+
+        `on_likelihood(i, likelihood)` is called in the caller's loop as they come in.
+
+        Raises:
+            ModelError: When the model reads no likelihoods, one prompt alone does not fit in the device's
+                memory, the model's forward pass does not give its probabilities, or the engine is closed.
+            RowError: When a prompt cannot be encoded or leaves no room for its continuation.
+        """
 
     async def aclose(self) -> None:
         """Fail what still waits, and close the model."""

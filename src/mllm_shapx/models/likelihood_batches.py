@@ -7,23 +7,10 @@ from typing import Any
 from mllm_shap import ConversationSnapshot
 
 from mllm_shapx.errors import ModelError
-from mllm_shapx.models.base import Decoding, Likelihood, Model, OutOfMemory, Prompt
+from mllm_shapx.models.base import Decoding, Forcing, Likelihood, Model, OutOfMemory, Prompt
 
 SIZE = 128
 """Prompts of a batch where the config names no number: several pieces of a prefix tree."""
-
-
-@dataclass(frozen=True, slots=True)
-class Forcing:
-    """Prompts, and the tokens that are given behind each."""
-
-    snapshots: Sequence[ConversationSnapshot]
-    continuations: Sequence[Sequence[int]]
-    """Token ids, one continuation per prompt, none empty."""
-    decoding: Decoding
-    """How the prompts are encoded; of its other settings nothing is used."""
-    top_k: int = 0
-    """Most probable tokens to return at each place."""
 
 
 @dataclass(frozen=True, slots=True)

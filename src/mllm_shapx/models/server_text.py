@@ -38,11 +38,6 @@ class ServerPrompt:
         """Return its bytes in UTF-8, which no tokenizer makes more tokens of."""
         return sum(len(message["content"].encode(errors="replace")) for message in self.messages)
 
-    @property
-    def order(self) -> tuple[str, ...]:
-        """Return the sort key that puts prompts with the same beginning next to each other."""
-        return tuple(message["content"] for message in self.messages)
-
 
 class ServerModel:
     """A model behind a server. `server_engine.ServerEngine` sends its prompts.
