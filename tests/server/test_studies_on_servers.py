@@ -1,6 +1,8 @@
 """Studies of a model behind a server that misbehaves: what is kept, what is said, whom nobody blames."""
 
+import asyncio
 import json
+import random
 import threading
 import time
 from collections import Counter
@@ -20,6 +22,7 @@ from mllm_shapx.errors import UsageError
 from mllm_shapx.execution.options import RunOptions
 from mllm_shapx.models import server_engine, server_throttle
 from mllm_shapx.models.flight import MOST_ROWS
+from mllm_shapx.models.server_budget import TEMPLATE_TOKENS, Budget, ServerLimits
 
 EXACT: list[dict[str, Any]] = [{"explainer_type": "exact"}]
 ANSWERS = 2 * 16
@@ -564,6 +567,56 @@ def test_a_limit_stops_in_time_and_resuming_asks_for_the_rest(
         assert study.call("--inline", "--resume").code == 0
         assert len(server.answered) == ANSWERS
     assert results(study.output) == undisturbed
+
+
+def test_what_is_reserved_is_never_below_what_was_counted() -> None:
+    """Whatever the lengths, and in whatever order they come."""
+    rng = random.Random(5)
+    for _ in range(200):
+        budget, template, share = Budget(ServerLimits()), rng.randrange(300), rng.random()
+        seen: list[tuple[int, int]] = []
+        for _ in range(20):
+            size = rng.randrange(2000)
+            tokens = template + int(size * share * rng.random())
+            reserved = asyncio.run(budget.enter(size, 8))
+            budget.leave(reserved)
+            budget.count(size, reserved, tokens, 8)
+            seen.append((size, tokens))
+            assert all(asyncio.run(budget.enter(size, 8)) >= tokens + 8 for size, tokens in seen)
+
+
+@pytest.mark.parametrize("template_tokens", [5, 100])
+def test_a_limit_of_tokens_holds_whatever_the_template_adds(template_tokens: int, tmp_path: Path) -> None:
+    """Also when a long prompt comes first, whose share of the template is small."""
+    most = 8 * (template_tokens + 10)
+    with ChatServer() as server:
+        server.template_tokens = template_tokens
+        server.script = lambda ask: Act(delay_s=0.02 * (8 - len(ask.text.split())))
+        study = study_on(server, tmp_path, kwargs={"timeout_s": 30})
+        study.write_prompts("one two three four five six seven", "eight nine ten")
+        found = study.call("--inline", "--max-tokens", str(most))
+        assert found.code == 1
+        used = sum(template_tokens + len(text.split()) + 3 for text in server.answered)
+        assert most / 3 <= used <= most
+        assert len(stored(study)) == len(server.answered) == len(server.asked)
+
+
+def test_answers_without_a_count_cost_as_much_as_they_may(tmp_path: Path) -> None:
+    with ChatServer() as server:
+        server.gives_usage = False
+        study = study_on(server, tmp_path)
+        found = study.call("--inline", "--max-tokens", "1000")
+        assert found.code == 1
+        assert 0 < len(server.answered) < ANSWERS
+        assert found.out.count("gives no count of tokens") == 1
+        most = max(
+            sum(len(each["content"].encode()) for each in ask.body["messages"]) for ask in server.asked
+        )
+        assert len(server.answered) >= 1000 // (most + TEMPLATE_TOKENS + 6)
+        assert study.call("--inline", "--resume").code == 0
+        notes = json.loads((study.output / "exact" / "spec.json").read_text())["model"]["notes"]
+        assert len([note for note in notes if "no count of tokens" in note]) == 1
+        assert len(server.answered) == ANSWERS
 
 
 def test_limits_are_refused_where_they_cannot_hold(tmp_path: Path) -> None:

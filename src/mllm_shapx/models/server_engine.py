@@ -173,7 +173,7 @@ class ServerEngine:
                         reply = await self._client.ask(prompt.messages, self._asked(decoding), seed)
                     finally:
                         self._budget.leave(reserved)
-                    self._budget.count(prompt.size, reply.answer.tokens_in, reply.answer.tokens_out)
+                    self._budget.count(prompt.size, reserved, reply.answer.tokens_in, reply.answer.tokens_out)
                     return self._accept(reply)
                 except Setback as setback:
                     pause_s = self._note(setback, sent_at, trouble)
