@@ -157,7 +157,7 @@ class ChatServer:
             choice["logprobs"] = {
                 "content": [{"token": "a", "logprob": -0.5}, {"token": "b", "logprob": -1.5}]
             }
-        data = {
+        data: dict[str, Any] = {
             "id": f"chat-{ask.number}",
             "object": "chat.completion",
             "model": act.model or self.model,

@@ -40,6 +40,8 @@ class Budget:
         self._tokens_per_byte = 0.0
         self._fewest_tokens: int | None = None
         """Tokens of the shortest prompt that was counted."""
+        self._uncounted = 0
+        """Answers without a count."""
         self._reached: str | None = None
         """Why nothing more is sent; a smaller request that would fit is refused too."""
         self._idle = asyncio.Event()
@@ -81,6 +83,7 @@ class Budget:
         """Count the tokens of an answer, for which `reserved` tokens were reserved."""
         if tokens_in is None or tokens_out is None:
             self._tokens += reserved
+            self._uncounted += 1
         else:
             self._tokens += tokens_in + tokens_out
         if tokens_in is not None:
@@ -101,8 +104,8 @@ class Budget:
             return f"--max-requests {most}: {self._requests} request(s) were sent"
         most = self._limits.max_tokens
         if most is not None and self._tokens + self._reserved + needed > most:
-            return (
-                f"--max-tokens {most}: {self._tokens} tokens were used, and the next request may take "
-                f"{needed} more"
-            )
+            counted = f"{self._tokens} tokens were used"
+            if self._uncounted:
+                counted += f", at most, as {self._uncounted} answer(s) came without a count"
+            return f"--max-tokens {most}: {counted}, and the next request may take {needed} more"
         return None
