@@ -11,15 +11,17 @@ from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 from chat_server import Act, Ask, ChatServer
 from click.testing import CliRunner
-from small_study import Study, results
+from small_study import Process, Study, results
 
 from mllm_shapx.cli import main
 from mllm_shapx.errors import UsageError
 from mllm_shapx.execution.options import RunOptions
+from mllm_shapx.execution.worker import BEAT_S
 from mllm_shapx.models import server_engine, server_throttle
 from mllm_shapx.models.flight import MOST_ROWS
 from mllm_shapx.models.server_budget import TEMPLATE_TOKENS, Budget, ServerLimits
@@ -623,8 +625,35 @@ def test_limits_are_refused_where_they_cannot_hold(tmp_path: Path) -> None:
     found = Study(tmp_path, rows=1, words=2).call("--inline", "--max-tokens", "5")
     assert found.code == 2
     assert "connector 'hf_text' asks none" in found.out
-    with pytest.raises(UsageError, match="leave num_workers"):
+    with pytest.raises(UsageError, match="set num_workers to 1"):
         RunOptions(max_requests=5, num_workers=2)
+
+
+@pytest.mark.slow
+def test_a_worker_that_replaces_another_one_goes_on_counting(
+    undisturbed: dict[str, Any], tmp_path: Path
+) -> None:
+    """All but the requests since the last heartbeat of the dead worker."""
+    with ChatServer() as server:
+        server.script = lambda _: Act(delay_s=0.2)
+        study = study_on(server, tmp_path, kwargs={"max_concurrency": 1})
+        driver = study.start("--max-requests", "20", "--num-workers", "1", "--flush-every", "0.1")
+        driver.wait_for(lambda: len(server.answered) >= 12)
+        (worker,) = workers_of(driver)
+        worker.kill()
+        found = driver.wait()
+        assert found.code == 1, found.out
+        assert "--max-requests 20: 20 request(s) were sent" in found.out
+        missed = 1 + int((BEAT_S + 0.2) / 0.2)
+        assert 20 <= len(server.asked) <= 20 + missed
+        server.script = lambda _: Act()
+        assert study.call("--inline", "--resume").code == 0
+    assert results(study.output) == undisturbed
+
+
+def workers_of(driver: Process) -> list[psutil.Process]:
+    found = psutil.Process(driver.pid).children(recursive=True)
+    return [each for each in found if "".join(each.cmdline()[:1]).startswith("ray::WorkerActor")]
 
 
 def test_stored_answers_can_be_asked_for_again_and_bench_says_that_it_cannot(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from mllm_shapx.execution.tally import Tally
 from mllm_shapx.execution.writer import OnSample, ResultWriter
 from mllm_shapx.models.base import Answer
 from mllm_shapx.models.flight import FEWEST_ROWS
+from mllm_shapx.models.server_budget import Spent
 from mllm_shapx.planning.units import WorkUnit
 from mllm_shapx.records.pace import Pace
 from mllm_shapx.records.results import SampleResult
@@ -95,6 +96,10 @@ class Coordinator:
         self._check_limits()
 
     # --- called by workers
+
+    def spent(self) -> Spent:
+        """Return what this call has asked of a server, for a worker that goes on counting."""
+        return self._tally.spent
 
     def lease(self, me: WorkerInfo, held: tuple[str, ...]) -> LeaseReply:
         """Give a worker a unit, or coalitions of another worker's row. Only its leases of `held` stay."""

@@ -97,7 +97,10 @@ class Worker:
             ModelChangedError: When its files are not those that the study began with.
             ExceptionGroup: With a `DeviceLostError`, an `EngineStoppedError` or another error that ended it.
         """
-        self._loaded = await asyncio.to_thread(load_all, self._study, self._load)
+        spent = await self._desk.call(Coordinator.spent)
+        limits = replace(self._study.server_limits, spent=spent)
+        study = replace(self._study, server_limits=limits)
+        self._loaded = await asyncio.to_thread(load_all, study, self._load)
         identity = self._loaded.engine.model.identity
         environment = environment_of(identity, self._study.runs[0])
         self._me = replace(self._me, device=identity.device, dtype=identity.dtype, environment=environment)
@@ -377,6 +380,7 @@ class Worker:
             generated=dict(self._generated),
             waiting_for=engine.waiting_for,
             gpu_memory=gpu_memory(),
+            spent=engine.stats.spent,
             report=report if report != self._reported else None,
         )
         self._obey(await self._desk.call(Coordinator.beat, self._me, beat))

@@ -12,6 +12,7 @@ import numpy as np
 from mllm_shap import ConversationSnapshot
 from numpy.typing import NDArray
 
+from mllm_shapx.models.server_budget import Spent
 from mllm_shapx.records.answer import Answer as Answer  # noqa: PLC0414 -- part of this seam
 from mllm_shapx.records.answer import Ending as Ending  # noqa: PLC0414
 from mllm_shapx.records.likelihood import Likelihood as Likelihood  # noqa: PLC0414
@@ -189,6 +190,8 @@ class EngineStats:
     """Prompts per batch, or requests in flight, at present."""
     out_of_memory: int
     """Batches that did not fit and were repeated in halves."""
+    spent: Spent = field(default_factory=Spent)
+    """What was asked of a server."""
 
 
 class PromptEngine(Protocol):

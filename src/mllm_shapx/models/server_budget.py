@@ -12,6 +12,14 @@ TEMPLATE_TOKENS = 64
 
 
 @dataclass(frozen=True, slots=True)
+class Spent:
+    """What was asked of a server so far, as it counts tokens."""
+
+    requests: int = 0
+    tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class ServerLimits:
     """Limits of one call of `run`."""
 
@@ -20,6 +28,13 @@ class ServerLimits:
     max_requests: int | None = None
     max_tokens: int | None = None
     """Tokens of prompts and answers together, as the server counts them."""
+    spent: Spent = Spent()
+    """What this call has used of them before the engine was made."""
+
+    @property
+    def are_counted(self) -> bool:
+        """Return whether requests or tokens are limited."""
+        return self.max_requests is not None or self.max_tokens is not None
 
 
 class Budget:
@@ -33,8 +48,8 @@ class Budget:
 
     def __init__(self, limits: ServerLimits) -> None:
         self._limits = limits
-        self._requests = 0
-        self._tokens = 0
+        self._requests = limits.spent.requests
+        self._tokens = limits.spent.tokens
         self._reserved = 0
         self._in_flight = 0
         self._tokens_per_byte = 0.0
@@ -46,6 +61,11 @@ class Budget:
         """Why nothing more is sent; a smaller request that would fit is refused too."""
         self._idle = asyncio.Event()
         self._idle.set()
+
+    @property
+    def spent(self) -> Spent:
+        """Return what was used so far."""
+        return Spent(self._requests, self._tokens)
 
     async def enter(self, prompt_bytes: int, max_new_tokens: int) -> int:
         """Count a request that is about to be sent; return the tokens that it reserves, for `leave`.

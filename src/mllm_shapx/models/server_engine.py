@@ -93,6 +93,7 @@ class ServerEngine:
             padding_share=0.0,
             batch_size=self._throttle.limit,
             out_of_memory=0,
+            spent=self._budget.spent,
         )
 
     @property
