@@ -3,6 +3,7 @@
 import asyncio
 import json
 import random
+import signal
 import threading
 import time
 from collections import Counter
@@ -16,15 +17,18 @@ import pyarrow.parquet as pq
 import pytest
 from chat_server import Act, Ask, ChatServer
 from click.testing import CliRunner
-from small_study import Process, Study, results
+from small_study import MODEL, Process, Study, results
 
 from mllm_shapx.cli import main
+from mllm_shapx.config.loading import load_config
 from mllm_shapx.errors import UsageError
 from mllm_shapx.execution.options import RunOptions
 from mllm_shapx.execution.worker import BEAT_S
 from mllm_shapx.models import server_engine, server_throttle
 from mllm_shapx.models.flight import MOST_ROWS
 from mllm_shapx.models.server_budget import TEMPLATE_TOKENS, Budget, ServerLimits
+from mllm_shapx.models.server_identity import served_model
+from mllm_shapx.planning.sweep import expand
 
 EXACT: list[dict[str, Any]] = [{"explainer_type": "exact"}]
 ANSWERS = 2 * 16
@@ -526,6 +530,117 @@ def test_workers_of_ray_share_a_server_and_a_stop_of_it_blames_no_row(
         assert len(server.answered) == ANSWERS
         assert {ask.headers["Authorization"] for ask in server.asked} == {"Bearer quite-secret-1"}
     assert results(study.output) == undisturbed
+
+
+def test_connections_are_kept_and_are_no_more_than_requests_in_flight(tmp_path: Path) -> None:
+    with ChatServer() as server:
+        server.script = lambda _: Act(delay_s=0.01)
+        study = study_on(server, tmp_path, kwargs={"max_concurrency": 3, "timeout_s": 30})
+        assert study.call("--inline").code == 0
+        assert len(server.asked) == ANSWERS
+        assert server.most_in_flight == 3
+        assert server.connections <= 3 + 1  # one for the question which model it is, before the study
+
+
+def test_the_version_of_the_server_is_part_of_which_model_it_is(tmp_path: Path) -> None:
+    with ChatServer() as server:
+        server.version = "0.9.1"
+        server.script = lambda ask: Act(delay_s=0.02) if ask.number < 12 else Act(hang_s=0.6)
+        study = study_on(server, tmp_path)
+        settings = load_config(study.config)
+        asked = expand(settings.experiment_set).runs[0].model_settings
+        told = served_model(asked)
+        assert told.version == "0.9.1"
+        assert study.call("--inline", "--server-patience", "1").code == 1
+        spec = json.loads((study.output / "exact" / "spec.json").read_text())
+        assert spec["result_settings"]["model_commit"] == told.commit
+        server.script = lambda _: Act()
+        server.version = "0.9.2"
+        assert served_model(asked).commit != told.commit
+        found = study.call("--inline", "--resume")
+        assert found.code == 2
+        assert "model_commit" in found.out
+        server.version = "0.9.1"
+        assert study.call("--inline", "--resume").code == 0
+
+
+def test_validate_says_what_similarity_needs_and_an_encoder_gives_it(
+    undisturbed: dict[str, Any], tmp_path: Path
+) -> None:
+    with ChatServer() as server:
+        study = study_on(server, tmp_path, shap={"similarity": "CosineSimilarity"})
+        refused = CliRunner().invoke(main, ["validate", "--config", str(study.config)])
+        assert refused.exit_code == 2
+        assert "compares the model's own states, which a server does not give" in refused.output
+        assert "name an encoder in embedding.model_id, or use TfIdfCosineSimilarity" in refused.output
+        study.write_config(embedding={"model_id": str(MODEL)})
+        validated = CliRunner().invoke(main, ["validate", "--config", str(study.config)])
+        assert validated.exit_code == 0, validated.output
+        found = study.call("--inline")
+        assert found.code == 0, found.out
+        assert len(server.answered) == ANSWERS
+    spec = json.loads((study.output / "exact" / "spec.json").read_text())
+    assert len(spec["result_settings"]["embedding_commit"]) == 64
+    ours, by_words = results(study.output), undisturbed
+    samples = [name for name in ours if "/samples/" in name]
+    assert len(samples) == 2
+    for name in samples:
+        assert ours[name]["grand_value"] == pytest.approx(1.0, abs=1e-5)
+        assert ours[name]["response"] == by_words[name]["response"]
+        assert ours[name]["base_value"] != pytest.approx(by_words[name]["base_value"], abs=1e-3)
+
+
+def test_a_driver_that_drains_asks_nothing_twice(undisturbed_rows: dict[str, Any], tmp_path: Path) -> None:
+    """SIGTERM, then --resume: by the server's own log each coalition of each row is asked for once."""
+    with ChatServer() as server:
+        server.script = lambda _: Act(delay_s=0.05)
+        study = rows_on(server, tmp_path)
+        driver = study.start("--inline")
+        driver.wait_for(lambda: len(server.answered) >= 20)
+        driver.kill(signal.SIGTERM)
+        assert driver.wait().code == 143
+        assert 20 <= len(server.answered) < 8 * 16, "the study is not over"
+        assert study.call("--inline", "--resume").code == 0
+        assert len(server.asked) == len(server.answered) == 8 * 16
+    assert results(study.output) == undisturbed_rows
+
+
+def test_a_driver_that_is_killed_asks_again_only_what_was_not_written(
+    undisturbed_rows: dict[str, Any], tmp_path: Path
+) -> None:
+    """SIGKILL, then --resume: answers of the last moments, and what was in flight, are asked for again."""
+    with ChatServer() as server:
+        server.script = lambda _: Act(delay_s=0.05)
+        study = rows_on(server, tmp_path)
+        driver = study.start("--inline", "--flush-every", "0.5")
+        driver.wait_for(lambda: len(stored(study)) >= 20)
+        driver.kill(signal.SIGKILL)
+        killed_at = time.monotonic()
+        with pytest.raises(AssertionError):
+            driver.wait_for(lambda: False)
+        time.sleep(0.2)
+        before, kept = len(server.asked), len(stored(study))
+        # Answers are written --flush-every seconds after the last time, looked at with each heartbeat.
+        written_by = killed_at - 0.5 - 2 * BEAT_S - 1.0
+        assert kept >= sum(ask.at + 0.05 < written_by for ask in server.asked)
+        assert study.call("--inline", "--resume").code == 0
+        assert len(server.asked) == before + 8 * 16 - kept
+    assert results(study.output) == undisturbed_rows
+
+
+def rows_on(server: ChatServer, folder: Path) -> Study:
+    """Return a study of eight rows that takes two requests at a time."""
+    study = study_on(server, folder, kwargs={"max_concurrency": 2, "timeout_s": 30})
+    study.write_prompts(*(f"first{row} second{row} third{row} fourth{row}" for row in range(8)))
+    return study
+
+
+@pytest.fixture(scope="module")
+def undisturbed_rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    with ChatServer() as server:
+        study = rows_on(server, tmp_path_factory.mktemp("rows"))
+        assert study.call("--inline").code == 0
+    return results(study.output)
 
 
 def test_tokens_are_summed_per_run_and_a_shared_answer_counts_once(tmp_path: Path) -> None:
