@@ -605,6 +605,24 @@ def test_a_driver_that_drains_asks_nothing_twice(undisturbed_rows: dict[str, Any
     assert results(study.output) == undisturbed_rows
 
 
+def test_a_row_that_outlasts_the_grace_keeps_its_answers(tmp_path: Path) -> None:
+    """SIGTERM in the middle of a long row: --resume asks again only for what was in flight."""
+    with ChatServer() as server:
+        server.script = lambda _: Act(delay_s=0.3)
+        study = study_on(server, tmp_path, kwargs={"max_concurrency": 2, "timeout_s": 30})
+        study.write_prompts("one two three four five six")
+        driver = study.start("--inline", "--grace", "1")
+        driver.wait_for(lambda: len(server.answered) >= 6)
+        driver.kill(signal.SIGTERM)
+        assert driver.wait().code == 143
+        before, kept = len(server.asked), len(stored(study))
+        assert 6 <= kept < 64
+        assert before - kept <= 2
+        server.script = lambda _: Act()
+        assert study.call("--inline", "--resume").code == 0
+        assert len(server.asked) == before + 64 - kept
+
+
 def test_a_driver_that_is_killed_asks_again_only_what_was_not_written(
     undisturbed_rows: dict[str, Any], tmp_path: Path
 ) -> None:

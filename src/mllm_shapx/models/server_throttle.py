@@ -104,6 +104,7 @@ class Throttle:
         until = time.monotonic() + seconds
         if until > self._not_before:
             self._not_before = until
+            self._since = None  # the pause says nothing about the throughput
             asyncio.get_running_loop().call_later(seconds, self._wake)
 
     # --- finding the limit
