@@ -108,13 +108,15 @@ def test_retry_after_is_obeyed_by_every_request(
 
         def script(ask: Ask) -> Act:
             if ask.number != 9:
-                return Act(delay_s=0.02)
+                return Act(delay_s=0.1)
             return Act(status=status, headers={"Retry-After": retry_after()})
 
         server.script = script
-        assert study_on(server, tmp_path).call("--inline").code == 0
-        told = server.asked[9].at
+        study = study_on(server, tmp_path, kwargs={"max_concurrency": 2, "timeout_s": 30})
+        assert study.call("--inline").code == 0
+        told, text = server.asked[9].at, server.asked[9].text
         assert not [ask for ask in server.asked[10:] if told + 0.2 < ask.at < told + 0.99]
+        assert min(ask.at for ask in server.asked[10:] if ask.text == text) >= told + 0.99
         assert len(server.answered) == ANSWERS
         assert len(server.asked) == ANSWERS + 1
 
