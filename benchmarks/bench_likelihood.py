@@ -19,10 +19,9 @@ from pathlib import Path
 from bench_engine import SHAPES, Speed, build, coalitions, measure
 from mllm_shap import ConversationSnapshot
 
-from mllm_shapx.models.base import Decoding
+from mllm_shapx.models.base import Decoding, Forcing
 from mllm_shapx.models.engine import Engine
 from mllm_shapx.models.hf_text import HfTextModel
-from mllm_shapx.models.likelihood_batches import Forcing
 
 
 class Bench:

@@ -92,7 +92,9 @@ class Owner:
         self.kept[mask] += 1
 
     def generation(self, batch_size: int = 4) -> RowAnswerer:
-        return RowAnswerer(UNIT, "exact", self.answer, self.desk.exchange, lambda: batch_size)
+        return RowAnswerer(
+            UNIT, "exact", self.answer, self.desk.exchange, lambda: batch_size, order=longest_first
+        )
 
     async def run(self, prompts: Mapping[int, ConversationSnapshot] = PROMPTS) -> None:
         async with self.generation() as row:
@@ -100,6 +102,10 @@ class Owner:
 
     def has_all_once(self, prompts: Mapping[int, ConversationSnapshot] = PROMPTS) -> bool:
         return self.kept == Counter(dict.fromkeys(prompts, 1))
+
+
+def longest_first(prompt: ConversationSnapshot) -> int:
+    return -sum(len(message.text) for message in prompt.messages())
 
 
 Deliver = Callable[[Desk, HelpTask], Awaitable[None]]

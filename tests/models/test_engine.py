@@ -18,13 +18,13 @@ from mllm_shapx.models.base import (
     Decoding,
     EmbeddingMode,
     EngineStoppedError,
+    Forcing,
     Likelihood,
     ModelIdentity,
     ModelReport,
     OutOfMemory,
 )
 from mllm_shapx.models.engine import BatchReport, Engine
-from mllm_shapx.models.likelihood_batches import Forcing
 
 DECODING = Decoding(max_new_tokens=4)
 

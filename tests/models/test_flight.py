@@ -21,6 +21,13 @@ def test_rows_are_taken_until_two_batches_are_at_hand() -> None:
     assert rows_taken(Flight(None, lambda: 4096), 0.0) == MOST_ROWS
 
 
+def test_a_server_gets_as_many_rows_as_requests() -> None:
+    """Rows that need few answers are not bounded by what fits a device."""
+    assert rows_taken(Flight(None, lambda: 256, lambda: 256), 0.0) == 256
+    assert rows_taken(Flight(None, lambda: 256, lambda: 256), 4.0) == 128
+    assert rows_taken(Flight(None, lambda: 1, lambda: 1), 4.0) == 2
+
+
 def test_a_fixed_number_is_kept_to() -> None:
     """Whatever the rows need."""
     assert rows_taken(Flight(3, lambda: 256), 1.0) == 3

@@ -23,13 +23,12 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from mllm_shapx.errors import ModelError, RowError
-from mllm_shapx.models.base import Decoding, Likelihood
+from mllm_shapx.models.base import Decoding, Forcing, Likelihood
 from mllm_shapx.models.decoder_choice import Decoder
 from mllm_shapx.models.engine import Engine
 from mllm_shapx.models.generation_settings import read_settings
 from mllm_shapx.models.hf_text import HfTextModel
 from mllm_shapx.models.likelihood import Likelihoods
-from mllm_shapx.models.likelihood_batches import Forcing
 
 FAMILIES = (
     "llama",

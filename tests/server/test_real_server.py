@@ -120,20 +120,18 @@ def test_a_killed_driver_goes_on_and_asks_again_only_what_was_not_written(
 ) -> None:
     study = study_on(server, tmp_path)
     driver = study.start("--inline", "--flush-every", "0.1")
-    before = server.answered
     driver.wait_for(lambda: stored(study) >= 6)
     driver.kill(signal.SIGKILL)
     with pytest.raises(AssertionError):
         driver.wait_for(lambda: False)
     time.sleep(1.0)  # the server finishes what it is at
-    kept, asked = stored(study), server.answered - before
+    kept = stored(study)
     assert 6 <= kept < 32
     again = server.answered
     found = study.call("--inline", "--resume")
     assert found.code == 0, found.out
     assert values(study) == on_this_machine
     assert server.answered - again == 32 - kept + 2
-    assert asked - 2 - kept <= 12, "answers that came in the last moments before the kill"
 
 
 @pytest.mark.slow

@@ -1,23 +1,34 @@
 """Studies of a model behind a server that misbehaves: what is kept, what is said, whom nobody blames."""
 
+import asyncio
 import json
+import random
+import signal
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 from chat_server import Act, Ask, ChatServer
 from click.testing import CliRunner
-from small_study import Study, results
+from small_study import MODEL, Process, Study, results
 
 from mllm_shapx.cli import main
+from mllm_shapx.config.loading import load_config
 from mllm_shapx.errors import UsageError
 from mllm_shapx.execution.options import RunOptions
-from mllm_shapx.models import server_engine
+from mllm_shapx.execution.worker import BEAT_S
+from mllm_shapx.models import server_engine, server_throttle
+from mllm_shapx.models.flight import MOST_ROWS
+from mllm_shapx.models.server_budget import TEMPLATE_TOKENS, Budget, ServerLimits
+from mllm_shapx.models.server_identity import served_model
+from mllm_shapx.planning.sweep import expand
 
 EXACT: list[dict[str, Any]] = [{"explainer_type": "exact"}]
 ANSWERS = 2 * 16
@@ -77,14 +88,56 @@ def test_a_setback_costs_time_and_nothing_else(
     assert not list(study.output.glob("*/failures/*"))
 
 
-def test_retry_after_is_obeyed_by_every_request(tmp_path: Path) -> None:
+def in_seconds() -> str:
+    return "1"
+
+
+def as_date() -> str:
+    return formatdate(time.time() + 2, usegmt=True)
+
+
+@pytest.mark.parametrize(
+    ("status", "retry_after"),
+    [(status, in_seconds) for status in (408, 425, 429, 500, 502, 503, 504)]
+    + [(status, as_date) for status in (429, 502, 503)],
+)
+def test_retry_after_is_obeyed_by_every_request(
+    status: int, retry_after: Callable[[], str], tmp_path: Path
+) -> None:
     with ChatServer() as server:
-        busy = Act(status=429, headers={"Retry-After": "1"})
-        server.script = lambda ask: busy if ask.number == 9 else Act(delay_s=0.02)
-        assert study_on(server, tmp_path).call("--inline").code == 0
-        told = server.asked[9].at
+
+        def script(ask: Ask) -> Act:
+            if ask.number != 9:
+                return Act(delay_s=0.1)
+            return Act(status=status, headers={"Retry-After": retry_after()})
+
+        server.script = script
+        study = study_on(server, tmp_path, kwargs={"max_concurrency": 2, "timeout_s": 30})
+        assert study.call("--inline").code == 0
+        told, text = server.asked[9].at, server.asked[9].text
         assert not [ask for ask in server.asked[10:] if told + 0.2 < ask.at < told + 0.99]
+        assert min(ask.at for ask in server.asked[10:] if ask.text == text) >= told + 0.99
         assert len(server.answered) == ANSWERS
+        assert len(server.asked) == ANSWERS + 1
+
+
+def test_retry_after_of_no_seconds_still_leaves_a_pause(tmp_path: Path) -> None:
+    with ChatServer() as server:
+        failed = Act(status=500, headers={"Retry-After": "0"})
+        times: list[float] = []
+
+        def script(ask: Ask) -> Act:
+            if ask.text != "two three":
+                return Act()
+            times.append(ask.at)
+            return failed if len(times) < 4 else Act()
+
+        server.script = script
+        study = study_on(server, tmp_path)
+        study.write_prompts("one two three four")
+        assert study.call("--inline").code == 0
+    assert len(times) == 4
+    assert times[-1] - times[0] > 0.125 + 0.25 + 0.5
 
 
 def test_a_server_that_comes_back_is_waited_for(
@@ -436,6 +489,39 @@ def test_as_many_requests_are_in_flight_as_the_server_takes(tmp_path: Path) -> N
         assert server.most_in_flight == 3
 
 
+def test_requests_come_in_the_order_that_shares_prefixes(tmp_path: Path) -> None:
+    with ChatServer() as server:
+        study = study_on(server, tmp_path, kwargs={"max_concurrency": 1})
+        study.write_prompts("one two three four five six")
+        assert study.call("--inline").code == 0
+        asked = [ask.body["messages"][-1]["content"] for ask in server.asked]
+    assert len(asked) == 64
+    assert asked == sorted(asked)
+
+
+def test_many_short_rows_are_in_flight_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than a device would take at once: one worker keeps a server busy with rows of four coalitions."""
+    monkeypatch.setattr(server_throttle, "START", 4 * MOST_ROWS)
+    rows: dict[int, str] = {}
+    together: list[int] = []
+
+    def script(ask: Ask) -> Act:
+        rows[ask.number] = "".join(filter(str.isdigit, ask.text.split()[-1])) if ask.text else ""
+        time.sleep(0.3)
+        together.append(len(set(rows.copy().values())))
+        del rows[ask.number]
+        return Act()
+
+    with ChatServer() as server:
+        server.script = script
+        study = study_on(server, tmp_path, kwargs={"timeout_s": 60})
+        study.write_prompts(*(f"first{row} second{row}" for row in range(120)))
+        found = study.call("--inline")
+        assert found.code == 0, found.out
+        assert len(server.answered) == len(server.asked)
+    assert max(together) > MOST_ROWS
+
+
 def test_workers_of_ray_share_a_server_and_a_stop_of_it_blames_no_row(
     undisturbed: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -455,6 +541,135 @@ def test_workers_of_ray_share_a_server_and_a_stop_of_it_blames_no_row(
         assert len(server.answered) == ANSWERS
         assert {ask.headers["Authorization"] for ask in server.asked} == {"Bearer quite-secret-1"}
     assert results(study.output) == undisturbed
+
+
+def test_connections_are_kept_and_are_no_more_than_requests_in_flight(tmp_path: Path) -> None:
+    with ChatServer() as server:
+        server.script = lambda _: Act(delay_s=0.01)
+        study = study_on(server, tmp_path, kwargs={"max_concurrency": 3, "timeout_s": 30})
+        assert study.call("--inline").code == 0
+        assert len(server.asked) == ANSWERS
+        assert server.most_in_flight == 3
+        assert server.connections <= 3 + 1  # one for the question which model it is, before the study
+
+
+def test_the_version_of_the_server_is_part_of_which_model_it_is(tmp_path: Path) -> None:
+    with ChatServer() as server:
+        server.version = "0.9.1"
+        server.script = lambda ask: Act(delay_s=0.02) if ask.number < 12 else Act(hang_s=0.6)
+        study = study_on(server, tmp_path)
+        settings = load_config(study.config)
+        asked = expand(settings.experiment_set).runs[0].model_settings
+        told = served_model(asked)
+        assert told.version == "0.9.1"
+        assert study.call("--inline", "--server-patience", "1").code == 1
+        spec = json.loads((study.output / "exact" / "spec.json").read_text())
+        assert spec["result_settings"]["model_commit"] == told.commit
+        server.script = lambda _: Act()
+        server.version = "0.9.2"
+        assert served_model(asked).commit != told.commit
+        found = study.call("--inline", "--resume")
+        assert found.code == 2
+        assert "model_commit" in found.out
+        server.version = "0.9.1"
+        assert study.call("--inline", "--resume").code == 0
+
+
+def test_validate_says_what_similarity_needs_and_an_encoder_gives_it(
+    undisturbed: dict[str, Any], tmp_path: Path
+) -> None:
+    with ChatServer() as server:
+        study = study_on(server, tmp_path, shap={"similarity": "CosineSimilarity"})
+        refused = CliRunner().invoke(main, ["validate", "--config", str(study.config)])
+        assert refused.exit_code == 2
+        assert "compares the model's own states, which a server does not give" in refused.output
+        assert "name an encoder in embedding.model_id, or use TfIdfCosineSimilarity" in refused.output
+        study.write_config(embedding={"model_id": str(MODEL)})
+        validated = CliRunner().invoke(main, ["validate", "--config", str(study.config)])
+        assert validated.exit_code == 0, validated.output
+        found = study.call("--inline")
+        assert found.code == 0, found.out
+        assert len(server.answered) == ANSWERS
+    spec = json.loads((study.output / "exact" / "spec.json").read_text())
+    assert len(spec["result_settings"]["embedding_commit"]) == 64
+    ours, by_words = results(study.output), undisturbed
+    samples = [name for name in ours if "/samples/" in name]
+    assert len(samples) == 2
+    for name in samples:
+        assert ours[name]["grand_value"] == pytest.approx(1.0, abs=1e-5)
+        assert ours[name]["response"] == by_words[name]["response"]
+        assert ours[name]["base_value"] != pytest.approx(by_words[name]["base_value"], abs=1e-3)
+
+
+def test_a_driver_that_drains_asks_nothing_twice(undisturbed_rows: dict[str, Any], tmp_path: Path) -> None:
+    """SIGTERM, then --resume: by the server's own log each coalition of each row is asked for once."""
+    with ChatServer() as server:
+        server.script = lambda _: Act(delay_s=0.05)
+        study = rows_on(server, tmp_path)
+        driver = study.start("--inline")
+        driver.wait_for(lambda: len(server.answered) >= 20)
+        driver.kill(signal.SIGTERM)
+        assert driver.wait().code == 143
+        assert 20 <= len(server.answered) < 8 * 16, "the study is not over"
+        assert study.call("--inline", "--resume").code == 0
+        assert len(server.asked) == len(server.answered) == 8 * 16
+    assert results(study.output) == undisturbed_rows
+
+
+def test_a_row_that_outlasts_the_grace_keeps_its_answers(tmp_path: Path) -> None:
+    """SIGTERM in the middle of a long row: --resume asks again only for what was in flight."""
+    with ChatServer() as server:
+        server.script = lambda _: Act(delay_s=0.3)
+        study = study_on(server, tmp_path, kwargs={"max_concurrency": 2, "timeout_s": 30})
+        study.write_prompts("one two three four five six")
+        driver = study.start("--inline", "--grace", "1")
+        driver.wait_for(lambda: len(server.answered) >= 6)
+        driver.kill(signal.SIGTERM)
+        assert driver.wait().code == 143
+        before, kept = len(server.asked), len(stored(study))
+        assert 6 <= kept < 64
+        assert before - kept <= 2
+        server.script = lambda _: Act()
+        assert study.call("--inline", "--resume").code == 0
+        assert len(server.asked) == before + 64 - kept
+
+
+def test_a_driver_that_is_killed_asks_again_only_what_was_not_written(
+    undisturbed_rows: dict[str, Any], tmp_path: Path
+) -> None:
+    """SIGKILL, then --resume: answers of the last moments, and what was in flight, are asked for again."""
+    with ChatServer() as server:
+        server.script = lambda _: Act(delay_s=0.05)
+        study = rows_on(server, tmp_path)
+        driver = study.start("--inline", "--flush-every", "0.5")
+        driver.wait_for(lambda: len(stored(study)) >= 20)
+        driver.kill(signal.SIGKILL)
+        killed_at = time.monotonic()
+        with pytest.raises(AssertionError):
+            driver.wait_for(lambda: False)
+        time.sleep(0.2)
+        before, kept = len(server.asked), len(stored(study))
+        # Answers are written --flush-every seconds after the last time, looked at with each heartbeat.
+        written_by = killed_at - 0.5 - 2 * BEAT_S - 1.0
+        assert kept >= sum(ask.at + 0.05 < written_by for ask in server.asked)
+        assert study.call("--inline", "--resume").code == 0
+        assert len(server.asked) == before + 8 * 16 - kept
+    assert results(study.output) == undisturbed_rows
+
+
+def rows_on(server: ChatServer, folder: Path) -> Study:
+    """Return a study of eight rows that takes two requests at a time."""
+    study = study_on(server, folder, kwargs={"max_concurrency": 2, "timeout_s": 30})
+    study.write_prompts(*(f"first{row} second{row} third{row} fourth{row}" for row in range(8)))
+    return study
+
+
+@pytest.fixture(scope="module")
+def undisturbed_rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    with ChatServer() as server:
+        study = rows_on(server, tmp_path_factory.mktemp("rows"))
+        assert study.call("--inline").code == 0
+    return results(study.output)
 
 
 def test_tokens_are_summed_per_run_and_a_shared_answer_counts_once(tmp_path: Path) -> None:
@@ -500,12 +715,94 @@ def test_a_limit_stops_in_time_and_resuming_asks_for_the_rest(
     assert results(study.output) == undisturbed
 
 
+def test_what_is_reserved_is_never_below_what_was_counted() -> None:
+    """Whatever the lengths, and in whatever order they come."""
+    rng = random.Random(5)
+
+    async def play() -> None:
+        budget, template, share = Budget(ServerLimits()), rng.randrange(300), rng.random()
+        seen: list[tuple[int, int]] = []
+        for _ in range(20):
+            size = rng.randrange(2000)
+            tokens = template + int(size * share * rng.random())
+            reserved = await budget.enter(size, 8)
+            budget.leave(reserved)
+            budget.count(size, reserved, tokens, 8)
+            seen.append((size, tokens))
+            for size, tokens in seen:
+                assert await budget.enter(size, 8) >= tokens + 8
+
+    for _ in range(200):
+        asyncio.run(play())
+
+
+@pytest.mark.parametrize("template_tokens", [5, 100])
+def test_a_limit_of_tokens_holds_whatever_the_template_adds(template_tokens: int, tmp_path: Path) -> None:
+    """Also when a long prompt comes first, whose share of the template is small."""
+    most = 8 * (template_tokens + 10)
+    with ChatServer() as server:
+        server.template_tokens = template_tokens
+        server.script = lambda ask: Act(delay_s=0.02 * (8 - len(ask.text.split())))
+        study = study_on(server, tmp_path, kwargs={"timeout_s": 30})
+        study.write_prompts("one two three four five six seven", "eight nine ten")
+        found = study.call("--inline", "--max-tokens", str(most))
+        assert found.code == 1
+        used = sum(template_tokens + len(text.split()) + 3 for text in server.answered)
+        assert most / 3 <= used <= most
+        assert len(stored(study)) == len(server.answered) == len(server.asked)
+
+
+def test_answers_without_a_count_cost_as_much_as_they_may(tmp_path: Path) -> None:
+    with ChatServer() as server:
+        server.gives_usage = False
+        study = study_on(server, tmp_path)
+        found = study.call("--inline", "--max-tokens", "1000")
+        assert found.code == 1
+        assert 0 < len(server.answered) < ANSWERS
+        assert f"as {len(server.answered)} answer(s) came without a count" in found.out
+        most = max(
+            sum(len(each["content"].encode()) for each in ask.body["messages"]) for ask in server.asked
+        )
+        assert len(server.answered) >= 1000 // (most + TEMPLATE_TOKENS + 6)
+        assert study.call("--inline", "--resume").code == 0
+        notes = json.loads((study.output / "exact" / "spec.json").read_text())["model"]["notes"]
+        assert len([note for note in notes if "no count of tokens" in note]) == 1
+        assert len(server.answered) == ANSWERS
+
+
 def test_limits_are_refused_where_they_cannot_hold(tmp_path: Path) -> None:
     found = Study(tmp_path, rows=1, words=2).call("--inline", "--max-tokens", "5")
     assert found.code == 2
     assert "connector 'hf_text' asks none" in found.out
-    with pytest.raises(UsageError, match="leave num_workers"):
+    with pytest.raises(UsageError, match="set num_workers to 1"):
         RunOptions(max_requests=5, num_workers=2)
+
+
+@pytest.mark.slow
+def test_a_worker_that_replaces_another_one_goes_on_counting(
+    undisturbed: dict[str, Any], tmp_path: Path
+) -> None:
+    """All but the requests since the last heartbeat of the dead worker."""
+    with ChatServer() as server:
+        server.script = lambda _: Act(delay_s=0.2)
+        study = study_on(server, tmp_path, kwargs={"max_concurrency": 1})
+        driver = study.start("--max-requests", "20", "--num-workers", "1", "--flush-every", "0.1")
+        driver.wait_for(lambda: len(server.answered) >= 12)
+        (worker,) = workers_of(driver)
+        worker.kill()
+        found = driver.wait()
+        assert found.code == 1, found.out
+        assert "--max-requests 20: 20 request(s) were sent" in found.out
+        missed = 1 + int((BEAT_S + 0.2) / 0.2)
+        assert 20 <= len(server.asked) <= 20 + missed
+        server.script = lambda _: Act()
+        assert study.call("--inline", "--resume").code == 0
+    assert results(study.output) == undisturbed
+
+
+def workers_of(driver: Process) -> list[psutil.Process]:
+    found = psutil.Process(driver.pid).children(recursive=True)
+    return [each for each in found if "".join(each.cmdline()[:1]).startswith("ray::WorkerActor")]
 
 
 def test_stored_answers_can_be_asked_for_again_and_bench_says_that_it_cannot(tmp_path: Path) -> None:

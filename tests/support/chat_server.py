@@ -78,6 +78,13 @@ class ChatServer:
         self.wants_newer_limit = False
         """Whether to refuse `max_tokens` in favour of `max_completion_tokens`."""
         self.gives_logprobs = False
+        self.gives_usage = True
+        self.template_tokens = 0
+        """What the chat template adds to each prompt."""
+        self.version: str | None = None
+        """What `/version` says; it is not there when None."""
+        self.connections = 0
+        """Connections that were opened."""
         self.listed: list[dict[str, Any]] | None = None
         self.most_in_flight = 0
         self._in_flight = 0
@@ -150,13 +157,15 @@ class ChatServer:
             choice["logprobs"] = {
                 "content": [{"token": "a", "logprob": -0.5}, {"token": "b", "logprob": -1.5}]
             }
-        data = {
+        data: dict[str, Any] = {
             "id": f"chat-{ask.number}",
             "object": "chat.completion",
             "model": act.model or self.model,
             "choices": [choice],
-            "usage": {"prompt_tokens": len(ask.text.split()), "completion_tokens": 3},
         }
+        if self.gives_usage:
+            prompt_tokens = self.template_tokens + len(ask.text.split())
+            data["usage"] = {"prompt_tokens": prompt_tokens, "completion_tokens": 3}
         if (fingerprint := act.fingerprint or self.fingerprint) is not None:
             data["system_fingerprint"] = fingerprint
         return json.dumps(data).encode()
@@ -164,6 +173,7 @@ class ChatServer:
     def keep(self, connection: socket.socket) -> None:
         with self._lock:
             self._sockets.add(connection)
+            self.connections += 1
 
     def drop(self, connection: socket.socket) -> None:
         with self._lock:
@@ -209,6 +219,8 @@ def _handler(server: ChatServer) -> type[BaseHTTPRequestHandler]:  # noqa: C901 
         def do_GET(self) -> None:
             if self.path == "/v1/models":
                 self._send(200, json.dumps({"object": "list", "data": server.models()}).encode())
+            elif self.path == "/version" and server.version is not None:
+                self._send(200, json.dumps({"version": server.version}).encode())
             else:
                 self._send(404, b'{"error": "nothing here"}')
 

@@ -24,6 +24,7 @@ from mllm_shapx.execution.tally import Tally
 from mllm_shapx.execution.writer import OnSample, ResultWriter
 from mllm_shapx.models.base import Answer
 from mllm_shapx.models.flight import FEWEST_ROWS
+from mllm_shapx.models.server_budget import Spent
 from mllm_shapx.planning.units import WorkUnit
 from mllm_shapx.records.pace import Pace
 from mllm_shapx.records.results import SampleResult
@@ -95,6 +96,10 @@ class Coordinator:
         self._check_limits()
 
     # --- called by workers
+
+    def spent(self) -> Spent:
+        """Return what this call has asked of a server, for a worker that goes on counting."""
+        return self._tally.spent
 
     def lease(self, me: WorkerInfo, held: tuple[str, ...]) -> LeaseReply:
         """Give a worker a unit, or coalitions of another worker's row. Of its leases, only `held` stay."""
@@ -228,13 +233,9 @@ class Coordinator:
         notes, self._notes[:] = tuple(self._notes), []
         now = time.monotonic()
         busy = {
-            worker
-            for worker in self._workers
-            if self._ledger.held_by(worker) or self._exchange.is_helping(worker)
+            name for name in self._workers if self._ledger.held_by(name) or self._exchange.is_helping(name)
         }
-        stalled = tuple(
-            worker for worker in sorted(busy) if now - self._workers[worker].progress_at > self._stall_s
-        )
+        stalled = (name for name in sorted(busy) if now - self._workers[name].progress_at > self._stall_s)
         running = self._running()
         done = self._writer.done_now
         return StudyState(
@@ -249,7 +250,7 @@ class Coordinator:
             finished=self._ledger.is_finished,
             unfinished_units=self._ledger.count(UnitState.QUEUED) + self._ledger.count(UnitState.LEASED),
             draining=self._draining,
-            stalled=stalled,
+            stalled=tuple(stalled),
             device_seconds=self._forecast.device_seconds,
             device_seconds_left=self._forecast.seconds_left(running),
             notes=notes,

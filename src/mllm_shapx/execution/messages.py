@@ -12,7 +12,7 @@ from mllm_shapx.explaining.coalitions import RowCoalitions
 from mllm_shapx.explaining.similarity import Vector
 from mllm_shapx.models.base import Answer, ModelReport
 from mllm_shapx.models.identity import Version
-from mllm_shapx.models.server_budget import ServerLimits
+from mllm_shapx.models.server_budget import ServerLimits, Spent
 from mllm_shapx.planning.runs import RunSpec
 from mllm_shapx.planning.units import WorkUnit, plan_units
 from mllm_shapx.records.environments import Environment
@@ -191,6 +191,8 @@ class Beat:
     """The report of its model; None if unchanged."""
     gpu_memory: tuple[int, int] | None = None
     """Bytes in use and in all of its GPU; None without one."""
+    spent: Spent = field(default_factory=Spent)
+    """What this call has asked of a server, also by the workers before this one."""
 
 
 @dataclass(frozen=True, slots=True)

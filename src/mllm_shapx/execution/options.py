@@ -63,12 +63,8 @@ class RunOptions:
             raise UsageError("resume and overwrite exclude each other; give one of them")
         if self.accept_changed_rows and not self.resume:
             raise UsageError("accept_changed_rows goes with resume; give both")
-        limited = self.max_requests is not None or self.max_tokens is not None
-        if limited and ((self.num_workers or 1) > 1 or self.num_gpus is not None):
-            raise UsageError(
-                "max_requests and max_tokens are counted by one worker, which keeps as many requests in "
-                "flight as the server takes; leave num_workers and num_gpus out"
-            )
+        if (self.max_requests is not None or self.max_tokens is not None) and self.num_workers is not None:
+            check_one_worker(self.num_workers)
 
     @property
     def gpus_asked(self) -> float | None:
@@ -84,6 +80,19 @@ class RunOptions:
         if self.max_failures.endswith("%"):
             return int(float(self.max_failures[:-1]) / 100.0 * samples)
         return int(self.max_failures)
+
+
+def check_one_worker(workers: int) -> None:
+    """Check that so many workers may share limits on what a server is asked.
+
+    Raises:
+        UsageError: When there is more than one.
+    """
+    if workers > 1:
+        raise UsageError(
+            f"max_requests and max_tokens are counted by one worker, and this call would start {workers}; "
+            "one keeps as many requests in flight as the server takes: set num_workers to 1, or give no limit"
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from mllm_shap import ConversationSnapshot
 
@@ -23,7 +23,7 @@ Exchange = Callable[[HelpOffer], Awaitable[HelpReply]]
 ROUNDS_IN_HAND = 2
 """Rounds that the engine has at a time, so that it never waits for the next one."""
 BATCHES_A_ROUND = 2
-"""Batches of the largest round: enough to sort by length, few enough to leave work for helpers."""
+"""Batches of the largest round: enough to sort, few enough to leave work for helpers."""
 EXCHANGE_S = 0.2
 """Seconds between two exchanges while other workers help."""
 LAST_EXCHANGE_S = 0.05
@@ -50,7 +50,7 @@ class RowAnswerer:
     """Answers one run's coalitions of one row; a context manager.
 
     The exchange's pool has coalitions that other workers could answer. The owner keeps a fair share and
-    takes more back as it proceeds. The longest prompts come first, so that batches are even.
+    takes more back as it proceeds. Prompts are taken in the engine's order.
 
     Args:
         unit_id: The row's unit.
@@ -58,6 +58,7 @@ class RowAnswerer:
         here: Answers with the worker's own engine.
         exchange: The coordinator's exchange.
         batch_size: Returns the current batch size in prompts.
+        order: Returns the sort key of a prompt (see `PromptEngine.order`).
     """
 
     def __init__(
@@ -67,14 +68,17 @@ class RowAnswerer:
         here: AnswerHere,
         exchange: Exchange,
         batch_size: Callable[[], int],
+        *,
+        order: Callable[[ConversationSnapshot], Any],
     ) -> None:
         self._unit_id = unit_id
         self._run_name = run_name
         self._here = here
         self._exchange = exchange
         self._batch_size = batch_size
+        self._order = order
         self._calls: dict[int, _Call] = {}
-        self._lengths: dict[int, int] = {}
+        self._order_keys: dict[int, Any] = {}
         self._waiting: list[int] = []
         self._outstanding: set[int] = set()
         self._session = ""
@@ -118,7 +122,7 @@ class RowAnswerer:
             return
         call = _Call(prompts, keep, len(prompts), asyncio.get_running_loop().create_future())
         self._calls.update(dict.fromkeys(prompts, call))
-        self._lengths.update((mask, _length(prompt)) for mask, prompt in prompts.items())
+        self._order_keys.update((mask, self._order(prompt)) for mask, prompt in prompts.items())
         self._queue(prompts)
         self._start()
         try:
@@ -171,8 +175,8 @@ class RowAnswerer:
         return taken
 
     def _queue(self, masks: Iterable[int]) -> None:
-        """Add coalitions to the waiting ones, sorted by length: the longest are last and taken first."""
-        self._waiting = sorted((*self._waiting, *masks), key=self._lengths.__getitem__)
+        """Add coalitions to the waiting ones, which are taken from the end of the list."""
+        self._waiting = sorted((*self._waiting, *masks), key=self._order_keys.__getitem__, reverse=True)
         self._more.set()
 
     def _take(self, mask: int, answer: Answer) -> None:
@@ -225,7 +229,7 @@ class RowAnswerer:
         batch, share = self._batch, self._share
         given: list[int] = []
         if self._helpers and len(self._waiting) - share >= batch:
-            # Helpers get the short prompts.
+            # Helpers get what comes last in the order.
             cut = len(self._waiting) - share
             given, self._waiting = self._waiting[:cut], self._waiting[cut:]
             given.reverse()
@@ -259,7 +263,3 @@ class RowAnswerer:
         back = [mask for mask in returned if mask in self._calls]
         if back:
             self._queue(back)
-
-
-def _length(snapshot: ConversationSnapshot) -> int:
-    return sum(len(message.text) for message in snapshot.messages())

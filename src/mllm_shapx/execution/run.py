@@ -12,7 +12,7 @@ from mllm_shapx.execution.kept import Kept
 from mllm_shapx.execution.lifecycle import Crew, run_to_end, taken
 from mllm_shapx.execution.loading import LoadModel, load_study_model
 from mllm_shapx.execution.messages import Study
-from mllm_shapx.execution.options import RunOptions
+from mllm_shapx.execution.options import RunOptions, check_one_worker
 from mllm_shapx.execution.outcome import StudyOutcome
 from mllm_shapx.execution.preparation import OpenOutput, check_output, has_begun, prepare
 from mllm_shapx.execution.rescoring import finish_from_stored
@@ -84,6 +84,8 @@ def run_config(
             if options.gpus_per_worker is None and study.worker_gpus is not None:
                 asked = replace(options, gpus_per_worker=study.worker_gpus)
             resources = plan_resources(asked, study.worker_device, grows=grows)
+            if study.server_limits.are_counted:
+                check_one_worker(resources.workers)
             output = output or stack.enter_context(taken(study, options, reporter, request))
             nodes = stack.enter_context(node_request(resources, request)) if grows else None
             idle = None if grows else kept.idle_workers  # idle workers would hold nodes

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 
 from mllm_shapx.execution.ledger import Ledger
 from mllm_shapx.execution.messages import Beat, RunCalls, StudyTally, WorkerInfo, WorkerState
+from mllm_shapx.models.server_budget import Spent
 from mllm_shapx.planning.units import WorkUnit
 from mllm_shapx.records.results import SampleResult
 
@@ -18,6 +19,8 @@ class Tally:
         self._calls: dict[str, RunCalls] = {}
         self._stored: dict[str, int] = {}
         self._beats: dict[str, tuple[WorkerInfo, Beat]] = {}
+        self.spent = Spent()
+        """What this call has asked of a server, where one worker counts it."""
 
     def begin(self, run_name: str, calls: Calls, rows: Iterable[int]) -> None:
         """Add the calls of earlier samples of `rows`; other rows do not count."""
@@ -38,6 +41,7 @@ class Tally:
     def hear(self, me: WorkerInfo, beat: Beat) -> None:
         """Record a worker's heartbeat."""
         self._beats[me.worker] = (me, beat)
+        self.spent = max(self.spent, beat.spent, key=lambda spent: spent.requests)
 
     def now(self, workers: Iterable[str], ledger: Ledger) -> StudyTally:
         """Return the counts; `workers` are the living ones."""

@@ -86,9 +86,8 @@ class Worker:
         self._load = load if shelf is None else shelf.take
         self._shelf = shelf
         self._held: dict[str, HeldUnit] = {}
-        self._answers = 0
         self._generated: dict[str, int] = {}
-        self._flight = Flight(study.rows_in_flight, self._batch_size)
+        self._flight = Flight(study.rows_in_flight, self._batch_size, lambda: self._loaded.engine.most_rows)
         self._group: asyncio.TaskGroup | None = None
         self._ask_for_more_at = 0.0
         self._asking = asyncio.Lock()
@@ -108,7 +107,11 @@ class Worker:
             ModelChangedError: When its files differ from those at the start of the study.
             ExceptionGroup: With a `DeviceLostError`, an `EngineStoppedError` or another error that ended it.
         """
-        self._loaded = await asyncio.to_thread(load_all, self._study, self._load)
+        study, limits = self._study, self._study.server_limits
+        if limits.are_counted:
+            limits = replace(limits, spent=await self._desk.call(Coordinator.spent))
+            study = replace(study, server_limits=limits)
+        self._loaded = await asyncio.to_thread(load_all, study, self._load)
         identity = self._loaded.engine.model.identity
         environment = environment_of(identity, self._study.runs[0])
         self._me = replace(self._me, device=identity.device, dtype=identity.dtype, environment=environment)
@@ -123,8 +126,7 @@ class Worker:
                 await self._send_beat()  # with the answers since the last one
             keeps_model = self._shelf is not None
         except ExceptionGroup as failures:
-            found = failures.subgroup(StudyError)
-            if found is None:
+            if (found := failures.subgroup(StudyError)) is None:
                 raise
             raise first_of(found) from failures
         finally:
@@ -286,7 +288,10 @@ class Worker:
         async def exchange(offer: HelpOffer) -> HelpReply:
             return await self._desk.call(Coordinator.exchange, self._me, offer)
 
-        async with RowAnswerer(held.unit.unit_id, run.name, answer, exchange, self._batch_size) as generation:
+        engine, unit_id = self._loaded.engine, held.unit.unit_id
+        async with RowAnswerer(
+            unit_id, run.name, answer, exchange, self._batch_size, order=engine.order
+        ) as generation:
             sample = await explainer.explain(
                 run,
                 generation.answer,
@@ -295,7 +300,7 @@ class Worker:
                 forcer,
             )
         sample = replace(sample, environment=self._environment)
-        await self._desk.call(Coordinator.report, self._me, held.unit.unit_id, sample, held.take_new())
+        await self._desk.call(Coordinator.report, self._me, unit_id, sample, held.take_new())
 
     async def _answer(
         self, run: RunSpec, row_index: int, prompts: Mapping[int, ConversationSnapshot], on_answer: OnAnswer
@@ -310,7 +315,6 @@ class Worker:
 
     def _count(self, run: RunSpec) -> None:
         """Count an answer or a likelihood of the model."""
-        self._answers += 1
         self._generated[run.cost_key] = self._generated.get(run.cost_key, 0) + 1
 
     def _embedder(self, held: HeldUnit, run: RunSpec) -> Embedder:
@@ -383,12 +387,13 @@ class Worker:
         engine, report = self._loaded.engine, self._loaded.engine.model.report
         beat = Beat(
             held=tuple(self._held),
-            answers=self._answers,
+            answers=sum(self._generated.values()),
             busy_seconds=engine.stats.busy_seconds,
             unit_answers={unit_id: held.answers for unit_id, held in self._held.items()},
             generated=dict(self._generated),
             waiting_for=engine.waiting_for,
             gpu_memory=gpu_memory(),
+            spent=engine.stats.spent,
             report=report if report != self._reported else None,
         )
         self._obey(await self._desk.call(Coordinator.beat, self._me, beat))

@@ -6,9 +6,7 @@ from collections.abc import Callable, Sequence
 from mllm_shap import ConversationSnapshot
 
 from mllm_shapx.explaining.forcing import KeepLikelihood
-from mllm_shapx.models.base import Decoding, Likelihood, ReadsLikelihoods
-from mllm_shapx.models.engine import Engine
-from mllm_shapx.models.likelihood_batches import Forcing
+from mllm_shapx.models.base import Decoding, Forcing, Likelihood, PromptEngine, ReadsLikelihoods
 from mllm_shapx.records.likelihood import Forced
 
 
@@ -23,7 +21,7 @@ class LikelihoodReader:
     """
 
     def __init__(
-        self, engine: Engine, model: ReadsLikelihoods, decoding: Decoding, count: Callable[[], None]
+        self, engine: PromptEngine, model: ReadsLikelihoods, decoding: Decoding, count: Callable[[], None]
     ) -> None:
         self._engine = engine
         self._model = model

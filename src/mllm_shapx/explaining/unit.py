@@ -18,7 +18,6 @@ from mllm_shapx.explaining.settings import answer_seed, decoding
 from mllm_shapx.explaining.similarity import Embedder, Vector
 from mllm_shapx.models.base import Answer, PromptEngine, ReadsLikelihoods
 from mllm_shapx.models.encoder import TextEncoder
-from mllm_shapx.models.engine import Engine
 from mllm_shapx.planning.runs import RunSpec
 from mllm_shapx.records.results import SampleResult
 
@@ -129,10 +128,10 @@ class ModelAnswers:
             runs: All runs of the row: each likelihood is read for all of them.
             on_likelihood: Called for each likelihood that the model reads.
         """
-        engine = self._engine
-        if not isinstance(engine, Engine) or not isinstance(engine.model, ReadsLikelihoods):
+        model = self._engine.model
+        if not isinstance(model, ReadsLikelihoods):
             return None
-        reader = LikelihoodReader(engine, engine.model, decoding(run), on_likelihood)
+        reader = LikelihoodReader(self._engine, model, decoding(run), on_likelihood)
         return Forcer(row.coalitions, run.name, reader, most_top_k(runs))
 
 

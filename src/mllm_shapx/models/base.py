@@ -12,6 +12,7 @@ import numpy as np
 from mllm_shap import ConversationSnapshot
 from numpy.typing import NDArray
 
+from mllm_shapx.models.server_budget import Spent
 from mllm_shapx.records.answer import Answer as Answer  # noqa: PLC0414 -- part of this seam
 from mllm_shapx.records.answer import Ending as Ending  # noqa: PLC0414
 from mllm_shapx.records.likelihood import Likelihood as Likelihood  # noqa: PLC0414
@@ -161,6 +162,19 @@ class ReadsLikelihoods(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Forcing:
+    """Prompts, and the tokens that are given behind each."""
+
+    snapshots: Sequence[ConversationSnapshot]
+    continuations: Sequence[Sequence[int]]
+    """Token ids, one continuation per prompt, none empty."""
+    decoding: Decoding
+    """How the prompts are encoded; of its other settings nothing is used."""
+    top_k: int = 0
+    """Most probable tokens to return at each place."""
+
+
+@dataclass(frozen=True, slots=True)
 class EngineStats:
     """Counts and times of an engine since its start."""
 
@@ -176,6 +190,8 @@ class EngineStats:
     """Current prompts per batch, or requests in flight."""
     out_of_memory: int
     """Batches that did not fit and were repeated in halves."""
+    spent: Spent = field(default_factory=Spent)
+    """What was asked of a server."""
 
 
 class PromptEngine(Protocol):
@@ -196,6 +212,13 @@ class PromptEngine(Protocol):
     def waiting_for(self) -> str:
         """Return what the engine waits for, as a sentence; empty while it answers."""
 
+    @property
+    def most_rows(self) -> int:
+        """Return the rows whose prompts it may be given at the same time, at most."""
+
+    def order(self, snapshot: ConversationSnapshot) -> Any:
+        """Return a sort key: prompts are best answered in its order, the smallest first."""
+
     async def answer(
         self,
         snapshots: Sequence[ConversationSnapshot],
@@ -207,12 +230,37 @@ class PromptEngine(Protocol):
 
         `on_answer(i, answer)` is called in the caller's event loop as answers come in. Cancelling the call
         drops prompts that have not started.
+
+        Raises:
+            ModelError: When a single prompt does not fit in the device's memory, or the engine is closed.
+            RowError: When a prompt cannot be encoded, or a server does not take it.
+            ServerError: When a server has given no answer for too long, or takes no requests.
+            ModelChangedError: When a server has another model than at the start of the study.
+            EngineStoppedError: When the engine itself failed, now or at an earlier call.
+            Exception: The model's error for a batch with one of these prompts.
         """
 
     async def embed(
         self, answers: Sequence[Answer], mode: EmbeddingMode, reducer: str
     ) -> list[NDArray[np.float64]]:
-        """Return one vector per answer from the model's own states (see `Model.embed`)."""
+        """Return one vector per answer from the model's own states (see `Model.embed`).
+
+        Raises:
+            ModelError: When the model gives no states.
+        """
+
+    async def likelihoods(
+        self, forcing: Forcing, on_likelihood: Callable[[int, Likelihood], None] | None = None
+    ) -> list[Likelihood]:
+        """Return how likely each continuation is behind its prompt, in the order of `forcing`.
+
+        `on_likelihood(i, likelihood)` is called in the caller's loop as they come in.
+
+        Raises:
+            ModelError: When the model reads no likelihoods, one prompt alone does not fit in the device's
+                memory, the model's forward pass does not give its probabilities, or the engine is closed.
+            RowError: When a prompt cannot be encoded or leaves no room for its continuation.
+        """
 
     async def aclose(self, *, keep_model: bool = False) -> None:
         """Fail the waiting calls. Close the model, unless `keep_model` keeps it for another engine."""

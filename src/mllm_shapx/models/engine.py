@@ -23,6 +23,7 @@ from mllm_shapx.models.base import (
     EncodesTogether,
     EngineStats,
     EngineStoppedError,
+    Forcing,
     Likelihood,
     Model,
     OrdersPrompts,
@@ -41,7 +42,8 @@ from mllm_shapx.models.engine_queue import (
     Item,
     Request,
 )
-from mllm_shapx.models.likelihood_batches import SIZE, Forcing, encode_batches
+from mllm_shapx.models.flight import MOST_ROWS
+from mllm_shapx.models.likelihood_batches import SIZE, encode_batches
 
 _log = logging.getLogger(__name__)
 
@@ -109,7 +111,7 @@ class Engine:
 
     @property
     def stats(self) -> EngineStats:
-        """Return counts and times since the engine started."""
+        """See `PromptEngine.stats`."""
         seen = self._counters
         return EngineStats(
             prompts=seen.prompts,
@@ -126,6 +128,15 @@ class Engine:
         """Return an empty text: the device is always available."""
         return ""
 
+    @property
+    def most_rows(self) -> int:
+        """See `PromptEngine.most_rows`."""
+        return MOST_ROWS
+
+    def order(self, snapshot: ConversationSnapshot) -> int:
+        """Return a key that puts long prompts first, so that batches are even."""
+        return -sum(len(message.text) for message in snapshot.messages())
+
     async def answer(
         self,
         snapshots: Sequence[ConversationSnapshot],
@@ -133,16 +144,7 @@ class Engine:
         seeds: Sequence[int],
         on_answer: Callable[[int, Answer], None] | None = None,
     ) -> list[Answer]:
-        """Answer `snapshots`, in their order; `seeds[i]` decides the draws of snapshot i.
-
-        `on_answer(i, answer)` is called in the caller's loop as answers come in. Cancelling the call drops
-        prompts that are in no batch yet.
-
-        Raises:
-            ModelError: When a single prompt does not fit in the device's memory, or the engine is closed.
-            EngineStoppedError: When the engine itself failed, now or at an earlier call.
-            Exception: The model's error for a batch with one of these prompts.
-        """
+        """See `PromptEngine.answer`."""
         if len(seeds) != len(snapshots):
             raise ValueError(f"{len(snapshots)} prompts need as many seeds, not {len(seeds)}")
         if not snapshots:
@@ -154,7 +156,7 @@ class Engine:
     async def embed(
         self, answers: Sequence[Answer], mode: EmbeddingMode, reducer: str
     ) -> list[NDArray[np.float64]]:
-        """Return one vector per answer from the model's own states (see `Model.embed`)."""
+        """See `PromptEngine.embed`."""
         if not answers:
             return []
         request = Request.create(len(answers))
@@ -169,15 +171,7 @@ class Engine:
     async def likelihoods(
         self, forcing: Forcing, on_likelihood: Callable[[int, Likelihood], None] | None = None
     ) -> list[Likelihood]:
-        """Return the likelihood of each continuation after its prompt, in the order of `forcing`.
-
-        `on_likelihood(i, likelihood)` is called in the caller's loop for each new likelihood.
-
-        Raises:
-            ModelError: When a single prompt does not fit in the device's memory, the model's forward pass
-                does not give its probabilities, or the engine is closed.
-            RowError: When a prompt cannot be encoded or leaves no room for its continuation.
-        """
+        """See `PromptEngine.likelihoods`."""
         if not forcing.snapshots:
             return []
         request = Request.create(len(forcing.snapshots), on_likelihood)

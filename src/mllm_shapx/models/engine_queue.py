@@ -13,9 +13,9 @@ from mllm_shap import ConversationSnapshot
 from numpy.typing import NDArray
 
 from mllm_shapx.errors import ModelError
-from mllm_shapx.models.base import Answer, Decoding, EmbeddingMode, Model, OutOfMemory, Prompt
+from mllm_shapx.models.base import Answer, Decoding, EmbeddingMode, Forcing, Model, OutOfMemory, Prompt
 from mllm_shapx.models.batch_size import BatchSizer
-from mllm_shapx.models.likelihood_batches import Forcing, LikelihoodBatch, read_batch
+from mllm_shapx.models.likelihood_batches import LikelihoodBatch, read_batch
 
 STRETCH = 1.25
 """A batch may exceed the batch size by this factor if it then takes all waiting prompts."""

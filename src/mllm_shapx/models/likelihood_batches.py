@@ -7,23 +7,10 @@ from typing import Any
 from mllm_shap import ConversationSnapshot
 
 from mllm_shapx.errors import ModelError
-from mllm_shapx.models.base import Decoding, Likelihood, Model, OutOfMemory, Prompt
+from mllm_shapx.models.base import Decoding, Forcing, Likelihood, Model, OutOfMemory, Prompt
 
 SIZE = 128
 """Prompts per batch if the config has no number: several pieces of a prefix tree."""
-
-
-@dataclass(frozen=True, slots=True)
-class Forcing:
-    """Prompts, and the given tokens after each."""
-
-    snapshots: Sequence[ConversationSnapshot]
-    continuations: Sequence[Sequence[int]]
-    """Token ids, one continuation per prompt, none empty."""
-    decoding: Decoding
-    """How the prompts are encoded; its other settings are not used."""
-    top_k: int = 0
-    """Number of most probable tokens to return per position."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,13 +1,22 @@
 """What a call may ask of a server: how long it waits, how many requests and tokens it may use."""
 
 import asyncio
+import math
 from dataclasses import dataclass
 
 from mllm_shapx.errors import BudgetError
 
 PATIENCE_S = 600.0
 TEMPLATE_TOKENS = 64
-"""Tokens that a chat template adds to a prompt at most; used until the server has counted a prompt."""
+"""Tokens that a chat template adds to a prompt, taken for granted until the server has counted a prompt."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What was asked of a server so far, as it counts tokens."""
+
+    requests: int = 0
+    tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,26 +28,44 @@ class ServerLimits:
     max_requests: int | None = None
     max_tokens: int | None = None
     """Tokens of prompts and answers together, as the server counts them."""
+    spent: Spent = Spent()
+    """What this call has used of them before the engine was made."""
+
+    @property
+    def are_counted(self) -> bool:
+        """Return whether requests or tokens are limited."""
+        return self.max_requests is not None or self.max_tokens is not None
 
 
 class Budget:
     """Counts requests and tokens and refuses a request that could go beyond a limit. For one event loop.
 
-    A request reserves the tokens that it can cost: those of its prompt and `max_new_tokens`. A prompt costs
-    at most one token per byte; once the server has counted prompts, the largest share of a byte is used.
+    A request reserves the tokens that it can cost: those of its prompt and `max_new_tokens`. A prompt is
+    taken to cost one token per byte and those of the template. Once the server has counted prompts, it is as
+    many per byte as in the prompt with the most, and for the template as many as the shortest prompt has in
+    all: no prompt that was counted costs more. An answer without a count costs what was reserved.
     """
 
     def __init__(self, limits: ServerLimits) -> None:
         self._limits = limits
-        self._requests = 0
-        self._tokens = 0
+        self._requests = limits.spent.requests
+        self._tokens = limits.spent.tokens
         self._reserved = 0
         self._in_flight = 0
-        self._tokens_per_byte: float | None = None
+        self._tokens_per_byte = 0.0
+        self._fewest_tokens: int | None = None
+        """Tokens of the shortest prompt that was counted."""
+        self._uncounted = 0
+        """Answers without a count."""
         self._reached: str | None = None
         """Why nothing more is sent; a smaller request that would fit is refused too."""
         self._idle = asyncio.Event()
         self._idle.set()
+
+    @property
+    def spent(self) -> Spent:
+        """Return what was used so far."""
+        return Spent(self._requests, self._tokens)
 
     async def enter(self, prompt_bytes: int, max_new_tokens: int) -> int:
         """Count a request that is about to be sent; return the tokens that it reserves, for `leave`.
@@ -72,16 +99,24 @@ class Budget:
         self._reserved -= reserved
         self._idle.set()
 
-    def count(self, prompt_bytes: int, tokens_in: int | None, tokens_out: int | None) -> None:
-        """Count the tokens of an answer."""
-        self._tokens += (tokens_in or 0) + (tokens_out or 0)
+    def count(self, prompt_bytes: int, reserved: int, tokens_in: int | None, tokens_out: int | None) -> None:
+        """Count the tokens of an answer, for which `reserved` tokens were reserved."""
+        if tokens_in is None or tokens_out is None:
+            self._tokens += reserved
+            self._uncounted += 1
+        else:
+            self._tokens += tokens_in + tokens_out
         if tokens_in is not None:
-            self._tokens_per_byte = max(self._tokens_per_byte or 0.0, tokens_in / max(1, prompt_bytes))
+            fewest = self._fewest_tokens
+            self._fewest_tokens = tokens_in if fewest is None else min(fewest, tokens_in)
+            if prompt_bytes:
+                self._tokens_per_byte = max(self._tokens_per_byte, tokens_in / prompt_bytes)
 
     def _cost(self, prompt_bytes: int) -> int:
-        if self._tokens_per_byte is None:
+        """Return the tokens that a prompt is taken to cost."""
+        if self._fewest_tokens is None:
             return prompt_bytes + TEMPLATE_TOKENS
-        return int(prompt_bytes * self._tokens_per_byte) + 1
+        return math.ceil(prompt_bytes * min(1.0, self._tokens_per_byte)) + self._fewest_tokens
 
     def _refusal(self, needed: int) -> str | None:
         most = self._limits.max_requests
@@ -89,8 +124,8 @@ class Budget:
             return f"--max-requests {most}: {self._requests} request(s) were sent"
         most = self._limits.max_tokens
         if most is not None and self._tokens + self._reserved + needed > most:
-            return (
-                f"--max-tokens {most}: {self._tokens} tokens were used, and the next request may take "
-                f"{needed} more"
-            )
+            counted = f"{self._tokens} tokens were used"
+            if self._uncounted:
+                counted += f", at most, as {self._uncounted} answer(s) came without a count"
+            return f"--max-tokens {most}: {counted}, and the next request may take {needed} more"
         return None

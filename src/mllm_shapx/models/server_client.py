@@ -1,6 +1,7 @@
 """Sends one request to an OpenAI-compatible server and turns failures into clear errors."""
 
 import asyncio
+import math
 import os
 import ssl
 import time
@@ -43,7 +44,7 @@ class Setback(Exception):  # noqa: N818 -- a condition that the engine handles
         self.is_busy = is_busy
         """Whether the server is overloaded."""
         self.wait_s = wait_s
-        """Seconds of the header Retry-After."""
+        """Seconds of the header Retry-After, which hold for all requests."""
         super().__init__(why)
 
 
@@ -328,16 +329,24 @@ def _words_of(error: Any) -> str:
 
 
 def _wait_s(response: httpx.Response) -> float | None:
-    """Return the seconds of Retry-After, a number or a date; None without it."""
+    """Return the seconds of Retry-After, a number or a date; None without it.
+
+    A date is compared with the answer's own, since the server's clock may differ from this one.
+    """
     value = response.headers.get("retry-after", "").strip()
-    if not value:
-        return None
     try:
-        return max(0.0, float(value))
+        seconds = float(value)
     except ValueError:
-        pass
+        until = _timestamp(value)
+        if until is None:
+            return None
+        seconds = until - (_timestamp(response.headers.get("date", "")) or time.time())
+    return max(0.0, seconds) if math.isfinite(seconds) else None
+
+
+def _timestamp(date: str) -> float | None:
     try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+        return parsedate_to_datetime(date).timestamp()
     except ValueError:
         return None
 

@@ -20,7 +20,15 @@ from mllm_shapx.errors import (
     StudyError,
     first_of,
 )
-from mllm_shapx.models.base import Answer, Decoding, EmbeddingMode, EngineStats, ServerDiedError
+from mllm_shapx.models.base import (
+    Answer,
+    Decoding,
+    EmbeddingMode,
+    EngineStats,
+    Forcing,
+    Likelihood,
+    ServerDiedError,
+)
 from mllm_shapx.models.server_budget import Budget, ServerLimits
 from mllm_shapx.models.server_client import Reply, ServerClient, Setback
 from mllm_shapx.models.server_identity import ServedModel, look
@@ -76,7 +84,7 @@ class ServerEngine:
 
     @property
     def stats(self) -> EngineStats:
-        """Return what has been done so far; the batch size is the number of requests in flight."""
+        """See `PromptEngine.stats`; the batch size is the number of requests in flight."""
         return EngineStats(
             prompts=self._answered,
             batches=self._answered,
@@ -85,17 +93,27 @@ class ServerEngine:
             padding_share=0.0,
             batch_size=self._throttle.limit,
             out_of_memory=0,
+            spent=self._budget.spent,
         )
 
     @property
     def waiting_for(self) -> str:
-        """Return what the engine waits for, as a sentence; empty while the server answers."""
+        """See `PromptEngine.waiting_for`."""
         if self._silent_since is None or time.monotonic() - self._silent_since < QUIET_S:
             return ""
         return (
             f"the server at {self.model.service.base_url} gives no answers: {self._last}; waiting up to "
             f"{self._patience_s:g} s for it"
         )
+
+    @property
+    def most_rows(self) -> int:
+        """Return the most requests in flight: then each of them may be of another row."""
+        return self.model.service.max_concurrency
+
+    def order(self, snapshot: ConversationSnapshot) -> tuple[str, ...]:
+        """Return a key that puts prompts with the same beginning next to each other."""
+        return tuple(message.text for message in snapshot.messages())
 
     async def answer(
         self,
@@ -104,13 +122,7 @@ class ServerEngine:
         seeds: Sequence[int],
         on_answer: Callable[[int, Answer], None] | None = None,
     ) -> list[Answer]:
-        """Answer `snapshots`, in their order (see `Engine.answer`).
-
-        Raises:
-            RowError: When the server does not take one of the prompts.
-            ServerError: When it has given no answer for too long, or takes no requests.
-            ModelChangedError: When it has another model than the study began with.
-        """
+        """See `PromptEngine.answer`."""
         if len(seeds) != len(snapshots):
             raise ValueError(f"{len(snapshots)} prompts need as many seeds, not {len(seeds)}")
         prompts = [self.model.encode(snapshot, decoding) for snapshot in snapshots]
@@ -123,7 +135,7 @@ class ServerEngine:
 
         try:
             async with asyncio.TaskGroup() as group:
-                for index in sorted(range(len(prompts)), key=lambda each: prompts[each].order):
+                for index in sorted(range(len(prompts)), key=lambda each: self.order(snapshots[each])):
                     group.create_task(ask(index))
         except ExceptionGroup as failures:
             raise first_of(failures) from None
@@ -135,8 +147,16 @@ class ServerEngine:
         """Raise `ModelError`: a server gives no states."""
         return self.model.embed(answers, mode, reducer)
 
+    async def likelihoods(
+        self,
+        forcing: Forcing,  # noqa: ARG002
+        on_likelihood: Callable[[int, Likelihood], None] | None = None,  # noqa: ARG002
+    ) -> list[Likelihood]:
+        """Raise `ModelError`: a server reads no given tokens."""
+        raise ModelError("connector 'openai' reads no probabilities of given tokens")
+
     async def aclose(self, *, keep_model: bool = False) -> None:
-        """Close the connections, and end the server where it was started for the model, which may stay."""
+        """Close the connections; end the server that the worker started, unless `keep_model`."""
         self._broken = ServerError("the engine is closed: it answers no more prompts")
         await self._client.aclose()
         if not keep_model:
@@ -155,7 +175,7 @@ class ServerEngine:
                         reply = await self._client.ask(prompt.messages, self._asked(decoding), seed)
                     finally:
                         self._budget.leave(reserved)
-                    self._budget.count(prompt.size, reply.answer.tokens_in, reply.answer.tokens_out)
+                    self._budget.count(prompt.size, reserved, reply.answer.tokens_in, reply.answer.tokens_out)
                     return self._accept(reply)
                 except Setback as setback:
                     pause_s = self._note(setback, sent_at, trouble)
@@ -242,9 +262,9 @@ class ServerEngine:
             self._throttle.away()
         elif setback.is_busy:
             self._throttle.too_many(sent_at)
-        if setback.is_away or setback.is_busy:
+        if setback.is_away or setback.is_busy or setback.wait_s:
             self._throttle.pause(setback.wait_s or _pause_s(self._setbacks))
-        if setback.is_away or setback.wait_s is not None:
+        if setback.is_away or (setback.is_busy and setback.wait_s):
             return 0.0
         if not trouble.failures:
             trouble.answered_before = self._answered
@@ -255,7 +275,7 @@ class ServerEngine:
                 f"the server failed {trouble.failures} times at one of its prompts while it answered others: "
                 f"{setback.why}",
             )
-        return 0.0 if setback.is_busy else _pause_s(trouble.failures)
+        return 0.0 if setback.is_busy or setback.wait_s else _pause_s(trouble.failures)
 
     def _check_own_server(self) -> None:
         """Raise `ServerDiedError` when the server of this worker has ended."""

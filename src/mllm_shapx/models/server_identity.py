@@ -121,8 +121,7 @@ async def _first_reply(client: ServerClient, settings: ModelSettings) -> Reply:
     except (RowError, ServerError):
         pass
     except Setback as setback:
-        if setback.is_away or setback.is_busy:
-            raise
+        await _wait_after(setback)
     return await client.ask(_question(settings), decoding, 0)
 
 
@@ -194,10 +193,19 @@ async def _told(client: ServerClient, url: str) -> Any:
         except (ServerError, RowError):
             return None
         except Setback as setback:
-            if setback.is_away or setback.is_busy:
-                raise
-            await asyncio.sleep(RETRY_S)
+            await _wait_after(setback)
     return None
+
+
+async def _wait_after(setback: Setback) -> None:
+    """Wait until the server may be asked again.
+
+    Raises:
+        Setback: When it is away or busy, or wants a long pause: all requests are to wait for it.
+    """
+    if setback.is_away or setback.is_busy or (setback.wait_s or 0.0) > LONGEST_PAUSE_S:
+        raise setback
+    await asyncio.sleep(setback.wait_s or RETRY_S)
 
 
 async def _version(client: ServerClient) -> str | None:

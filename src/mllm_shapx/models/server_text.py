@@ -38,11 +38,6 @@ class ServerPrompt:
         """Return its bytes in UTF-8, which no tokenizer makes more tokens of."""
         return sum(len(message["content"].encode(errors="replace")) for message in self.messages)
 
-    @property
-    def order(self) -> tuple[str, ...]:
-        """Return the sort key that puts prompts with the same beginning next to each other."""
-        return tuple(message["content"] for message in self.messages)
-
 
 class ServerModel:
     """A model behind a server. `server_engine.ServerEngine` sends its prompts.
@@ -137,10 +132,12 @@ class ServerModel:
         )
 
     def count(self, reply: Reply) -> None:
-        """Record an answer: the model's name, the fingerprint, an unusual end."""
+        """Record an answer: the model's name, the fingerprint, an unusual end, missing counts of tokens."""
         self._name, self._fingerprint = reply.model, reply.fingerprint
         if reply.answer.ending is not None:
             self._notes[_ENDINGS[reply.answer.ending]] = None
+        if reply.answer.tokens_in is None or reply.answer.tokens_out is None:
+            self._notes[_NO_COUNT] = None
 
     def close(self) -> None:
         """End the server, where this process started it; the connections are the engine's."""
@@ -148,6 +145,10 @@ class ServerModel:
             self.server.close()
 
 
+_NO_COUNT = (
+    "the server gives no count of tokens (`usage`) with some answers: the sums of tokens leave them out, and "
+    "--max-tokens takes them to cost as much as they may"
+)
 _MARKED = "the store of answers marks them in the column `ending`"
 _ENDINGS = {
     "refusal": f"some answers are refusals, scored by the server's words of refusal; {_MARKED}",
