@@ -18,7 +18,7 @@ from mllm_shapx.reporting.charts import PAGE as PAGE_THEME
 from mllm_shapx.reporting.charts import charts
 from mllm_shapx.reporting.comparison import evenly
 from mllm_shapx.reporting.drawing import INSTALL, can_draw, svg
-from mllm_shapx.reporting.output import refuse_special, write_output
+from mllm_shapx.reporting.output import PAGE, refuse_inside, refuse_special, write_output
 from mllm_shapx.reporting.page_audio import MOST_SOUND, Recordings
 from mllm_shapx.reporting.page_rows import PageRows
 from mllm_shapx.reporting.reading import RunFiles, StudyFiles, open_study
@@ -29,8 +29,6 @@ MOST_ROWS = 5000
 
 MOST_DATA = 20_000_000
 """Bytes of prompts, values and answers in one page, about; where rows are long, fewer are taken."""
-
-PAGE = "report.html"
 
 _PROBED = 32
 """Rows from which the size of all is estimated."""
@@ -76,16 +74,18 @@ def report(
         accept_changed_rows: Show samples of rows that were changed in the dataset since.
 
     Raises:
-        UsageError: When the directory is neither, or rows were changed and that is not accepted.
+        UsageError: When the directory is neither, `output` would replace another of its files, or rows were
+            changed and that is not accepted.
         StorageError: When the file cannot be written.
     """
     study = open_study(directory)
-    if not accept_changed_rows:
-        refuse_changed_rows(study)
     if output is None:
         is_local = isinstance(study.storage, LocalStorage)
         output = expanded(directory) / PAGE if is_local else Path(PAGE)
     refuse_special(output)
+    refuse_inside(study.storage, output, is_page=True)
+    if not accept_changed_rows:
+        refuse_changed_rows(study)
     write_output(output, page(study, settings).encode(errors="replace"))
     return output
 
