@@ -61,7 +61,7 @@ def test_agreement_of_two_samples_by_hand() -> None:
     other = sample(WORDS, [0.4, 0.3, 0.1, -0.1, -0.05], response="another answer")
     found = compare_samples(one, other, top_k=2)
     assert isinstance(found, Agreement)
-    assert found.error == pytest.approx((0.1 + 0.5 + 0.0 + 0.1 + 0.1) / 5)
+    assert found.difference == pytest.approx((0.1 + 0.5 + 0.0 + 0.1 + 0.1) / 5)
     assert (found.top, found.same_first, found.players, found.same_answer) == (1.0, True, 5, False)
     # b and e change their sign; d is 0 in one of them.
     assert found.sign_changes == 2
@@ -79,7 +79,7 @@ def test_agreement_of_two_samples_by_hand() -> None:
 def test_constant_values_have_no_correlation_and_one_player_is_enough() -> None:
     found = compare_samples(sample(["a"], [1.0]), sample(["a"], [1.0]))
     assert isinstance(found, Agreement)
-    assert (found.error, found.pearson, found.spearman, found.top, found.same_first) == (
+    assert (found.difference, found.pearson, found.spearman, found.top, found.same_first) == (
         0.0,
         None,
         None,

@@ -4,7 +4,7 @@ import html
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from mllm_shapx.config.paths import expanded
 from mllm_shapx.errors import UsageError
 from mllm_shapx.records.storage import LocalStorage
-from mllm_shapx.reporting.agreement import TOP_K
+from mllm_shapx.reporting.agreement import TOP_K, mean, summary
 from mllm_shapx.reporting.changed_rows import compare_with_dataset
 from mllm_shapx.reporting.charts import PAGE as PAGE_THEME
 from mllm_shapx.reporting.charts import charts
@@ -22,7 +22,7 @@ from mllm_shapx.reporting.output import PAGE, refuse_inside, refuse_special, wri
 from mllm_shapx.reporting.page_audio import MOST_SOUND, Recordings
 from mllm_shapx.reporting.page_rows import PageRows
 from mllm_shapx.reporting.reading import RunFiles, StudyFiles, open_study
-from mllm_shapx.reporting.study_figures import RunSeries, StudyFigures, StudyRows, mean
+from mllm_shapx.reporting.study_figures import RunSeries, StudyFigures, StudyRows
 
 MOST_ROWS = 5000
 """Rows in one page; of more, as many evenly spread ones are taken, and the page says so."""
@@ -202,11 +202,8 @@ def _notes(study: StudyFiles, shown: int, figures: StudyFigures) -> list[str]:
             "tables and plots are of all."
         )
     for run in figures.runs:
-        for obstacle, count in run.obstacles.items():
-            notes.append(
-                f"{run.name}: {count:,} row(s) are not compared: the exact run has {obstacle.value} there."
-            )
-    if any(run.agreements for run in figures.runs):
+        notes += [f"{run.name}: {said}." for said in summary(run.tally).left_out_in_words("exact")]
+    if any(run.tally.agreements for run in figures.runs):
         notes.append(
             "Error: mean over players of the difference from the exact value. Same first: share of rows "
             "whose value of largest size belongs to the same player as in the exact run."
@@ -218,7 +215,7 @@ def _notes(study: StudyFiles, shown: int, figures: StudyFigures) -> list[str]:
 
 def _run(run: RunFiles, series: RunSeries) -> dict[str, Any]:
     residual = run.summary.get("efficiency_residual_mean")
-    agreements = [asdict(agreement) for agreement in series.agreements]
+    found = summary(series.tally)
     return {
         "name": series.name,
         "samples": len(series.n_calls),
@@ -227,10 +224,12 @@ def _run(run: RunFiles, series: RunSeries) -> dict[str, Any]:
         # The older runner does not say which answers were generated for a run.
         "model_calls": None if run.is_of_older_runner or not series.model_calls else sum(series.model_calls),
         "seconds": mean(series.seconds),
-        "error": mean([found["error"] for found in agreements]),
-        "correlation": mean([found["pearson"] for found in agreements]),
-        "spearman": mean([found["spearman"] for found in agreements]),
-        "same_first": mean([found["same_first"] for found in agreements]),
+        "error": found.difference,
+        "correlation": found.pearson,
+        "spearman": found.spearman,
+        "top": found.top,
+        "same_first": found.same_first,
+        "sign_changes": found.sign_changes,
         "frac_text": mean(series.text),
         "frac_audio": mean(series.audio),
         "residual": residual if run.summary.get("n_samples") else None,

@@ -75,7 +75,8 @@ function drawTables() {
     ["coalitions / sample", r => r.n_calls, v => number(v, 1)], ["answers generated", r => r.model_calls, v => number(v, 0)],
     ["seconds / sample", r => r.seconds, small], ["error", r => r.error, small],
     ["correlation with exact", r => r.correlation, v => number(v, 3)], ["rank correlation", r => r.spearman, v => number(v, 3)],
-    ["same first", r => r.same_first, percent], ["share on text", r => r.frac_text, v => number(v, 3)],
+    ["top 3 shared", r => r.top, percent], ["same first", r => r.same_first, percent],
+    ["signs changed", r => r.sign_changes, percent], ["share on text", r => r.frac_text, v => number(v, 3)],
     ["share on audio", r => r.frac_audio, v => number(v, 3)], ["residual, mean", r => r.residual, small],
     ["deletion area", r => r.deletion, v => number(v, 3)], ["insertion area", r => r.insertion, v => number(v, 3)],
     ["random area", r => r.random, v => number(v, 3)]];
