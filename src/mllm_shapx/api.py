@@ -171,7 +171,8 @@ class Results:
         from 0; `piece`, its text without surrounding blanks, empty for sound; `modality`, `text` or `audio`;
         `value`; `raw_value`, the value before the normalizer, NaN where the sample does not record it; and
         of the sample `language`, `turn` of the player in the conversation, `n_calls`, `base_value` and
-        `grand_value`. `mllm-shapx export` writes the same table to a file.
+        `grand_value`; and `standard_error` of `raw_value`, NaN where it is not known. `mllm-shapx export`
+        writes the same table to a file.
 
         Raises:
             UsageError: When there is no such run.
