@@ -155,7 +155,6 @@ def _study(folder: Path, units: int) -> Any:
         dataset_commit="0",  # as a hub's: what is there at a commit is not read again to be compared
         model_path=None,
         model_commit="0",
-        wandb=settings_of.wandb,
         runtime=settings_of.runtime,
         config={**loaded.data, "selection": settings_of.selection.model_dump(mode="json")},
     )

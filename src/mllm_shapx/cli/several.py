@@ -124,11 +124,9 @@ def _print_outcome(outcome: StudyOutcome, config: LoadedConfig, request: StopReq
 
 
 def _hints(config: LoadedConfig, outcome: StudyOutcome) -> tuple[str, ...]:
-    from mllm_shapx.tracking.mlflow import located
-    from mllm_shapx.tracking.trackers import hints
+    from mllm_shapx.tracking.trackers import hints, placed_trackers
 
-    asked = config.experiment_set
-    return hints(asked.wandb, located(asked.mlflow, outcome.output_uri), outcome.output_uri)
+    return hints(placed_trackers(config.experiment_set, outcome.output_uri))
 
 
 def _print_table(config: LoadedConfig, directory: str, column: str | None) -> None:
