@@ -1,6 +1,7 @@
 """`compare`: runs of one set or several, row by row, and what cannot be compared."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,10 +10,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from browser import chromium, in_browser, opened
 from click.testing import CliRunner, Result
 from older_directories import write_older_directory
 from results_on_disk import make_sample, text_entry, write_study
+from safetensors.torch import load_file, save_file
+from small_study import MODEL, Study
 
 from mllm_shapx.cli import main
 from mllm_shapx.records.results import USER, SampleResult
@@ -174,6 +178,49 @@ def test_calls_that_compare_nothing_are_refused(tmp_path: Path) -> None:
     )
     assert inside.exit_code == 2
     assert "left as it is" in inside.output
+
+
+@pytest.mark.slow
+def test_two_models_are_compared_by_what_they_answer(tmp_path: Path) -> None:
+    """The demo's model against one of other weights: the figures are those of numpy and pandas."""
+    import mllm_shapx
+
+    other = tmp_path / "other-model"
+    shutil.copytree(MODEL, other)
+    noise = torch.Generator().manual_seed(0)
+    weights = {
+        name: weight + 0.5 * weight.std() * torch.randn(weight.shape, generator=noise)
+        for name, weight in load_file(other / "model.safetensors").items()
+    }
+    save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
+    found = {}
+    for name, model in (("one", MODEL), ("two", other)):
+        settings = {
+            "connector_kwargs": {"model_id": str(model), "dtype": "float32"},
+            "experiments": [{"explainer_type": "exact"}],
+        }
+        study = Study(tmp_path / name, rows=4, words=5, settings=settings)
+        assert study.call("--inline").code == 0
+        found[name] = str(study.output / "exact")
+    (pair,) = compared(*found.values())["pairs"]
+    assert (pair["rows"], pair["other_prompts"], pair["other_players"], pair["only_first"]) == (4, 0, 0, 0)
+    assert "model_commit" in pair["settings"]
+    tables = [
+        mllm_shapx.load(directory).values().set_index(["row", "position"]) for directory in found.values()
+    ]
+    values = pd.concat([table["value"] for table in tables], axis=1, keys=["one", "two"])
+    assert pair["difference"] == pytest.approx(
+        (values["one"] - values["two"]).abs().groupby("row").mean().mean()
+    )
+    assert pair["difference"] > 0.0
+    ranks = [rank_correlation(row["one"], row["two"]) for _, row in values.groupby("row") if row.std().all()]
+    assert pair["spearman"] == (pytest.approx(np.mean(ranks)) if ranks else None)
+    assert pair["sign_changes"] == pytest.approx((values["one"] * values["two"] < 0).mean())
+    answers = [
+        [each.response for each in mllm_shapx.load(directory).samples()] for directory in found.values()
+    ]
+    same = [one == two for one, two in zip(*answers, strict=True)]
+    assert pair["same_answer"] == np.mean(same) < 1.0
 
 
 @in_browser

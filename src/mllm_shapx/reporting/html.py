@@ -206,7 +206,8 @@ def _notes(study: StudyFiles, shown: int, figures: StudyFigures) -> list[str]:
     if any(run.tally.agreements for run in figures.runs):
         notes.append(
             "Error: mean over players of the difference from the exact value. Same first: share of rows "
-            "whose value of largest size belongs to the same player as in the exact run."
+            "whose value of largest size belongs to the same player as in the exact run; top 3 shared: share "
+            "of the three largest. Signs changed: share of players, positive in one, negative in the other."
         )
     if not can_draw():
         notes.append(f"There are no plots: they need the package vl-convert-python ({INSTALL}).")
