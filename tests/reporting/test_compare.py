@@ -189,7 +189,7 @@ def test_two_models_are_compared_by_what_they_answer(tmp_path: Path) -> None:
     shutil.copytree(MODEL, other)
     noise = torch.Generator().manual_seed(0)
     weights = {
-        name: weight + 0.5 * weight.std() * torch.randn(weight.shape, generator=noise)
+        name: weight + 2.0 * weight.std() * torch.randn(weight.shape, generator=noise)
         for name, weight in load_file(other / "model.safetensors").items()
     }
     save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
@@ -205,20 +205,16 @@ def test_two_models_are_compared_by_what_they_answer(tmp_path: Path) -> None:
     (pair,) = compared(*found.values())["pairs"]
     assert (pair["rows"], pair["other_prompts"], pair["other_players"], pair["only_first"]) == (4, 0, 0, 0)
     assert "model_commit" in pair["settings"]
-    tables = [
-        mllm_shapx.load(directory).values().set_index(["row", "position"]) for directory in found.values()
-    ]
-    values = pd.concat([table["value"] for table in tables], axis=1, keys=["one", "two"])
-    assert pair["difference"] == pytest.approx(
-        (values["one"] - values["two"]).abs().groupby("row").mean().mean()
-    )
+    loaded = [mllm_shapx.load(directory) for directory in found.values()]
+    columns = [each.values().set_index(["row", "position"])["value"] for each in loaded]
+    values = pd.concat(columns, axis=1, keys=["one", "two"])
+    gaps = (values["one"] - values["two"]).abs().groupby("row").mean()
+    assert pair["difference"] == pytest.approx(gaps.mean())
     assert pair["difference"] > 0.0
     ranks = [rank_correlation(row["one"], row["two"]) for _, row in values.groupby("row") if row.std().all()]
     assert pair["spearman"] == (pytest.approx(np.mean(ranks)) if ranks else None)
     assert pair["sign_changes"] == pytest.approx((values["one"] * values["two"] < 0).mean())
-    answers = [
-        [each.response for each in mllm_shapx.load(directory).samples()] for directory in found.values()
-    ]
+    answers = [[sample.response for sample in each.samples()] for each in loaded]
     same = [one == two for one, two in zip(*answers, strict=True)]
     assert pair["same_answer"] == np.mean(same) < 1.0
 
