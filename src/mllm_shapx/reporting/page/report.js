@@ -300,7 +300,7 @@ function drawInteractions(prompt, { i: index, o: order, m: matrix }) {
   box.open = true;
   box.append(make("summary", "", "interactions of pairs · " + index + (order > 2 ? " of order " + order + ", of which larger sets are not shown" : "")));
   const heading = (player, scope) => {
-    const cell = make("th"), label = make("span", "", players[player].short);
+    const cell = make("th"), label = make("span", players[player].short.length > 3 ? "long" : "", players[player].short);
     cell.scope = scope;
     cell.dataset.tip = players[player].long;
     cell.append(label);
@@ -314,7 +314,8 @@ function drawInteractions(prompt, { i: index, o: order, m: matrix }) {
       const cell = row.insertCell(), isOwn = one === other, share = top > 0 && !isOwn ? Math.abs(value ?? 0) / top : 0;
       if (numbers) cell.textContent = short(value);
       cell.className = isOwn ? "own" : value < 0 ? "neg" : "";
-      if (!isOwn && top > 0 && Math.abs(value) === top) cell.classList.add("top");
+      // Pairs that should be equal differ by rounding.
+      if (share > 1 - 1e-9) cell.classList.add("top");
       cell.style.setProperty("--s", (100 * share).toFixed(1) + "%");
       cell.dataset.tip = (isOwn ? players[one].long + " alone" : players[one].long + " with " + players[other].long) + ": " + show(value);
     });
