@@ -154,7 +154,6 @@ def _study(folder: Path, units: int) -> Any:
         dataset_commit="0",  # as of a hub: content at a commit is not compared
         model_path=None,
         model_commit="0",
-        wandb=settings_of.wandb,
         runtime=settings_of.runtime,
         config={**loaded.data, "selection": settings_of.selection.model_dump(mode="json")},
     )

@@ -170,8 +170,9 @@ class Results:
         Columns: `run`; `row`, the row's index in the source dataset; `position` of the player in its row,
         from 0; `piece`, its text without surrounding blanks, empty for audio; `modality`, `text` or `audio`;
         `value`; `raw_value`, the value before the normalizer, NaN if the sample lacks it; `language`; `turn`
-        of the player in the conversation; `n_calls`, `base_value` and `grand_value` of the sample.
-        `mllm-shapx export` writes the same table to a file.
+        of the player in the conversation; `n_calls`, `base_value` and `grand_value` of the sample;
+        `standard_error` of `raw_value`, NaN if it is not known. `mllm-shapx export` writes the same table to
+        a file.
 
         Raises:
             UsageError: When there is no such run.

@@ -230,7 +230,7 @@ def test_runs_on_other_content_are_not_compared_with_each_other(study: Study) ->
     from mllm_shapx.reporting.reading import open_study
     from mllm_shapx.reporting.table import results_table
 
-    left_out = {run.name: run.not_compared for run in compare_runs(open_study(str(study.output)))}
+    left_out = {run.name: run.agreement.left_out for run in compare_runs(open_study(str(study.output)))}
     assert left_out == {"exact": 0, "limited_mc_frac0_5": 0, "standard_cc_ns16": 1}
     assert "standard_cc_ns16: 1 row(s) are not compared" in results_table(str(study.output), width=200)
 

@@ -1,6 +1,7 @@
 """Rescoring ends as a run does: at a signal, when its lock is lost, and where a row fails in one run only."""
 
 import dataclasses
+import json
 import os
 import signal
 import time
@@ -96,3 +97,37 @@ def test_a_run_that_cannot_explain_a_row_leaves_its_other_runs_alone(tmp_path: P
     assert found.exit_code == 3, found.output
     assert results(study.output) == before
     assert [path.parts[-3] for path in study.output.glob("*/samples/*.json")] == ["limited_mc_ns30"]
+
+
+def test_events_of_rescore_and_retry_are_those_of_run(tmp_path: Path) -> None:
+    """With --json, stdout holds one event a line, from the start to the outcome with its exit code."""
+    runs = [{"explainer_type": "exact"}, {"explainer_type": "limited_mc", "num_samples": [30]}]
+    study = Study(tmp_path, settings={"experiments": runs})
+    study.write_prompts("please help my teacher", " ".join(f"word{place}" for place in range(26)))
+    assert study.call("--inline").code == 3
+    config, directory = ["--config", str(study.config)], str(study.output)
+    calls = (["rescore", *config, "--overwrite"], ["retry", directory, "--inline"])
+    for call in calls:
+        found = CliRunner().invoke(main, [*call, "--json"])
+        assert found.exit_code == 3, found.output
+        events = [json.loads(line) for line in found.stdout.splitlines()]
+        assert [events[0]["event"], events[-1]["event"]] == ["started", "outcome"]
+        assert "progress" in {event["event"] for event in events}
+        assert [events[0]["config"], events[-1]["exit_code"]] == [events[-1]["config"], 3]
+        done = {run["name"]: (run["done"], run["failed"]) for run in events[-1]["runs"]}
+        assert done == {"exact": (1, 1), "limited_mc_ns30": (2, 0)}
+    nothing = CliRunner().invoke(main, ["retry", directory, "--only", "worker_died", "--json"])
+    assert (nothing.exit_code, nothing.stdout) == (0, "")
+    assert "no sample to try again" in nothing.stderr
+
+
+def test_a_config_that_cannot_be_rescored_does_not_keep_the_next_from_it(
+    study: Study, tmp_path: Path
+) -> None:
+    """Each config is named with what became of it, and the worst code ends the call, as of `run`."""
+    other = Study(tmp_path / "other", rows=1, words=3)
+    call = ["rescore", "--config", str(other.config), "--config", str(study.config), "--overwrite"]
+    found = CliRunner().invoke(main, call)
+    assert found.exit_code in {1, 2}, found.output
+    assert len(list(study.output.glob("*/set_aside*"))) == 3
+    assert study.samples_on_disk() == 3 * ROWS

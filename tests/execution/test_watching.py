@@ -2,14 +2,15 @@
 
 import json
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from small_study import Study
+from small_study import Sabotage, Study
 from tracking_kit import silent_server
-from wandb_files import read_records
+from wandb_files import check_history, read_records
 
 from mllm_shapx.cli import main
 from mllm_shapx.execution.lifecycle import run_to_end
@@ -172,3 +173,69 @@ def _check_mlflow(study: Study, runs: list[str]) -> None:
         names = {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
         assert names == {"spec.json", "summary", "prompts.html"}
         assert run.data.params["shap.similarity"] == "TfIdfCosineSimilarity"
+
+
+def killed_midway(study: Study, look: Callable[[], None]) -> None:
+    """Start the study on slow rows, call `look` once some samples are written, and kill it."""
+    saboteur = Sabotage(study.folder)
+    saboteur.set(slow=list(range(study.rows)), slow_s=1.0)
+    run = study.start("--inline", env=saboteur.env)
+    run.wait_for(lambda: study.samples_on_disk() >= 6)
+    try:
+        look()
+    finally:
+        run.kill()
+        run.wait(60)
+
+
+@pytest.mark.slow
+def test_status_tells_of_a_real_run_while_it_works_and_after_its_death(tmp_path: Path) -> None:
+    """Its process is named with what is done so far; killed, what is left and how to go on."""
+    study = Study(tmp_path, rows=6, words=3)
+
+    def told() -> Any:
+        found = CliRunner().invoke(main, ["status", "--check", "--json", str(study.output)])
+        assert found.exit_code == 0, found.output
+        return json.loads(found.stdout)
+
+    seen: list[Any] = []
+    killed_midway(study, lambda: seen.append(told()))
+    (during,) = seen
+    assert during["running"] is not None
+    assert during["next_steps"] == []
+    assert 6 <= during["done"] < during["total"] == 18
+    assert {run["state"] for run in during["runs"]} == {"under way"}
+    after = told()
+    assert after["running"] is None
+    assert during["done"] <= after["done"] == study.samples_on_disk() < 18
+    assert [run["left"] for run in after["runs"]] == [6 - run["done"] for run in after["runs"]]
+    assert "to go on: mllm-shapx run --config CONFIG --resume" in after["next_steps"]
+    assert study.call("--inline", "--resume").code == 0
+    end = told()
+    assert (end["done"], end["next_steps"]) == (18, [])
+
+
+@pytest.mark.slow
+def test_a_killed_study_goes_on_in_the_same_wandb_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After SIGKILL and --resume each run has one id, the config's entity and group, and each sample once."""
+    for name in ("WANDB_MODE", "WANDB_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    block = {"mode": "offline", "entity": "my-team", "group": "pilot", "tags": ["small"]}
+    study = Study(tmp_path, rows=6, words=3, settings={"wandb": block})
+    killed_midway(study, lambda: None)
+    assert study.samples_on_disk() < 18
+    resumed = study.call("--inline", "--resume")
+    assert resumed.code == 0, resumed.out
+    starts: dict[str, list[Any]] = {}
+    for folder in sorted((study.output / "wandb").glob("offline-run-*")):
+        for record in read_records(folder):
+            if record.HasField("run"):
+                starts.setdefault(record.run.display_name, []).append(record.run)
+    assert sorted(starts) == sorted(path.parent.name for path in study.output.glob("*/spec.json"))
+    for runs in starts.values():
+        assert len(runs) >= 2
+        assert len({run.run_id for run in runs}) == 1
+        assert {(run.entity, run.run_group, *run.tags) for run in runs} == {("my-team", "pilot", "small")}
+    assert check_history(study.output, set()) == 18

@@ -1,6 +1,7 @@
 """`compare`: runs of one set or several, row by row, and what cannot be compared."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,10 +10,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from browser import chromium, in_browser, opened
 from click.testing import CliRunner, Result
 from older_directories import write_older_directory
 from results_on_disk import make_sample, text_entry, write_study
+from safetensors.torch import load_file, save_file
+from small_study import MODEL, Study
 
 from mllm_shapx.cli import main
 from mllm_shapx.records.results import USER, SampleResult
@@ -61,7 +65,7 @@ def test_agreement_of_two_samples_by_hand() -> None:
     other = sample(WORDS, [0.4, 0.3, 0.1, -0.1, -0.05], response="another answer")
     found = compare_samples(one, other, top_k=2)
     assert isinstance(found, Agreement)
-    assert found.error == pytest.approx((0.1 + 0.5 + 0.0 + 0.1 + 0.1) / 5)
+    assert found.difference == pytest.approx((0.1 + 0.5 + 0.0 + 0.1 + 0.1) / 5)
     assert (found.top, found.same_first, found.players, found.same_answer) == (1.0, True, 5, False)
     # b and e change their sign; d is 0 in one of them.
     assert found.sign_changes == 2
@@ -79,7 +83,7 @@ def test_agreement_of_two_samples_by_hand() -> None:
 def test_constant_values_have_no_correlation_and_one_player_is_enough() -> None:
     found = compare_samples(sample(["a"], [1.0]), sample(["a"], [1.0]))
     assert isinstance(found, Agreement)
-    assert (found.error, found.pearson, found.spearman, found.top, found.same_first) == (
+    assert (found.difference, found.pearson, found.spearman, found.top, found.same_first) == (
         0.0,
         None,
         None,
@@ -174,6 +178,45 @@ def test_calls_that_compare_nothing_are_refused(tmp_path: Path) -> None:
     )
     assert inside.exit_code == 2
     assert "left as it is" in inside.output
+
+
+@pytest.mark.slow
+def test_two_models_are_compared_by_what_they_answer(tmp_path: Path) -> None:
+    """The demo's model against one of other weights: the figures are those of numpy and pandas."""
+    import mllm_shapx
+
+    other = tmp_path / "other-model"
+    shutil.copytree(MODEL, other)
+    noise = torch.Generator().manual_seed(0)
+    weights = {
+        name: weight + 2.0 * weight.std() * torch.randn(weight.shape, generator=noise)
+        for name, weight in load_file(other / "model.safetensors").items()
+    }
+    save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
+    found = {}
+    for name, model in (("one", MODEL), ("two", other)):
+        settings = {
+            "connector_kwargs": {"model_id": str(model), "dtype": "float32"},
+            "experiments": [{"explainer_type": "exact"}],
+        }
+        study = Study(tmp_path / name, rows=4, words=5, settings=settings)
+        assert study.call("--inline").code == 0
+        found[name] = str(study.output / "exact")
+    (pair,) = compared(*found.values())["pairs"]
+    assert (pair["rows"], pair["other_prompts"], pair["other_players"], pair["only_first"]) == (4, 0, 0, 0)
+    assert "model_commit" in pair["settings"]
+    loaded = [mllm_shapx.load(directory) for directory in found.values()]
+    columns = [each.values().set_index(["row", "position"])["value"] for each in loaded]
+    values = pd.concat(columns, axis=1, keys=["one", "two"])
+    gaps = (values["one"] - values["two"]).abs().groupby("row").mean()
+    assert pair["difference"] == pytest.approx(gaps.mean())
+    assert pair["difference"] > 0.0
+    ranks = [rank_correlation(row["one"], row["two"]) for _, row in values.groupby("row") if row.std().all()]
+    assert pair["spearman"] == (pytest.approx(np.mean(ranks)) if ranks else None)
+    assert pair["sign_changes"] == pytest.approx((values["one"] * values["two"] < 0).mean())
+    answers = [[sample.response for sample in each.samples()] for each in loaded]
+    same = [one == two for one, two in zip(*answers, strict=True)]
+    assert pair["same_answer"] == np.mean(same) < 1.0
 
 
 @in_browser

@@ -34,7 +34,14 @@ def test_file_holds_what_the_api_returns(tmp_path: Path, form: Format) -> None:
     records = RunRecords(open_storage(str(study)), "exact")
     sound = ConversationEntry(AUDIO, (USER, USER), (AudioPiece(640), AudioPiece(640)), (0.1 + 0.2, -1e-300))
     turns = ((text_entry(USER, [HOSTILE, "?"], [1 / 3, None]),), (sound,))
-    records.write_sample(replace(make_sample("exact", 2), conversation=turns, raw_values=(1.0, 2.0, -3.0)))
+    records.write_sample(
+        replace(
+            make_sample("exact", 2),
+            conversation=turns,
+            raw_values=(1.0, 2.0, -3.0),
+            standard_errors=(0.25, math.nan, 0.0),
+        )
+    )
     found = export(str(study), form, tmp_path / f"out.{form}")
     assert (found.samples, found.lines, found.left_out) == (15, 14 * 8 + 3, 0)
     table = read(found.path)
@@ -43,11 +50,13 @@ def test_file_holds_what_the_api_returns(tmp_path: Path, form: Format) -> None:
     assert len(table) == found.lines
     for column in ("run", "row", "position", "modality", "language", "turn", "n_calls"):
         assert list(table[column]) == list(expected[column]), column
-    for column in ("value", "raw_value", "base_value", "grand_value"):
+    for column in ("value", "raw_value", "base_value", "grand_value", "standard_error"):
         pd.testing.assert_series_equal(table[column], expected[column], check_exact=True)
     mine = table[(table["run"] == "exact") & (table["row"] == 2)]
     assert list(mine["value"]) == [1 / 3, 0.1 + 0.2, -1e-300]
     assert list(mine["raw_value"]) == [1.0, 2.0, -3.0]
+    assert [None if math.isnan(error) else error for error in mine["standard_error"]] == [0.25, None, 0.0]
+    assert table.loc[table["row"] != 2, "standard_error"].isna().all()
     assert list(mine["modality"]) == ["text", "audio", "audio"]
     assert mine["piece"].iloc[0] == HOSTILE.replace("\ud800", "?")
     assert math.isnan(table["raw_value"].iloc[0])

@@ -2,6 +2,7 @@
 
 import xml.etree.ElementTree as ET
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,14 +20,27 @@ RUNS = {
     "exact": 0.0,
     "limited_mc_ns10_seed0": 0.4,
     "limited_mc_ns10_seed1": 0.4,
-    "limited_mc_ns40_seed0": 0.1,
-    "my_study_hier_mc_k2_imp0_1_frac0_3": 0.2,
+    "limited_mc_ns-1_seed0": 0.1,
+    "my_ns7_hier_mc_k2_imp0_1_frac0_3": 0.2,
+    "of_an_earlier_version_ns12": 0.3,
+}
+MC = {"explainer_type": "limited_mc", "name": None}
+GAME = {"k": 2, "inner_type": "limited_mc", "first_layer_type": "limited_mc", "importance_min_fraction": 0.1}
+SPECS: dict[str, Any] = {
+    "limited_mc_ns10_seed0": {"variant": MC, "result_settings": {"seed": 0}},
+    "limited_mc_ns10_seed1": {"variant": MC, "result_settings": {"seed": 1}},
+    "limited_mc_ns-1_seed0": {"variant": MC, "result_settings": {"seed": 0}},
+    "my_ns7_hier_mc_k2_imp0_1_frac0_3": {
+        "explainer_type": "hierarchical",
+        "variant": {"explainer_type": "hierarchical", "name": "my_ns7"},
+        "result_settings": {"hierarchical": GAME},
+    },
 }
 
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_study(tmp_path_factory.mktemp("figures") / "study", range(20), runs=RUNS)
+    return write_study(tmp_path_factory.mktemp("figures") / "study", range(20), runs=RUNS, specs=SPECS)
 
 
 def errors(run: str) -> list[float]:
@@ -57,20 +71,32 @@ def test_files_for_a_paper_are_written_and_nothing_else(study: Path, tmp_path: P
         assert "var(" not in (folder / f"{name}.svg").read_text()
         assert (folder / f"{name}.pdf").read_bytes().startswith(b"%PDF")
     drawn = (folder / "error_against_budget.svg").read_text()
-    assert all(word in drawn for word in ("limited_mc", "my_study_hier_mc_k2_imp0_1", "coalitions evaluated"))
+    assert all(
+        word in drawn for word in ("limited_mc", "my_ns7_hier_limited_mc_k2_imp0.1", "coalitions evaluated")
+    )
 
 
 def test_errors_are_means_over_rows_and_seeds(study: Path, tmp_path: Path) -> None:
     assert CliRunner().invoke(main, ["report", str(study), "--figures", str(tmp_path)]).exit_code == 0
     table = pd.read_csv(tmp_path / "errors.csv").set_index("group")
-    assert list(table.index) == ["limited_mc_ns10", "limited_mc_ns40", "my_study_hier_mc_k2_imp0_1_frac0_3"]
+    assert set(table.index) == {
+        "limited_mc_ns10",
+        "limited_mc_ns-1",
+        "my_ns7_hier_mc_k2_imp0_1_frac0_3",
+        "of_an_earlier_version_ns12",
+    }
     both = errors("limited_mc_ns10_seed0") + errors("limited_mc_ns10_seed1")
     row = table.loc["limited_mc_ns10"]
     assert (row["seeds"], row["rows"], row["n_calls"], row["estimator"]) == (2, 40, 40, "limited_mc")
     assert row["error"] == pytest.approx(np.mean(both))
     assert row["error_sd"] == pytest.approx(np.std(both, ddof=1))
     assert [row["error_low"], row["error_high"]] == pytest.approx(list(np.quantile(both, [0.25, 0.75])))
-    assert table.loc["my_study_hier_mc_k2_imp0_1_frac0_3", "estimator"] == "my_study_hier_mc_k2_imp0_1"
+    # The spec says which budgets are of one estimator. Without its word a run stands alone.
+    assert list(table.loc[["limited_mc_ns-1", *table.index[-2:]], "estimator"]) == [
+        "limited_mc",
+        "my_ns7_hier_limited_mc_k2_imp0.1",
+        "of_an_earlier_version_ns12",
+    ]
     latex = (tmp_path / "errors.tex").read_text()
     assert r"\toprule" in latex
     assert f"limited\\_mc\\_ns10 & 40 & 40.000 & {np.mean(both):.3f} &" in latex

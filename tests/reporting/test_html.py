@@ -13,6 +13,7 @@ from browser import data_of
 from results_on_disk import NOISE, make_sample, text_entry, write_study
 
 from mllm_shapx.errors import StorageError, UsageError
+from mllm_shapx.records.measures import Interactions
 from mllm_shapx.records.results import AUDIO, USER, AudioPiece, ConversationEntry
 from mllm_shapx.records.runs import RunRecords
 from mllm_shapx.records.storage import open_storage
@@ -88,6 +89,23 @@ def test_missing_damaged_and_infinite_are_told_apart_from_zero(tmp_path: Path) -
     assert rows[1]["r"][1] is None
     assert rows[1]["r"][0] is not None
     assert rows[2]["r"][0]["b"] is None
+
+
+def test_interactions_become_a_symmetric_table(tmp_path: Path) -> None:
+    """Pairs stand on both sides, own values on the diagonal; larger sets are left out, and rounding is 0."""
+    directory = write_study(tmp_path / "study", [0, 1], runs={"exact": 0.0}, players=3)
+    sets = ((0,), (1,), (2,), (0, 1), (0, 2), (1, 2), (0, 1, 2))
+    values = (0.5, 0.25, 0.0, -0.125, 1e-17, float("nan"), 9.0)
+    records = RunRecords(open_storage(str(directory)), "exact")
+    sample = replace(make_sample("exact", 0, players=3), interactions=Interactions("k-SII", 3, sets, values))
+    records.write_sample(sample)
+    first, second = data_of(report(str(directory)).read_text("utf-8"))["rows"]
+    assert first["r"][0]["x"] == {
+        "i": "k-SII",
+        "o": 3,
+        "m": [[0.5, -0.125, 0.0], [-0.125, 0.25, None], [0.0, None, 0.0]],
+    }
+    assert "x" not in second["r"][0]
 
 
 def test_sound_and_messages_are_kept(tmp_path: Path) -> None:

@@ -124,3 +124,31 @@ def test_a_broken_or_foreign_recording_is_left_out(tmp_path: Path) -> None:
     assert data["recordings"] == []
     assert [row["p"][0]["a"] for row in data["rows"]] == [[None]] * 3
     assert "2 recording(s) cannot be read and are left out." in data["notes"]
+
+
+def test_two_recordings_of_one_message_each_have_their_sound(tmp_path: Path) -> None:
+    """As other runners write them: one entry for each recording of a message."""
+    study = write_study(tmp_path / "study", [0], runs={"exact": 0.0})
+    low, high = tone(1.0, 100), tone(0.5, 400)
+    names = ["audio/sample_00000/a.wav", "audio/sample_00000/b.wav"]
+    spoken = [
+        ConversationEntry(AUDIO, (USER, USER), (AudioPiece(size), AudioPiece(size, "bell")), (0.5, -0.3))
+        for size in (RATE, RATE // 2)
+    ]
+    sample = replace(
+        make_sample("exact", 0),
+        conversation=((text_entry(USER, ["listen"], [0.2]), *spoken),),
+        audio_artifacts={"inputs": [{"path": name, "sample_rate": RATE} for name in names], "answer": None},
+        num_players=5,
+        audio_files=dict(zip(names, (low, high), strict=True)),
+    )
+    RunRecords(open_storage(str(study)), "exact").write_sample(sample)
+    (row,) = page(study, tmp_path / "page.html")["rows"]
+    assert row["p"][0]["a"] == [0, 1]
+    assert row["p"][0]["t"] == [
+        ["listen", 1, 0],
+        [None, 1, 1, 0.5],
+        ["bell", 1, 0, 0.5],
+        [None, 1, 1, 0.25],
+        ["bell", 1, 0, 0.25],
+    ]

@@ -45,12 +45,14 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def run_demo(name: str, folder: Path, rows: int) -> Path:
-    """Run some rows of a demo as it is shipped, and return the experiment set's directory."""
+def run_demo(name: str, folder: Path, rows: int, *more: dict[str, Any]) -> Path:
+    """Run some rows of a demo, with more runs and with interactions; return the set's directory."""
     config = json.loads((ROOT / "configs" / f"{name}.json").read_text())
     config["connector_kwargs"]["model_id"] = str(ROOT / config["connector_kwargs"]["model_id"])
     config["dataset"]["path"] = str(ROOT / config["dataset"]["path"])
     config["output_root"] = str(folder)
+    config["experiments"][0]["interactions"] = {"index": "k-SII", "order": 2}
+    config["experiments"] += more
     outcome = mllm_shapx.run(config, inline=True, progress=False, max_samples=rows)
     assert outcome.exit_code == 0, outcome
     return folder / name
@@ -95,6 +97,7 @@ def test_the_text_demo_shows_what_its_files_say(browser: "Browser", tmp_path: Pa
         page.check("#side")
         for row in sorted({row for _, row in files}):
             article = page.locator(f"article[data-row='{row}']")
+            article.scroll_into_view_if_needed()
             assert article.locator(".panel .head b").all_inner_texts() == runs
             for run, panel in zip(runs, article.locator(".panel").all(), strict=True):
                 sample = files[run, row]
@@ -109,12 +112,77 @@ def test_the_text_demo_shows_what_its_files_say(browser: "Browser", tmp_path: Pa
         assert cells[:4] == ["exact", "4", "0", f"{summary['n_calls_total'] / 4:.1f}"]
 
 
+def test_the_page_of_the_text_demo_filters_sorts_and_compares(browser: "Browser", tmp_path: Path) -> None:
+    directory = run_demo("demo", tmp_path, 4)
+    with opened(browser, report(str(directory))) as page:
+        files = samples(directory)
+        check_handling(page, files)
+        for row in sorted({row for _, row in files}):
+            check_interactions(page.locator(f"article[data-row='{row}']"), files["exact", row])
+
+
+def check_handling(page: "Page", files: dict[tuple[str, int], Any]) -> None:
+    """Filter, sort and show side by side on a demo's page; what is shown is what the files say."""
+    runs, rows = sorted({run for run, _ in files}), sorted({row for _, row in files})
+    word = files["exact", rows[1]]["response"].split()[-1]
+    page.fill("#filter", word.upper())
+    page.dispatch_event("#filter", "change")
+    texts = {row: [files["exact", row]["response"], *files["exact", row]["prompt_texts"]] for row in rows}
+    found = [row for row in rows if word in " ".join(texts[row])]
+    assert rows_shown(page) == found
+    page.fill("#filter", f"row:{rows[-1]}")
+    page.dispatch_event("#filter", "change")
+    assert rows_shown(page) == rows[-1:]
+    page.fill("#filter", "")
+    page.dispatch_event("#filter", "change")
+    page.select_option("#order", "players")
+    players = [files["exact", row]["num_players"] for row in rows_shown(page)]
+    assert players == sorted(players, reverse=True)
+    page.select_option("#order", "row")
+    calls = {run: sum(files[run, row]["n_calls"] for row in rows) for run in runs}
+    names = page.locator("#runs tbody td:first-child")
+    page.get_by_role("button", name="coalitions / sample").click()
+    assert names.all_inner_texts() == sorted(runs, key=lambda run: -calls[run])
+    page.get_by_role("button", name="coalitions / sample").click()
+    assert names.all_inner_texts() == sorted(runs, key=lambda run: calls[run])
+    page.check("#side")
+    for row in rows:
+        panels = page.locator(f"article[data-row='{row}'] .panel").all()
+        for run, panel in zip(runs, panels, strict=True):
+            assert panel.locator(".head b").text_content() == run
+            expected = values_of(files[run, row])
+            assert shown_values(panel) == pytest.approx(expected, abs=5e-4, rel=1e-2)
+    page.uncheck("#side")
+
+
+def check_interactions(article: "Locator", sample: dict[str, Any]) -> None:
+    """Hold that the table has each pair's interaction twice, and colours by size the strongest most."""
+    found = sample["interactions"]
+    pairs = {tuple(each): value for each, value in zip(found["players"], found["values"], strict=True)}
+    count = sample["num_players"]
+    cells = article.locator(".interactions tbody td")
+    tips = cells.evaluate_all("all => all.map(one => one.dataset.tip.split(': ').pop())")
+    expected = [pairs[tuple(sorted({one, other}))] for one in range(count) for other in range(count)]
+    assert [float(tip) for tip in tips] == pytest.approx(expected, abs=5e-4, rel=1e-2)
+    heads = article.locator(".interactions tbody th").all_text_contents()
+    assert len(heads) == count
+    strongest = max((abs(value) for pair, value in pairs.items() if len(pair) > 1), default=0.0)
+    shades = cells.evaluate_all("all => all.map(one => parseFloat(one.style.getPropertyValue('--s')))")
+    if strongest > 1e-9:
+        assert max(shades) == 100.0
+        place = shades.index(100.0)
+        assert abs(expected[place]) == pytest.approx(strongest)
+
+
 def test_the_audio_demo_is_coloured_and_plays(browser: "Browser", tmp_path: Path) -> None:
     pytest.importorskip("liquid_audio")
-    directory = run_demo("demo_audio", tmp_path, 2)
+    more = {"explainer_type": "limited_mc", "num_samples": [20]}
+    directory = run_demo("demo_audio", tmp_path, 2, more)
     files = samples(directory)
     with opened(browser, report(str(directory))) as page:
+        check_handling(page, files)
         for row in (0, 1):
+            check_interactions(page.locator(f"article[data-row='{row}']"), files["exact", row])
             sample = files["exact", row]
             article = page.locator(f"article[data-row='{row}']")
             assert shown_values(article) == pytest.approx(values_of(sample), abs=5e-4)
@@ -178,6 +246,31 @@ def test_filters_orders_and_pages(browser: "Browser", study: Path) -> None:
         assert rows_shown(page)[:10] == sorted(tops, key=lambda row: -tops[row])[:10]
         # All rows have one language of input, so that there is nothing to choose.
         assert not page.locator("#modality").is_visible()
+
+
+def test_rows_are_filtered_by_what_they_are_made_of(browser: "Browser", tmp_path: Path) -> None:
+    """The choice of a modality shows its rows and no others, and counts them; language and text narrow it."""
+    directory = write_study(tmp_path / "study", range(8), runs={"exact": 0.0, "mc": 0.1})
+    for run in ("exact", "mc"):
+        records = RunRecords(open_storage(str(directory)), run)
+        for row in range(8):
+            kind = ("text", "audio__original", "interleaved__text_first__male")[row % 3]
+            records.write_sample(replace(make_sample(run, row), input_modality=kind))
+    with opened(browser, report(str(directory))) as page:
+        choices = page.locator("#modality option").all_inner_texts()
+        assert choices == ["all", "audio__original", "interleaved__text_first__male", "text"]
+        page.select_option("#modality", "audio__original")
+        assert rows_shown(page) == [1, 4, 7]
+        assert page.locator("#count").inner_text() == "3 of 8 samples"
+        page.select_option("#language", "en")
+        assert rows_shown(page) == [4]
+        page.select_option("#language", "")
+        page.check("#side")
+        assert rows_shown(page) == [1, 4, 7]
+        page.select_option("#modality", "text")
+        assert rows_shown(page) == [0, 3, 6]
+        page.select_option("#modality", "")
+        assert rows_shown(page) == list(range(8))
 
 
 def test_the_table_of_runs_sorts_and_chooses(browser: "Browser", study: Path) -> None:

@@ -278,6 +278,29 @@ def test_watch_shows_a_study_at_rest_once(study: Path) -> None:
     assert CliRunner().invoke(main, ["status", "--watch", str(study / "nothing")]).exit_code == 2
 
 
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_a_watch_with_check_ends_as_its_last_look_says(study: Path, form: list[str]) -> None:
+    """A sample that is damaged when the driver ends gives 1, and one that was made again by then 0."""
+    call = ["status", "--watch", "--check", *form, str(study)]
+    assert CliRunner().invoke(main, call).exit_code == 0
+    records = RunRecords(open_storage(str(study)), "exact")
+    path = study / "exact" / "samples" / "sample_00002_result.json"
+    path.write_text("{")
+    assert CliRunner().invoke(main, call).exit_code == 1
+    without = CliRunner().invoke(main, ["status", "--watch", str(study)])
+    assert without.exit_code == 0
+    stream, lock = io.StringIO(), OutputLock(open_storage(str(study)))
+
+    def make_again(_: float) -> None:
+        records.write_sample(make_sample("exact", 2))
+        lock.release()
+
+    with lock:
+        last = watch(lambda: status(str(study), check=True), stream, as_json=bool(form), sleep=make_again)
+    assert (last.holder, last.damaged) == (None, 0)
+    assert CliRunner().invoke(main, call).exit_code == 0
+
+
 def test_a_narrow_terminal_gets_the_short_table(study: Path) -> None:
     """At 80 columns the table keeps to counts and state, and no line is longer."""
     write_progress(open_storage(str(study)), NOTE)

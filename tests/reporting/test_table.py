@@ -71,12 +71,12 @@ def test_colour_changes_nothing_but_the_colour(study: Path) -> None:
 def test_runs_are_compared_with_the_exact_one(study: Path) -> None:
     """Runs with noisier values correlate less with the exact run, and marked words are counted."""
     exact, near, far = compare_runs(open_study(str(study)), MARKS)
-    assert (exact.name, exact.correlation, exact.marked_first) == ("exact", None, 1.0)
+    assert (exact.name, exact.agreement.pearson, exact.marked_first) == ("exact", None, 1.0)
     assert (exact.samples, exact.mean_n_calls, exact.model_calls) == (8, 2**14, 8 * 2**14)
-    assert near.correlation is not None
-    assert far.correlation is not None
-    assert 0.6 < near.correlation < 1.0
-    assert far.correlation < near.correlation
+    assert near.agreement.pearson is not None
+    assert far.agreement.pearson is not None
+    assert 0.6 < near.agreement.pearson < 1.0
+    assert far.agreement.pearson < near.agreement.pearson
     assert near.seconds_per_sample == pytest.approx(11.0 / 8.0)
 
 
@@ -85,7 +85,7 @@ def test_exact_run_of_other_settings_is_no_reference(tmp_path: Path) -> None:
     directory = write_study(tmp_path / "study", ROWS)
     spec = directory / "exact" / "spec.json"
     spec.write_text(spec.read_text().replace('"hf_text"', '"liquid_audio"'))
-    assert [run.correlation for run in compare_runs(open_study(str(directory)))] == [None, None, None]
+    assert [run.agreement.pearson for run in compare_runs(open_study(str(directory)))] == [None, None, None]
 
 
 def test_columns_without_content_are_left_out(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from mllm_shapx.records.failures import FailureRecord
 from mllm_shapx.records.results import (
@@ -114,6 +115,7 @@ def write_study(
     planned: Sequence[int] | None = None,
     failed: Mapping[str, Mapping[int, str]] | None = None,
     players: int = 8,
+    specs: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Path:
     """Write an experiment set's directory; return it.
 
@@ -124,6 +126,7 @@ def write_study(
         planned: The rows to explain; None for `rows` and the failed ones.
         failed: Run name -> row -> reason, of quarantined samples.
         players: Words per row.
+        specs: Run name -> more of its spec; `result_settings` is added to what is there.
     """
     storage = open_storage(str(directory))
     for name, noise in runs.items():
@@ -131,11 +134,13 @@ def write_study(
         given_up = (failed or {}).get(name, {})
         done = [row for row in rows if row not in given_up]
         plan = sorted({*rows, *given_up}) if planned is None else list(planned)
+        more = (specs or {}).get(name, {})
         settings = {"explainer_type": name, "budget": {"kind": "all", "value": 1.0}, "connector": "hf_text"}
         records.write_spec(
             {
                 "explainer_type": "exact" if name == "exact" else "limited_mc",
-                RESULT_SETTINGS: settings,
+                **more,
+                RESULT_SETTINGS: {**settings, **more.get(RESULT_SETTINGS, {})},
                 SELECTED_ROWS: selected_rows(plan),
                 "rows_total": len(plan),
             }

@@ -21,16 +21,13 @@ from mllm_shapx.terminal import Location, say, say_json, terminal_width, whole
 def status(directory: str, check: bool, watch: bool, as_json: bool) -> None:
     """Say how far a study is, from its files alone."""
     from mllm_shapx.reporting.status import status as read_status
+    from mllm_shapx.reporting.watch import watch as watch_status
 
-    if watch:
-        from mllm_shapx.reporting.watch import watch as watch_status
-
-        watch_status(functools.partial(read_status, directory, check=check), sys.stdout, as_json=as_json)
-        return
-    found = read_status(directory, check=check)
-    if as_json:
+    look = functools.partial(read_status, directory, check=check)
+    found = watch_status(look, sys.stdout, as_json=as_json) if watch else look()
+    if not watch and as_json:
         say_json(found.to_json())
-    else:
+    elif not watch:
         say(found.to_text(terminal_width()), nl=False)
     if found.damaged:
         sys.exit(1)

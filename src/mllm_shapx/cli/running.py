@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mllm_shapx.cli.go_on import note_left, say_what_is_left, stop_request
 from mllm_shapx.cli.group import main
 from mllm_shapx.cli.options import (
     A_YEAR,
@@ -29,6 +28,11 @@ from mllm_shapx.terminal import FilePath, Location, Number, say, say_json, whole
 if TYPE_CHECKING:
     from mllm_shapx.config.loading import LoadedConfig
     from mllm_shapx.execution.options import RunOptions
+
+
+_EVENTS = click.option(
+    "--json", "as_json", is_flag=True, help="Print events, one JSON object a line, and no words."
+)
 
 
 @main.command()
@@ -62,7 +66,7 @@ if TYPE_CHECKING:
 )
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 @click.option("--inline", is_flag=True, help="Do the work in this process, without Ray.")
-@click.option("--json", "as_json", is_flag=True, help="Print events, one JSON object a line, and no words.")
+@_EVENTS
 @click.option("--table", is_flag=True, help="Show some rows and all runs at the end.")
 @click.option(
     "--mark", metavar="COLUMN", help="With --table: rank the word that this column of the dataset holds."
@@ -163,7 +167,8 @@ def merge(directory: str | None, config: Path | None, as_json: bool) -> None:
 @click.option("--only", "reasons", multiple=True, metavar="REASON", help="Only failures of this reason.")
 @with_resources
 @click.option("--inline", is_flag=True, help="Do the work in this process, without Ray.")
-def retry(directory: str, reasons: Sequence[str], inline: bool, **options: Any) -> None:
+@_EVENTS
+def retry(directory: str, reasons: Sequence[str], *, inline: bool, as_json: bool, **options: Any) -> None:
     """Try the samples again that were given up, and nothing else."""
     from mllm_shapx.cli.several import Show, run_configs
     from mllm_shapx.execution.options import Again, RunOptions
@@ -172,43 +177,26 @@ def retry(directory: str, reasons: Sequence[str], inline: bool, **options: Any) 
 
     rows = failures(directory, reasons=reasons).rows_by_run()
     if not rows:
-        say(f"{directory}: no sample to try again")
+        say(f"{directory}: no sample to try again", err=as_json)
         return
     loaded = load_configs([study_config(directory)])
     wanted = RunOptions(resume=True, retry_rows=rows, **options)
-    run_configs(loaded, wanted, Again(), Show(), inline=inline)
+    run_configs(loaded, wanted, Again(), Show(as_json), inline=inline)
 
 
 @main.command()
 @with_configs
 @click.option("--overwrite", is_flag=True, help="Compute all samples again; old ones are moved aside.")
 @click.option("--max-samples", type=ROWS, help="Take at most so many rows.")
-def rescore(configs: Sequence[Path], overwrite: bool, max_samples: int | None) -> None:
+@_EVENTS
+def rescore(configs: Sequence[Path], overwrite: bool, max_samples: int | None, as_json: bool) -> None:
     """Compute runs from stored answers alone, without loading the model."""
-    from mllm_shapx.execution.options import RunOptions
-    from mllm_shapx.execution.outcome import INTERRUPTED_FROM
+    from mllm_shapx.cli.several import Show, run_configs
+    from mllm_shapx.execution.options import Again, RunOptions
     from mllm_shapx.execution.rescoring import rescore_config
-    from mllm_shapx.reporting.progress import ProgressReporter
 
     options = RunOptions(resume=not overwrite, overwrite=overwrite, max_samples=max_samples)
-    codes = [0]
-    request = stop_request()
-    files = load_configs(configs)
-    for number, loaded in enumerate(files):
-        note_left(request, files[number:])
-        interactive = None if loaded.experiment_set.runtime.progress_bar else False
-        with ProgressReporter(sys.stderr, interactive) as reporter:
-            outcome = rescore_config(loaded, options, reporter, request)
-        say(outcome.to_text(request.go_on))
-        codes.append(outcome.exit_code)
-        if request.signal is not None and number + 1 < len(files):
-            codes.append(request.exit_code)
-            if outcome.exit_code <= INTERRUPTED_FROM:
-                note_left(request, files[number + 1 :])
-                say_what_is_left(request, len(files) - number - 1)
-            break
-    if max(codes):
-        sys.exit(max(codes))
+    run_configs(load_configs(configs), options, Again(), Show(as_json), instead=rescore_config)
 
 
 @store.command("prune")

@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -36,12 +36,30 @@ class Show:
     """With `table`: the dataset column whose word is ranked."""
 
 
+type Work = Callable[[LoadedConfig, RunOptions, ProgressReporter, StopRequest], StudyOutcome]
+"""What is done with a config."""
+
+
 def run_configs(
-    loaded: Sequence[LoadedConfig], options: RunOptions, again: Again, show: Show, *, inline: bool
+    loaded: Sequence[LoadedConfig],
+    options: RunOptions,
+    again: Again,
+    show: Show,
+    *,
+    inline: bool = False,
+    instead: Work | None = None,
 ) -> None:
     """Do the work of each config, print the results, and exit with the worst code.
 
     A failing config does not stop the next ones.
+
+    Args:
+        loaded: The configs.
+        options: What the call asks for.
+        again: How often a config that fails is tried again.
+        show: What is printed.
+        inline: Whether the work is done in this process.
+        instead: What is done with each config instead of running it.
 
     Raises:
         ShapxError: The error of the only config.
@@ -52,9 +70,10 @@ def run_configs(
     request = stop_request()
     events = Events(sys.stdout) if show.as_json else None
     with Kept(workers=len(loaded) > 1) as kept:
+        work = instead or _running(kept, inline=inline)
         for number, config in enumerate(loaded):
             note_left(request, loaded[number:], overwrite=options.overwrite)
-            result = _result(config, options, again, request, inline=inline, events=events, kept=kept)
+            result = _result(config, options, again, request, work, events=events)
             results.append(result)
             with no_audience_needed(request):
                 if events is not None:
@@ -84,18 +103,26 @@ def run_configs(
         sys.exit(code)
 
 
+def _running(kept: "Kept", *, inline: bool) -> Work:
+    from mllm_shapx.execution.run import run_config
+
+    def work(
+        config: LoadedConfig, options: RunOptions, reporter: ProgressReporter, request: StopRequest
+    ) -> StudyOutcome:
+        return run_config(config, options, reporter, inline=inline, request=request, kept=kept)
+
+    return work
+
+
 def _result(
     config: LoadedConfig,
     options: RunOptions,
     again: Again,
     request: StopRequest,
+    do: Work,
     *,
-    inline: bool,
     events: Events | None,
-    kept: "Kept",
 ) -> ConfigResult:
-    from mllm_shapx.execution.run import run_config
-
     interactive = None if config.experiment_set.runtime.progress_bar else False
 
     def work(options: RunOptions) -> StudyOutcome:
@@ -106,7 +133,7 @@ def _result(
                 # Prints of libraries are no events.
                 stack.enter_context(contextlib.redirect_stdout(sys.stderr))
             reporter = stack.enter_context(ProgressReporter(sys.stderr, interactive, events=events))
-            return run_config(config, options, reporter, inline=inline, request=request, kept=kept)
+            return do(config, options, reporter, request)
 
     tell = functools.partial(say, err=True)
     return run_with_retries(work, config, options=options, again=again, request=request, tell=tell)
@@ -124,11 +151,9 @@ def _print_outcome(outcome: StudyOutcome, config: LoadedConfig, request: StopReq
 
 
 def _hints(config: LoadedConfig, outcome: StudyOutcome) -> tuple[str, ...]:
-    from mllm_shapx.tracking.mlflow import located
-    from mllm_shapx.tracking.trackers import hints
+    from mllm_shapx.tracking.trackers import hints, placed_trackers
 
-    asked = config.experiment_set
-    return hints(asked.wandb, located(asked.mlflow, outcome.output_uri), outcome.output_uri)
+    return hints(placed_trackers(config.experiment_set, outcome.output_uri))
 
 
 def _print_table(config: LoadedConfig, directory: str, column: str | None) -> None:

@@ -75,16 +75,19 @@ def compare(directories: Sequence[str], top_k: int, as_json: bool, output: Path 
     Runs may be of different sets and models. An experiment set's directory stands for all its runs.
     """
     from mllm_shapx.reporting.compare import compare as compare_runs
-    from mllm_shapx.reporting.output import refuse_inside, write_output
+    from mllm_shapx.reporting.output import refuse_inside, refuse_special, write_output
+    from mllm_shapx.reporting.reading import open_study
 
+    if output is not None:
+        refuse_special(output)
+        for directory in directories:
+            refuse_inside(open_study(directory).storage, output)
     found = compare_runs(directories, top_k)
     if as_json:
         say_json(found.to_json())
     else:
         say(found.to_text(terminal_width()), nl=False)
     if output is not None:
-        for run in found.study.runs:
-            refuse_inside(run.records.storage, output)
         write_output(output, found.to_html().encode(errors="replace"))
         say(output, err=as_json)
 

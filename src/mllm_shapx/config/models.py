@@ -356,6 +356,12 @@ class ExperimentSet(Block):
     also_accepted: ClassVar[tuple[str, ...]] = ("base", "$schema")
 
     @property
+    def trackers(self) -> dict[str, TrackingBlock]:
+        """The blocks of the trackers that the config has, by key, which is the module of `tracking` too."""
+        blocks = {key: getattr(self, key) for key in type(self).model_fields}
+        return {key: block for key, block in blocks.items() if isinstance(block, TrackingBlock)}
+
+    @property
     def model_id(self) -> str:
         """Hub id or directory of the explained model."""
         return self.connector_kwargs.model_id or DEFAULT_MODELS.get(self.connector, ("", None))[0]

@@ -9,7 +9,7 @@ from mllm_shapx.records.runs import RunInspection, RunRecords
 from mllm_shapx.records.storage import Storage, open_storage
 from mllm_shapx.records.summary import N_CONSTANT
 from mllm_shapx.reporting.against_exact import AGAINST_EXACT, against_exact
-from mllm_shapx.tracking.trackers import open_trackers
+from mllm_shapx.tracking.trackers import Trackers
 
 
 class Aggregator:
@@ -24,13 +24,7 @@ class Aggregator:
         self._study = study
         self._storage = open_storage(study.output_uri)
         self._warnings: list[str] = []
-        self._tracker = open_trackers(
-            study.experiment_set_id,
-            study.wandb,
-            study.mlflow,
-            output_uri=study.output_uri,
-            warn=self._warnings.append,
-        )
+        self._tracker = Trackers(study.trackers, warn=self._warnings.append)
         for name, spec in specs.items():
             records = RunRecords(self._storage, name)
             self._tracker.start(name, spec, records=records, salt=str(inspections[name].created_at))

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from mllm_shapx.config.models import DatasetConfig, EmbeddingConfig, MlflowConfig, RuntimeConfig, WandbConfig
+from mllm_shapx.config.models import DatasetConfig, EmbeddingConfig, RuntimeConfig
 from mllm_shapx.config.servers import CONNECTOR
 from mllm_shapx.execution.helping import HelpTask
 from mllm_shapx.explaining.coalitions import RowCoalitions
@@ -17,6 +17,7 @@ from mllm_shapx.planning.runs import RunSpec
 from mllm_shapx.planning.units import WorkUnit, plan_units
 from mllm_shapx.records.environments import Environment
 from mllm_shapx.records.likelihood import Likelihood, LikelihoodKey
+from mllm_shapx.tracking.tracker import Placed
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +70,8 @@ class Study:
     """Local directory of the model, None for a hub id."""
     model_commit: str
     """Hub commit, or digest of the directory."""
-    wandb: WandbConfig
     runtime: RuntimeConfig
-    mlflow: MlflowConfig | None = None
-    """The config's block with its store (`tracking.mlflow.located`)."""
+    trackers: tuple[Placed, ...] = ()
     max_attempts: int = 3
     failures_allowed: int | None = None
     """Samples that may be quarantined in this call before it stops early; None for any number."""

@@ -40,7 +40,7 @@ from mllm_shapx.records.shards import found_shards
 from mllm_shapx.records.spec import RESULT_SETTINGS
 from mllm_shapx.records.storage import Storage, join_uri, open_storage, write_json
 from mllm_shapx.records.store import CoalitionStore, PruneResult
-from mllm_shapx.tracking.mlflow import located
+from mllm_shapx.tracking.trackers import placed_trackers
 
 CONFIG = "config.json"
 """Copy of the config, bases merged in, next to the runs' folders. `retry` reads it."""
@@ -117,8 +117,7 @@ def prepare(
         dataset_commit=table.commit,
         model_path=None if model_path is None else model_path.resolve(),
         model_commit=model.commit,
-        wandb=experiment_set.wandb,
-        mlflow=located(experiment_set.mlflow, output_uri),
+        trackers=placed_trackers(experiment_set, output_uri),
         runtime=experiment_set.runtime,
         max_attempts=options.max_attempts,
         failures_allowed=options.failures_allowed(len(rows) * len(sweep.runs)),

@@ -117,11 +117,11 @@ def _errors(figures: StudyFigures) -> Chart | None:
         {
             "estimator": row.estimator,
             "calls": row.n_calls,
-            "error": row.error,
+            "error": row.found.difference,
             "low": row.error_low,
             "high": row.error_high,
-            "tip": f"{row.group}: error {row.error:.3g} with {row.n_calls:,.1f} coalitions, half of "
-            f"{row.rows:,} samples from {row.error_low:.3g} to {row.error_high:.3g}",
+            "tip": f"{row.group}: error {row.found.difference:.3g} with {row.n_calls:,.1f} coalitions, "
+            f"half of {row.found.rows:,} samples from {row.error_low:.3g} to {row.error_high:.3g}",
         }
         for row in rows
     ]

@@ -1,6 +1,5 @@
 """Runs against each other on the rows that they share, of one set or of several (`compare`)."""
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import PurePosixPath
@@ -9,12 +8,12 @@ from typing import Any
 from mllm_shapx.errors import UsageError
 from mllm_shapx.records.results import SampleResult
 from mllm_shapx.records.spec import differences, result_settings
-from mllm_shapx.reporting.agreement import TOP_K, Agreement, Obstacle, compare_samples
+from mllm_shapx.reporting.agreement import TOP_K, Summary, Tally, mean, summary
 from mllm_shapx.reporting.grid import Column, grid
 from mllm_shapx.reporting.html import PageSettings, page
 from mllm_shapx.reporting.page_audio import MOST_SOUND
 from mllm_shapx.reporting.reading import RunFiles, StudyFiles, open_study
-from mllm_shapx.reporting.study_figures import StudyRows, mean
+from mllm_shapx.reporting.study_figures import StudyRows
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,40 +36,30 @@ class RunCosts:
 
 @dataclass(frozen=True, slots=True)
 class PairFigures:
-    """Two runs on the rows that can be compared: means over those rows, None where none has the figure."""
+    """Two runs, and how far they agree."""
 
     first: str
     second: str
-    rows: int
-    """Rows that were compared."""
-    spearman: float | None
-    pearson: float | None
-    top: float | None
-    """Share of the k most important players that both have; over rows of more than k players."""
-    same_first: float | None
-    """Share of rows with the same most important player."""
-    sign_changes: float | None
-    """Share of players with a positive value in one run and a negative one in the other."""
-    difference: float | None
-    """Mean over players of |difference of the values|."""
-    squared_difference: float | None
-    """Mean over players of the squared difference."""
-    same_answer: float | None
-    """Share of rows with the same answer to the whole prompt."""
-    other_prompts: int
-    """Rows that are not compared: they were made from other content."""
-    other_players: int
-    """Rows that are not compared: the prompt is cut into other players."""
-    only_first: int
-    """Rows that only the first run has."""
-    only_second: int
+    found: Summary
     settings: tuple[str, ...]
     """Settings that differ, beside those of the estimator, as dotted keys."""
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the pair as JSON data."""
+        return {
+            "first": self.first,
+            "second": self.second,
+            **asdict(self.found),
+            "settings": list(self.settings),
+        }
+
     @property
-    def left_out(self) -> int:
-        """Rows of either run that are not compared."""
-        return self.other_prompts + self.other_players + self.only_first + self.only_second
+    def notes(self) -> list[str]:
+        """What of the pair is not compared, and what makes it more than a comparison of estimators."""
+        said = self.found.left_out_in_words(self.first)
+        if self.settings:
+            said.append(f"settings differ from {self.first}: {', '.join(self.settings)}")
+        return said
 
 
 @dataclass(frozen=True)
@@ -88,7 +77,7 @@ class Comparison:
         return {
             "top_k": self.top_k,
             "runs": [asdict(run) for run in self.runs],
-            "pairs": [asdict(pair) for pair in self.pairs],
+            "pairs": [pair.to_json() for pair in self.pairs],
         }
 
     def to_text(self, width: int) -> str:
@@ -96,7 +85,7 @@ class Comparison:
         lines = [*self._costs(width), "", f"{self.pairs[0].first} against", *self._agreements(width)]
         lines += [f"  top {self.top_k}: share of the most important players that both runs have"]
         for pair in self.pairs:
-            lines += [f"{pair.second}: {said}" for said in _not_compared(pair)]
+            lines += [f"{pair.second}: {said}" for said in pair.notes]
         lines += [
             f"{run.name}: {run.unreadable:,} sample(s) cannot be read and are left out; `verify` names them"
             for run in self.runs
@@ -107,13 +96,13 @@ class Comparison:
     def to_html(self, most_sound: int = MOST_SOUND) -> str:
         """Return a page like the report's, with the table of pairs and the runs of each row side by side."""
         names = [run.name for run in self.runs]
-        notes = [f"{pair.second}: {said}." for pair in self.pairs for said in _not_compared(pair)]
+        notes = [f"{pair.second}: {said}." for pair in self.pairs for said in pair.notes]
         settings = PageSettings(
             most_sound=most_sound,
             title="Comparison of runs",
             subtitle=" · ".join(run.place for run in self.runs),
             names=names,
-            pairs=[{**asdict(pair), "left_out": pair.left_out} for pair in self.pairs],
+            pairs=[{**pair.to_json(), "left_out": pair.found.left_out} for pair in self.pairs],
             top_k=self.top_k,
             notes=notes,
             side_by_side=True,
@@ -140,14 +129,14 @@ class Comparison:
         cells = [
             [
                 pair.second,
-                f"{pair.rows:,}",
-                _said(pair.spearman, ".3f"),
-                _said(pair.pearson, ".3f"),
-                _said(pair.top, ".0%"),
-                _said(pair.same_first, ".0%"),
-                _said(pair.sign_changes, ".1%"),
-                _said(pair.difference, ".3g"),
-                _said(pair.same_answer, ".0%"),
+                f"{pair.found.rows:,}",
+                _said(pair.found.spearman, ".3f"),
+                _said(pair.found.pearson, ".3f"),
+                _said(pair.found.top, ".0%"),
+                _said(pair.found.same_first, ".0%"),
+                _said(pair.found.sign_changes, ".1%"),
+                _said(pair.found.difference, ".3g"),
+                _said(pair.found.same_answer, ".0%"),
             ]
             for pair in self.pairs
         ]
@@ -175,13 +164,13 @@ def compare(directories: Sequence[str], top_k: int = TOP_K) -> Comparison:
     study = StudyFiles(runs[0].records.storage, tuple(runs))
     names = _names(runs)
     samples_of = StudyRows(study)
-    tallies = [_Tally() for _ in runs[1:]]
+    tallies = [Tally(top_k) for _ in runs[1:]]
     totals = [_Costs() for _ in runs]
     for _, samples in samples_of:
         for total, sample in zip(totals, samples, strict=True):
             total.add(sample)
         for tally, sample in zip(tallies, samples[1:], strict=True):
-            tally.add(samples[0], sample, top_k)
+            tally.add(samples[0], sample)
     return Comparison(
         study,
         tuple(
@@ -189,7 +178,7 @@ def compare(directories: Sequence[str], top_k: int = TOP_K) -> Comparison:
             for total, name, run, unreadable in zip(totals, names, runs, samples_of.unreadable, strict=True)
         ),
         tuple(
-            tally.figures(names[0], name, _settings(runs[0], run))
+            PairFigures(names[0], name, summary(tally), tuple(_settings(runs[0], run)))
             for tally, name, run in zip(tallies, names[1:], runs[1:], strict=True)
         ),
         top_k,
@@ -222,48 +211,6 @@ class _Costs:
         )
 
 
-@dataclass
-class _Tally:
-    """What was found of one pair, row by row."""
-
-    agreements: list[Agreement] = field(default_factory=list)
-    obstacles: Counter[Obstacle] = field(default_factory=Counter)
-    only: list[int] = field(default_factory=lambda: [0, 0])
-
-    def add(self, first: SampleResult | None, second: SampleResult | None, top_k: int) -> None:
-        if first is None or second is None:
-            self.only[0] += first is not None
-            self.only[1] += second is not None
-            return
-        found = compare_samples(first, second, top_k)
-        if isinstance(found, Obstacle):
-            self.obstacles[found] += 1
-        else:
-            self.agreements.append(found)
-
-    def figures(self, first: str, second: str, settings: Sequence[str]) -> PairFigures:
-        found = self.agreements
-        players = sum(each.players for each in found)
-        return PairFigures(
-            first=first,
-            second=second,
-            rows=len(found),
-            spearman=mean([each.spearman for each in found]),
-            pearson=mean([each.pearson for each in found]),
-            top=mean([each.top for each in found]),
-            same_first=mean([float(each.same_first) for each in found]),
-            sign_changes=sum(each.sign_changes for each in found) / players if players else None,
-            difference=mean([each.error for each in found]),
-            squared_difference=mean([each.squared_error for each in found]),
-            same_answer=mean([float(each.same_answer) for each in found]),
-            other_prompts=self.obstacles[Obstacle.OTHER_PROMPT],
-            other_players=self.obstacles[Obstacle.OTHER_PLAYERS],
-            only_first=self.only[0],
-            only_second=self.only[1],
-            settings=tuple(settings),
-        )
-
-
 def _runs(directories: Sequence[str]) -> list[RunFiles]:
     found: dict[str, RunFiles] = {}
     for directory in directories:
@@ -286,22 +233,6 @@ def _settings(first: RunFiles, second: RunFiles) -> list[str]:
     if result_settings(first.spec) is None or result_settings(second.spec) is None:
         return []
     return differences(dict(first.compared_settings), dict(second.compared_settings))
-
-
-def _not_compared(pair: PairFigures) -> list[str]:
-    """Return what of a pair is not compared, and what makes it less than a comparison of estimators."""
-    said = []
-    if pair.other_prompts:
-        said.append(f"{pair.other_prompts:,} row(s) are not compared: the runs explained other prompts there")
-    if pair.other_players:
-        said.append(f"{pair.other_players:,} row(s) are not compared: the prompts are cut into other players")
-    if pair.only_first:
-        said.append(f"{pair.only_first:,} row(s) are in {pair.first} alone")
-    if pair.only_second:
-        said.append(f"{pair.only_second:,} row(s) are in this run alone")
-    if pair.settings:
-        said.append(f"settings differ from {pair.first}: {', '.join(pair.settings)}")
-    return said
 
 
 def _said(value: float | None, form: str) -> str:

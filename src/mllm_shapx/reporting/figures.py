@@ -1,7 +1,6 @@
 """A study's plots and its table of errors as files for a paper (`report --figures`)."""
 
 import math
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -67,8 +66,27 @@ def write_figures(directory: str, folder: Path, *, accept_changed_rows: bool = F
 def _table(errors: list[ErrorRow]) -> "pd.DataFrame":
     import pandas as pd
 
-    rows = [{**asdict(row), "error_sd": math.nan if row.error_sd is None else row.error_sd} for row in errors]
-    return pd.DataFrame(rows)
+    return pd.DataFrame(
+        [
+            {
+                "group": row.group,
+                "estimator": row.estimator,
+                "seeds": row.seeds,
+                "rows": row.found.rows,
+                "n_calls": row.n_calls,
+                "error": row.found.difference,
+                "error_sd": math.nan if row.error_sd is None else row.error_sd,
+                "error_low": row.error_low,
+                "error_high": row.error_high,
+                "pearson": row.found.pearson,
+                "spearman": row.found.spearman,
+                "top": row.found.top,
+                "same_first": row.found.same_first,
+                "sign_changes": row.found.sign_changes,
+            }
+            for row in errors
+        ]
+    )
 
 
 def _latex(table: "pd.DataFrame") -> str:

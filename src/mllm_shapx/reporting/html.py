@@ -4,7 +4,7 @@ import html
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -12,25 +12,23 @@ from typing import Any
 from mllm_shapx.config.paths import expanded
 from mllm_shapx.errors import UsageError
 from mllm_shapx.records.storage import LocalStorage
-from mllm_shapx.reporting.agreement import TOP_K
+from mllm_shapx.reporting.agreement import TOP_K, mean, summary
 from mllm_shapx.reporting.changed_rows import compare_with_dataset
 from mllm_shapx.reporting.charts import PAGE as PAGE_THEME
 from mllm_shapx.reporting.charts import charts
 from mllm_shapx.reporting.comparison import evenly
 from mllm_shapx.reporting.drawing import INSTALL, can_draw, svg
-from mllm_shapx.reporting.output import refuse_special, write_output
+from mllm_shapx.reporting.output import PAGE, refuse_inside, refuse_special, write_output
 from mllm_shapx.reporting.page_audio import MOST_SOUND, Recordings
 from mllm_shapx.reporting.page_rows import PageRows
 from mllm_shapx.reporting.reading import RunFiles, StudyFiles, open_study
-from mllm_shapx.reporting.study_figures import RunSeries, StudyFigures, StudyRows, mean
+from mllm_shapx.reporting.study_figures import RunSeries, StudyFigures, StudyRows
 
 MOST_ROWS = 5000
 """Rows in one page; of more, as many evenly spread ones are taken, and the page says so."""
 
 MOST_DATA = 20_000_000
 """Bytes of prompts, values and answers in one page, about; where rows are long, fewer are taken."""
-
-PAGE = "report.html"
 
 _PROBED = 32
 """Rows from which the size of all is estimated."""
@@ -76,16 +74,18 @@ def report(
         accept_changed_rows: Show samples of rows that were changed in the dataset since.
 
     Raises:
-        UsageError: When the directory is neither, or rows were changed and that is not accepted.
+        UsageError: When the directory is neither, `output` would replace another of its files, or rows were
+            changed and that is not accepted.
         StorageError: When the file cannot be written.
     """
     study = open_study(directory)
-    if not accept_changed_rows:
-        refuse_changed_rows(study)
     if output is None:
         is_local = isinstance(study.storage, LocalStorage)
         output = expanded(directory) / PAGE if is_local else Path(PAGE)
     refuse_special(output)
+    refuse_inside(study.storage, output, is_page=True)
+    if not accept_changed_rows:
+        refuse_changed_rows(study)
     write_output(output, page(study, settings).encode(errors="replace"))
     return output
 
@@ -202,14 +202,12 @@ def _notes(study: StudyFiles, shown: int, figures: StudyFigures) -> list[str]:
             "tables and plots are of all."
         )
     for run in figures.runs:
-        for obstacle, count in run.obstacles.items():
-            notes.append(
-                f"{run.name}: {count:,} row(s) are not compared: the exact run has {obstacle.value} there."
-            )
-    if any(run.agreements for run in figures.runs):
+        notes += [f"{run.name}: {said}." for said in summary(run.tally).left_out_in_words("exact")]
+    if any(run.tally.agreements for run in figures.runs):
         notes.append(
             "Error: mean over players of the difference from the exact value. Same first: share of rows "
-            "whose value of largest size belongs to the same player as in the exact run."
+            "whose value of largest size belongs to the same player as in the exact run; top 3 shared: share "
+            "of the three largest. Signs changed: share of players, positive in one, negative in the other."
         )
     if not can_draw():
         notes.append(f"There are no plots: they need the package vl-convert-python ({INSTALL}).")
@@ -218,7 +216,7 @@ def _notes(study: StudyFiles, shown: int, figures: StudyFigures) -> list[str]:
 
 def _run(run: RunFiles, series: RunSeries) -> dict[str, Any]:
     residual = run.summary.get("efficiency_residual_mean")
-    agreements = [asdict(agreement) for agreement in series.agreements]
+    found = summary(series.tally)
     return {
         "name": series.name,
         "samples": len(series.n_calls),
@@ -227,10 +225,12 @@ def _run(run: RunFiles, series: RunSeries) -> dict[str, Any]:
         # The older runner does not say which answers were generated for a run.
         "model_calls": None if run.is_of_older_runner or not series.model_calls else sum(series.model_calls),
         "seconds": mean(series.seconds),
-        "error": mean([found["error"] for found in agreements]),
-        "correlation": mean([found["pearson"] for found in agreements]),
-        "spearman": mean([found["spearman"] for found in agreements]),
-        "same_first": mean([found["same_first"] for found in agreements]),
+        "error": found.difference,
+        "correlation": found.pearson,
+        "spearman": found.spearman,
+        "top": found.top,
+        "same_first": found.same_first,
+        "sign_changes": found.sign_changes,
         "frac_text": mean(series.text),
         "frac_audio": mean(series.audio),
         "residual": residual if run.summary.get("n_samples") else None,

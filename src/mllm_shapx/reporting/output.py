@@ -10,6 +10,9 @@ from pathlib import Path
 from mllm_shapx.errors import StorageError, UsageError
 from mllm_shapx.records.storage import LocalStorage, Storage
 
+PAGE = "report.html"
+"""The only file that a reading command writes into a study."""
+
 
 def write_output(output: Path, content: bytes) -> None:
     """Write a file in the place of an older one.
@@ -69,19 +72,44 @@ def refuse_special(output: Path) -> None:
     )
 
 
-def refuse_inside(storage: Storage, output: Path) -> None:
-    """Refuse to write into a study's directory.
+def refuse_inside(storage: Storage, output: Path, *, is_page: bool = False) -> None:
+    """Refuse to write into a study's directory: the one that is read, or any other.
+
+    Args:
+        storage: The experiment set's storage.
+        output: A file or folder to write.
+        is_page: Whether a report is written, which may stand as `report.html` beside the runs or in one.
 
     Raises:
-        UsageError: When `output` is below it.
+        UsageError: When `output` is in a study.
     """
-    if not isinstance(storage, LocalStorage):
+    found = output.resolve()
+    root = Path(storage.uri).resolve() if isinstance(storage, LocalStorage) else None
+    if root is None or not found.is_relative_to(root):
+        root = _study_around(found)
+    if root is None:
         return
-    root = Path(storage.uri).resolve()
-    if output.resolve().is_relative_to(root):
-        raise UsageError(
-            f"{output} is in the study's directory {root}, which is left as it is; name another place"
-        )
+    if is_page and found.name == PAGE and root in {found.parent, found.parent.parent}:
+        return
+    but = f" but for its {PAGE}" if is_page else ""
+    raise UsageError(
+        f"{output} is in the study's directory {root}, which is left as it is{but}; name another place"
+    )
+
+
+def _study_around(path: Path) -> Path | None:
+    """Return the directory of the experiment set that a path is in, None where it is in none."""
+    for folder in (path, *path.parents):
+        if _is_run(folder):
+            return folder.parent
+        if any(_is_run(spec.parent) for spec in folder.glob("*/spec.json")):
+            return folder
+    return None
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether a folder has what every run's has; a folder `samples` alone may be anybody's."""
+    return (folder / "spec.json").is_file() and (folder / "samples").is_dir()
 
 
 def _cause(error: StorageError) -> str:

@@ -5,11 +5,15 @@ from collections.abc import Sequence
 from itertools import groupby, pairwise
 from typing import Any
 
+from mllm_shapx.records.measures import Interactions
 from mllm_shapx.records.results import SampleResult
 from mllm_shapx.reporting.page_audio import Recordings
 from mllm_shapx.reporting.pieces import Piece, prompt_pieces
 from mllm_shapx.reporting.reading import RunFiles
 from mllm_shapx.reporting.stored_answers import StoredAnswersOfRuns
+
+_ROUNDING = 1e-9
+"""Interactions smaller than this share of the largest one are 0."""
 
 _BYTES_PER_SAMPLE = 2
 """Of `num_bytes` of a piece of sound."""
@@ -81,6 +85,8 @@ class PageRows:
         errors, raw = sample.standard_errors, sample.raw_values
         if errors is not None and raw is not None and len(errors) == len(raw) == len(data["v"]):
             data["u"], data["e"] = list(map(_finite, raw)), list(map(_finite, errors))
+        if sample.interactions is not None and sample.interactions.order > 1:
+            data["x"] = _pairs(sample.interactions, len(data["v"]))
         if without is not None:
             data["w"] = self.answers.place(without)
         spoken = _artifacts(sample, "answer")
@@ -91,14 +97,14 @@ class PageRows:
     def _prompt(self, run: RunFiles, sample: SampleResult, pieces: Sequence[Piece]) -> dict[str, Any]:
         """Return `t`, the pieces, and `a`, for each stretch of sound its recording or null.
 
-        A piece is [text, 1 for a player, 1 where a message begins]; one of sound is [word or null, 1 for a
-        player, 1 where a message begins, seconds].
+        A piece is [text, 1 for a player, 1 where a message or a recording begins]; one of sound is
+        [word or null, 1 for a player, 1 where a message or a recording begins, seconds].
         """
-        turns = [piece.turn for piece in pieces]
-        begins = [0, *(int(turn != before) for before, turn in pairwise(turns))]
+        places = [_place(piece) for piece in pieces]
+        begins = [0, *(int(place != before) for before, place in pairwise(places))]
         recordings = _artifacts(sample, "inputs")
-        stretches = [turn for (turn, is_sound), _ in groupby(pieces, _turn_and_sound) if is_sound]
-        rates = {turn: about.get("sample_rate") for turn, about in zip(stretches, recordings, strict=False)}
+        stretches = [place for place, _ in groupby(places) if place[1] is not None]
+        rates = {place: about.get("sample_rate") for place, about in zip(stretches, recordings, strict=False)}
         shown = [
             [piece.text, int(piece.value is not None), begin]
             if piece.num_bytes is None
@@ -106,9 +112,9 @@ class PageRows:
                 piece.text or None,
                 int(piece.value is not None),
                 begin,
-                _seconds(piece.num_bytes, rates.get(piece.turn)),
+                _seconds(piece.num_bytes, rates.get(place)),
             ]
-            for piece, begin in zip(pieces, begins, strict=False)
+            for piece, begin, place in zip(pieces, begins, places, strict=False)
         ]
         if not recordings or len(recordings) != len(stretches):
             return {"t": shown}
@@ -121,6 +127,21 @@ class PageRows:
         return self._recordings.place(run, path)
 
 
+def _pairs(found: Interactions, players: int) -> dict[str, Any]:
+    """Return `i`, the index, `o`, the order, and `m`, a row for each player: its values with each player.
+
+    With itself it is the player's own; a set of three players and more is in no row. What only the rounding
+    of sums left over is 0, or it would be drawn as if it meant something.
+    """
+    least = _ROUNDING * max((abs(value) for value in found.values if math.isfinite(value)), default=0.0)
+    matrix: list[list[float | None]] = [[None] * players for _ in range(players)]
+    for members, value in zip(found.players, found.values, strict=False):
+        if len(members) <= 2 and max(members, default=players) < players:  # noqa: PLR2004 -- a pair
+            told = 0.0 if abs(value) < least else _finite(value)
+            matrix[members[0]][members[-1]] = matrix[members[-1]][members[0]] = told
+    return {"i": found.index, "o": found.order, "m": matrix}
+
+
 def _artifacts(sample: SampleResult, key: str) -> list[dict[str, Any]]:
     """Return what a sample says of its recordings (`inputs`) or its spoken answer (`answer`)."""
     artifacts = sample.audio_artifacts or {}
@@ -129,8 +150,9 @@ def _artifacts(sample: SampleResult, key: str) -> list[dict[str, Any]]:
     return [entry for entry in entries if isinstance(entry, dict)]
 
 
-def _turn_and_sound(piece: Piece) -> tuple[int, bool]:
-    return piece.turn, piece.num_bytes is not None
+def _place(piece: Piece) -> tuple[int, int | None]:
+    """Return a piece's message, and the recording in it that the piece is of, None for text."""
+    return piece.turn, None if piece.num_bytes is None else piece.entry
 
 
 def _seconds(num_bytes: int, rate: Any) -> float:

@@ -18,6 +18,8 @@ class Piece:
     """Its attribution; None where it is no player or the value is not finite."""
     turn: int
     """The turn of the conversation that it belongs to, from 0."""
+    entry: int
+    """Its turn's entry, from 0: a recording, or the text beside it."""
 
     @property
     def label(self) -> str:
@@ -34,16 +36,16 @@ def prompt_pieces(sample: SampleResult) -> list[Piece]:
     """Return the user's pieces in the order of the conversation."""
     pieces = []
     for turn, entries in enumerate(sample.conversation):
-        for entry in entries:
+        for place, entry in enumerate(entries):
             values = entry.shap_values or (None,) * len(entry.content)
             for role, content, value in zip(entry.roles, entry.content, values, strict=True):
                 if role != USER:
                     continue
                 if isinstance(content, str):
                     sound = entry.content_type == AUDIO
-                    pieces.append(Piece("" if sound else content, 0 if sound else None, value, turn))
+                    pieces.append(Piece("" if sound else content, 0 if sound else None, value, turn, place))
                 else:
-                    pieces.append(Piece(content.text or "", content.num_bytes, value, turn))
+                    pieces.append(Piece(content.text or "", content.num_bytes, value, turn, place))
     return pieces
 
 

@@ -1,21 +1,18 @@
 """A study in figures for tables and plots: costs, errors against the exact run, distributions of values."""
 
 import math
-import re
 import statistics
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from mllm_shapx.records.results import SampleResult
-from mllm_shapx.reporting.agreement import Agreement, Obstacle, compare_samples, most_important
-from mllm_shapx.reporting.reading import StudyFiles
+from mllm_shapx.records.spec import explainer_type, result_settings
+from mllm_shapx.reporting.agreement import AgainstExact, Summary, Tally, mean, most_important, summary
+from mllm_shapx.reporting.reading import RunFiles, StudyFiles
 
 BINS = 10
 """Bins of the relative position of the largest value."""
-
-_SEED = re.compile(r"_seed\d+$")
-_BUDGET = re.compile(r"_(fl)?(ns\d+|frac\d+(_\d+)?|lin\d+(_\d+)?)(?=_|$)")
 
 MOST_VALUES = 200_000
 """Values per run that the distribution is computed from: those of the first rows."""
@@ -26,6 +23,12 @@ class RunSeries:
     """What the plots need of one run."""
 
     name: str
+    group: str
+    """The run's name without its seed."""
+    estimator: str
+    """What runs of other budgets and seeds have in common with it."""
+    tally: Tally = field(default_factory=Tally)
+    """The comparison with the exact run."""
     seconds: list[float] = field(default_factory=list)
     """Runtime of each sample."""
     n_calls: list[int] = field(default_factory=list)
@@ -37,23 +40,9 @@ class RunSeries:
     positions: list[float] = field(default_factory=lambda: [0.0] * BINS)
     """Samples whose value of largest size is in each tenth of the prompt; a player that is in several tenths
     counts in each by its share of it."""
-    agreements: list[Agreement] = field(default_factory=list)
-    """With the exact run, of each row that can be compared."""
-    obstacles: Counter[Obstacle] = field(default_factory=Counter)
-    """Rows that cannot be compared with the exact run, by reason."""
 
-    @property
-    def group(self) -> str:
-        """The run's name without its seed."""
-        return _SEED.sub("", self.name)
-
-    @property
-    def estimator(self) -> str:
-        """The run's name without seed and budget."""
-        return _BUDGET.sub("", self.group)
-
-    def add(self, sample: SampleResult, compared: Agreement | Obstacle | None) -> None:
-        """Add one sample, and what a comparison with the exact run's gave."""
+    def add(self, sample: SampleResult) -> None:
+        """Add one sample."""
         self.seconds.append(sample.runtime_sec)
         self.n_calls.append(sample.n_calls)
         self.model_calls.append(sample.model_calls)
@@ -67,10 +56,6 @@ class RunSeries:
         if any(values):
             for place, share in _tenths(most_important(values)[0], len(values)):
                 self.positions[place] += share
-        if isinstance(compared, Agreement):
-            self.agreements.append(compared)
-        elif compared is not None:
-            self.obstacles[compared] += 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,24 +65,16 @@ class ErrorRow:
     group: str
     estimator: str
     seeds: int
-    rows: int
-    """Samples that were compared, of all seeds."""
     n_calls: float
     """Mean number of coalitions evaluated."""
-    error: float
-    """Mean over samples of `Agreement.error`."""
+    found: Summary
+    """With the exact run, over the samples of all seeds."""
     error_sd: float | None
+    """Standard deviation over samples of `Agreement.difference`."""
     error_low: float
     """First quartile over samples."""
     error_high: float
     """Third quartile over samples."""
-    pearson: float | None
-    spearman: float | None
-    top: float | None
-    same_first: float
-    """Share of samples with the exact run's most important player."""
-    sign_changes: float
-    """Share of players whose sign differs from the exact value's."""
 
 
 class StudyFigures:
@@ -106,26 +83,24 @@ class StudyFigures:
     def __init__(self, study: StudyFiles, names: Sequence[str] | None = None) -> None:
         """Begin without rows; `names` are what the runs are called, their own names when None."""
         called = names or [run.name for run in study.runs]
-        self.runs = [RunSeries(name) for name in called]
-        exact = [study.exact_run_for(run) for run in study.runs]
-        self._exact = [
-            None if other is None or other is run else study.runs.index(other)
-            for run, other in zip(study.runs, exact, strict=True)
+        self._against = AgainstExact(study)
+        self.runs = [
+            RunSeries(name, *_group_and_estimator(run, name), tally=tally)
+            for run, name, tally in zip(study.runs, called, self._against.tallies, strict=True)
         ]
 
     def add(self, samples: Sequence[SampleResult | None]) -> None:
         """Add one row: a sample per run, None where there is none."""
-        for run, sample, exact in zip(self.runs, samples, self._exact, strict=True):
-            if sample is None:
-                continue
-            reference = None if exact is None else samples[exact]
-            run.add(sample, None if reference is None else compare_samples(sample, reference))
+        self._against.add(samples)
+        for run, sample in zip(self.runs, samples, strict=True):
+            if sample is not None:
+                run.add(sample)
 
     def errors(self) -> list[ErrorRow]:
         """Return the errors of every estimator and budget, seeds together, by name and cost."""
         groups: dict[str, list[RunSeries]] = defaultdict(list)
         for run in self.runs:
-            if run.agreements:
+            if run.tally.agreements:
                 groups[run.group].append(run)
         found = [_error_row(group, runs) for group, runs in groups.items()]
         return sorted(found, key=lambda row: (row.estimator, row.n_calls, row.group))
@@ -191,29 +166,39 @@ def quantiles(values: Sequence[float], shares: Sequence[float]) -> list[float]:
     ]
 
 
-def mean(values: Sequence[float | None]) -> float | None:
-    """Return the mean of those that are there, None for none."""
-    known = [value for value in values if value is not None]
-    return math.fsum(known) / len(known) if known else None
-
-
 def _error_row(group: str, runs: Sequence[RunSeries]) -> ErrorRow:
-    agreements = [agreement for run in runs for agreement in run.agreements]
-    errors = [agreement.error for agreement in agreements]
+    errors = [agreement.difference for run in runs for agreement in run.tally.agreements]
     low, high = quantiles(errors, (0.25, 0.75))
     return ErrorRow(
         group=group,
         estimator=runs[0].estimator,
         seeds=len(runs),
-        rows=len(errors),
         n_calls=mean([calls for run in runs for calls in run.n_calls]) or 0.0,
-        error=mean(errors) or 0.0,
+        found=summary(*(run.tally for run in runs)),
         error_sd=statistics.stdev(errors) if len(errors) > 1 else None,
         error_low=low,
         error_high=high,
-        pearson=mean([agreement.pearson for agreement in agreements]),
-        spearman=mean([agreement.spearman for agreement in agreements]),
-        top=mean([agreement.top for agreement in agreements]),
-        same_first=mean([float(agreement.same_first) for agreement in agreements]) or 0.0,
-        sign_changes=sum(each.sign_changes for each in agreements) / sum(each.players for each in agreements),
     )
+
+
+def _group_and_estimator(run: RunFiles, called: str) -> tuple[str, str]:
+    """Return what a run is called without its seed, and without its budget too.
+
+    Both are read from the spec. A run whose spec does not say what it is stands alone.
+    """
+    spec = run.spec
+    variant, settings = spec.get("variant"), result_settings(spec) or {}
+    seed = settings.get("seed")
+    group = called if seed is None else called.removesuffix(f"_seed{seed}")
+    kind = explainer_type(spec)
+    if kind is None or not isinstance(variant, dict):
+        return group, group
+    named = f"{variant['name']}_" if variant.get("name") else ""
+    game = settings.get("hierarchical")
+    if isinstance(game, dict):
+        least = game.get("importance_min_fraction")
+        kind = f"hier_{game.get('inner_type')}_k{game.get('k')}_imp{least}"
+        if game.get("first_layer_type") != game.get("inner_type"):
+            kind += f"_fl{game.get('first_layer_type')}"
+    # Runs of several sets are called by their place too.
+    return group, f"{called.removesuffix(run.name)}{named}{kind}"

@@ -9,7 +9,7 @@ from rich.cells import cell_len
 from mllm_shapx.plaintext import shown
 from mllm_shapx.records.layout import RunLayout
 from mllm_shapx.records.results import SampleResult
-from mllm_shapx.reporting.comparison import Mark, RunFigures, compare_runs, evenly, mixing_notes
+from mllm_shapx.reporting.comparison import Mark, RunFigures, compare_runs, evenly, left_out_notes
 from mllm_shapx.reporting.grid import Column, cut, grid
 from mllm_shapx.reporting.pieces import Piece, prompt_pieces, rank_of
 from mllm_shapx.reporting.reading import RunFiles, StudyFiles, open_study
@@ -54,7 +54,7 @@ def results_table(
     blocks = [_row_block(study, row, marks.get(row), width, color=color) for row in chosen]
     paragraphs = ["\n".join(block) for block in blocks if block]
     figures = compare_runs(study, marks)
-    paragraphs.append("\n".join([*_figure_lines(figures, width, color=color), *mixing_notes(figures)]))
+    paragraphs.append("\n".join([*_figure_lines(figures, width, color=color), *left_out_notes(figures)]))
     paragraphs.append(f"{len(study.rows)} row(s), {len(study.runs)} run(s) in {shown(study.storage.uri)}")
     return "\n\n".join(paragraphs) + "\n"
 
@@ -186,7 +186,7 @@ _FIGURES: tuple[tuple[str, str, Callable[[RunFigures], str]], ...] = (
     (
         "r exact",
         "correlation with the values of the exact run, mean over rows",
-        lambda run: _number(run.correlation, ".3f"),
+        lambda run: _number(run.agreement.pearson, ".3f"),
     ),
     (
         "first",

@@ -23,15 +23,16 @@ COLUMNS = (
     "n_calls",
     "base_value",
     "grand_value",
+    "standard_error",
 )
 """Columns of the table, in order."""
 
 _TYPES = {
     **dict.fromkeys(("row", "position", "turn", "n_calls"), "int64"),
-    **dict.fromkeys(("value", "raw_value", "base_value", "grand_value"), "float64"),
+    **dict.fromkeys(("value", "raw_value", "base_value", "grand_value", "standard_error"), "float64"),
 }
 
-type Line = tuple[str, int, int, str, str, float, float, str, int, int, float, float]
+type Line = tuple[str, int, int, str, str, float, float, str, int, int, float, float, float]
 """One line of the table."""
 
 
@@ -49,7 +50,11 @@ def table_of(lines: Iterable[Line]) -> "pd.DataFrame":
 
 def lines_of(sample: SampleResult) -> Iterator[Line]:
     """Yield one line for each player of a sample."""
-    for position, (piece, value, raw) in enumerate(players_of(sample)):
+    players = players_of(sample)
+    errors = sample.standard_errors
+    if errors is None or len(errors) != len(players):
+        errors = (math.nan,) * len(players)
+    for position, ((piece, value, raw), error) in enumerate(zip(players, errors, strict=True)):
         yield (
             sample.run_name,
             sample.row_index,
@@ -63,6 +68,7 @@ def lines_of(sample: SampleResult) -> Iterator[Line]:
             sample.n_calls,
             sample.base_value,
             sample.grand_value,
+            error,
         )
 
 

@@ -22,8 +22,8 @@ def watch(
     as_json: bool = False,
     every_s: float = WATCH_S,
     sleep: Callable[[float], None] = time.sleep,
-) -> None:
-    """Show a status until no driver works on the study.
+) -> StudyStatus:
+    """Show a status until no driver works on the study; return the last one.
 
     In a terminal it is drawn in place. Elsewhere it is written again when it has changed, with `as_json` as
     one JSON object a line.
@@ -39,8 +39,7 @@ def watch(
         UsageError: When there is no study any more.
     """
     if not as_json and is_interactive(stream):
-        _watch_live(look, stream, every_s, sleep)
-        return
+        return _watch_live(look, stream, every_s, sleep)
     before = None
     while True:
         found = look()
@@ -50,13 +49,13 @@ def watch(
             stream.write(_line(found, as_json=as_json))
             stream.flush()
         if found.holder is None:
-            return
+            return found
         sleep(every_s)
 
 
 def _watch_live(
     look: Callable[[], StudyStatus], stream: TextIO, every_s: float, sleep: Callable[[float], None]
-) -> None:
+) -> StudyStatus:
     from rich.console import Console
     from rich.live import Live
     from rich.text import Text
@@ -68,7 +67,7 @@ def _watch_live(
             text = shown(found.to_text(console.width, time.time(), most_runs=console.height - _FRAME_LINES))
             live.update(Text(text, no_wrap=True, overflow="ellipsis"), refresh=True)
             if found.holder is None:
-                return
+                return found
             sleep(every_s)
 
 

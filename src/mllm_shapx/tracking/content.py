@@ -34,8 +34,16 @@ NUMBERS = (
 def run_id(experiment_set_id: str, run_name: str, salt: str = "") -> str:
     """Return a run's id: readable, at most 64 characters, always the same for the same three words."""
     digest = hashlib.sha256(f"{experiment_set_id}\0{run_name}\0{salt}".encode()).hexdigest()[:10]
-    readable = re.sub(r"[^A-Za-z0-9_-]", "_", f"{experiment_set_id}-{run_name}")
-    return f"{readable[:53]}-{digest}"
+    return f"{_readable(f'{experiment_set_id}-{run_name}')}-{digest}"
+
+
+def set_prefix(experiment_set_id: str) -> str:
+    """Return what the ids of all runs of a set begin with."""
+    return _readable(f"{experiment_set_id}-")
+
+
+def _readable(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_-]", "_", name)[:53]
 
 
 def sample_metrics(result: SampleResult) -> dict[str, float | str]:

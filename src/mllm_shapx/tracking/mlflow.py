@@ -5,9 +5,11 @@ import logging
 import math
 import os
 import re
+import shlex
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +56,7 @@ class MlflowTracker(BackgroundTracker):
     """Sends what happens to MLflow. With tracking switched off, mlflow is not imported.
 
     Args:
-        config: The config's `mlflow` block with its `tracking_uri` (`located`); None for no tracking.
+        config: The config's `mlflow` block with its `tracking_uri` (`located`).
         experiment_set_id: Part of every run's id, and the name of the parent run.
         warn: Takes the one warning. It is called from another thread.
         timeout_s: Seconds that a server may take to answer.
@@ -63,28 +65,24 @@ class MlflowTracker(BackgroundTracker):
 
     def __init__(
         self,
-        config: MlflowConfig | None,
+        config: MlflowConfig,
         experiment_set_id: str,
         *,
         warn: Callable[[str], None] = logger.warning,
         timeout_s: float = 15.0,
         close_timeout_s: float = 60.0,
     ) -> None:
-        backend = None
-        if config is not None and config.enabled:
-            backend = _Mlflow(config, experiment_set_id, timeout_s)
+        backend = _Mlflow(config, experiment_set_id, timeout_s) if config.enabled else None
         super().__init__(backend, experiment_set_id, warn=warn, close_timeout_s=close_timeout_s)
 
 
-def located(config: MlflowConfig | None, directory: str) -> MlflowConfig | None:
+def located(config: MlflowConfig, directory: str) -> MlflowConfig:
     """Return the block with its store: the config's, else MLFLOW_TRACKING_URI's, else a SQLite file.
 
     Args:
-        config: The config's block; None for no tracking.
+        config: The config's block.
         directory: The experiment set's directory; where it is a URI, MLflow's own default store is used.
     """
-    if config is None:
-        return None
     uri = config.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or None
     if uri is None and "://" not in directory:
         uri = f"sqlite:///{Path(directory).absolute() / FOLDER / 'mlflow.db'}"
@@ -93,6 +91,32 @@ def located(config: MlflowConfig | None, directory: str) -> MlflowConfig | None:
     elif uri is not None and "://" not in uri and not uri.startswith(("databricks", "file:", "uc:")):
         uri = Path(uri).expanduser().absolute().as_uri()
     return config.model_copy(update={"tracking_uri": uri})
+
+
+@dataclass(frozen=True, slots=True)
+class MlflowPlace:
+    """The `Placed` of MLflow."""
+
+    config: MlflowConfig
+    """With its store."""
+    set_id: str
+
+    def open(self, *, warn: Callable[[str], None]) -> MlflowTracker:
+        """See `Placed.open`."""
+        return MlflowTracker(self.config, self.set_id, warn=warn)
+
+    def hint(self) -> str | None:
+        """See `Placed.hint`."""
+        uri = self.config.tracking_uri or ""
+        file = re.fullmatch(r"sqlite:///(.+)", uri)
+        if file is None or not Path(file[1]).exists():
+            return None
+        return f"to see it in MLflow: mlflow ui --backend-store-uri {shlex.quote(uri)}"
+
+
+def place(config: MlflowConfig, experiment_set_id: str, output_uri: str) -> MlflowPlace:
+    """Return the tracker with its store."""
+    return MlflowPlace(located(config, output_uri), experiment_set_id)
 
 
 class _Mlflow:

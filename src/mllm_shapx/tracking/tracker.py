@@ -1,6 +1,10 @@
-"""What the study asks of a tracker, and the `Backend` that a further tracker is."""
+"""What the study asks of a tracker, and what the module of a tracker has: `place`, a `Placed`, a `Backend`.
 
-from collections.abc import Mapping
+`place(block, experiment_set_id, output_uri)` is called where the command is. It gets the config's block, the
+name of the set and its directory, and returns a `Placed`.
+"""
+
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -39,8 +43,24 @@ class Tracker(Protocol):
             summary: JSON data, such as the content of `aggregate_metrics.json`.
         """
 
+    def begin_close(self) -> None:
+        """Let it end once it has sent what is left, without waiting for it."""
+
     def close(self) -> None:
         """Send what is left for a limited time, mark unfinished runs as failed, and stop."""
+
+
+class Placed(Protocol):
+    """A tracker that a config asks for, with every path and address that depends on where the command is.
+
+    It is pickled: samples are tracked in another process than the command's, maybe in another directory.
+    """
+
+    def open(self, *, warn: Callable[[str], None]) -> Tracker:
+        """Return the tracker, which a `BackgroundTracker` does. `warn` may be called from other threads."""
+
+    def hint(self) -> str | None:
+        """Return how to see or upload what it has left on this machine, in words; None for nothing."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,10 @@ import io
 import json
 import logging
 import os
+import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +16,7 @@ from mllm_shapx.config.models import WandbConfig
 from mllm_shapx.errors import ShapxError
 from mllm_shapx.records.runs import RunRecords
 from mllm_shapx.tracking.background import BackgroundTracker
+from mllm_shapx.tracking.content import set_prefix
 from mllm_shapx.tracking.history import COUNTER, History, logged_before
 from mllm_shapx.tracking.prompts import PromptRow, prompt_rows
 from mllm_shapx.tracking.staging import sample_files, stage, summary_files
@@ -63,6 +66,37 @@ class WandbTracker(BackgroundTracker):
         off = self.mode == "disabled"
         backend = None if off else _Wandb(config, self.mode, experiment_set_id, directory, timeout_s)
         super().__init__(backend, experiment_set_id, warn=warn, close_timeout_s=close_timeout_s)
+
+
+@dataclass(frozen=True, slots=True)
+class WandbPlace:
+    """The `Placed` of W&B."""
+
+    config: WandbConfig
+    set_id: str
+    directory: Path
+    """Where wandb makes its folder `wandb`."""
+    is_shared: bool
+    """Whether other sets may write there too."""
+
+    def open(self, *, warn: Callable[[str], None]) -> WandbTracker:
+        """See `Placed.open`."""
+        return WandbTracker(self.config, self.set_id, directory=self.directory, warn=warn)
+
+    def hint(self) -> str | None:
+        """See `Placed.hint`."""
+        folder = self.directory / "wandb"
+        starts = f"offline-run-*-{set_prefix(self.set_id)}*" if self.is_shared else "offline-run-*"
+        if effective_mode(self.config) != "offline" or next(folder.glob(starts), None) is None:
+            return None
+        return f"to upload it to Weights & Biases: wandb sync {shlex.quote(str(folder))}/{starts}"
+
+
+def place(config: WandbConfig, experiment_set_id: str, output_uri: str) -> WandbPlace:
+    """Return where W&B is to write: the set's directory; where that is a bucket, WANDB_DIR or here."""
+    is_shared = "://" in output_uri
+    directory = Path((os.environ.get("WANDB_DIR") or ".") if is_shared else output_uri)
+    return WandbPlace(config, experiment_set_id, directory.expanduser().absolute(), is_shared)
 
 
 class _Wandb:

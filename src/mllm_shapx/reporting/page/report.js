@@ -2,9 +2,10 @@
 "use strict";
 /* The data (reporting/html.py, page_rows.py):
    rows: i index, l language, o original language, m input modality, p prompts, r one entry per run or null.
-   A prompt: t pieces [text, is player, begins a message, seconds of sound], a recordings of its stretches of sound.
+   A prompt: t pieces [text, is player, begins a message or a recording, seconds of sound], a recordings of its stretches of sound.
    A run's entry: q its prompt, v values of the players, a answer, w answer without the most important player,
-   u values before normalizing and e their standard errors, where there are any,
+   u values before normalizing and e their standard errors, where there are any, x interactions (i index, o order, m each player's
+   values with each player, before normalizing, with itself its own),
    b value of no player, g of all, n coalitions evaluated, m answers generated, s seconds, k recording of a spoken answer.
    Recordings: d seconds, k outline, u WAV file in base64. Answers are positions in `answers`. */
 (() => {
@@ -75,7 +76,8 @@ function drawTables() {
     ["coalitions / sample", r => r.n_calls, v => number(v, 1)], ["answers generated", r => r.model_calls, v => number(v, 0)],
     ["seconds / sample", r => r.seconds, small], ["error", r => r.error, small],
     ["correlation with exact", r => r.correlation, v => number(v, 3)], ["rank correlation", r => r.spearman, v => number(v, 3)],
-    ["same first", r => r.same_first, percent], ["share on text", r => r.frac_text, v => number(v, 3)],
+    ["top 3 shared", r => r.top, percent], ["same first", r => r.same_first, percent],
+    ["signs changed", r => r.sign_changes, percent], ["share on text", r => r.frac_text, v => number(v, 3)],
     ["share on audio", r => r.frac_audio, v => number(v, 3)], ["residual, mean", r => r.residual, small],
     ["deletion area", r => r.deletion, v => number(v, 3)], ["insertion area", r => r.insertion, v => number(v, 3)],
     ["random area", r => r.random, v => number(v, 3)]];
@@ -136,7 +138,7 @@ function pages() {
   const starts = [0];
   let spans = 0, rows = 0;
   state.found.forEach((row, position) => {
-    const more = shownRuns(row).reduce((sum, run) => sum + run.v.length + 1, 0);
+    const more = shownRuns(row).reduce((sum, run) => sum + run.v.length + 1 + (run.x ? run.x.m.length ** 2 : 0), 0);
     if (rows && (rows >= MOST_PER_PAGE || spans + more > SPANS_PER_PAGE)) { starts.push(position); spans = rows = 0; }
     spans += more;
     rows += 1;
@@ -275,6 +277,7 @@ function drawPanel(row, run, name) {
     dress(piece, value, top, scale, player, run.v.length, sureness(run, player));
     line.append(piece);
   }
+  if (run.x) panel.append(drawInteractions(prompt, run.x));
   panel.append(answer("answer", data.answers[run.a] || "(no text)"));
   if (run.k !== undefined) {
     const box = make("div", "sounds"), wave = make("div", "wave");
@@ -287,6 +290,48 @@ function drawPanel(row, run, name) {
     panel.append(answer("without " + name, run.w === run.a ? "the same answer" : data.answers[run.w] || "(no text)", run.w === run.a));
   }
   return panel;
+}
+
+/* Each pair of players as a cell, coloured by the pair's interaction; a player's own value is on the diagonal. */
+function drawInteractions(prompt, { i: index, o: order, m: matrix }) {
+  const box = make("details", "interactions"), scroll = make("div", "scroll"), place = make("table"), players = labelsOf(prompt);
+  const top = matrix.reduce((most, values, one) => sized(values.filter((_, other) => other !== one), most), 0);
+  const numbers = get("numbers").checked, head = place.createTHead().insertRow(), body = place.createTBody();
+  box.open = true;
+  box.append(make("summary", "", "interactions of pairs · " + index + (order > 2 ? " of order " + order + ", of which larger sets are not shown" : "")));
+  const heading = (player, scope) => {
+    const cell = make("th"), label = make("span", players[player].short.length > 3 ? "long" : "", players[player].short);
+    cell.scope = scope;
+    cell.dataset.tip = players[player].long;
+    cell.append(label);
+    return cell;
+  };
+  head.append(make("td"), ...matrix.map((_, player) => heading(player, "col")));
+  matrix.forEach((values, one) => {
+    const row = body.insertRow();
+    row.append(heading(one, "row"));
+    values.forEach((value, other) => {
+      const cell = row.insertCell(), isOwn = one === other, share = top > 0 && !isOwn ? Math.abs(value ?? 0) / top : 0;
+      if (numbers) cell.textContent = short(value);
+      cell.className = isOwn ? "own" : value < 0 ? "neg" : "";
+      // Pairs that should be equal differ by rounding.
+      if (share > 1 - 1e-9) cell.classList.add("top");
+      cell.style.setProperty("--s", (100 * share).toFixed(1) + "%");
+      cell.dataset.tip = (isOwn ? players[one].long + " alone" : players[one].long + " with " + players[other].long) + ": " + show(value);
+    });
+  });
+  scroll.append(place);
+  box.append(scroll);
+  return box;
+}
+
+/* What each player is called: in a table, and in a sentence. */
+function labelsOf(prompt) {
+  const found = prompt.t.filter(piece => piece[1]);
+  return found.map(([text, , , seconds], player) => ({
+    short: (text ?? "").trim() || (seconds === undefined ? "·" : "♪ " + (player + 1)),
+    long: nameOf(prompt, player),
+  }));
 }
 
 function answer(title, text, isSoft) {
