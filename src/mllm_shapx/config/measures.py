@@ -1,4 +1,4 @@
-"""What a run writes beside its values: faithfulness curves and interactions of players."""
+"""What a run writes beside its values, curves and interactions of players, and when it may stop early."""
 
 from typing import Annotated, Literal
 
@@ -25,3 +25,10 @@ class InteractionsConfig(Block):
     index: InteractionIndex = "k-SII"
     order: Annotated[int, Field(ge=2), AtMost(4, "for larger sets of players are too many to write")] = 2
     """Largest set of players that gets a number; 2 for pairs."""
+
+
+class StopWhenConfig(Block):
+    """When a row's sampling stops before its budget is spent."""
+
+    standard_error: Annotated[float, Field(gt=0.0), AtMost(1e6, "and no value function has values as large")]
+    """Largest standard error that a player's value may have, in the unit of the value function."""
