@@ -2,6 +2,7 @@
 
     python scripts/check_coverage.py                      # 1,000 games for each explainer and budget
     python scripts/check_coverage.py --trials 200 --players 12
+    python scripts/check_coverage.py --stop-when 0.1      # with experiments[].stop_when
 
 A trial is a new random game with new draws. `smooth` games have weights of single players and interactions of
 two and three, like answers; `rough` games have an independent value for every coalition.
@@ -75,10 +76,12 @@ def rough(players: int, draw: np.random.Generator) -> Floats:
 KINDS: dict[str, Callable[[int, np.random.Generator], Floats]] = {"smooth": smooth, "rough": rough}
 
 
-def play(game: Floats, explainer: str, budget: Budget, seed: int) -> GameResult:
+def play(
+    game: Floats, explainer: str, budget: Budget, seed: int, stop_when: float | None = None
+) -> GameResult:
     """Play one game with one explainer."""
     players = len(game).bit_length() - 1
-    settings = GameSettings(explainer, budget, seed)
+    settings = GameSettings(explainer, budget, seed, stop_when)
     return asyncio.run(Game(RUN, [1 << player for player in range(players)], 0, Table(game)).play(settings))
 
 
@@ -98,15 +101,20 @@ class Coverage:
     """Share of values with a standard error."""
     ratio: float
     """Root mean square of the standard errors divided by that of the true errors."""
+    coalitions: float
+    """Coalitions evaluated, on average."""
 
 
-def coverage(explainer: str, kind: str, players: int, budget: int, trials: int) -> Coverage:
+def coverage(
+    explainer: str, kind: str, *, players: int, budget: int, trials: int, stop_when: float | None = None
+) -> Coverage:
     """Return the coverage of the exact values by two standard errors."""
-    gaps, errors, values = [], [], 0
+    gaps, errors, values, coalitions = [], [], 0, 0
     for trial in range(trials):
         game = KINDS[kind](players, np.random.default_rng((trial, players)))
-        found = play(game, explainer, Budget("num_samples", budget), trial)
+        found = play(game, explainer, Budget("num_samples", budget), trial, stop_when)
         values += players
+        coalitions += len(found.masks)
         if found.standard_errors is None:
             continue
         exact = exact_values(game, explainer)
@@ -115,28 +123,32 @@ def coverage(explainer: str, kind: str, players: int, budget: int, trials: int) 
                 gaps.append(abs(value - true))
                 errors.append(error)
     if not gaps:
-        return Coverage(float("nan"), 0.0, float("nan"))
+        return Coverage(float("nan"), 0.0, float("nan"), coalitions / trials)
     off, said = np.array(gaps), np.array(errors)
     within = float(np.mean(off <= 2 * said + 1e-12))
-    return Coverage(within, len(gaps) / values, float(np.sqrt((said**2).mean() / (off**2).mean())))
+    ratio = float(np.sqrt((said**2).mean() / (off**2).mean()))
+    return Coverage(within, len(gaps) / values, ratio, coalitions / trials)
 
 
 @click.command()
 @click.option("--trials", type=click.IntRange(1, 100_000), default=1000, show_default=True)
 @click.option("--players", type=click.IntRange(2, 14), default=9, show_default=True)
 @click.option("--explainer", "explainers", type=click.Choice(SAMPLING), multiple=True)
-def main(trials: int, players: int, explainers: Sequence[str]) -> None:
+@click.option("--stop-when", type=click.FloatRange(0, min_open=True), help="Stop at this standard error.")
+def main(trials: int, players: int, explainers: Sequence[str], stop_when: float | None) -> None:
     """Print a table."""
     print(f"{trials:,} trials, {players} players, {1 << players:,} coalitions")
     print("| explainer | game | coalitions | within 2 SE | with SE | RMS SE / RMS error |")
     print("|---|---|---|---|---|---|")
-    budgets = [int(factor * players**2) for factor in (1, 2, 3)]
-    for explainer, kind, budget in itertools.product(explainers or SAMPLING, KINDS, budgets):
-        found = coverage(explainer, kind, players, budget, trials)
+    # With all coalitions nothing would be left to estimate.
+    budgets = [int(factor * players**2) for factor in (1, 2, 3)] if stop_when is None else [15 << players - 4]
+    named = explainers or [name for name in SAMPLING if stop_when is None or EXPLAINERS[name].grows]
+    for explainer, kind, budget in itertools.product(named, KINDS, budgets):
+        found = coverage(explainer, kind, players=players, budget=budget, trials=trials, stop_when=stop_when)
         said = (
             f"{found.within:.1%} | {found.known:.1%} | {found.ratio:.2f}" if found.known else "- | 0.0% | -"
         )
-        print(f"| {explainer} | {kind} | {budget} | {said} |", flush=True)
+        print(f"| {explainer} | {kind} | {found.coalitions:.0f} | {said} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -56,6 +56,7 @@ def writing_elsewhere(study: Study, folder: Path) -> list[list[str]]:
         ["compare", output, "--html", str(folder / "comparison.html")],
         ["export", output, "--format", "csv", "--output", str(folder / "values.csv")],
         ["export", output, "--format", "parquet", "--output", str(folder / "values.parquet")],
+        ["store", "export", output, "--format", "csv", "--output", str(folder / "coalitions.csv")],
     ]
 
 

@@ -1,9 +1,13 @@
 """How rows become rounds, and rounds become rates."""
 
+from dataclasses import replace
+
 import pytest
 from bench_overhead import instant_game
 
 from mllm_shapx.benchmark.rounds import Tally, cut_into_rounds
+from mllm_shapx.benchmark.subject import Game
+from mllm_shapx.config.variants import Variant
 
 
 @pytest.mark.parametrize(("rows", "in_flight", "sizes"), [
@@ -35,3 +39,16 @@ def test_games_are_cut_to_the_time_at_hand(players: int, most: int, type_: str, 
     game = instant_game(players).limited_to(most)
     assert game.run.explainer_type == type_
     assert game.coalitions == coalitions
+
+
+def test_what_a_variant_measures_or_stops_at_is_no_part_of_the_game() -> None:
+    """The number of coalitions is known beforehand, and interactions need all of them."""
+    game = instant_game(9)
+    variant = Variant.model_validate(
+        {"stop_when": {"standard_error": 1.0}, "faithfulness": {}, "interactions": {}}
+    )
+    measured = {key: getattr(variant, key) for key in ("stop_when", "faithfulness", "interactions")}
+    asked = Game(game.row, replace(game.run, **measured), 9)
+    for cut in (asked.limited_to(1 << 9), asked.limited_to(30), asked.smallest()):
+        assert [getattr(cut.run, key) for key in measured] == [None, None, None]
+    assert asked.limited_to(30).coalitions == 30

@@ -131,6 +131,23 @@ def test_an_inherited_similarity_is_taken_back_with_null(tmp_path: Path) -> None
             "experiments[0].faithfulness.steps",
             "at least 1",
         ),
+        *(
+            ({**variant, "stop_when": {"standard_error": 0.1}}, "experiments[0].stop_when", message)
+            for variant, message in (
+                ({"explainer_type": "exact"}, "draws nothing"),
+                ({"explainer_type": "loo"}, "draws nothing"),
+                ({"explainer_type": "proxy", "linear": 1}, "its trees fit themselves"),
+                ({"explainer_type": "leverage", "linear": 1}, "draws other coalitions for each budget"),
+                ({"explainer_type": "neyman", "linear": 1}, 'or take "limited_mc"'),
+                ({"explainer_type": "hierarchical", "hierarchical": {}}, "depend on the values"),
+            )
+        ),
+        ({"num_samples": 9, "stop_when": {}}, "experiments[0].stop_when.standard_error", "required"),
+        (
+            {"num_samples": 9, "stop_when": {"standard_error": 0}},
+            "experiments[0].stop_when.standard_error",
+            "a number above 0",
+        ),
     ],
 )
 def test_an_explainer_that_cannot_be_used_so_is_refused(

@@ -15,7 +15,8 @@ from mllm_shapx.errors import StorageError, UsageError
 from mllm_shapx.records.results import AUDIO, USER, AudioPiece, ConversationEntry
 from mllm_shapx.records.runs import RunRecords
 from mllm_shapx.records.storage import open_storage
-from mllm_shapx.reporting.export import Format, export
+from mllm_shapx.reporting.export import export
+from mllm_shapx.reporting.output import TableForm
 
 HOSTILE = 'say "no", \u2028\r\n; \ud800 =1+1'
 
@@ -29,7 +30,7 @@ def read(path: Path) -> pd.DataFrame:
 
 
 @pytest.mark.parametrize("form", ["csv", "parquet"])
-def test_file_holds_what_the_api_returns(tmp_path: Path, form: Format) -> None:
+def test_file_holds_what_the_api_returns(tmp_path: Path, form: TableForm) -> None:
     study = write_study(tmp_path / "study", range(5))
     records = RunRecords(open_storage(str(study)), "exact")
     sound = ConversationEntry(AUDIO, (USER, USER), (AudioPiece(640), AudioPiece(640)), (0.1 + 0.2, -1e-300))

@@ -115,12 +115,16 @@ class Subject:
 
 
 def _as(run: RunSpec, explainer_type: ShapleyType, budget: Budget) -> RunSpec:
+    """Return a run like `run` that evaluates so many coalitions and measures nothing else."""
     return replace(
         run,
         name=ANSWERED_RUN,
         explainer_type=explainer_type,
         budget=budget,
         hierarchical=None,
+        stop_when=None,
+        faithfulness=None,
+        interactions=None,
     )
 
 

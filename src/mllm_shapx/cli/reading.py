@@ -1,14 +1,19 @@
-"""Commands that read a study's directory: status, failures, store info, verify."""
+"""Commands that read a study's directory: status, failures, store info and export, verify."""
 
 import functools
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from mllm_shapx.cli.group import main
 from mllm_shapx.cli.options import ANSWERS
-from mllm_shapx.terminal import Location, say, say_json, terminal_width, whole
+from mllm_shapx.terminal import FilePath, Location, say, say_json, terminal_width, whole
+
+if TYPE_CHECKING:
+    from mllm_shapx.reporting.output import TableForm
 
 
 @main.command()
@@ -65,6 +70,18 @@ def store_info(directory: str, as_json: bool) -> None:
         say_json(found.to_json())
     else:
         say(found.to_text(terminal_width()), nl=False)
+
+
+@store.command("export")
+@click.argument("directory", type=Location())
+@click.option("--format", "form", type=click.Choice(["csv", "parquet"]), required=True, help="What to write.")
+@click.option("--output", type=FilePath(), help="The file; SET_coalitions.FORMAT in the working directory.")
+@click.option("--overwrite", is_flag=True, help="Replace a file that is there.")
+def store_export(directory: str, form: "TableForm", output: Path | None, overwrite: bool) -> None:
+    """Write one table of all answers: a line for each coalition of every row, with its values."""
+    from mllm_shapx.execution.store_export import export_store
+
+    say(export_store(directory, form, output, overwrite=overwrite).to_text())
 
 
 @main.command()

@@ -10,7 +10,7 @@ from mllm_shapx.cli.group import main
 from mllm_shapx.terminal import FilePath, Location, Number, say, say_json, terminal_width, whole
 
 if TYPE_CHECKING:
-    from mllm_shapx.reporting.export import Format
+    from mllm_shapx.reporting.output import TableForm
 
 _MEGABYTES = Number(0, 1000, "since browsers do not open larger pages")
 
@@ -97,7 +97,7 @@ def compare(directories: Sequence[str], top_k: int, as_json: bool, output: Path 
 @click.option("--format", "form", type=click.Choice(["csv", "parquet"]), required=True, help="What to write.")
 @click.option("--output", type=FilePath(), help="The file; named after the set, in the working directory.")
 @click.option("--overwrite", is_flag=True, help="Replace a file that is there.")
-def export(directory: str, form: "Format", output: Path | None, overwrite: bool) -> None:
+def export(directory: str, form: "TableForm", output: Path | None, overwrite: bool) -> None:
     """Write one table of all values: a line for each player of every sample."""
     from mllm_shapx.reporting.export import export as write_export
 

@@ -1,4 +1,4 @@
-"""A run's further measures: faithfulness curves and interactions of players."""
+"""A run's further measures (faithfulness curves, interactions of players), and when its sampling may stop."""
 
 from typing import Annotated, Literal
 
@@ -25,3 +25,10 @@ class InteractionsConfig(Block):
     index: InteractionIndex = "k-SII"
     order: Annotated[int, Field(ge=2), AtMost(4, "for larger sets of players are too many to write")] = 2
     """Size of the largest sets of players; 2 for pairs."""
+
+
+class StopWhenConfig(Block):
+    """When a row's sampling stops before its budget is spent."""
+
+    standard_error: Annotated[float, Field(gt=0.0), AtMost(1e6, "and no value function has values as large")]
+    """Largest standard error that a player's value may have, in the unit of the value function."""

@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import BeforeValidator
 
 from mllm_shapx.config.blocks import AliasedBlock, Block
-from mllm_shapx.config.measures import FaithfulnessConfig, InteractionsConfig
+from mllm_shapx.config.measures import FaithfulnessConfig, InteractionsConfig, StopWhenConfig
 from mllm_shapx.config.scoring import ShapOverride
 from mllm_shapx.config.values import (
     BatchSize,
@@ -93,6 +93,8 @@ class Variant(AliasedBlock):
     """Factors f of a budget of int(f n^2) coalitions, rounded up to an even number."""
     seeds: SeedList = ()
     """Repetitions: one run per seed, with a name that ends in `_seedN`."""
+    stop_when: StopWhenConfig | None = None
+    """A row's sampling stops when its values are this sure; null spends the whole budget."""
     hierarchical: HierarchicalConfig | None = None
     faithfulness: FaithfulnessConfig | None = None
     """Replaces the config's block; null for no measurement of this variant."""

@@ -91,6 +91,8 @@ class ExplainerFacts:
     """Whether coalitions come in pairs with their complements; a budget is then rounded down to even."""
     package: str | None = None
     """Optional package that it imports."""
+    grows: bool = False
+    """Whether the coalitions of a larger budget begin with those of a smaller one, with the same seed."""
 
     def least(self, num_players: int) -> int:
         """Return the floor for a number of players."""
@@ -102,10 +104,10 @@ _MINIMAL = {"include_minimal_masks": True}
 
 EXPLAINERS: Mapping[str, ExplainerFacts] = {
     "exact": ExplainerFacts("exact", "2^n", takes_budget=False),
-    "limited_mc": ExplainerFacts("mc", "n + 2", _MINIMAL),
-    "standard_mc": ExplainerFacts("mc", "2"),
-    "limited_cc": ExplainerFacts("complementary", "2n + 2", _MINIMAL, in_pairs=True),
-    "standard_cc": ExplainerFacts("complementary", "2n + 2", in_pairs=True),
+    "limited_mc": ExplainerFacts("mc", "n + 2", _MINIMAL, grows=True),
+    "standard_mc": ExplainerFacts("mc", "2", grows=True),
+    "limited_cc": ExplainerFacts("complementary", "2n + 2", _MINIMAL, in_pairs=True, grows=True),
+    "standard_cc": ExplainerFacts("complementary", "2n + 2", in_pairs=True, grows=True),
     "limited_neyman": ExplainerFacts(
         "neyman_cc", "2n + 2", {"neyman": {"use_standard_method": False}}, in_pairs=True
     ),
@@ -116,10 +118,12 @@ EXPLAINERS: Mapping[str, ExplainerFacts] = {
     "proxy": ExplainerFacts("proxy", "2n + 2", in_pairs=True, package="sklearn"),
     # n coalitions without one player, the grand coalition, and the empty one for the base value.
     "loo": ExplainerFacts("loo", "n + 2", takes_budget=False),
-    "kernel_banzhaf": ExplainerFacts("kernel_banzhaf", "2n + 2", estimand="banzhaf", in_pairs=True),
+    "kernel_banzhaf": ExplainerFacts(
+        "kernel_banzhaf", "2n + 2", estimand="banzhaf", in_pairs=True, grows=True
+    ),
     "exact_banzhaf": ExplainerFacts("exact", "2^n", estimand="banzhaf", takes_budget=False),
-    "limited_mc_banzhaf": ExplainerFacts("mc", "n + 2", _MINIMAL, estimand="banzhaf"),
-    "standard_mc_banzhaf": ExplainerFacts("mc", "2", estimand="banzhaf"),
+    "limited_mc_banzhaf": ExplainerFacts("mc", "n + 2", _MINIMAL, estimand="banzhaf", grows=True),
+    "standard_mc_banzhaf": ExplainerFacts("mc", "2", estimand="banzhaf", grows=True),
     "proxy_banzhaf": ExplainerFacts("proxy", "2n + 2", estimand="banzhaf", in_pairs=True, package="sklearn"),
 }
 """Every explainer type except `hierarchical` (docs/formats.md, "Variants")."""

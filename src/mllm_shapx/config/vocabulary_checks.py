@@ -32,6 +32,7 @@ def problems(experiment_set: ExperimentSet) -> Iterator[Fault]:
     for index, variant in enumerate(experiment_set.experiments):
         yield from _package(("experiments", index), variant)
         yield from _interactions(("experiments", index), variant)
+        yield from _stop_when(("experiments", index), variant)
 
 
 def _package(place: Place, variant: Variant) -> Iterator[Fault]:
@@ -59,6 +60,25 @@ def _interactions(place: Place, variant: Variant) -> Iterator[Fault]:
     if find_spec("shapiq") is None:
         fix = "install the extra: pip install 'mllm-shapx[interactions]'"
         yield key, "need shapiq, which is not installed", fix, ()
+
+
+def _stop_when(place: Place, variant: Variant) -> Iterator[Fault]:
+    """Yield why a variant's sampling cannot stop early."""
+    kind = variant.explainer_type
+    facts = EXPLAINERS.get(kind)
+    if variant.stop_when is None or (facts is not None and facts.grows):
+        return
+    if facts is None:
+        why = '"hierarchical" has none: its lower games depend on the values of the games above'
+    elif not facts.takes_budget:
+        why = f'"{kind}" has none: it draws nothing'
+    elif facts.estimator == "proxy":
+        why = f'"{kind}" has none: its trees fit themselves to the draws'
+    else:
+        why = f'"{kind}" draws other coalitions for each budget, so that rounds would ask for more than it'
+    names = ", ".join(f'"{name}"' for name, each in EXPLAINERS.items() if each.grows)
+    message = f"goes on until standard errors are small, and {why}"
+    yield (*place, "stop_when"), message, f"remove it, or take {names}", ((*place, "explainer_type"),)
 
 
 def _value_function(

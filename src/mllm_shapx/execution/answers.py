@@ -21,8 +21,16 @@ class AnswerFiles:
     settings, the model's commit and the dtype of its weights.
     """
 
-    def __init__(self, storage: Storage, runs: Sequence[RunSpec], model_commit: str, dtype: str) -> None:
-        self._store = CoalitionStore(storage)
+    def __init__(
+        self,
+        storage: Storage,
+        runs: Sequence[RunSpec],
+        model_commit: str,
+        dtype: str,
+        *,
+        reads_only: bool = False,
+    ) -> None:
+        self._store = CoalitionStore(storage, reads_only=reads_only)
         self._headers = {
             run.generation_key: StoreHeader(answer_settings(run, model_commit, dtype)) for run in runs
         }

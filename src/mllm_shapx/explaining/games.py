@@ -5,8 +5,9 @@ model can answer them in full batches.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 from mllm_shap import CoalitionMask, PlayerSet, PluginGroup
 from mllm_shap.protocols.estimator import TwoPhaseEstimator
@@ -15,7 +16,8 @@ from mllm_shapx.errors import RowError
 from mllm_shapx.explaining.settings import GameSettings, explain_config, resolve
 from mllm_shapx.explaining.standard_errors import standard_errors
 from mllm_shapx.explaining.values import Value
-from mllm_shapx.planning.runs import MAX_LOG2_COALITIONS, RunSpec, flat_coalitions
+from mllm_shapx.planning.runs import MAX_LOG2_COALITIONS, Budget, RunSpec, flat_coalitions, rounds
+from mllm_shapx.records.results import Stopped
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,24 @@ class GameResult:
     """The value of each coalition."""
     standard_errors: tuple[float, ...] | None = None
     """One per player of the game; see `standard_errors`."""
+    stopped: Stopped | None = None
+    """Why sampling ended, None if it spends the whole budget in any case."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Drawn:
+    """Coalitions of a game with their values, and the estimator that drew them."""
+
+    estimator: Any
+    aggregator: Any
+    coalitions: list[CoalitionMask]
+    payoffs: list[float]
+
+    @property
+    def value_of(self) -> dict[tuple[bool, ...], float]:
+        """Return the value of each coalition, by the presence of its players."""
+        present = (coalition.present for coalition in self.coalitions)
+        return dict(zip(present, self.payoffs, strict=True))
 
 
 class Game:
@@ -58,11 +78,38 @@ class Game:
     async def play(self, settings: GameSettings) -> GameResult:
         """Estimate the values of the game's players.
 
+        With `settings.stop_at`, the result is that of the same game with the budget at which it stopped, and
+        no coalition is asked twice: the estimator draws those of a smaller budget first.
+
         Raises:
             RowError: `too_many_players` when the budget plans more coalitions than the limit.
         """
         count = len(self._groups)
         self._refuse_hopeless(settings, count)
+        stop_at = settings.stop_at
+        stopped: Stopped | None = None
+        budgets: Iterable[Budget] = (settings.budget,)
+        if stop_at is not None:
+            budgets, stopped = rounds(settings.explainer_type, settings.budget, count), "budget"
+        for budget in budgets:
+            drawn = await self._draw(replace(settings, budget=budget), count)
+            value_of = drawn.value_of
+            errors = standard_errors(settings.explainer_type, list(value_of), list(value_of.values()))
+            if stop_at is not None and errors is not None and all(error <= stop_at for error in errors):
+                stopped = "standard_error"
+                break
+        values = drawn.estimator.estimate_attributions(drawn.coalitions, drawn.payoffs, drawn.aggregator)
+        return GameResult(
+            values=tuple(values),
+            base_value=value_of[(False,) * count],
+            grand_value=value_of[(True,) * count],
+            masks=tuple(self._row_mask(coalition) for coalition in drawn.coalitions),
+            payoffs=tuple(drawn.payoffs),
+            standard_errors=errors,
+            stopped=stopped,
+        )
+
+    async def _draw(self, settings: GameSettings, count: int) -> _Drawn:
         config = explain_config(self._run, settings, count)
         estimator = resolve(config, PluginGroup.ESTIMATORS, config.explanation.estimator)
         aggregator = resolve(config, PluginGroup.ESTIMANDS, config.explanation.estimand.value)
@@ -85,15 +132,7 @@ class Game:
                 coalitions.extend(second)
                 # Score all coalitions again, so that both phases share one TF-IDF corpus.
                 payoffs = await self._payoffs(coalitions)
-        value_of = dict(zip((coalition.present for coalition in coalitions), payoffs, strict=True))
-        return GameResult(
-            values=tuple(estimator.estimate_attributions(coalitions, payoffs, aggregator)),
-            base_value=value_of[(False,) * count],
-            grand_value=value_of[(True,) * count],
-            masks=tuple(self._row_mask(coalition) for coalition in coalitions),
-            standard_errors=standard_errors(settings.explainer_type, list(value_of), list(value_of.values())),
-            payoffs=tuple(payoffs),
-        )
+        return _Drawn(estimator, aggregator, coalitions, payoffs)
 
     async def _payoffs(self, coalitions: Sequence[CoalitionMask]) -> list[float]:
         masks = [self._row_mask(coalition) for coalition in coalitions]

@@ -25,7 +25,7 @@ from mllm_shapx.explaining.values import Force, Sources, Value, build_value
 from mllm_shapx.models.base import Answer
 from mllm_shapx.planning.runs import RunSpec
 from mllm_shapx.records.measures import Faithfulness, Interactions
-from mllm_shapx.records.results import SampleResult
+from mllm_shapx.records.results import SampleResult, Stopped
 
 NEYMAN_TYPES = frozenset({"limited_neyman", "standard_neyman"})
 NEYMAN_STEPS = 2
@@ -47,6 +47,7 @@ class Outcome:
     """One per player, NaN if unknown; None for an explainer without standard errors."""
     faithfulness: Faithfulness | None = None
     interactions: Interactions | None = None
+    stopped: Stopped | None = None
 
 
 def open_row(row: Row, run: RunSpec) -> RowCoalitions:
@@ -124,13 +125,16 @@ async def _explain(row: Row, coalitions: RowCoalitions, run: RunSpec, value: Val
         tree = await explainer.explain(seed)
         return Outcome(tree.values, tree.top.base_value, tree.top.grand_value, tree.masks, tree.num_levels)
     singles = [1 << index for index in range(coalitions.players.num_players)]
-    game = await Game(run, singles, 0, value).play(GameSettings(run.explainer_type, run.budget, seed))
+    stop_at = None if run.stop_when is None else run.stop_when.standard_error
+    settings = GameSettings(run.explainer_type, run.budget, seed, stop_at)
+    game = await Game(run, singles, 0, value).play(settings)
     outcome = Outcome(
         game.values,
         game.base_value,
         game.grand_value,
         game.masks,
         standard_errors=game.standard_errors,
+        stopped=game.stopped,
     )
     if run.interactions is None:
         return outcome
@@ -200,6 +204,7 @@ def _sample(
         num_levels=outcome.num_levels,
         faithfulness=outcome.faithfulness,
         interactions=outcome.interactions,
+        stopped=outcome.stopped,
         audio_artifacts=sound.artifacts,
         audio_files=sound.files,
         tokens_in=tokens_in,

@@ -31,6 +31,8 @@ class GameSettings:
     """Any type but `hierarchical`."""
     budget: Budget
     seed: int
+    stop_at: float | None = None
+    """Standard error at which sampling ends before the budget is spent; None spends it all."""
 
 
 def decoding(run: RunSpec) -> Decoding:

@@ -73,18 +73,21 @@ class TfIdfCosine:
 
 
 class EmbeddingSimilarity:
-    """A similarity of vectors. Each distinct answer is embedded once."""
+    """A similarity of vectors. Each distinct answer is embedded once, however often it is scored."""
 
     def __init__(self, embed: Embedder, compare: Callable[[Vector, Vector], float]) -> None:
         self._embed = embed
         self._compare = compare
+        self._vectors: dict[_Content, Vector] = {}
 
     async def score(self, base: Answer, answers: Sequence[Answer]) -> list[float]:
         """Return the similarity of each answer to `base`."""
         distinct = {_content(answer): answer for answer in (base, *answers)}
-        vectors = dict(zip(distinct, await self._embed(list(distinct.values())), strict=True))
-        base_vector = vectors[_content(base)]
-        scores = {key: self._compare(base_vector, vector) for key, vector in vectors.items()}
+        fresh = {key: answer for key, answer in distinct.items() if key not in self._vectors}
+        if fresh:
+            self._vectors.update(zip(fresh, await self._embed(list(fresh.values())), strict=True))
+        base_vector = self._vectors[_content(base)]
+        scores = {key: self._compare(base_vector, self._vectors[key]) for key in distinct}
         return [scores[_content(answer)] for answer in answers]
 
 

@@ -10,7 +10,7 @@ from mllm_shapx.config.vocabulary import EXPLAINERS
 from mllm_shapx.planning.bounds import bound_notes, budget_bounds
 from mllm_shapx.planning.hopeless import hopeless_runs, without_players
 from mllm_shapx.planning.players import players_under
-from mllm_shapx.planning.runs import Budget, HierarchicalSpec, RunSpec
+from mllm_shapx.planning.runs import Budget, HierarchicalSpec, RunSpec, blocks_in_words
 from mllm_shapx.planning.units import expected_answers, explaining_order, runs_by_key
 
 _HEADINGS = {
@@ -128,6 +128,7 @@ class Plan:
             **_budget_json(run.budget),
             "hierarchical": None if run.hierarchical is None else _hierarchical_json(run.hierarchical),
             "budget_bounds": budget_bounds(run, self.rows or (), self.players),
+            **blocks_in_words(stop_when=run.stop_when),
             "seed": run.seed,
             "generation_key": run.generation_key,
             "samples": None if self.rows is None else len(self.rows),
@@ -201,15 +202,22 @@ def _sum(one: Work, other: Work) -> Work:
 
 def _is_estimate(sharing: Sequence[RunSpec], num_players: int) -> bool:
     possible = [run for run in sharing if not run.is_hopeless(num_players)]
-    flat = [run for run in possible if run.hierarchical is None]
+    flat = [run for run in possible if run.hierarchical is None and run.stop_when is None]
     if any(run.game_coalitions(num_players) >= 1 << num_players for run in flat):
         return False
-    bounded = [run for run in possible if run.hierarchical is not None or run.faithfulness is not None]
-    return len(possible) > 1 or bool(bounded)
+    bounded = any(run.hierarchical or run.stop_when or run.faithfulness for run in possible)
+    return len(possible) > 1 or bounded
 
 
 def _notes(runs: Sequence[RunSpec]) -> list[str]:
-    return _curve_notes(runs) + _sharing_notes(runs)
+    return _stop_notes(runs) + _curve_notes(runs) + _sharing_notes(runs)
+
+
+def _stop_notes(runs: Sequence[RunSpec]) -> list[str]:
+    stopping = sum(run.stop_when is not None for run in runs)
+    if not stopping:
+        return []
+    return [f"{stopping} run(s) may stop early on a row (stop_when): their figures are upper bounds"]
 
 
 def _curve_notes(runs: Sequence[RunSpec]) -> list[str]:
@@ -255,7 +263,8 @@ def _budget_text(run: RunSpec) -> str:
     spec = run.hierarchical
     if spec is None:
         facts = EXPLAINERS[run.explainer_type]
-        return _amount(run.budget) if facts.takes_budget or facts.floor == "2^n" else facts.floor
+        most = "" if run.stop_when is None else "at most "
+        return most + _amount(run.budget) if facts.takes_budget or facts.floor == "2^n" else facts.floor
     first, inner = _amount(spec.first_layer_budget), _amount(spec.inner_budget)
     return f"k {spec.k}, first {first}, lower {inner}"
 

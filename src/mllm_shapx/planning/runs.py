@@ -2,13 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
 from typing import Any, Literal
 
-from mllm_shapx.config.measures import FaithfulnessConfig, InteractionsConfig
+from mllm_shapx.config.blocks import Block
+from mllm_shapx.config.measures import FaithfulnessConfig, InteractionsConfig, StopWhenConfig
 from mllm_shapx.config.model_settings import ModelSettings
 from mllm_shapx.config.models import (
     AudioSegmentation,
@@ -97,6 +98,8 @@ class RunSpec:
     """The model of the value function, found when a study is prepared; None without one."""
     faithfulness: FaithfulnessConfig | None = None
     interactions: InteractionsConfig | None = None
+    stop_when: StopWhenConfig | None = None
+    """When a row's sampling stops early; None spends the whole budget."""
     seed: int | None = None
     """Seed of this repetition, at the end of the name; None when the config has no seeds."""
     variant: Mapping[str, Any] = field(default_factory=dict, compare=False)
@@ -187,7 +190,9 @@ class RunSpec:
         seed = {} if self.seed is None else {"seed": self.seed}
         return {
             **seed,
-            **measures_in_words(self.faithfulness, self.interactions),
+            **blocks_in_words(
+                faithfulness=self.faithfulness, interactions=self.interactions, stop_when=self.stop_when
+            ),
             "explainer_type": self.explainer_type,
             "budget": {"kind": self.budget.kind, "value": self.budget.value},
             "hierarchical": None
@@ -246,14 +251,15 @@ class RunSpec:
     def coalitions(self, num_players: int) -> int:
         """Return how many coalitions the run evaluates on `num_players`.
 
-        An upper bound for hierarchical runs and with faithfulness curves: curves reuse stored coalitions.
+        An upper bound for hierarchical runs, with `stop_when`, and with faithfulness curves: curves reuse
+        stored coalitions.
         """
         games = self.game_coalitions(num_players)
         curves = curve_coalitions(self.faithfulness, num_players)
         return min(games + curves, 1 << num_players) if curves else games
 
     def game_coalitions(self, num_players: int) -> int:
-        """Return the coalitions of the run's games alone; an upper bound when hierarchical."""
+        """Return the coalitions of the run's games alone; an upper bound as `coalitions` is."""
         if self.hierarchical is not None:
             return _hierarchical_coalitions(self.hierarchical, num_players)
         return flat_coalitions(self.explainer_type, self.budget, num_players)
@@ -287,6 +293,20 @@ def flat_coalitions(explainer_type: str, budget: Budget, num_players: int) -> in
         return table
     target = asked_coalitions(budget, num_players)
     return min(max(facts.least(num_players), target - target % 2 if facts.in_pairs else target), table)
+
+
+def rounds(explainer_type: str, budget: Budget, num_players: int) -> Iterator[Budget]:
+    """Yield the budgets after which a game with `stop_when` may stop, each half as large again.
+
+    The first one, 4n coalitions or the estimator's floor, leaves few values whose draws are all alike by
+    chance. The last one is `budget` itself.
+    """
+    most = flat_coalitions(explainer_type, budget, num_players)
+    count = max(4 * num_players, EXPLAINERS[explainer_type].least(num_players))
+    while count < most:
+        yield Budget("num_samples", count)
+        count += (count + 3) // 4 * 2
+    yield budget
 
 
 def asked_coalitions(budget: Budget, num_players: int) -> int:
@@ -337,11 +357,8 @@ def _group_counts(num_players: int, size: int) -> list[tuple[int, int]]:
     return [(size, full)] if rest == 0 else [(size, full), (rest, 1)]
 
 
-def measures_in_words(
-    faithfulness: FaithfulnessConfig | None, interactions: InteractionsConfig | None
-) -> dict[str, Any]:
-    """Return the settings of a run's further measures; unset ones are absent, so old specs stay equal."""
-    blocks = {"faithfulness": faithfulness, "interactions": interactions}
+def blocks_in_words(**blocks: Block | None) -> dict[str, Any]:
+    """Return the set blocks of a variant as JSON data; unset ones are absent, so old specs stay equal."""
     return {key: block.model_dump(mode="json") for key, block in blocks.items() if block is not None}
 
 

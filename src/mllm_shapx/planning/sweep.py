@@ -17,7 +17,7 @@ from mllm_shapx.config.vocabulary import EXPLAINERS, ShapleyType
 from mllm_shapx.errors import ConfigError, Problem
 from mllm_shapx.planning.players import PlayerRule
 from mllm_shapx.planning.precision import rounding_warnings
-from mllm_shapx.planning.runs import Budget, HierarchicalSpec, RunSpec, measures_in_words
+from mllm_shapx.planning.runs import Budget, HierarchicalSpec, RunSpec, blocks_in_words
 from mllm_shapx.records.layout import name_fault
 
 MOST_RUNS = 10_000
@@ -183,6 +183,7 @@ def _runs(
             tokenizer=tokenizer,
             faithfulness=faithfulness,
             interactions=variant.interactions,
+            stop_when=variant.stop_when,
             seed=entry.seed,
             variant=_in_words(variant, entry, faithfulness),
         )
@@ -199,7 +200,9 @@ def _in_words(variant: Variant, entry: _Entry, faithfulness: FaithfulnessConfig 
         "hierarchical": None,
         **entry.written,
         **({} if entry.seed is None else {"seeds": [entry.seed]}),
-        **measures_in_words(faithfulness, variant.interactions),
+        **blocks_in_words(
+            faithfulness=faithfulness, interactions=variant.interactions, stop_when=variant.stop_when
+        ),
     }
 
 
@@ -215,7 +218,10 @@ def _encoder(experiment_set: ExperimentSet, variant: Variant) -> EmbeddingConfig
 
 
 def _entries(variant: Variant) -> Iterator[_Entry]:
-    for entry in _budgets(variant):
+    stop = variant.stop_when
+    sure = "" if stop is None else f"_se{_decimal(stop.standard_error)}"
+    for budgeted in _budgets(variant):
+        entry = replace(budgeted, name=f"{budgeted.name}{sure}")
         if not variant.all_seeds:
             yield entry
         for seed in variant.all_seeds:

@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -14,6 +14,9 @@ from mllm_shapx.records.measures import Faithfulness, Interactions
 from mllm_shapx.records.storage import refuse_deep
 
 SCHEMA_VERSION = 2
+
+Stopped = Literal["standard_error", "budget"]
+"""What ended a run's sampling: its values were sure enough, or its budget was spent."""
 
 TEXT, AUDIO = 0, 1
 USER, ASSISTANT, SYSTEM = 0, 1, 2
@@ -147,6 +150,8 @@ class SampleFile:
     """Deletion and insertion curves, if the run measures them."""
     interactions: Interactions | None = None
     """Interactions of the players, if an exact run computes them."""
+    stopped: Stopped | None = None
+    """Why sampling ended, if the run may stop early."""
 
     @property
     def imbalance(self) -> float:

@@ -82,8 +82,10 @@ class CoalitionStore:
     not flushed. One process writes; any process may read.
     """
 
-    def __init__(self, storage: Storage) -> None:
+    def __init__(self, storage: Storage, *, reads_only: bool = False) -> None:
+        """Bind the place; with `reads_only`, files that are damaged or do not fit are left where they are."""
         self._storage = storage
+        self._reads_only = reads_only
 
     def read(self, row_index: int, key: str, header: StoreHeader) -> StoredAnswers:
         """Return the stored answers; damaged files and files that contradict `header` move to `damaged/`."""
@@ -366,6 +368,9 @@ class CoalitionStore:
             return [], None
         except ValueError as error:
             problem = str(error)
+        if self._reads_only:
+            notes.append(f"{self._storage.locate(path)}: {problem}")
+            return [], None
         kept = self._move_aside(path)
         notes.append(f"{self._storage.locate(path)}: {problem}; moved to {kept}, its answers are asked again")
         return [], None

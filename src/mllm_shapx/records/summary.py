@@ -45,6 +45,8 @@ class SampleMetrics:
     """Digest of the row; see `SampleFile.made_from`."""
     areas: Areas | None = None
     """Areas under its faithfulness curves."""
+    is_sure: bool | None = None
+    """Whether sampling ended because its values were sure enough; None if it cannot end early."""
 
     @classmethod
     def of(cls, sample: SampleFile) -> Self:
@@ -65,6 +67,7 @@ class SampleMetrics:
             is_constant=sample.is_constant,
             made_from=sample.made_from,
             areas=None if sample.faithfulness is None else sample.faithfulness.areas,
+            is_sure=None if sample.stopped is None else sample.stopped == "standard_error",
         )
 
 
@@ -162,6 +165,7 @@ class _Group:
     residual: ExactSum = field(default_factory=ExactSum)
     residual_max: float = 0.0
     standard_error: ExactSum = field(default_factory=ExactSum)
+    sure: int | None = None
     curves: _Curves = field(default_factory=_Curves)
 
     def add(self, metrics: SampleMetrics) -> None:
@@ -175,6 +179,7 @@ class _Group:
         self.frac_audio.add(metrics.frac_audio)
         self.residual.add(metrics.efficiency_residual)
         self.standard_error.add(metrics.standard_error)
+        self.sure = _sum_of_known(self.sure, metrics.is_sure)
         # In this argument order, NaN never wins.
         self.residual_max = max(self.residual_max, metrics.efficiency_residual)
         if metrics.areas is not None:
@@ -191,6 +196,7 @@ class _Group:
         self.frac_audio.extend(other.frac_audio)
         self.residual.extend(other.residual)
         self.standard_error.extend(other.standard_error)
+        self.sure = _sum_of_known(self.sure, other.sure)
         self.residual_max = max(self.residual_max, other.residual_max)
         self.curves.extend(other.curves)
 
@@ -208,6 +214,7 @@ class _Group:
             "efficiency_residual_mean": self.residual.mean,
             "efficiency_residual_max": self.residual_max,
             "standard_error_mean": self.standard_error.mean if self.standard_error.has_any else None,
+            **({} if self.sure is None else {"n_sure": self.sure}),
             **self.curves.to_json(),
         }
 

@@ -1,22 +1,13 @@
 """A study's values as one CSV or Parquet file, for pandas, R and DuckDB (`export`)."""
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import batched
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
 
-from mllm_shapx.errors import UsageError
-from mllm_shapx.reporting.output import refuse_inside, refuse_special, written_whole
+from mllm_shapx.reporting.output import TableForm, new_output, table_file
 from mllm_shapx.reporting.reading import StudyFiles, open_study
 from mllm_shapx.reporting.values_table import Line, lines_of, table_of
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-type Format = Literal["csv", "parquet"]
-type _Write = Callable[["pd.DataFrame"], object]
 
 _AT_ONCE = 50_000
 """Lines that are held in memory."""
@@ -40,7 +31,9 @@ class Exported:
         return text
 
 
-def export(directory: str, form: Format, output: Path | None = None, *, overwrite: bool = False) -> Exported:
+def export(
+    directory: str, form: TableForm, output: Path | None = None, *, overwrite: bool = False
+) -> Exported:
     """Write the table of a study's values, which `values_table` describes.
 
     Args:
@@ -54,17 +47,10 @@ def export(directory: str, form: Format, output: Path | None = None, *, overwrit
         StorageError: When the file cannot be written.
     """
     study = open_study(directory)
-    output = output or Path(f"{study.storage.uri.rstrip('/').rpartition('/')[2]}.{form}")
-    refuse_inside(study.storage, output)
-    refuse_special(output)
-    if output.exists() and not overwrite:
-        raise UsageError(
-            f"{output} is there already; replace it with --overwrite, or name another: --output FILE"
-        )
+    name = f"{study.storage.uri.rstrip('/').rpartition('/')[2]}.{form}"
+    output = new_output(study.storage, output, name, overwrite=overwrite)
     lines = _Lines(study)
-    with written_whole(output) as path, (_csv if form == "csv" else _parquet)(path) as write:
-        # An empty table has its header all the same.
-        write(table_of(()))
+    with table_file(output, form, table_of(())) as write:
         for some in batched(lines, _AT_ONCE):
             write(table_of(some))
     return Exported(output, lines.samples, lines.count, lines.left_out)
@@ -88,25 +74,3 @@ class _Lines(Iterable[Line]):
                 for line in lines_of(sample):
                     self.count += 1
                     yield line
-
-
-@contextmanager
-def _csv(path: Path) -> Iterator[_Write]:
-    with path.open("w", encoding="utf-8", newline="") as stream:
-        yield lambda table: table.to_csv(stream, index=False, header=stream.tell() == 0, lineterminator="\n")
-
-
-@contextmanager
-def _parquet(path: Path) -> Iterator[_Write]:
-    import pyarrow as pa
-    from pyarrow.parquet import ParquetWriter
-
-    types = {"O": pa.string(), "i": pa.int64(), "f": pa.float64()}
-    schema = pa.schema([(name, types[dtype.kind]) for name, dtype in table_of(()).dtypes.items()])
-    with ParquetWriter(path, schema, compression="zstd") as writer:
-
-        def write(table: "pd.DataFrame") -> None:
-            if len(table):
-                writer.write_table(pa.Table.from_pandas(table, schema=schema, preserve_index=False))
-
-        yield write

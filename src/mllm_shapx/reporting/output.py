@@ -4,11 +4,17 @@ import contextlib
 import os
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from mllm_shapx.errors import StorageError, UsageError
 from mllm_shapx.records.storage import LocalStorage, Storage
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+type TableForm = Literal["csv", "parquet"]
 
 PAGE = "report.html"
 """The only file that a reading command writes into a study."""
@@ -52,6 +58,50 @@ def written_whole(output: Path) -> Iterator[Path]:
         raise StorageError(f"{output} cannot be written: {error.strerror or error}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def new_output(storage: Storage, output: Path | None, name: str, *, overwrite: bool) -> Path:
+    """Return the file to write of a study in `storage`: `output`, or `name` in the working directory.
+
+    Raises:
+        UsageError: When it is in the study's directory, is no ordinary file, or is there already.
+    """
+    output = output or Path(name)
+    refuse_inside(storage, output)
+    refuse_special(output)
+    if output.exists() and not overwrite:
+        raise UsageError(
+            f"{output} is there already; replace it with --overwrite, or name another: --output FILE"
+        )
+    return output
+
+
+@contextlib.contextmanager
+def table_file(
+    output: Path, form: TableForm, empty: "pd.DataFrame"
+) -> Iterator[Callable[["pd.DataFrame"], object]]:
+    """Give what adds lines to a new file, which is written whole or not at all (see `written_whole`).
+
+    `empty` is a table without lines: its columns make the header, which a file without lines has too, and
+    its types those of Parquet, in which NaN and None are null.
+    """
+    with written_whole(output) as path:
+        if form == "csv":
+            with path.open("w", encoding="utf-8", newline="") as stream:
+                empty.to_csv(stream, index=False, lineterminator="\n")
+                yield lambda table: table.to_csv(stream, index=False, header=False, lineterminator="\n")
+            return
+        import pyarrow as pa
+        from pyarrow.parquet import ParquetWriter
+
+        types = {"O": pa.string(), "i": pa.int64(), "f": pa.float64()}
+        schema = pa.schema([(name, types[dtype.kind]) for name, dtype in empty.dtypes.items()])
+        with ParquetWriter(path, schema, compression="zstd") as writer:
+
+            def write(table: "pd.DataFrame") -> None:
+                writer.write_table(pa.Table.from_pandas(table, schema=schema, preserve_index=False))
+
+            yield write
 
 
 def refuse_special(output: Path) -> None:

@@ -15,7 +15,7 @@ from mllm_shapx.records.storage import Storage
 from mllm_shapx.records.summary import AREAS
 
 _ESTIMATOR_KEYS = frozenset(
-    {"explainer_type", "budget", "hierarchical", "seed", "faithfulness", "interactions"}
+    {"explainer_type", "budget", "hierarchical", "seed", "faithfulness", "interactions", "stop_when"}
 )
 """Settings in which an approximation may differ from the exact run that it is compared with."""
 

@@ -59,11 +59,11 @@ def lines_of(sample: SampleResult) -> Iterator[Line]:
             sample.run_name,
             sample.row_index,
             position,
-            _encodable(piece.text.strip()),
+            encodable(piece.text.strip()),
             piece.modality,
             value,
             raw,
-            _encodable(sample.language),
+            encodable(sample.language),
             piece.turn,
             sample.n_calls,
             sample.base_value,
@@ -84,6 +84,6 @@ def players_of(sample: SampleResult) -> list[tuple[Piece, float, float]]:
     ]
 
 
-def _encodable(text: str) -> str:
+def encodable(text: str) -> str:
     """Return the text with a question mark for each half of a surrogate pair, which no file can hold."""
     return text.encode(errors="replace").decode()
