@@ -3,6 +3,7 @@
 import contextlib
 import json
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import chat_server
 import psutil
 import pytest
 from chat_server import ChatServer
-from small_study import MODEL, Study, results
+from small_study import MODEL, Process, Study, results
 
 from mllm_shapx.config.loading import load_config
 from mllm_shapx.errors import ConfigError
@@ -162,6 +163,50 @@ def test_a_worker_of_ray_whose_server_is_killed_is_replaced_and_the_study_ends(t
     assert found.code == 0, found.out
     assert "the server of this worker ended" in found.out
     assert study.samples_on_disk() == 2
+    assert gone_within(str(tmp_path), 15.0)
+
+
+@pytest.mark.slow
+def test_a_kept_worker_ends_its_server_with_all_its_processes_before_the_next_one_starts(
+    tmp_path: Path,
+) -> None:
+    """Ray kills a worker's children before they can react, and a GPU holds one server at a time."""
+    program, told = tmp_path / "serve.py", tmp_path / "told.txt"
+    program.write_text(
+        "import os, signal, subprocess, sys, time\n"
+        "def tell(what):\n"
+        f"    open({str(told)!r}, 'a').write(sys.argv[2] + ' ' + what + '\\n')\n"
+        "tell('starts')\n"
+        f"below = subprocess.Popen([sys.executable, {PROGRAM!r}, sys.argv[1], '0', {str(tmp_path)!r}])\n"
+        "def end(*_):\n"
+        "    time.sleep(1.5)\n"
+        "    tell('ends')\n"
+        "    os._exit(0)\n"
+        "signal.signal(signal.SIGTERM, end)\n"
+        "below.wait()\n"
+    )
+    studies = [
+        study_with(tmp_path / name, sys.executable, str(program), "{port}", name) for name in ("a", "b")
+    ]
+    words = [word for study in studies for word in ("--config", str(study.config))]
+    found = Process(["run", *words, "--num-workers", "1"], {}, tmp_path).wait()
+    assert found.code == 0, found.out
+    assert told.read_text().splitlines() == ["a starts", "a ends", "b starts", "b ends"]
+    assert gone_within(str(tmp_path), 5.0)
+
+
+def test_what_a_server_has_started_ends_when_its_worker_is_ended_by_ray(tmp_path: Path) -> None:
+    """As Ray ends an actor: it kills the worker's children, then the worker."""
+    shell = f"{sys.executable} {PROGRAM} {{port}} 0 {tmp_path} & wait"
+    code = (
+        "import os, psutil\n"
+        "from mllm_shapx.models.server_process import OwnServer\n"
+        f"server = OwnServer(['sh', '-c', {shell!r}], 'tiny')\n"
+        "for child in psutil.Process().children():\n"
+        "    child.kill()\n"
+        "os._exit(1)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=False, timeout=60)
     assert gone_within(str(tmp_path), 15.0)
 
 

@@ -110,6 +110,11 @@ class WorkerActor:
         if self._worker is not None:
             await self._worker.stop()
 
+    async def close(self) -> None:
+        """Release the kept model; called between two studies."""
+        if self._shelf is not None:
+            await asyncio.to_thread(self._shelf.close)
+
     async def place(self) -> tuple[str, str | None]:
         """Return the node's id, and the path of this process's log on it."""
         return ray.get_runtime_context().get_node_id(), own_log()

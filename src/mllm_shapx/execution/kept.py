@@ -1,4 +1,4 @@
-"""The Ray cluster, its idle workers and the model, kept for all configs of one call."""
+"""The Ray cluster, its idle workers, the model and the count of requests, kept for all configs of a call."""
 
 import contextlib
 from collections.abc import Iterator
@@ -9,6 +9,10 @@ from mllm_shapx.execution.cluster import connected, logged_output
 from mllm_shapx.execution.loading import LoadModel, ModelShelf
 from mllm_shapx.execution.options import RunOptions
 from mllm_shapx.execution.signals import StopRequest
+from mllm_shapx.models.server_budget import Spent
+
+CLOSE_S = 30.0
+"""Seconds that idle workers may take to release their models; a server of their own may end slowly."""
 
 
 class IdleWorkers:
@@ -35,14 +39,19 @@ class IdleWorkers:
         self._actors.append(actor)
 
     def end(self) -> None:
-        """End the actors."""
-        if self._actors:
-            import ray
+        """End the actors, their models first: a server may still hold a GPU that the next one needs."""
+        actors, self._actors = self._actors, []
+        if not actors:
+            return
+        import ray
 
-            for actor in self._actors:
+        try:
+            closed = [actor.close.remote() for actor in actors]
+            ray.wait(closed, num_returns=len(closed), timeout=CLOSE_S)
+        finally:
+            for actor in actors:
                 with contextlib.suppress(ray.exceptions.RayError):
                     ray.kill(actor, no_restart=True)
-        self._actors.clear()
 
 
 class Kept:
@@ -58,12 +67,22 @@ class Kept:
         self._shelf: ModelShelf | None = None
         self._workers = workers
         self.idle_workers = IdleWorkers() if workers else None
+        self.spent = Spent()
+        """What the configs so far have asked of servers."""
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._leave()
+        try:
+            self._leave()
+        finally:
+            if self._shelf is not None:
+                self._shelf.close()
+
+    def note_spent(self, spent: Spent) -> None:
+        """Take what was asked of servers up to the end of a config's work."""
+        self.spent = spent
 
     def shelf(self, load: LoadModel) -> ModelShelf | None:
         """Return the shelf for the model in this process; None if none is kept.
@@ -95,6 +114,8 @@ class Kept:
 
     def _leave(self) -> None:
         self._folder = None
-        if self.idle_workers is not None:
-            self.idle_workers.end()
-        self._stack.close()
+        try:
+            if self.idle_workers is not None:
+                self.idle_workers.end()
+        finally:
+            self._stack.close()

@@ -86,16 +86,21 @@ class ModelShelf:
         Raises:
             ModelError, ResourceError, ModelChangedError: When it cannot be loaded.
         """
-        kept, self._kept = self._kept, None
-        if kept is not None:
-            if kept[0] == model_key(study):
-                return kept[1]
-            kept[1].close()
+        if self._kept is not None and self._kept[0] == model_key(study):
+            model, self._kept = self._kept[1], None
+            return model
+        self.close()
         return self._load(study)
 
     def put(self, study: Study, model: Model) -> None:
         """Keep the model of `study`, which is no longer in use."""
         self._kept = (model_key(study), model)
+
+    def close(self) -> None:
+        """Close the kept model, if there is one."""
+        kept, self._kept = self._kept, None
+        if kept is not None:
+            kept[1].close()
 
 
 def load_all(study: Study, load: LoadModel) -> Loaded:

@@ -5,7 +5,8 @@ The worker starts this file as a program and holds its standard input open:
     python -I server_guardian.py COMMAND...
 
 The end of the input means that the worker is gone or needs the server no more. Then all processes that the
-command has started are ended. It imports nothing of the package, so that it starts at once.
+command has started are ended. The work is done by a child of the program: Ray ends a worker by killing the
+worker's own children first. It imports nothing of the package, so that it starts at once.
 """
 
 import contextlib
@@ -30,6 +31,9 @@ def main(command: list[str]) -> int:
         signal.signal(
             number, signal.SIG_IGN
         )  # a terminal's Ctrl-C is for the worker, which finishes its rows
+    if child := os.fork():
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        return code if code >= 0 else 128 - code
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)  # what the server leaves behind becomes a child of this process
     try:
         server = subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=_end_with_parent)  # noqa: PLW1509, S603 -- the guardian has one thread here; the user's own command
