@@ -58,7 +58,7 @@ def output_is_a_file(study: Study) -> None:
     study.write_config(output_root=str(study.folder / "taken"))
 
 
-def no_gpus(_study: Study) -> None:
+def nothing(_study: Study) -> None:
     pass
 
 
@@ -71,7 +71,8 @@ def no_gpus(_study: Study) -> None:
         (unreadable_parquet, ["config.json", "rows.parquet", "write or download it again"], ["--inline"]),
         (path_in_the_id, ["experiment_set_id", "../x"], ["--inline"]),
         (output_is_a_file, ["taken", "output_root"], ["--inline"]),
-        (no_gpus, ["--num-gpus 2 asks for more GPUs than there are", "--num-workers"], ["--num-gpus", "2"]),
+        (nothing, ["leave out one of --json and --table"], ["--inline", "--json", "--table"]),
+        (nothing, ["--num-gpus 2 asks for more GPUs than there are", "--num-workers"], ["--num-gpus", "2"]),
     ],
     ids=lambda value: value.__name__ if callable(value) else "",
 )

@@ -89,6 +89,8 @@ def run(
         raise UsageError("--resume and --overwrite exclude each other; give one of them")
     if options["accept_changed_rows"] and not options["resume"]:
         raise UsageError("--accept-changed-rows goes with --resume; give both")
+    if as_json and table:
+        raise UsageError("--json prints events and no table; leave out one of --json and --table")
     shard = shard_of(*(options.pop(name) for name in SHARD))
     again = Again(options.pop("max_retries"), options.pop("retry_delay_s"))
     loaded, wanted = load_configs(configs), RunOptions(shard=shard, **options)
