@@ -9,9 +9,13 @@ import pytest
 import torch
 from small_study import Study
 
+from mllm_shapx.config.loading import load_config
 from mllm_shapx.data.conversations import load_row
 from mllm_shapx.errors import RowError
 from mllm_shapx.execution import loading
+from mllm_shapx.execution.driver import open_units
+from mllm_shapx.execution.options import RunOptions
+from mllm_shapx.execution.preparation import open_output, prepare
 from mllm_shapx.explaining.unit import RowExplainer
 from mllm_shapx.models.engine import Engine
 from mllm_shapx.planning.runs import RunSpec
@@ -130,3 +134,22 @@ def test_an_engine_that_broke_ends_the_run_and_blames_no_row(
     assert not list(study.output.glob("*/failures/*.json"))
     assert study.call("--inline", "--resume").code == 0
     assert study.samples_on_disk() == ROWS
+
+
+def test_retry_begins_with_workers_for_its_own_rows_only(
+    study: Study, break_rows: Callable[[dict[int, Exception]], None]
+) -> None:
+    """Not for rows that the study has yet to explain: retry leaves them alone."""
+    break_rows({0: RowError("no_players", "row 0 has no players")})
+    assert study.call("--inline", "--fail-fast", "--rows-in-flight", "1").code == 1
+    loaded = load_config(study.config)
+    (run,) = prepare(loaded, RunOptions(resume=True))[0].runs
+    begun = []
+    for rows in (None, {run.name: (0,)}):
+        options = RunOptions(resume=True, retry_rows=rows)
+        prepared, _ = prepare(loaded, options)
+        output = open_output(prepared, options)
+        begun.append(open_units(prepared, output))
+        output.lock.release()
+    assert begun == [ROWS - 1 - study.samples_on_disk(), 1]
+    assert begun[0] > 1

@@ -313,6 +313,27 @@ def test_a_prompt_that_the_server_never_takes_puts_its_row_aside(
         assert study.samples_on_disk() == 2
 
 
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_server_that_is_busy_for_all_blames_no_row(
+    status: int, undisturbed: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without Retry-After some prompts are refused many times while others get their turn."""
+    monkeypatch.setattr(server_engine, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(server_engine, "LONGEST_PAUSE_S", 0.01)
+    with ChatServer() as server:
+        refused: Counter[str] = Counter()
+
+        def script(ask: Ask) -> Act:
+            refused[ask.text] += 1
+            is_unlucky = len(ask.text) % 2 and refused[ask.text] <= 2 * server_engine.TRIES
+            return Act(status=status) if is_unlucky else Act()
+
+        server.script = script
+        study = study_on(server, tmp_path)
+        assert study.call("--inline").code == 0
+    assert results(study.output) == undisturbed
+
+
 STARTS: dict[str, tuple[Callable[[ChatServer], Any], str]] = {
     "another model": (
         lambda server: setattr(server, "script_probe", Act(model="llama")),
@@ -776,6 +797,30 @@ def test_limits_are_refused_where_they_cannot_hold(tmp_path: Path) -> None:
     assert "connector 'hf_text' asks none" in found.out
     with pytest.raises(UsageError, match="set num_workers to 1"):
         RunOptions(max_requests=5, num_workers=2)
+
+
+def test_limits_hold_for_all_retries_and_configs_of_a_call(tmp_path: Path) -> None:
+    with ChatServer() as server:
+        alone = study_on(server, tmp_path / "alone")
+        found = alone.call("--inline", "--max-requests", "10", "--max-retries", "2", "--retry-delay", "0")
+        assert found.code == 1
+        assert "retry 1" not in found.out
+        assert len(server.asked) == 10
+    with ChatServer() as server:
+        studies = [study_on(server, tmp_path / name) for name in ("first", "second", "third")]
+        words = [word for study in studies for word in ("--config", str(study.config))]
+        most = ANSWERS + 8
+        call = CliRunner().invoke(main, ["run", "--inline", "--max-requests", str(most), *words])
+        assert call.exit_code == 1
+        assert len(server.asked) == most
+        assert [study.samples_on_disk() for study in studies][::2] == [2, 0]
+        assert len(stored(studies[1])) == 8
+    with ChatServer() as server:
+        server.script = lambda ask: Act(status=404) if ask.number == 5 else Act()
+        study = study_on(server, tmp_path / "stopped", kwargs={"max_concurrency": 1})
+        found = study.call("--inline", "--max-requests", "9", "--max-retries", "1", "--retry-delay", "0")
+        assert "retry 1 of 1" in found.out
+        assert len(server.asked) == 9
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from mllm_shapx.config.loading import LoadedConfig
-from mllm_shapx.errors import ConfigError, OutputError, ShapxError
+from mllm_shapx.errors import BudgetError, ConfigError, OutputError, ShapxError
 from mllm_shapx.execution.options import Again, RunOptions
 from mllm_shapx.execution.outcome import INTERRUPTED_FROM, StudyOutcome
 from mllm_shapx.execution.signals import StopRequest
@@ -47,7 +47,7 @@ def run_with_retries(
 ) -> ConfigResult:
     """Do the work of a config; retry when it fails.
 
-    A wrong config, a wrong directory or a signal ends it at once.
+    A wrong config, a wrong directory, a limit of requests or tokens, or a signal ends it at once.
 
     Args:
         work: Does the work once, for example `run.run_config`.
@@ -65,7 +65,7 @@ def run_with_retries(
             found = work(options)
         except ShapxError as error:
             found = error
-        is_final = isinstance(found, ConfigError | OutputError) or found.exit_code not in {1, 2}
+        is_final = isinstance(found, ConfigError | OutputError | BudgetError) or found.exit_code not in {1, 2}
         if is_final or request.signal is not None or tries > again.max_retries:
             return ConfigResult(found, tries, time.monotonic() - started)
         why = str(found) if isinstance(found, ShapxError) else "it stopped early"

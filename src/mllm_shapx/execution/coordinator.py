@@ -74,7 +74,7 @@ class Coordinator:
         self._study = study
         self._stall_s = stall_s
         self._notes: list[str] = []
-        self._tally = Tally()
+        self._tally = Tally(study.server_limits.spent)
         self._writer = ResultWriter(study, inspections, on_sample, self._notes.append, self._tally)
         units = study.units_left(self._writer.completed, self._writer.failed)
         is_retry = study.retry_rows is not None
@@ -255,6 +255,7 @@ class Coordinator:
             device_seconds_left=self._forecast.seconds_left(running),
             notes=notes,
             fatal=self._fatal,
+            spent=self._tally.spent,
             tally=self._tally.now(self._workers, self._ledger),
         )
 

@@ -110,7 +110,7 @@ class Driver:
         )
         self._draining = False
         # At once: workers load the model while the coordinator's process starts.
-        self._grow(_open_rows(study, output))
+        self._grow(open_units(study, output))
 
     def step(self) -> StudyState | None:
         """See `Crew.step`."""
@@ -146,10 +146,11 @@ class Driver:
             raise ShapxError("the coordinator did not come back at the end; resume with --resume")
         return state
 
-    def save(self) -> None:
+    def save(self) -> StudyState | None:
         """See `Crew.save`."""
         self._pool.stop()
         self._coordinator.tell(Coordinator.finish)
+        return self._coordinator.state()
 
     def summarize(self, *, stopped: bool) -> tuple[str, ...]:
         """See `Crew.summarize`."""
@@ -178,10 +179,11 @@ class Driver:
         self._pool.grow(wanted)
 
 
-def _open_rows(study: Study, output: OpenOutput) -> int:
-    """Return the number of rows without sample and failure in at least one run."""
-    ended = (found.completed | found.failed for found in output.inspections.values())
-    return len(frozenset(study.rows) - frozenset.intersection(*ended))
+def open_units(study: Study, output: OpenOutput) -> int:
+    """Return the number of units that the coordinator is going to hand out."""
+    completed = {name: found.completed for name, found in output.inspections.items()}
+    failed = {name: found.failed for name, found in output.inspections.items()}
+    return len(study.units_left(completed, failed))
 
 
 def _worth_helping(state: StudyState) -> int:

@@ -53,12 +53,12 @@ class InProcessCrew:
     def finish(self, *, stopped: bool) -> StudyState:
         """See `Crew.finish`."""
         del stopped
-        self.save()
-        return self._coordinator.state()
+        return self.save()
 
-    def save(self) -> None:
+    def save(self) -> StudyState:
         """See `Crew.save`."""
         self._coordinator.finish()
+        return self._coordinator.state()
 
     def summarize(self, *, stopped: bool) -> tuple[str, ...]:
         """See `Crew.summarize`."""

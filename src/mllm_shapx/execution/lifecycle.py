@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from mllm_shapx.errors import StorageError, StudyError
@@ -12,6 +12,7 @@ from mllm_shapx.execution.outcome import StudyOutcome, outcome_of
 from mllm_shapx.execution.preparation import OpenOutput, open_output
 from mllm_shapx.execution.progress import ProgressFeed
 from mllm_shapx.execution.signals import StopRequest
+from mllm_shapx.models.server_budget import Spent
 from mllm_shapx.records.runs import RunRecords
 from mllm_shapx.records.storage import open_storage
 from mllm_shapx.reporting.progress import ProgressReporter
@@ -35,8 +36,8 @@ class Crew(Protocol):
     def finish(self, *, stopped: bool) -> StudyState:
         """Let the workers end, write the remaining results, and return the last state."""
 
-    def save(self) -> None:
-        """Write the remaining results after a `StudyError` has ended the work."""
+    def save(self) -> StudyState | None:
+        """Write the remaining results after a `StudyError` has ended the work; return the last state."""
 
     def summarize(self, *, stopped: bool) -> tuple[str, ...]:
         """Write the summaries and end the tracking; return warnings."""
@@ -73,10 +74,12 @@ def run_to_end(
     reporter: ProgressReporter,
     request: StopRequest,
     grace_s: float,
+    note_spent: Callable[[Spent], None] | None = None,
 ) -> StudyOutcome:
     """Let `crew` explain the remaining rows; return the outcome.
 
     At the first signal the running rows get `grace_s` seconds to finish. `crew` is always closed.
+    At the end `note_spent` gets what was asked of a server.
 
     Raises:
         ModelError: When the model cannot be loaded.
@@ -93,8 +96,12 @@ def run_to_end(
                 state = crew.finish(stopped=request.signal is not None)
             except StudyError:
                 # The answers so far are valid: they come from the study's own model.
-                crew.save()
+                saved = crew.save()
+                if saved is not None and note_spent is not None:
+                    note_spent(saved.spent)
                 raise
+            if note_spent is not None:
+                note_spent(state.spent)
             feed.show(state)
             feed.close()
             if state.fatal is not None:

@@ -279,4 +279,6 @@ class StudyState:
     """Messages since the last state."""
     fatal: str | None = None
     """Why the coordinator cannot continue, for example a full disk."""
+    spent: Spent = field(default_factory=Spent)
+    """What this call has asked of a server, where requests or tokens are limited."""
     tally: StudyTally = field(default_factory=StudyTally)

@@ -252,7 +252,7 @@ class _StoredCrew(InProcessCrew):
 
     def leave(self) -> tuple[str, ...]:
         """Write the results, so that a crew with a model can continue; return notes."""
-        self.save()
+        notes = self.save().notes
         if self._maybe_aggregator is not None:
             self._maybe_aggregator.finish()
-        return self._coordinator.state().notes
+        return notes

@@ -44,7 +44,7 @@ def run_config(
         inline: Whether to work in this process, without Ray.
         request: Reports a signal; if None, the caller handles signals.
         load: Loads the model; None for the config's model.
-        kept: Keeps Ray and the model for the next config; None to keep neither.
+        kept: Keeps Ray and the model for the next config, and counts the requests; None to keep nothing.
 
     Raises:
         UsageError: For all faults that the user can fix; nothing is written then.
@@ -71,11 +71,12 @@ def run_config(
             if request.signal is not None:
                 raise StopNow(request.exit_code)
             output = found
+        kept = kept or stack.enter_context(Kept(workers=False))
+        study = replace(study, server_limits=replace(study.server_limits, spent=kept.spent))
         if inline:
             output = output or stack.enter_context(taken(study, options, reporter, request))
-            crew: Crew = InlineCrew(study, options, output, load, kept.shelf(load) if kept else None)
+            crew: Crew = InlineCrew(study, options, output, load, kept.shelf(load))
         else:
-            kept = kept or stack.enter_context(Kept(workers=False))
             folder = stack.enter_context(kept.joined(options, request))
             from mllm_shapx.execution.autoscaling import is_autoscaling, node_request
             from mllm_shapx.execution.driver import Driver
@@ -100,7 +101,15 @@ def run_config(
                 nodes=nodes,
                 idle=idle,
             )
-        return run_to_end(crew, study, output, reporter=reporter, request=request, grace_s=options.grace_s)
+        return run_to_end(
+            crew,
+            study,
+            output,
+            reporter=reporter,
+            request=request,
+            grace_s=options.grace_s,
+            note_spent=kept.note_spent,
+        )
 
 
 def _check_that_it_stays(study: Study) -> None:

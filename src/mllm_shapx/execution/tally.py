@@ -13,13 +13,17 @@ Calls = Mapping[int, tuple[int, int]]
 
 
 class Tally:
-    """Counts for `StudyState.tally`."""
+    """Counts for `StudyState.tally`.
 
-    def __init__(self) -> None:
+    Args:
+        spent: What this call has asked of a server for earlier configs.
+    """
+
+    def __init__(self, spent: Spent) -> None:
         self._calls: dict[str, RunCalls] = {}
         self._stored: dict[str, int] = {}
         self._beats: dict[str, tuple[WorkerInfo, Beat]] = {}
-        self.spent = Spent()
+        self.spent = spent
         """What this call has asked of a server, where one worker counts it."""
 
     def begin(self, run_name: str, calls: Calls, rows: Iterable[int]) -> None:

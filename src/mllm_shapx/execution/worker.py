@@ -119,8 +119,7 @@ class Worker:
         keeps_model = False
         try:
             async with asyncio.TaskGroup() as group:
-                # In the group, so that failing heartbeats stop the worker.
-                beats = group.create_task(self._send_beats())
+                beats = group.create_task(self._send_beats())  # failing heartbeats stop the worker
                 await self._work_on()
                 beats.cancel()
                 await self._send_beat()  # with the answers since the last one
@@ -128,6 +127,7 @@ class Worker:
         except ExceptionGroup as failures:
             if (found := failures.subgroup(StudyError)) is None:
                 raise
+            await self._send_beat()  # with what was asked of a server: the call goes on counting
             raise first_of(found) from failures
         finally:
             self._stopping.set()

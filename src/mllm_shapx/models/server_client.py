@@ -36,13 +36,21 @@ class Setback(Exception):  # noqa: N818 -- a condition that the engine handles
     """A request that got no answer and may be sent again."""
 
     def __init__(
-        self, why: str, *, is_away: bool = False, is_busy: bool = False, wait_s: float | None = None
+        self,
+        why: str,
+        *,
+        is_away: bool = False,
+        is_busy: bool = False,
+        is_late: bool = False,
+        wait_s: float | None = None,
     ) -> None:
         self.why = why
         self.is_away = is_away
         """Whether there is no connection to the server, or it broke."""
         self.is_busy = is_busy
-        """Whether the server is overloaded."""
+        """Whether the server said that it takes no more requests now, whatever they are."""
+        self.is_late = is_late
+        """Whether it gave no answer in time: it is overloaded, or the prompt is to blame."""
         self.wait_s = wait_s
         """Seconds of the header Retry-After, which hold for all requests."""
         super().__init__(why)
@@ -177,7 +185,7 @@ class ServerClient:
         except (TimeoutError, httpx.TimeoutException) as error:
             if isinstance(error, httpx.ConnectTimeout):
                 raise Setback("it cannot be reached (no connection in time)", is_away=True) from None
-            raise Setback(f"it gave no answer within {self.service.timeout_s:g} s", is_busy=True) from None
+            raise Setback(f"it gave no answer within {self.service.timeout_s:g} s", is_late=True) from None
         except httpx.ConnectError as error:
             if _is_certificate(error):
                 self._stop(f"its certificate is not accepted: {error}")

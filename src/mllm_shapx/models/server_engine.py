@@ -260,11 +260,11 @@ class ServerEngine:
             # The server may come back with another model.
             self._is_sure = False
             self._throttle.away()
-        elif setback.is_busy:
+        elif setback.is_busy or setback.is_late:
             self._throttle.too_many(sent_at)
-        if setback.is_away or setback.is_busy or setback.wait_s:
+        if setback.is_away or setback.is_busy or setback.is_late or setback.wait_s:
             self._throttle.pause(setback.wait_s or _pause_s(self._setbacks))
-        if setback.is_away or (setback.is_busy and setback.wait_s):
+        if setback.is_away or setback.is_busy:
             return 0.0
         if not trouble.failures:
             trouble.answered_before = self._answered
@@ -275,7 +275,7 @@ class ServerEngine:
                 f"the server failed {trouble.failures} times at one of its prompts while it answered others: "
                 f"{setback.why}",
             )
-        return 0.0 if setback.is_busy or setback.wait_s else _pause_s(trouble.failures)
+        return 0.0 if setback.is_late or setback.wait_s else _pause_s(trouble.failures)
 
     def _check_own_server(self) -> None:
         """Raise `ServerDiedError` when the server of this worker has ended."""

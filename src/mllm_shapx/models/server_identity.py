@@ -203,7 +203,7 @@ async def _wait_after(setback: Setback) -> None:
     Raises:
         Setback: When it is away or busy, or wants a long pause: all requests are to wait for it.
     """
-    if setback.is_away or setback.is_busy or (setback.wait_s or 0.0) > LONGEST_PAUSE_S:
+    if setback.is_away or setback.is_busy or setback.is_late or (setback.wait_s or 0.0) > LONGEST_PAUSE_S:
         raise setback
     await asyncio.sleep(setback.wait_s or RETRY_S)
 
