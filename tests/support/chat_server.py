@@ -184,6 +184,8 @@ class _QuietServer(ThreadingHTTPServer):
     """Prints nothing about clients that leave during a request."""
 
     daemon_threads = True
+    request_queue_size = 512
+    """Connections that may wait to be accepted; more are dropped, and come again after a second."""
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         pass
