@@ -175,6 +175,8 @@ def test_what_cannot_be_exported_is_refused_in_words(study: Study, tmp_path: Pat
     assert "nowhere holds no results" in refused(tmp_path / "out.csv", directory=tmp_path / "nowhere")
     older = write_older_directory(tmp_path / "older", {"connector": "hf_text"})
     assert "written by the older runner" in refused(tmp_path / "out.csv", directory=older)
+    away = CliRunner().invoke(main, ["store", "export", "memory://bucket/study", "--format", "csv"])
+    assert (away.exit_code, "is not on this machine" in away.output) == (2, True)
     told = CliRunner().invoke(main, ["store", "info", str(older)])
     assert (told.exit_code, "no answers are stored" in told.output) == (0, True)
     copy = tmp_path / "copy"

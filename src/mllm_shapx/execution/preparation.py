@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mllm_shapx.config.loading import LoadedConfig
-from mllm_shapx.config.paths import real
+from mllm_shapx.config.paths import is_uri, real
 from mllm_shapx.config.servers import CONNECTOR
 from mllm_shapx.errors import OutputError, ServerAwayError, UsageError
 from mllm_shapx.execution.answers import keys_in_use
@@ -343,8 +343,13 @@ def study_config(directory: str) -> Path:
 
     Raises:
         UsageError: If the directory holds no results.
-        OutputError: If it has none.
+        OutputError: If it has none, or is not on this machine.
     """
+    if is_uri(directory):
+        raise OutputError(
+            f"{directory} is not on this machine, where this command needs the study's config and its files; "
+            "copy the directory here and name the copy"
+        )
     root = Path(directory)
     for folder in (root, root.parent):
         if folder.parent.name == SHARDS:
