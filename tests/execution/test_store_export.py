@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner, Result
+from older_directories import write_older_directory
 from shapiq import ExactComputer
 from small_study import ROOT, Study
 
@@ -171,7 +172,13 @@ def test_what_cannot_be_exported_is_refused_in_words(study: Study, tmp_path: Pat
     (tmp_path / "there.csv").write_text("mine")
     assert "is there already; replace it with --overwrite" in refused(tmp_path / "there.csv")
     assert (tmp_path / "there.csv").read_text() == "mine"
-    assert "holds no" in refused(tmp_path / "out.csv", directory=tmp_path / "nowhere")
+    assert "nowhere holds no results" in refused(tmp_path / "out.csv", directory=tmp_path / "nowhere")
+    older = write_older_directory(tmp_path / "older", {"connector": "hf_text"})
+    assert "written by the older runner" in refused(tmp_path / "out.csv", directory=older)
+    away = CliRunner().invoke(main, ["store", "export", "memory://bucket/study", "--format", "csv"])
+    assert (away.exit_code, "is not on this machine" in away.output) == (2, True)
+    told = CliRunner().invoke(main, ["store", "info", str(older)])
+    assert (told.exit_code, "no answers are stored" in told.output) == (0, True)
     copy = tmp_path / "copy"
     shutil.copytree(study.output, copy)
     shutil.move(copy / "forced", copy / "unknown")

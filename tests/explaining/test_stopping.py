@@ -1,11 +1,13 @@
 """`stop_when`: sampling ends once the values are sure enough, as a run with that budget would have ended."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from browser import data_of
 from check_coverage import SAMPLING, coverage, play, smooth
 from click.testing import CliRunner
 from explaining_kit import WORDS, Generator, explain, row_of, runs_of
@@ -19,6 +21,8 @@ from mllm_shapx.planning.plan import make_plan
 from mllm_shapx.planning.runs import Budget, RunSpec, flat_coalitions, rounds
 from mllm_shapx.planning.sweep import expand
 from mllm_shapx.records.results import SampleResult
+from mllm_shapx.reporting.html import report
+from mllm_shapx.reporting.table import results_table
 
 GROWING = [name for name, facts in EXPLAINERS.items() if facts.grows]
 PLAYERS = 9
@@ -170,6 +174,16 @@ def test_a_study_resumes_and_rescores_such_a_run(tmp_path: Path) -> None:
     sure = [finished[path]["n_sure"] for path in sorted(finished) if "summary" in path]
     assert sure == [3, 1]
     assert study.call(verb="verify").code == 0
+    table = results_table(str(study.output), width=200)
+    assert re.findall(r"^(limited_mc_\S+) +3 +[\d.]+ +(\d+%)", table, re.MULTILINE) == [
+        ("limited_mc_ns60_se0_1", "100%"),
+        ("limited_mc_ns60_se1e-06", "33%"),
+    ]
+    page = data_of(report(str(study.output), tmp_path / "page.html").read_text())
+    sure_at = [(run["stop_at"], run["sure"]) for run in page["runs"]]
+    assert sure_at == [(0.1, 1.0), (1e-6, pytest.approx(1 / 3))]
+    assert [[run["t"] for run in row["r"]] for row in page["rows"]] == [[1, 0], [1, 0], [1, 1]]
+    assert any("stop_when" in note for note in page["notes"])
     for path in study.output.glob("*/samples/*.json"):
         path.unlink()
     from_stored = study.call("--inline", "--resume")

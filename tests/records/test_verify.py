@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from mllm_shapx.records.answer import Answer
 from mllm_shapx.records.failures import FailureRecord
 from mllm_shapx.records.lock import OutputLock
 from mllm_shapx.records.measures import Areas, Faithfulness, Interactions
-from mllm_shapx.records.results import AttributionSummary, SampleResult
+from mllm_shapx.records.results import AttributionSummary, SampleResult, Stopped
 from mllm_shapx.records.runs import RunRecords
 from mllm_shapx.records.spec import selected_rows
 from mllm_shapx.records.storage import LocalStorage
@@ -303,6 +304,7 @@ def test_a_damaged_store_file_is_named(tmp_path: Path) -> None:
         str(tmp_path / "generations" / "00002-aa.parts" / "000001.parquet"),
         str(tmp_path / "generations" / "00004-aa.parquet"),
     ]
+    assert "else remove it by hand" in verify([str(tmp_path)]).text()
 
 
 def test_a_directory_that_is_being_written_is_checked_and_the_reader_is_told(tmp_path: Path) -> None:
@@ -329,6 +331,42 @@ MEASURES = [
     (None, Interactions("k-SII", 2, PAIRS, (0.4, 0.4, 0.4, 0.4)), "the interactions sum to 1.6"),
     (None, Interactions("k-SII", 2, PAIRS, (0.4, 0.4)), "2 interactions for 4 sets"),
 ]
+
+
+STOPS = [
+    (0.05, "standard_error", (0.05, 0.0, 0.01), ""),
+    (0.05, "budget", (0.051, 0.0, 0.01), ""),
+    (0.05, "budget", (math.nan, 0.0, 0.01), ""),
+    (0.05, "budget", None, ""),
+    (None, None, (0.0, 0.0, 0.0), ""),
+    (None, "budget", (0.1, 0.1, 0.1), "stopped is budget, though the run has no stop_when"),
+    (0.05, "standard_error", (0.051, 0.0, 0.01), "stopped is standard_error, not budget: not every"),
+    (0.05, "budget", (0.05, 0.0, 0.01), "stopped is budget, not standard_error: every standard error"),
+    (0.05, None, (0.1, 0.1, 0.1), "stopped is absent, not budget: not every standard error is at most 0.05"),
+]
+
+
+@pytest.mark.parametrize(("stop_at", "stopped", "errors", "words"), STOPS)
+def test_why_sampling_stopped_is_held_against_the_standard_errors(
+    tmp_path: Path,
+    stop_at: float | None,
+    stopped: Stopped | None,
+    errors: tuple[float, ...] | None,
+    words: str,
+) -> None:
+    records = make_finished_run(tmp_path, [0])
+    if stop_at is not None:
+        stop_when = {"standard_error": stop_at}
+        spec = records.read_spec() or {}
+        spec["result_settings"]["stop_when"] = stop_when
+        records.write_spec(spec)
+    records.write_sample(make_sample(0, standard_errors=errors, stopped=stopped))
+    summary = RunSummary()
+    records.inspect([0], summary.add)
+    records.write_summary(summary.to_json())
+    report = verify([str(tmp_path)])
+    assert report.ok is (words == ""), report.text()
+    assert words in report.text()
 
 
 @pytest.mark.parametrize(("faithfulness", "interactions", "words"), MEASURES)

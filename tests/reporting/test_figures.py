@@ -21,6 +21,7 @@ RUNS = {
     "limited_mc_ns10_seed0": 0.4,
     "limited_mc_ns10_seed1": 0.4,
     "limited_mc_ns-1_seed0": 0.1,
+    "limited_mc_ns90_se0_05": 0.1,
     "my_ns7_hier_mc_k2_imp0_1_frac0_3": 0.2,
     "of_an_earlier_version_ns12": 0.3,
 }
@@ -30,6 +31,10 @@ SPECS: dict[str, Any] = {
     "limited_mc_ns10_seed0": {"variant": MC, "result_settings": {"seed": 0}},
     "limited_mc_ns10_seed1": {"variant": MC, "result_settings": {"seed": 1}},
     "limited_mc_ns-1_seed0": {"variant": MC, "result_settings": {"seed": 0}},
+    "limited_mc_ns90_se0_05": {
+        "variant": MC,
+        "result_settings": {"stop_when": {"standard_error": 0.05}},
+    },
     "my_ns7_hier_mc_k2_imp0_1_frac0_3": {
         "explainer_type": "hierarchical",
         "variant": {"explainer_type": "hierarchical", "name": "my_ns7"},
@@ -82,6 +87,7 @@ def test_errors_are_means_over_rows_and_seeds(study: Path, tmp_path: Path) -> No
     assert set(table.index) == {
         "limited_mc_ns10",
         "limited_mc_ns-1",
+        "limited_mc_ns90_se0_05",
         "my_ns7_hier_mc_k2_imp0_1_frac0_3",
         "of_an_earlier_version_ns12",
     }
@@ -92,8 +98,9 @@ def test_errors_are_means_over_rows_and_seeds(study: Path, tmp_path: Path) -> No
     assert row["error_sd"] == pytest.approx(np.std(both, ddof=1))
     assert [row["error_low"], row["error_high"]] == pytest.approx(list(np.quantile(both, [0.25, 0.75])))
     # The spec says which budgets are of one estimator. Without its word a run stands alone.
-    assert list(table.loc[["limited_mc_ns-1", *table.index[-2:]], "estimator"]) == [
+    assert list(table.loc[["limited_mc_ns-1", *table.index[-3:]], "estimator"]) == [
         "limited_mc",
+        "limited_mc, stop_when",
         "my_ns7_hier_limited_mc_k2_imp0.1",
         "of_an_earlier_version_ns12",
     ]

@@ -88,11 +88,24 @@ def rows_shown(page: "Page") -> list[int]:
 
 
 def test_the_text_demo_shows_what_its_files_say(browser: "Browser", tmp_path: Path) -> None:
-    directory = run_demo("demo", tmp_path, 4)
+    stopping = {"explainer_type": "standard_mc", "num_samples": 110, "stop_when": {"standard_error": 0.06}}
+    directory = run_demo("demo", tmp_path, 4, stopping)
     files = samples(directory)
+    why = {
+        None: "",
+        "standard_error": "stopped: standard errors ≤ 0.06",
+        "budget": "stopped: budget spent",
+    }
+    assert {sample["stopped"] for _, sample in files.items() if "stopped" in sample} == {*why} - {None}
     with opened(browser, report(str(directory))) as page:
         runs = [each.inner_text() for each in page.locator("#run option").all()]
-        assert runs == ["exact", "limited_mc_frac0_3", "limited_neyman_lin1_0", "standard_cc_ns32"]
+        assert runs == [
+            "exact",
+            "limited_mc_frac0_3",
+            "limited_neyman_lin1_0",
+            "standard_cc_ns32",
+            "standard_mc_ns110_se0_06",
+        ]
         assert page.locator("figure svg.plot").count() == 4
         page.check("#side")
         for row in sorted({row for _, row in files}):
@@ -103,6 +116,8 @@ def test_the_text_demo_shows_what_its_files_say(browser: "Browser", tmp_path: Pa
                 sample = files[run, row]
                 assert shown_values(panel) == pytest.approx(values_of(sample), abs=5e-4, rel=1e-2)
                 assert panel.locator(".prompt").inner_text() == sample["prompt_texts"][0]
+                said = [each for each in panel.locator(".head span").all_inner_texts() if "stopped" in each]
+                assert "".join(said) == why[sample.get("stopped")]
                 answers = panel.locator(".answer").all_inner_texts()
                 assert answers[0] == f"answer{sample['response']}"
                 # Without the planted word, which is the most important, the demo's model has nothing to say.

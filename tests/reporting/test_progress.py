@@ -211,6 +211,16 @@ def test_last_update_is_always_shown() -> None:
     assert "24s in all" in setup.stream.writes[1]
 
 
+def test_the_end_is_not_written_twice() -> None:
+    """Between the last sample and the end only times and rates change."""
+    setup = Setup()
+    runs = tuple(replace(run, done=run.total) for run in STUDY.runs)
+    setup.update(0.0, replace(STUDY, runs=runs, elapsed_s=24.0, worker_list=WORKERS))
+    setup.update(0.5, replace(STUDY, runs=runs, elapsed_s=25.2))
+    setup.reporter.close()
+    assert len(setup.stream.writes) == 1
+
+
 def test_notes_are_shown_once() -> None:
     """A note that stays in the progress is printed the first time only."""
     setup = Setup()

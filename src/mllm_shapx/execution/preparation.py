@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mllm_shapx.config.loading import LoadedConfig
-from mllm_shapx.config.paths import real
+from mllm_shapx.config.paths import is_uri, real
 from mllm_shapx.config.servers import CONNECTOR
 from mllm_shapx.errors import OutputError, ServerAwayError, UsageError
 from mllm_shapx.execution.answers import keys_in_use
@@ -40,6 +40,7 @@ from mllm_shapx.records.shards import found_shards
 from mllm_shapx.records.spec import RESULT_SETTINGS
 from mllm_shapx.records.storage import Storage, join_uri, open_storage, write_json
 from mllm_shapx.records.store import CoalitionStore, PruneResult
+from mllm_shapx.reporting.reading import open_study
 from mllm_shapx.tracking.trackers import placed_trackers
 
 CONFIG = "config.json"
@@ -341,8 +342,14 @@ def study_config(directory: str) -> Path:
     """Return the config copy in a study's directory.
 
     Raises:
-        OutputError: If the directory has none.
+        UsageError: If the directory holds no results.
+        OutputError: If it has none, or is not on this machine.
     """
+    if is_uri(directory):
+        raise OutputError(
+            f"{directory} is not on this machine, where this command needs the study's config and its files; "
+            "copy the directory here and name the copy"
+        )
     root = Path(directory)
     for folder in (root, root.parent):
         if folder.parent.name == SHARDS:
@@ -353,6 +360,11 @@ def study_config(directory: str) -> Path:
     for folder in (root, root.parent):
         if (folder / CONFIG).is_file():
             return folder / CONFIG
+    if all(run.is_of_older_runner for run in open_study(directory).runs):
+        raise OutputError(
+            f"{directory} was written by the older runner, which keeps neither its config nor the model's "
+            "answers; explain the rows again in another study"
+        )
     raise OutputError(
         f"{directory} holds no {CONFIG}, so that its settings are not known; run `mllm-shapx run --config "
         "CONFIG --resume` with the config that it was made with"

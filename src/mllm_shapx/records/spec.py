@@ -56,6 +56,13 @@ def explainer_type(spec: Mapping[str, Any]) -> str | None:
     return found if isinstance(found, str) else None
 
 
+def stop_at(settings: Mapping[str, Any]) -> float | None:
+    """Return the standard error at which a run's sampling stops (`stop_when`), None where it does not."""
+    stop_when = settings.get("stop_when")
+    found = stop_when.get("standard_error") if isinstance(stop_when, dict) else None
+    return float(found) if isinstance(found, int | float) else None
+
+
 def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
     """Return the dotted keys whose values differ, sorted; a missing key equals null.
 

@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from mllm_shapx.records.results import SampleResult
-from mllm_shapx.records.spec import result_settings
+from mllm_shapx.records.spec import result_settings, stop_at
 
 TOLERANCE = 1e-6
 """How far values may be off an axiom, absolutely and relative to the numbers compared."""
@@ -22,6 +23,7 @@ def value_checks(spec: dict[str, Any]) -> list[ValueCheck]:
     checks: list[ValueCheck] = [_counts, _attribution, _raw_values, _faithfulness, _interactions]
     if settings.get("explainer_type") == "exact":
         checks.append(_efficiency)
+    checks.append(partial(_stopped, stop_at(settings)))
     shap = settings.get("shap")
     normalizer = _NORMALIZED.get(shap.get("normalizer", "")) if isinstance(shap, dict) else None
     if normalizer is not None:
@@ -60,6 +62,24 @@ def _raw_values(sample: SampleResult) -> Iterator[str]:
         yield f"it has {len(values)} raw_values for {sample.num_players} players"
     elif math.isfinite(sample.values_sum) and not _close(math.fsum(values), sample.values_sum):
         yield f"raw_values sum to {math.fsum(values):.9g}, values_sum says {sample.values_sum:.9g}"
+
+
+def _stopped(standard_error: float | None, sample: SampleResult) -> Iterator[str]:
+    """With `stop_when`, `stopped` says whether every standard error is at most so much; else it is absent."""
+    if standard_error is None:
+        if sample.stopped is not None:
+            yield f"stopped is {sample.stopped}, though the run has no stop_when"
+        return
+    errors = sample.standard_errors or ()
+    is_sure = sample.standard_errors is not None and all(error <= standard_error for error in errors)
+    expected = "standard_error" if is_sure else "budget"
+    if sample.stopped != expected:
+        found = "absent" if sample.stopped is None else sample.stopped
+        what = "every" if is_sure else "not every"
+        yield (
+            f"stopped is {found}, not {expected}: {what} standard error is at most {standard_error:g} "
+            "(stop_when)"
+        )
 
 
 def _faithfulness(sample: SampleResult) -> Iterator[str]:

@@ -40,6 +40,8 @@ class RunFigures:
     """Area under the deletion curve, mean over rows (docs/formats.md, `faithfulness`)."""
     insertion_area: float | None = None
     random_area: float | None = None
+    share_sure: float | None = None
+    """Share of the samples that reached the standard error of `stop_when`; None without it."""
 
 
 def compare_runs(study: StudyFiles, marks: Mapping[int, Mark] | None = None) -> list[RunFigures]:
@@ -97,4 +99,5 @@ def _figures(run: RunFiles, exact: str | None, agreement: Summary, marked: float
         deletion_area=recorded.get("deletion_area_mean"),
         insertion_area=recorded.get("insertion_area_mean"),
         random_area=recorded.get("random_area_mean"),
+        share_sure=run.share_sure,
     )

@@ -209,6 +209,11 @@ def _notes(study: StudyFiles, shown: int, figures: StudyFigures) -> list[str]:
             "whose value of largest size belongs to the same player as in the exact run; top 3 shared: share "
             "of the three largest. Signs changed: share of players, positive in one, negative in the other."
         )
+    if any(run.stop_at is not None for run in study.runs):
+        notes.append(
+            "Sure enough: share of samples whose sampling stopped because every standard error is at most "
+            "what stop_when asks for; on the others the budget was spent first."
+        )
     if not can_draw():
         notes.append(f"There are no plots: they need the package vl-convert-python ({INSTALL}).")
     return notes
@@ -222,6 +227,8 @@ def _run(run: RunFiles, series: RunSeries) -> dict[str, Any]:
         "samples": len(series.n_calls),
         "failed": len(run.records.quarantined_rows()),
         "n_calls": mean(series.n_calls),
+        "stop_at": run.stop_at,
+        "sure": run.share_sure,
         # The older runner does not say which answers were generated for a run.
         "model_calls": None if run.is_of_older_runner or not series.model_calls else sum(series.model_calls),
         "seconds": mean(series.seconds),

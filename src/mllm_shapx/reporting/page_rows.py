@@ -82,6 +82,8 @@ class PageRows:
             "m": sample.model_calls,
             "s": _finite(sample.runtime_sec),
         }
+        if sample.stopped is not None:
+            data["t"] = int(sample.stopped == "standard_error")
         errors, raw = sample.standard_errors, sample.raw_values
         if errors is not None and raw is not None and len(errors) == len(raw) == len(data["v"]):
             data["u"], data["e"] = list(map(_finite, raw)), list(map(_finite, errors))

@@ -166,7 +166,10 @@ class _PacedView:
         self._message(text)
 
     def close(self) -> None:
-        if self._latest is not None and self._latest[0] != self._written:
+        if self._latest is None or self._latest[0] == self._written:
+            return
+        # The end is written already, unless more than time and rates has changed since.
+        if not self._latest[0].is_finished or self._has_changed(self._latest[0]):
             self._write_latest()
 
     def _has_changed(self, progress: StudyProgress) -> bool:

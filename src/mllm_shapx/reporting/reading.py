@@ -10,7 +10,13 @@ from mllm_shapx.errors import StorageError, UsageError
 from mllm_shapx.records.fields import MOST_ROW
 from mllm_shapx.records.results import SampleResult
 from mllm_shapx.records.run_reader import RunReader, find_runs
-from mllm_shapx.records.spec import explainer_type, is_of_older_runner, planned_rows, result_settings
+from mllm_shapx.records.spec import (
+    explainer_type,
+    is_of_older_runner,
+    planned_rows,
+    result_settings,
+    stop_at,
+)
 from mllm_shapx.records.storage import Storage
 from mllm_shapx.records.summary import AREAS
 
@@ -71,6 +77,17 @@ class RunFiles:
         """What the values are: `shapley` or `banzhaf`."""
         facts = EXPLAINERS.get(explainer_type(self.spec) or self.name)
         return "shapley" if facts is None else facts.estimand
+
+    @property
+    def stop_at(self) -> float | None:
+        """The standard error at which its sampling stops (`stop_when`), None where it does not."""
+        return stop_at(result_settings(self.spec) or {})
+
+    @property
+    def share_sure(self) -> float | None:
+        """The share of its samples whose standard errors are that small; None without `stop_when`."""
+        sure, samples = self.summary.get("n_sure"), self.summary.get("n_samples")
+        return None if sure is None or not samples else sure / samples
 
     @property
     def is_of_older_runner(self) -> bool:

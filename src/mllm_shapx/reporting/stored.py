@@ -74,7 +74,8 @@ class StoredReport:
             ]
             for key in self.keys
         ]
-        lines = [self.directory, "", *grid(columns, cells, width), *self.problems]
+        table = grid(columns, cells, width) if cells else ["no answers are stored"]
+        lines = [self.directory, "", *table, *self.problems]
         return "\n".join(lines) + "\n"
 
 

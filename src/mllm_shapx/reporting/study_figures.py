@@ -200,5 +200,7 @@ def _group_and_estimator(run: RunFiles, called: str) -> tuple[str, str]:
         kind = f"hier_{game.get('inner_type')}_k{game.get('k')}_imp{least}"
         if game.get("first_layer_type") != game.get("inner_type"):
             kind += f"_fl{game.get('first_layer_type')}"
+    if run.stop_at is not None:
+        kind += ", stop_when"  # its budget is no point of the line of fixed budgets
     # Runs of several sets are called by their place too.
     return group, f"{called.removesuffix(run.name)}{named}{kind}"

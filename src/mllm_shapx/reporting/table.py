@@ -181,6 +181,11 @@ _FIGURES: tuple[tuple[str, str, Callable[[RunFigures], str]], ...] = (
     ("samples", "", lambda run: f"{run.samples:,}"),
     ("failed", "", lambda run: f"{run.failed:,}"),
     ("n_calls", "coalitions evaluated per sample", lambda run: _count(run.mean_n_calls)),
+    (
+        "sure",
+        "share of samples that reached the standard error of stop_when",
+        lambda run: _number(run.share_sure, ".0%"),
+    ),
     ("generated", "answers that the model gave for this run in all", lambda run: _count(run.model_calls)),
     ("s each", "seconds per sample", lambda run: _number(run.seconds_per_sample, ",.2f")),
     (

@@ -322,5 +322,8 @@ def _content_problems(
 
 def _store_problems(storage: Storage) -> list[VerifyProblem]:
     return [
-        VerifyProblem(storage.locate(path), message) for path, message in CoalitionStore(storage).problems()
+        VerifyProblem(
+            storage.locate(path), f"{message}; a run that needs it moves it aside, else remove it by hand"
+        )
+        for path, message in CoalitionStore(storage).problems()
     ]

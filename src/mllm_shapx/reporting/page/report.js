@@ -6,7 +6,8 @@
    A run's entry: q its prompt, v values of the players, a answer, w answer without the most important player,
    u values before normalizing and e their standard errors, where there are any, x interactions (i index, o order, m each player's
    values with each player, before normalizing, with itself its own),
-   b value of no player, g of all, n coalitions evaluated, m answers generated, s seconds, k recording of a spoken answer.
+   b value of no player, g of all, n coalitions evaluated, m answers generated, s seconds,
+   t with stop_when: 1 where sampling stopped because standard errors are small enough, 0 where the budget was spent, k recording of a spoken answer.
    Recordings: d seconds, k outline, u WAV file in base64. Answers are positions in `answers`. */
 (() => {
 const SPANS_PER_PAGE = 1200, MOST_PER_PAGE = 50;
@@ -74,7 +75,7 @@ function table(place, columns, items, dress) {
 function drawTables() {
   const figures = [["samples", r => r.samples, v => number(v, 0)], ["failed", r => r.failed, v => number(v, 0)],
     ["coalitions / sample", r => r.n_calls, v => number(v, 1)], ["answers generated", r => r.model_calls, v => number(v, 0)],
-    ["seconds / sample", r => r.seconds, small], ["error", r => r.error, small],
+    ["sure enough", r => r.sure, percent], ["seconds / sample", r => r.seconds, small], ["error", r => r.error, small],
     ["correlation with exact", r => r.correlation, v => number(v, 3)], ["rank correlation", r => r.spearman, v => number(v, 3)],
     ["top 3 shared", r => r.top, percent], ["same first", r => r.same_first, percent],
     ["signs changed", r => r.sign_changes, percent], ["share on text", r => r.frac_text, v => number(v, 3)],
@@ -245,11 +246,19 @@ function follow() {
 }
 player.addEventListener("pause", () => { if (playing.button) playing.button.textContent = "▶"; });
 
-function drawPanel(row, run, name) {
+/* Why a run's sampling stopped, as far as `stop_when` decides. */
+function stopOf(run, stopAt) {
+  if (run.t === undefined) return [];
+  const small = "standard errors " + (stopAt === null ? "small enough" : "≤ " + stopAt);
+  return [make("span", "", "stopped: " + (run.t ? small : "budget spent"))];
+}
+
+function drawPanel(row, run, name, stopAt) {
   const panel = make("div", "panel"), prompt = row.p[run.q], head = make("div", "head");
   if (name !== null) head.append(make("b", "", name));
   head.append(make("span", "", run.v.length + " players"), make("span", "", "v(∅) " + show(run.b) + ", v(N) " + show(run.g)),
-    make("span", "", number(run.n, 0) + " coalitions, " + number(run.m, 0) + " generated"), make("span", "", number(run.s, 2) + " s"));
+    make("span", "", number(run.n, 0) + " coalitions, " + number(run.m, 0) + " generated"),
+    ...stopOf(run, stopAt), make("span", "", number(run.s, 2) + " s"));
   panel.append(head);
   const top = sized(run.v, 0), scale = get("shared").checked ? state.scale : top, pieces = prompt.t;
   let line = null, player = 0, stretch = 0;
@@ -357,9 +366,9 @@ function drawRow(row) {
     });
     head.append(button);
   }
-  if (!side) { article.append(drawPanel(row, row.r[state.run], null)); return article; }
+  if (!side) { article.append(drawPanel(row, row.r[state.run], null, data.runs[state.run].stop_at)); return article; }
   const panels = make("div", "panels");
-  row.r.forEach((run, position) => { if (run) panels.append(drawPanel(row, run, data.runs[position].name)); });
+  row.r.forEach((run, position) => { if (run) panels.append(drawPanel(row, run, data.runs[position].name, data.runs[position].stop_at)); });
   article.append(panels);
   return article;
 }
