@@ -260,12 +260,12 @@ def test_a_row_failed_by_the_checkpoint_alone_is_done_again_and_said(tmp_path: P
 def test_leftover_temporary_files_are_removed_and_said(tmp_path: Path) -> None:
     records = make_finished_run(tmp_path, ROWS)
     before = files_below(tmp_path)
-    for folder in ("", "samples", "failures", "summary"):
-        (tmp_path / "exact" / folder).mkdir(exist_ok=True)
+    for folder in ("", "samples", "failures", "summary", "audio/sample_00099"):
+        (tmp_path / "exact" / folder).mkdir(exist_ok=True, parents=True)
         (tmp_path / "exact" / folder / ".tmp-0123456789abcdef").write_bytes(b'{"row_ind')
     inspection, notes = inspect_and_heal(records, ROWS)
     assert inspection.completed == frozenset(ROWS)
-    assert "exact: 4 unfinished file(s) of a write that was cut short removed" in notes[0]
+    assert "exact: 5 unfinished file(s) of a write that was cut short removed" in notes[0]
     assert files_below(tmp_path) == before
 
 

@@ -58,7 +58,13 @@ class RunReader:
 
     def temp_files(self) -> Iterator[str]:
         """Yield the paths of temporary files of interrupted writes in the run's folders."""
-        for folder in (self.run_name, self.layout.samples, self.layout.failures, self.layout.summary_folder):
+        folders = [self.run_name, self.layout.samples, self.layout.failures, self.layout.summary_folder]
+        if rows := self.storage.list(self.layout.audio):
+            # A row's recordings are written before its sample.
+            done = {self.layout.audio_folder(row) for row in self.sample_rows()}
+            paths = (f"{self.layout.audio}/{name}" for name in rows if name.startswith("sample_"))
+            folders += [path for path in paths if path not in done]
+        for folder in folders:
             for name in self.storage.list(folder):
                 if name.startswith(TEMP_PREFIX):
                     yield f"{folder}/{name}"
