@@ -1,5 +1,6 @@
 """A study that is watched: events for programs, `status` from its files, trackers with all samples."""
 
+import io
 import json
 from collections import Counter
 from collections.abc import Callable
@@ -13,7 +14,14 @@ from tracking_kit import silent_server
 from wandb_files import check_history, read_records
 
 from mllm_shapx.cli import main
+from mllm_shapx.config.loading import load_config
+from mllm_shapx.execution import messages
 from mllm_shapx.execution.lifecycle import run_to_end
+from mllm_shapx.execution.loading import load_study_model
+from mllm_shapx.execution.options import RunOptions
+from mllm_shapx.execution.run import run_config
+from mllm_shapx.models.base import Model
+from mllm_shapx.reporting.progress import ProgressReporter
 
 TRACKED = {"wandb": {"mode": "offline", "tags": ["small"], "upload_samples": True}, "mlflow": {}}
 
@@ -103,6 +111,22 @@ def summary_of(records: list[Any]) -> dict[str, Any]:
         if record.HasField("summary")
         for item in record.summary.update
     }
+
+
+def test_hints_name_the_store_that_was_used_whatever_the_environment_says_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow's own client sets MLFLOW_TRACKING_URI for moments, in another thread."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    study = Study(tmp_path, rows=1, words=2, settings={"mlflow": {}})
+
+    def load(loaded: messages.Study) -> Model:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+        return load_study_model(loaded)
+
+    with ProgressReporter(io.StringIO(), interactive=False) as reporter:
+        outcome = run_config(load_config(study.config), RunOptions(), reporter, inline=True, load=load)
+    assert f"mlflow ui --backend-store-uri sqlite:///{study.output}/mlflow/mlflow.db" in outcome.hints[0]
 
 
 @pytest.mark.slow

@@ -146,14 +146,8 @@ def _print_outcome(outcome: StudyOutcome, config: LoadedConfig, request: StopReq
         _print_table(config, outcome.output_uri, show.mark)
     if not show.as_json:
         say(outcome.to_text(request.go_on))
-        for hint in _hints(config, outcome):
+        for hint in outcome.hints:
             say(hint)
-
-
-def _hints(config: LoadedConfig, outcome: StudyOutcome) -> tuple[str, ...]:
-    from mllm_shapx.tracking.trackers import hints, placed_trackers
-
-    return hints(placed_trackers(config.experiment_set, outcome.output_uri))
 
 
 def _print_table(config: LoadedConfig, directory: str, column: str | None) -> None:
@@ -173,9 +167,8 @@ def _write_outcome(events: Events, config: LoadedConfig, result: ConfigResult) -
     if isinstance(result.found, ShapxError):
         events.write("error", **_item(config, result).to_json())
     else:
-        hints = _hints(config, result.found)
         content = {"config": str(config.path), **result.found.to_json()}
-        events.write("outcome", **content, warnings=result.found.warnings, hints=hints)
+        events.write("outcome", **content, warnings=result.found.warnings, hints=result.found.hints)
 
 
 def _print_summary(loaded: Sequence[LoadedConfig], results: Sequence[ConfigResult]) -> None:

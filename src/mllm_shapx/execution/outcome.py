@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mllm_shapx.execution.messages import Study
+from mllm_shapx.tracking.trackers import hints
 
 INTERRUPTED_FROM = 128
 """Exit codes above it encode the signal that ended the work."""
@@ -29,6 +30,8 @@ class StudyOutcome:
     warnings: tuple[str, ...] = ()
     missing: dict[str, int] = field(default_factory=dict)
     """Run -> number of written samples that are no longer on disk."""
+    hints: tuple[str, ...] = ()
+    """How to see or upload what trackers have left on this machine."""
 
     def to_text(self, go_on: str) -> str:
         """Return the final message for the user: results, open work and the next step.
@@ -115,4 +118,6 @@ def outcome_of(
         exit_code=code,
         warnings=warnings,
         missing=missing,
+        # Not placed anew: MLflow changes the environment for moments.
+        hints=hints(study.trackers),
     )
