@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import signal
 import time
 from pathlib import Path
 
@@ -168,6 +170,21 @@ def test_the_model_stays_while_configs_name_the_same_one(tmp_path: Path) -> None
     alone.write_config(experiments=[{"explainer_type": "standard_cc", "num_samples": [6]}])
     assert alone.call("--inline").code == 0
     assert results(alone.output) == results(second.output)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_a_kept_worker_that_died_between_two_configs_is_replaced(tmp_path: Path) -> None:
+    first, second = (Study(tmp_path / name, rows=2, words=3, settings=ONE_RUN) for name in ("1", "2"))
+    options = RunOptions(num_workers=1)
+    kept = Kept(workers=True)
+    with kept, ProgressReporter(io.StringIO(), interactive=False) as reporter:
+        for study in (first, second):
+            outcome = run_config(load_config(study.config), options, reporter, inline=False, kept=kept)
+            assert outcome.exit_code == 0
+            (worker,) = _below(os.getpid(), "ray::WorkerActor")
+            os.kill(worker, signal.SIGKILL)
+    assert second.samples_on_disk() == 2
 
 
 def _below(pid: int, name: str) -> set[int]:

@@ -116,9 +116,12 @@ def load_all(study: Study, load: LoadModel) -> Loaded:
         with ThreadPoolExecutor(1) as beside:
             opened = beside.submit(open_study_table, study)
             model = load(study)
-    table = opened.result()
-    # Before the first answer: without its encoder no row can be scored.
-    encoders = {config: TextEncoder.load(config, version) for config, version in study.encoders.items()}
+    with contextlib.ExitStack() as failing:
+        failing.callback(model.close)
+        table = opened.result()
+        # Before the first answer: without its encoder no row can be scored.
+        encoders = {config: TextEncoder.load(config, version) for config, version in study.encoders.items()}
+        failing.pop_all()
     engine = engine_for(model, study.server_limits)
     return Loaded(table, engine, ModelAnswers(engine, encoders))
 

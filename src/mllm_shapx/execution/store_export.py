@@ -233,6 +233,8 @@ class _Exporter:
             try:
                 return dict(zip(masks, await value.payoffs(everyone, masks), strict=True))
             except _LackingError as lacking:
+                if lacking.masks.isdisjoint(masks):
+                    break
                 masks = [mask for mask in masks if mask not in lacking.masks]
             except RowError:
                 break

@@ -57,6 +57,8 @@ class _Member:
     """Time of losing the connection; since then the pool checks whether it is alive."""
     stuck: bool = False
     """Whether the driver killed it for lack of progress."""
+    is_kept: bool = False
+    """Whether it worked for an earlier study: if it died since, the model is not the cause."""
 
 
 class WorkerPool:
@@ -104,20 +106,21 @@ class WorkerPool:
         while len(self._members) < min(wanted, self._resources.workers):
             self._started += 1
             name = f"worker-{self._started}"
-            actor = self._idle.take(self._key) if self._idle is not None else None
-            if actor is None:
-                actor = (
-                    ray.remote(WorkerActor)
-                    .options(
-                        num_cpus=self._resources.cpus,
-                        num_gpus=self._resources.gpus,
-                        max_restarts=0,
-                        scheduling_strategy="SPREAD",
-                    )
-                    .remote(self._load, keeps_model=self._idle is not None)
-                )
+            kept = self._idle.take(self._key) if self._idle is not None else None
+            actor = kept or self._new_actor()
             work = actor.run.remote(name, self._study_ref, self._coordinator.actor)
-            self._members[name] = _Member(name, actor, work, actor.place.remote())
+            member = _Member(name, actor, work, actor.place.remote(), is_kept=kept is not None)
+            self._members[name] = member
+
+    def _new_actor(self) -> Any:
+        options = {
+            "num_cpus": self._resources.cpus,
+            "num_gpus": self._resources.gpus,
+            "max_restarts": 0,
+            "scheduling_strategy": "SPREAD",
+        }
+        worker = ray.remote(WorkerActor).options(**options)
+        return worker.remote(self._load, keeps_model=self._idle is not None)
 
     def look(self) -> None:
         """Wait for a tick; remove ended workers, and record the nodes of new ones.
@@ -242,7 +245,7 @@ class WorkerPool:
         if member.stuck:
             detail = "it showed no progress and was replaced"
             is_crash = True
-        if member.name not in self._loaded and not node_lost:
+        if member.name not in self._loaded and not node_lost and not member.is_kept:
             self._start_failures += 1
             allowed = LATER_START_FAILURES if self._loaded else START_FAILURES
             if self._start_failures >= allowed:
