@@ -2,11 +2,12 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from mllm_shapx.config.loading import load_config
+from mllm_shapx.config.vocabulary import CONNECTORS, SIMILARITIES, ConnectorName, SimilarityName
 from mllm_shapx.errors import ConfigError
 
 USUAL: dict[str, Any] = {
@@ -204,3 +205,8 @@ def test_players_and_absence_that_do_not_fit_are_refused(
     tmp_path: Path, changes: dict[str, Any], key: str, message: str
 ) -> None:
     assert_refused(tmp_path, changes, key, message)
+
+
+def test_every_connector_and_similarity_has_its_facts() -> None:
+    assert set(CONNECTORS) == set(get_args(ConnectorName))
+    assert set(SIMILARITIES) == set(get_args(SimilarityName))

@@ -10,7 +10,7 @@ from mllm_shapx.config.diagnosis import Place, dotted
 from mllm_shapx.config.models import DatasetConfig, ExperimentSet, RowFilter
 from mllm_shapx.config.values import canonical_type
 from mllm_shapx.config.variants import HierarchicalConfig, Variant
-from mllm_shapx.config.vocabulary import EXPLAINERS, KNOWN_SUBSETS
+from mllm_shapx.config.vocabulary import CONNECTORS, EXPLAINERS, KNOWN_SUBSETS
 from mllm_shapx.errors import Problem
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -23,12 +23,6 @@ _NOT_FOR_TEMPLATES = frozenset(
     }
 )  # fmt: skip
 """Arguments of `apply_chat_template` that we set ourselves."""
-
-_READERS = {
-    "strip_reasoning": ("hf_text", servers.CONNECTOR),
-    "extra_body": ("hf_text", "liquid_audio", servers.CONNECTOR),
-}
-"""Key of `connector_kwargs` -> connectors that accept it in the prompt check; other keys: only `hf_text`."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +72,7 @@ def _warning(path: Place, message: str, fix: str = "") -> Finding:
 
 def _modality(experiment_set: ExperimentSet) -> Iterator[Finding]:
     modality = experiment_set.modality
-    if (connector := experiment_set.connector) != "liquid_audio":
+    if not CONNECTORS[connector := experiment_set.connector].has_audio:
         for key in ("input_modality", "output_modality"):
             value = getattr(modality, key)
             if value != "text":
@@ -96,8 +90,9 @@ def _prompts(experiment_set: ExperimentSet) -> Iterator[Finding]:
     """Yield problems with the settings of prompts and of the answers' texts."""
     options = experiment_set.connector_kwargs
     block: Place = ("connector_kwargs",)
+    read = CONNECTORS[experiment_set.connector].prompt_keys
     for key in options.chat_settings:
-        if experiment_set.connector not in _READERS.get(key, ("hf_text",)):
+        if read is not None and key not in read:
             message = f'is read by connector "hf_text" alone, not by "{experiment_set.connector}"'
             yield _problem((*block, key), message, "remove it", reads=(("connector",),))
     variables: Place = (*block, "chat_template_kwargs")

@@ -207,6 +207,27 @@ DEFAULT_MODELS: dict[str, tuple[str, str]] = {
 }
 """Connector -> (model id, pinned commit), used if `connector_kwargs` names no model."""
 
+
+@dataclass(frozen=True, slots=True)
+class ConnectorFacts:
+    """The abilities of a connector's models that a config is checked against."""
+
+    has_audio: bool = False
+    """Whether inputs and answers may be audio."""
+    has_tokenizer: bool = False
+    """Whether its tokenizer is read here: for players of tokens and for special tokens in rows."""
+    has_likelihoods: bool = True
+    """Whether it gives the probabilities of given tokens."""
+    prompt_keys: frozenset[str] | None = frozenset({"extra_body"})
+    """Keys of `ConnectorKwargs.chat_settings` that it reads; None for all."""
+
+
+CONNECTORS: Mapping[str, ConnectorFacts] = {
+    "liquid_audio": ConnectorFacts(has_audio=True),
+    "hf_text": ConnectorFacts(has_tokenizer=True, prompt_keys=None),
+    "openai": ConnectorFacts(has_likelihoods=False, prompt_keys=frozenset({"extra_body", "strip_reasoning"})),
+}
+
 KNOWN_SUBSETS = frozenset(
     {
         "single_sentence",

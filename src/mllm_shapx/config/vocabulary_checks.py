@@ -4,13 +4,12 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import Any
 
-from mllm_shapx.config import servers
 from mllm_shapx.config.diagnosis import Place
 from mllm_shapx.config.models import ExperimentSet
 from mllm_shapx.config.scoring import ShapConfig, ShapOverride
 from mllm_shapx.config.values import canonical_type
 from mllm_shapx.config.variants import Variant
-from mllm_shapx.config.vocabulary import EXPLAINERS, context_roles
+from mllm_shapx.config.vocabulary import CONNECTORS, EXPLAINERS, context_roles
 
 Fault = tuple[Place, str, str, tuple[Place, ...]]
 """(Place, problem, fix, other keys that cause it)."""
@@ -108,7 +107,7 @@ def _value_function(
         message = f'"{name}" reads how likely a text is right after the prompt, where reasoning would come'
         fix = "set connector_kwargs.strip_reasoning to false, or use a value function of answers"
         yield key, message, fix, (("connector_kwargs", "strip_reasoning"),)
-    if scoring.reads != "answers" and experiment_set.connector == servers.CONNECTOR:
+    if scoring.reads != "answers" and not CONNECTORS[experiment_set.connector].has_likelihoods:
         message = f'"{name}" reads the model\'s probabilities of given tokens, which a server does not give'
         yield key, message, 'use connector "hf_text", or a value function of answers', (("connector",),)
 
@@ -137,7 +136,7 @@ def _players(
         message = f'"{scoring.players}" cuts written prompts, and the input is spoken'
         fix = 'use "words"; audio_segmentation cuts recordings'
         yield key, message, fix, (("modality", "input_modality"),)
-    if scoring.players == "tokens" and experiment_set.connector != "hf_text":
+    if scoring.players == "tokens" and not CONNECTORS[experiment_set.connector].has_tokenizer:
         message = f'"tokens" needs connector "hf_text", not "{experiment_set.connector}"'
         yield key, message, 'use "words"', (("connector",),)
 

@@ -12,6 +12,7 @@ from typing import Any
 from mllm_shapx.config.loading import resolve_path
 from mllm_shapx.config.model_settings import ModelSettings
 from mllm_shapx.config.models import DatasetConfig, ModalityConfig
+from mllm_shapx.config.vocabulary import CONNECTORS
 from mllm_shapx.data.columns import resolve_columns
 from mllm_shapx.data.conversations import sentences
 from mllm_shapx.data.table import Table, python_values
@@ -61,7 +62,7 @@ def control_token_warnings(
 
     Only local directories and models in the local hub cache are checked.
     """
-    if settings.connector != "hf_text" or modality.has_audio_input:
+    if not CONNECTORS[settings.connector].has_tokenizer or modality.has_audio_input:
         return ()
     pattern = matcher(_tokens_of(settings, config_path))
     column = resolve_columns(table, dataset, modality).text

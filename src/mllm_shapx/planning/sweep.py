@@ -13,7 +13,7 @@ from mllm_shapx.config.models import EmbeddingConfig, ExperimentSet
 from mllm_shapx.config.sources import TokenizerSource
 from mllm_shapx.config.values import canonical_type
 from mllm_shapx.config.variants import HierarchicalConfig, Variant
-from mllm_shapx.config.vocabulary import EXPLAINERS, ShapleyType
+from mllm_shapx.config.vocabulary import CONNECTORS, EXPLAINERS, ShapleyType
 from mllm_shapx.errors import ConfigError, Problem
 from mllm_shapx.planning.players import PlayerRule
 from mllm_shapx.planning.precision import rounding_warnings
@@ -138,7 +138,7 @@ def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
 
 def tokenizer_source(experiment_set: ExperimentSet, config_path: Path | None) -> TokenizerSource | None:
     """Return the source of the model's tokenizer; None for a model behind a server or with audio output."""
-    if experiment_set.connector != "hf_text":
+    if not CONNECTORS[experiment_set.connector].has_tokenizer:
         return None
     kwargs, written = experiment_set.connector_kwargs, experiment_set.model_id
     path = resolve_path(written, config_path)
