@@ -88,11 +88,10 @@ class VerifyReport:
         verdict = "all sound" if self.ok else f"{len(self.problems)} problem(s)"
         if self.warnings:
             verdict += f", {len(self.warnings)} warning(s)"
-        fix = (
-            ""
-            if self.ok
-            else "; `mllm-shapx run --config CONFIG --resume` does again what is missing or damaged"
+        go_on = (
+            "`mllm-shapx run --config CONFIG --resume` does again what is missing or damaged, --overwrite all"
         )
+        fix = "" if self.ok else f"; {go_on}"
         lines.append(
             f"{len(self.runs)} run(s), {samples} sample(s), {failed} quarantined row(s): {verdict}{fix}"
         )
