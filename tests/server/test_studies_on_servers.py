@@ -864,3 +864,19 @@ def test_stored_answers_can_be_asked_for_again_and_bench_says_that_it_cannot(tmp
         called = CliRunner().invoke(main, ["bench", "--config", str(study.config)])
         assert called.exit_code == 2
         assert "this one is behind a server" in called.output
+
+
+def test_notes_on_answers_stay_with_their_study_when_the_model_is_kept(tmp_path: Path) -> None:
+    def notes(study: Study) -> list[str]:
+        spec = json.loads((study.output / "exact" / "spec.json").read_text())
+        found: list[str] = spec["model"]["notes"]
+        return found
+
+    with ChatServer() as server:
+        filtered, sound = (study_on(server, tmp_path / name) for name in ("filtered", "sound"))
+        server.script = lambda ask: Act(finish_reason="content_filter" if ask.number < ANSWERS else "stop")
+        calls = ("--config", str(filtered.config), "--config", str(sound.config), "--inline")
+        found = CliRunner().invoke(main, ["run", *calls])
+        assert found.exit_code == 0, found.output
+    assert any("content filter" in note for note in notes(filtered))
+    assert notes(sound) == []

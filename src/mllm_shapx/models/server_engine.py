@@ -68,6 +68,7 @@ class ServerEngine:
     def __init__(self, model: ServerModel, limits: ServerLimits | None = None) -> None:
         limits = limits or ServerLimits()
         self.model = model
+        model.begin()
         self._patience_s = limits.patience_s
         self._budget = Budget(limits)
         self._client = ServerClient(model.service)

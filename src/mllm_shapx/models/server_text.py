@@ -131,6 +131,10 @@ class ServerModel:
             "connector 'openai' gives no states to embed answers with; name an encoder in embedding.model_id"
         )
 
+    def begin(self) -> None:
+        """Forget the notes on the answers of an earlier engine, which belong to another study."""
+        self._notes.clear()
+
     def count(self, reply: Reply) -> None:
         """Record an answer: the model's name, the fingerprint, an unusual end, missing counts of tokens."""
         self._name, self._fingerprint = reply.model, reply.fingerprint
