@@ -101,6 +101,7 @@ class ChatServer:
         """Listen; on the old port after a stop."""
         self._server = _QuietServer(("127.0.0.1", self._port), _handler(self))
         self._port = self._server.server_address[1]
+        self._is_up = True
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
 
     def stop(self) -> None:
@@ -108,6 +109,7 @@ class ChatServer:
         self._server.shutdown()
         self._server.server_close()
         with self._lock:
+            self._is_up = False
             for each in self._sockets:
                 _reset(each)
             self._sockets.clear()
@@ -172,8 +174,11 @@ class ChatServer:
 
     def keep(self, connection: socket.socket) -> None:
         with self._lock:
-            self._sockets.add(connection)
             self.connections += 1
+            if self._is_up:
+                self._sockets.add(connection)
+            else:  # accepted just before the stop
+                _reset(connection)
 
     def drop(self, connection: socket.socket) -> None:
         with self._lock:
