@@ -148,7 +148,7 @@ def test_a_server_that_comes_back_is_waited_for(
 
         def restart() -> None:
             server.stop()
-            time.sleep(2.0)
+            time.sleep(6.0)  # many heartbeats, of which one tells of it: a slow disk may delay some
             server.start()
 
         def script(ask: Ask) -> Act:
