@@ -140,7 +140,10 @@ def test_retry_after_of_no_seconds_still_leaves_a_pause(tmp_path: Path) -> None:
     assert times[-1] - times[0] > 0.125 + 0.25 + 0.5
 
 
-def test_a_server_that_comes_back_is_waited_for(undisturbed: dict[str, Any], tmp_path: Path) -> None:
+def test_a_server_that_comes_back_is_waited_for(
+    undisturbed: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_engine, "QUIET_S", 0.2)
     with ChatServer() as server:
 
         def restart() -> None:
@@ -157,7 +160,41 @@ def test_a_server_that_comes_back_is_waited_for(undisturbed: dict[str, Any], tmp
         study = study_on(server, tmp_path)
         found = study.call("--inline")
         assert found.code == 0, found.out
+        assert f"the server at {server.url} gives no answers: " in found.out
+        assert "the server answers again" in found.out
         assert max(Counter(server.answered).values()) <= 2  # the two rows share some prompts
+    assert results(study.output) == undisturbed
+
+
+def test_requests_that_break_together_are_one_setback(
+    undisturbed: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pause grows with each try that fails, not with the number of requests in flight."""
+    together = 8
+    monkeypatch.setattr(server_throttle, "START", together)
+    pauses: list[float] = []
+    pause = server_throttle.Throttle.pause
+
+    def noted(throttle: server_throttle.Throttle, seconds: float) -> None:
+        pauses.append(seconds)
+        pause(throttle, seconds)
+
+    monkeypatch.setattr(server_throttle.Throttle, "pause", noted)
+    all_there = threading.Barrier(together, timeout=30.0)
+
+    def script(ask: Ask) -> Act:
+        if ask.number < together:
+            all_there.wait()
+            return Act(reset=True)
+        return Act()
+
+    with ChatServer() as server:
+        server.script = script
+        study = study_on(server, tmp_path, kwargs={"timeout_s": 60})
+        found = study.call("--inline")
+        assert found.code == 0, found.out
+    assert len(pauses) == together
+    assert max(pauses) <= server_engine.FIRST_PAUSE_S
     assert results(study.output) == undisturbed
 
 

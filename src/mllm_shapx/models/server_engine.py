@@ -80,6 +80,9 @@ class ServerEngine:
         self._broken: StudyError | None = None
         self._answered = 0
         self._setbacks = 0
+        """Setbacks in a row, of which all requests in flight at one time make one."""
+        self._set_back_at = 0.0
+        """Time of the last of them."""
         self._silent_since: float | None = None
         self._last = ""
 
@@ -251,7 +254,9 @@ class ServerEngine:
             RowError: When it is this prompt alone that fails.
         """
         now = time.monotonic()
-        self._setbacks += 1
+        if sent_at > self._set_back_at:
+            self._set_back_at = now
+            self._setbacks += 1
         self._last = setback.why
         if self._silent_since is None:
             self._silent_since = now
@@ -264,7 +269,7 @@ class ServerEngine:
         elif setback.is_busy or setback.is_late:
             self._throttle.too_many(sent_at)
         if setback.is_away or setback.is_busy or setback.is_late or setback.wait_s:
-            self._throttle.pause(setback.wait_s or _pause_s(self._setbacks))
+            self._throttle.pause(setback.wait_s or _pause_s(max(1, self._setbacks)))
         if setback.is_away or setback.is_busy:
             return 0.0
         if not trouble.failures:
