@@ -413,6 +413,7 @@ def test_adapters_and_gguf_files_of_the_hub_are_pinned(hub: HubServer, llama: Pa
 
 def test_unreadable_files_are_named(llama: Path) -> None:
     if os.geteuid() == 0:
+        # Root passes every permission; other users run this.
         pytest.skip("root reads everything")
     (llama / "tokenizer.json").chmod(0)
     assert "tokenizer.json: Permission denied" in refusal_of(llama)

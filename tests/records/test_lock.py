@@ -148,8 +148,10 @@ def test_a_living_driver_keeps_its_lock_whatever_the_clock_and_the_namespace(
 ) -> None:
     """The second driver has a clock that is hours off, and where it can sees no process of the first."""
     if namespace == "other" and os.geteuid() != 0:
+        # The kernel's rule; `.ci/run` runs as root.
         pytest.skip("only root makes PID namespaces")
     if shutil.which("faketime") is None:
+        # A Debian package, which `.ci/run` installs.
         pytest.skip("faketime is not installed")
     command = ["faketime", "-f", clock, sys.executable, "-c", SECOND, storage.uri]
     if namespace == "other":

@@ -360,13 +360,7 @@ def test_why_sampling_stopped_is_held_against_the_standard_errors(
         spec = records.read_spec() or {}
         spec["result_settings"]["stop_when"] = stop_when
         records.write_spec(spec)
-    records.write_sample(make_sample(0, standard_errors=errors, stopped=stopped))
-    summary = RunSummary()
-    records.inspect([0], summary.add)
-    records.write_summary(summary.to_json())
-    report = verify([str(tmp_path)])
-    assert report.ok is (words == ""), report.text()
-    assert words in report.text()
+    check_verdict(records, make_sample(0, standard_errors=errors, stopped=stopped), words)
 
 
 @pytest.mark.parametrize(("faithfulness", "interactions", "words"), MEASURES)
@@ -374,10 +368,15 @@ def test_curves_and_interactions_are_held_against_what_they_are(
     tmp_path: Path, faithfulness: Faithfulness | None, interactions: Interactions | None, words: str
 ) -> None:
     records = make_finished_run(tmp_path, [0])
-    records.write_sample(make_sample(0, faithfulness=faithfulness, interactions=interactions))
+    check_verdict(records, make_sample(0, faithfulness=faithfulness, interactions=interactions), words)
+
+
+def check_verdict(records: RunRecords, sample: SampleResult, words: str) -> None:
+    """Write the only sample of a run; `verify` must find nothing, or say `words`."""
+    records.write_sample(sample)
     summary = RunSummary()
     records.inspect([0], summary.add)
     records.write_summary(summary.to_json())
-    report = verify([str(tmp_path)])
+    report = verify([records.storage.uri])
     assert report.ok is (words == ""), report.text()
     assert words in report.text()

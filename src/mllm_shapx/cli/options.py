@@ -55,6 +55,12 @@ def with_configs(command: Callable[..., None]) -> Callable[..., None]:
     return wrapped
 
 
+TABLE_FORM = click.option(
+    "--format", "form", type=click.Choice(["csv", "parquet"]), required=True, help="What to write."
+)
+REPLACE = click.option("--overwrite", is_flag=True, help="Replace a file that is there.")
+
+
 def with_resources(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options for the place of the work and its limits."""
     options = (

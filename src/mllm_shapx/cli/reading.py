@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mllm_shapx.cli.group import main
-from mllm_shapx.cli.options import ANSWERS
+from mllm_shapx.cli.options import ANSWERS, REPLACE, TABLE_FORM
 from mllm_shapx.terminal import FilePath, Location, say, say_json, terminal_width, whole
 
 if TYPE_CHECKING:
@@ -26,14 +26,18 @@ if TYPE_CHECKING:
 def status(directory: str, check: bool, watch: bool, as_json: bool) -> None:
     """Say how far a study is, from its files alone."""
     from mllm_shapx.reporting.status import status as read_status
-    from mllm_shapx.reporting.watch import watch as watch_status
 
     look = functools.partial(read_status, directory, check=check)
-    found = watch_status(look, sys.stdout, as_json=as_json) if watch else look()
-    if not watch and as_json:
-        say_json(found.to_json())
-    elif not watch:
-        say(found.to_text(terminal_width()), nl=False)
+    if watch:
+        from mllm_shapx.reporting.watch import watch as watch_status
+
+        found = watch_status(look, sys.stdout, as_json=as_json)
+    else:
+        found = look()
+        if as_json:
+            say_json(found.to_json())
+        else:
+            say(found.to_text(terminal_width()), nl=False)
     if found.damaged:
         sys.exit(1)
 
@@ -74,9 +78,9 @@ def store_info(directory: str, as_json: bool) -> None:
 
 @store.command("export")
 @click.argument("directory", type=Location())
-@click.option("--format", "form", type=click.Choice(["csv", "parquet"]), required=True, help="What to write.")
+@TABLE_FORM
 @click.option("--output", type=FilePath(), help="The file; SET_coalitions.FORMAT in the working directory.")
-@click.option("--overwrite", is_flag=True, help="Replace a file that is there.")
+@REPLACE
 def store_export(directory: str, form: "TableForm", output: Path | None, overwrite: bool) -> None:
     """Write one table of all answers: a line for each coalition of every row, with its values."""
     from mllm_shapx.execution.store_export import export_store

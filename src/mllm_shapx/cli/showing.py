@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mllm_shapx.cli.group import main
+from mllm_shapx.cli.options import REPLACE, TABLE_FORM
 from mllm_shapx.terminal import FilePath, Location, Number, say, say_json, terminal_width, whole
 
 if TYPE_CHECKING:
@@ -94,9 +95,9 @@ def compare(directories: Sequence[str], top_k: int, as_json: bool, output: Path 
 
 @main.command()
 @click.argument("directory", type=Location())
-@click.option("--format", "form", type=click.Choice(["csv", "parquet"]), required=True, help="What to write.")
+@TABLE_FORM
 @click.option("--output", type=FilePath(), help="The file; named after the set, in the working directory.")
-@click.option("--overwrite", is_flag=True, help="Replace a file that is there.")
+@REPLACE
 def export(directory: str, form: "TableForm", output: Path | None, overwrite: bool) -> None:
     """Write one table of all values: a line for each player of every sample."""
     from mllm_shapx.reporting.export import export as write_export

@@ -10,7 +10,7 @@ from mllm_shapx.config.diagnosis import Place, dotted
 from mllm_shapx.config.models import DatasetConfig, ExperimentSet, RowFilter
 from mllm_shapx.config.values import canonical_type
 from mllm_shapx.config.variants import HierarchicalConfig, Variant
-from mllm_shapx.config.vocabulary import CONNECTORS, EXPLAINERS, KNOWN_SUBSETS
+from mllm_shapx.config.vocabulary import CONNECTORS, EXPLAINERS, KNOWN_SUBSETS, ConnectorFacts
 from mllm_shapx.errors import Problem
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -86,14 +86,19 @@ def _modality(experiment_set: ExperimentSet) -> Iterator[Finding]:
         yield _problem(("audio_segmentation", "method"), message, fix, reads)
 
 
+def _reads(facts: ConnectorFacts, prompt_key: str) -> bool:
+    return facts.prompt_keys is None or prompt_key in facts.prompt_keys
+
+
 def _prompts(experiment_set: ExperimentSet) -> Iterator[Finding]:
     """Yield problems with the settings of prompts and of the answers' texts."""
     options = experiment_set.connector_kwargs
     block: Place = ("connector_kwargs",)
-    read = CONNECTORS[experiment_set.connector].prompt_keys
     for key in options.chat_settings:
-        if read is not None and key not in read:
-            message = f'is read by connector "hf_text" alone, not by "{experiment_set.connector}"'
+        if not _reads(CONNECTORS[experiment_set.connector], key):
+            readers = [name for name, facts in CONNECTORS.items() if _reads(facts, key)]
+            named = " and ".join(f'"{name}"' for name in readers)
+            message = f'is read by connector {named} alone, not by "{experiment_set.connector}"'
             yield _problem((*block, key), message, "remove it", reads=(("connector",),))
     variables: Place = (*block, "chat_template_kwargs")
     for key in options.chat_template_kwargs or {}:

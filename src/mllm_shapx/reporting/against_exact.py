@@ -5,7 +5,7 @@ from typing import Any
 
 from mllm_shapx.records.run_reader import RunReader
 from mllm_shapx.records.storage import Storage
-from mllm_shapx.reporting.agreement import AgainstExact, Summary, summary
+from mllm_shapx.reporting.agreement import AgainstExact, AgreementSummary, summary
 from mllm_shapx.reporting.reading import RunFiles, StudyFiles
 from mllm_shapx.reporting.study_figures import StudyRows
 
@@ -33,7 +33,7 @@ def against_exact(storage: Storage, run_names: Sequence[str]) -> dict[str, dict[
     }
 
 
-def _figures(exact: str, found: Summary) -> dict[str, Any]:
+def _figures(exact: str, found: AgreementSummary) -> dict[str, Any]:
     return {
         "run": exact,
         "n_samples": found.rows,

@@ -49,7 +49,7 @@ class Agreement:
 
 
 @dataclass(frozen=True, slots=True)
-class Summary:
+class AgreementSummary:
     """Two runs over all rows: means over the rows that were compared, None where none has the figure."""
 
     rows: int
@@ -93,7 +93,7 @@ class Summary:
 
 
 @dataclass
-class Tally:
+class AgreementTally:
     """What the comparison of two runs finds, row by row."""
 
     top_k: int = TOP_K
@@ -125,7 +125,7 @@ class AgainstExact:
             for run, other in zip(study.runs, found, strict=True)
         ]
         """For each run its exact run; None for an exact run, and where there is none."""
-        self.tallies = [Tally() for _ in study.runs]
+        self.tallies = [AgreementTally() for _ in study.runs]
         """For each run what was found; the exact run is the first of the two."""
         self._places = [None if other is None else study.runs.index(other) for other in self.exact]
 
@@ -136,12 +136,12 @@ class AgainstExact:
                 tally.add(samples[place], sample)
 
 
-def summary(*tallies: Tally) -> Summary:
+def summary(*tallies: AgreementTally) -> AgreementSummary:
     """Return the figures over all rows of some comparisons."""
     found = [agreement for tally in tallies for agreement in tally.agreements]
     left_out = sum((tally.left_out for tally in tallies), Counter[Obstacle]())
     players = sum(each.players for each in found)
-    return Summary(
+    return AgreementSummary(
         rows=len(found),
         spearman=mean([each.spearman for each in found]),
         pearson=mean([each.pearson for each in found]),

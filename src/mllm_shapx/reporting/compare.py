@@ -8,7 +8,7 @@ from typing import Any
 from mllm_shapx.errors import UsageError
 from mllm_shapx.records.results import SampleResult
 from mllm_shapx.records.spec import differences, result_settings
-from mllm_shapx.reporting.agreement import TOP_K, Summary, Tally, mean, summary
+from mllm_shapx.reporting.agreement import TOP_K, AgreementSummary, AgreementTally, mean, summary
 from mllm_shapx.reporting.grid import Column, grid
 from mllm_shapx.reporting.html import PageSettings, page
 from mllm_shapx.reporting.page_audio import MOST_SOUND
@@ -40,7 +40,7 @@ class PairFigures:
 
     first: str
     second: str
-    found: Summary
+    found: AgreementSummary
     settings: tuple[str, ...]
     """Settings that differ, beside those of the estimator, as dotted keys."""
 
@@ -164,7 +164,7 @@ def compare(directories: Sequence[str], top_k: int = TOP_K) -> Comparison:
     study = StudyFiles(runs[0].records.storage, tuple(runs))
     names = _names(runs)
     samples_of = StudyRows(study)
-    tallies = [Tally(top_k) for _ in runs[1:]]
+    tallies = [AgreementTally(top_k) for _ in runs[1:]]
     totals = [_Costs() for _ in runs]
     for _, samples in samples_of:
         for total, sample in zip(totals, samples, strict=True):

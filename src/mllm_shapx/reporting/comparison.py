@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from mllm_shapx.reporting.agreement import AgainstExact, Summary, mean, summary
+from mllm_shapx.reporting.agreement import AgainstExact, AgreementSummary, mean, summary
 from mllm_shapx.reporting.pieces import prompt_pieces, rank_of
 from mllm_shapx.reporting.reading import RunFiles, StudyFiles
 from mllm_shapx.reporting.study_figures import StudyRows
@@ -32,7 +32,7 @@ class RunFigures:
     seconds_per_sample: float | None
     exact: str | None
     """The exact run whose values it estimates; None for an exact run, and where there is none."""
-    agreement: Summary
+    agreement: AgreementSummary
     """With that run, on all rows."""
     marked_first: float | None
     """Share of the marked rows whose marked word has the largest value."""
@@ -82,7 +82,9 @@ def left_out_notes(figures: Sequence[RunFigures]) -> list[str]:
     ]
 
 
-def _figures(run: RunFiles, exact: str | None, agreement: Summary, marked: float | None) -> RunFigures:
+def _figures(
+    run: RunFiles, exact: str | None, agreement: AgreementSummary, marked: float | None
+) -> RunFigures:
     recorded = run.summary
     samples = recorded.get("n_samples") or 0
     calls, model_calls = recorded.get("n_calls_total"), recorded.get("model_calls_total")

@@ -18,6 +18,8 @@ type TableForm = Literal["csv", "parquet"]
 
 PAGE = "report.html"
 """The only file that a reading command writes into a study."""
+_DEEPEST = 6
+"""Folders that are looked at for a study around a path: its deepest files are recordings of a sample."""
 
 
 def write_output(output: Path, content: bytes) -> None:
@@ -149,7 +151,7 @@ def refuse_inside(storage: Storage, output: Path, *, is_page: bool = False) -> N
 
 def _study_around(path: Path) -> Path | None:
     """Return the directory of the experiment set that a path is in, None where it is in none."""
-    for folder in (path, *path.parents):
+    for folder in (path, *path.parents)[:_DEEPEST]:
         if _is_run(folder):
             return folder.parent
         if any(_is_run(spec.parent) for spec in folder.glob("*/spec.json")):

@@ -8,7 +8,14 @@ from dataclasses import dataclass, field
 
 from mllm_shapx.records.results import SampleResult
 from mllm_shapx.records.spec import explainer_type, result_settings
-from mllm_shapx.reporting.agreement import AgainstExact, Summary, Tally, mean, most_important, summary
+from mllm_shapx.reporting.agreement import (
+    AgainstExact,
+    AgreementSummary,
+    AgreementTally,
+    mean,
+    most_important,
+    summary,
+)
 from mllm_shapx.reporting.reading import RunFiles, StudyFiles
 
 BINS = 10
@@ -27,7 +34,7 @@ class RunSeries:
     """The run's name without its seed."""
     estimator: str
     """What runs of other budgets and seeds have in common with it."""
-    tally: Tally = field(default_factory=Tally)
+    tally: AgreementTally = field(default_factory=AgreementTally)
     """The comparison with the exact run."""
     seconds: list[float] = field(default_factory=list)
     """Runtime of each sample."""
@@ -67,7 +74,7 @@ class ErrorRow:
     seeds: int
     n_calls: float
     """Mean number of coalitions evaluated."""
-    found: Summary
+    found: AgreementSummary
     """With the exact run, over the samples of all seeds."""
     error_sd: float | None
     """Standard deviation over samples of `Agreement.difference`."""
