@@ -98,7 +98,8 @@ def _prompts(experiment_set: ExperimentSet) -> Iterator[Finding]:
         if not _reads(CONNECTORS[experiment_set.connector], key):
             readers = [name for name, facts in CONNECTORS.items() if _reads(facts, key)]
             named = " and ".join(f'"{name}"' for name in readers)
-            message = f'is read by connector {named} alone, not by "{experiment_set.connector}"'
+            kind = "connector" if len(readers) == 1 else "connectors"
+            message = f'is read by {kind} {named} alone, not by "{experiment_set.connector}"'
             yield _problem((*block, key), message, "remove it", reads=(("connector",),))
     variables: Place = (*block, "chat_template_kwargs")
     for key in options.chat_template_kwargs or {}:
