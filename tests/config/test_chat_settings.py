@@ -162,7 +162,7 @@ def test_other_connectors_do_not_take_them(tmp_path: Path) -> None:
     """A setting that would be ignored is refused."""
     message = refusal(config(tmp_path, connector="liquid_audio", strip_reasoning=True))
     assert 'is read by connectors "hf_text" and "openai" alone, not by "liquid_audio"' in message
-    message = refusal(config(tmp_path, connector="liquid_audio", chat_template="x"))
+    message = refusal(config(tmp_path, connector="liquid_audio", chat_template_kwargs={"thinking": False}))
     assert 'is read by connector "hf_text" alone, not by "liquid_audio"' in message
 
 
