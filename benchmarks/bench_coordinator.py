@@ -216,7 +216,7 @@ def measure(folder: Path, units: int) -> Measured:
     started = time.time()
     runs = [worker.run.remote() for worker in workers]
     while len(ray.wait(runs, num_returns=len(runs), timeout=0.5)[0]) < len(runs):
-        ray.get(cluster.coordinator.snapshot.remote())
+        ray.get(cluster.coordinator.state.remote())
     done = sorted(moment for run in runs for moment in ray.get(run))
     if len(done) != units:
         raise SystemExit(f"{len(done)} units were done, not {units}")

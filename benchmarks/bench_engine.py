@@ -165,7 +165,7 @@ def run(options: argparse.Namespace, directory: Path) -> dict[str, Any]:
     sample = bench.snapshots[step // 2 :: step]
     bench.ours(bench.snapshots[: min(256, len(bench.snapshots))])
     bench.one_by_one(sample[:2])
-    sizes = [size for size in RAW_BATCHES if size <= len(bench.snapshots)]
+    sizes = [size for size in RAW_BATCHES if size <= len(bench.snapshots)] or [len(bench.snapshots)]
     seen: dict[str, list[Speed]] = {name: [] for name in ("ours", "library", *map(str, sizes))}
     for round_ in range(options.rounds):
         seen["library"].append(bench.one_by_one(sample))
