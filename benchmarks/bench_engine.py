@@ -32,9 +32,11 @@ from mllm_shap import (
 )
 from mllm_shap.domain.config import GenerationConfig
 
+from mllm_shapx.config.model_settings import ModelSettings
+from mllm_shapx.config.models import ConnectorKwargs
 from mllm_shapx.models.base import Decoding
 from mllm_shapx.models.engine import Engine
-from mllm_shapx.models.hf_text import HfTextModel
+from mllm_shapx.models.hf_text import HfTextModel, load
 
 SHAPES = {
     "5m": {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 688},
@@ -104,13 +106,19 @@ def measure(count: int, work: Callable[[], Any]) -> Speed:
     return Speed(count / (time.perf_counter() - wall), count / (time.process_time() - cpu))
 
 
+def load_on_cpu(directory: Path) -> HfTextModel:
+    """Load a directory in float32."""
+    kwargs = ConnectorKwargs(dtype="float32")
+    return load(ModelSettings("hf_text", str(directory), kwargs=kwargs, device="cpu"), directory, None)
+
+
 class Bench:
     """The three arms over one model."""
 
     def __init__(self, directory: Path, snapshots: list[ConversationSnapshot], new_tokens: int) -> None:
         self.snapshots = snapshots
         self.decoding = Decoding(max_new_tokens=new_tokens)
-        self.model = HfTextModel.load(directory, dtype="float32", device="cpu")
+        self.model = load_on_cpu(directory)
         settings = {"kind": "transformers", "model_id": str(directory), "options": {"dtype": "float32"}}
         config = ExplainConfig.model_validate({"backend": settings})
         self.library = TransformersTextBackend(PluginContext(config=config, registry=default_registry()))
@@ -142,7 +150,7 @@ class Bench:
 
     def raw(self, size: int, batches: int) -> Speed:
         """Answer batches of prompts of similar length with `model.generate`, spread over the lengths."""
-        from mllm_shapx.models.plain_generate import generate
+        from mllm_shapx.models.plain_generate import PromptBatch, generate
 
         most = len(self.by_length) - size
         starts = [most * place // max(1, batches - 1) for place in range(batches)] if most > 0 else [0]
@@ -152,7 +160,7 @@ class Bench:
         def work() -> None:
             decoder = self.model.decoder
             for part in parts:
-                generate(decoder.model, decoder.settings, part, self.decoding, [0] * len(part))
+                generate(decoder.model, decoder.settings, PromptBatch(part, self.decoding, [0] * len(part)))
 
         with torch.inference_mode():
             return measure(count, work)

@@ -16,12 +16,11 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench_engine import SHAPES, Speed, build, coalitions, measure
+from bench_engine import SHAPES, Speed, build, coalitions, load_on_cpu, measure
 from mllm_shap import ConversationSnapshot
 
 from mllm_shapx.models.base import Decoding, Forcing
 from mllm_shapx.models.engine import Engine
-from mllm_shapx.models.hf_text import HfTextModel
 
 
 class Bench:
@@ -36,7 +35,7 @@ class Bench:
         self.given = answer.token_ids
 
     async def _start(self, directory: Path) -> Engine:
-        return Engine(HfTextModel.load(directory, dtype="float32", device="cpu"))
+        return Engine(load_on_cpu(directory))
 
     def generate(self) -> Speed:
         """Answer every coalition."""

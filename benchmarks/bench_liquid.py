@@ -33,10 +33,11 @@ from mllm_shap import (
     Turn,
 )
 
-from mllm_shapx.config.models import AudioSegmentation
+from mllm_shapx.config.model_settings import ModelSettings
+from mllm_shapx.config.models import AudioSegmentation, ConnectorKwargs
 from mllm_shapx.explaining.audio_players import audio_player_set
 from mllm_shapx.models.base import Decoding
-from mllm_shapx.models.liquid_audio import LiquidAudioModel
+from mllm_shapx.models.liquid_audio import LiquidAudioModel, load
 from mllm_shapx.planning.players import PlayerRule
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
@@ -121,7 +122,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     decoding = Decoding(max_new_tokens=options.new_tokens, output_modality=options.output)
     coalitions = draw_coalitions(options.seconds, options.windows, max(options.batch_sizes), seed=0)
-    ours = LiquidAudioModel.load(folder, dtype=options.dtype, device=options.device)
+    kwargs = ConnectorKwargs(dtype=options.dtype)
+    settings = ModelSettings("liquid_audio", str(folder), kwargs=kwargs, device=options.device)
+    ours = load(settings, folder, None)
     package = Package(folder, ours, options.dtype, options.device)
     found = Figures(Rate(0, 0.0), dict.fromkeys(options.batch_sizes, Rate(0, 0.0)))
     time_of(lambda: package.answer(coalitions[:1], decoding), 1)
@@ -184,7 +187,7 @@ class Package:
         from liquid_audio import LFM2AudioProcessor
 
         # Our model has the package's model object; loading it twice would only cost memory.
-        self._model = ours.package_model
+        self._model = ours.network
         self._processor = LFM2AudioProcessor.from_pretrained(folder, device=device)
         self._dtype = getattr(torch, dtype)
 

@@ -296,10 +296,13 @@ def answers(folder: Path, recordings: Sequence[Recording], batch_size: int = 64)
     """Return the saved model's greedy answers from the product."""
     from mllm_shap import AudioPart, ConversationSnapshot, Message, Role, Turn
 
+    from mllm_shapx.config.model_settings import ModelSettings
+    from mllm_shapx.config.models import ConnectorKwargs
     from mllm_shapx.models.base import Decoding
-    from mllm_shapx.models.liquid_audio import LiquidAudioModel
+    from mllm_shapx.models.liquid_audio import load
 
-    model = LiquidAudioModel.load(folder, dtype="float32", device="cpu")
+    kwargs = ConnectorKwargs(dtype="float32")
+    model = load(ModelSettings("liquid_audio", str(folder), kwargs=kwargs, device="cpu"), folder, None)
     decoding = Decoding(max_new_tokens=8)
     found: list[str] = []
     for start in range(0, len(recordings), batch_size):

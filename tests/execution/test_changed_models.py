@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
+from model_kit import load_text_model
 from small_study import MODEL, Sabotage, Study, results, untouched
 
 from mllm_shapx.cli import main
@@ -20,7 +21,6 @@ from mllm_shapx.execution.loading import load_study_model
 from mllm_shapx.execution.options import RunOptions
 from mllm_shapx.execution.preparation import open_output, prepare
 from mllm_shapx.execution.signals import StopRequest
-from mllm_shapx.models.hf_text import HfTextModel
 from mllm_shapx.models.identity import Version, stamp_of
 from mllm_shapx.reporting.progress import ProgressReporter
 
@@ -113,7 +113,7 @@ def test_a_stamp_follows_links_and_stands_for_the_content_once_files_have_settle
 
 
 def test_a_loaded_model_does_not_change_with_its_file(model: Path) -> None:
-    loaded = HfTextModel.load(model, dtype="float32", device="cpu")
+    loaded = load_text_model(model)
     before = [parameter.detach().clone() for parameter in loaded.network.parameters()]
     make_other(model)
     assert all(map(torch.equal, before, loaded.network.parameters()))

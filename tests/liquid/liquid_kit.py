@@ -12,8 +12,10 @@ import torch
 from liquid_checkpoint import Dimensions, write_random_checkpoint
 from mllm_shap import AudioPart, ConversationSnapshot, Message, Role, TextPart, Turn
 
+from mllm_shapx.config.model_settings import ModelSettings
+from mllm_shapx.config.models import ConnectorKwargs
 from mllm_shapx.models.base import Decoding
-from mllm_shapx.models.liquid_audio import LiquidAudioModel
+from mllm_shapx.models.liquid_audio import LiquidAudioModel, load
 
 WORDS = ("tell", "me", "what", "you", "hear", "in", "this", "recording", "please", "now", "Źdźbło", "hm?")
 TINY = Dimensions(
@@ -29,7 +31,16 @@ def checkpoint() -> Path:
 
 @cache
 def model() -> LiquidAudioModel:
-    return LiquidAudioModel.load(checkpoint(), dtype="float32", device="cpu")
+    return load_liquid(checkpoint())
+
+
+def load_liquid(
+    folder: Path, *, device: str = "cpu", name: str | None = None, revision: str | None = None, **kwargs: Any
+) -> LiquidAudioModel:
+    """Load a directory as `liquid_audio` does, in float32 unless `kwargs` say otherwise."""
+    options = ConnectorKwargs(**{"dtype": "float32", **kwargs})
+    settings = ModelSettings("liquid_audio", name or str(folder), kwargs=options, device=device)
+    return load(settings, folder, revision)
 
 
 @cache

@@ -141,9 +141,9 @@ def test_equal_recordings_are_encoded_once() -> None:
     rng = np.random.default_rng(99)
     shared = spoken(wav(sound(rng, 0.7)))
     chats = [chat(shared, written(" ".join(["word"] * count))) for count in range(6)]
-    before = model().recordings_encoded
+    before = model().embedder.recordings_encoded
     our_answers(chats, Decoding(max_new_tokens=2), batch_size=3)
-    assert model().recordings_encoded == before + 1
+    assert model().embedder.recordings_encoded == before + 1
 
 
 def test_the_answer_begins_after_the_prefill() -> None:

@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from liquid_kit import checkpoint, model, our_answers, random_chat
+from liquid_kit import checkpoint, load_liquid, model, our_answers, random_chat
 from safetensors.torch import load_file, save_file
 
 from mllm_shapx.errors import ModelError, ResourceError, RowError
 from mllm_shapx.models.base import Answer, Decoding
-from mllm_shapx.models.liquid_audio import LiquidAudioModel
 from mllm_shapx.models.liquid_checkpoint import read_config
 
 
@@ -36,7 +35,7 @@ def _edit(folder: Path, **changes: Any) -> bytes:
 def test_whole_floats_in_a_config_are_repaired_in_memory(copy: Path) -> None:
     """Integer fields written as floats load and answer as before, and the user's file is left alone."""
     written = _edit(copy, lfm__hidden_size=64.0, lfm__num_hidden_layers=3.0, encoder__n_layers=1.0)
-    loaded = LiquidAudioModel.load(copy, dtype="float32", device="cpu")
+    loaded = load_liquid(copy)
     assert (copy / "config.json").read_bytes() == written
     chats, decoding = [random_chat(1)], Decoding(max_new_tokens=5)
     prompts = [loaded.encode(snapshot, decoding) for snapshot in chats]
@@ -55,9 +54,7 @@ def test_repair_leaves_true_floats_and_old_names_right(copy: Path) -> None:
 
 def test_identity_says_what_was_loaded() -> None:
     """Connector, dtype and device are those of the weights in memory."""
-    loaded = LiquidAudioModel.load(
-        checkpoint(), dtype="auto", device="cpu", model_id="some/model", revision="abc", max_batch_size=7
-    )
+    loaded = load_liquid(checkpoint(), dtype="auto", name="some/model", revision="abc", batch_size=7)
     identity = loaded.identity
     assert (identity.connector, identity.model_id, identity.revision) == ("liquid_audio", "some/model", "abc")
     assert (identity.dtype, identity.device) == ("float32", "cpu")
@@ -67,32 +64,32 @@ def test_identity_says_what_was_loaded() -> None:
 def test_what_is_no_checkpoint_is_refused_in_words(copy: Path, tmp_path: Path) -> None:
     """No directory, no JSON, another model's config, no weights, cut weights: each its own message."""
     with pytest.raises(ModelError, match=r"config\.json cannot be read"):
-        LiquidAudioModel.load(tmp_path / "none", device="cpu")
+        load_liquid(tmp_path / "none")
     weights = (copy / "model.safetensors").read_bytes()
     (copy / "model.safetensors").write_bytes(weights[: len(weights) // 2])
     with pytest.raises(ModelError, match="not a complete LFM2-Audio checkpoint"):
-        LiquidAudioModel.load(copy, device="cpu")
+        load_liquid(copy)
     stored = load_file(checkpoint() / "model.safetensors")
     kept = {name: tensor for name, tensor in stored.items() if name.startswith("lfm")}
     save_file(kept, copy / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match="weights are missing"):
-        LiquidAudioModel.load(copy, device="cpu")
+        load_liquid(copy)
     (copy / "model.safetensors").unlink()
     with pytest.raises(ModelError, match="not a complete LFM2-Audio checkpoint"):
-        LiquidAudioModel.load(copy, device="cpu")
+        load_liquid(copy)
     (copy / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(ModelError, match="connector 'hf_text'"):
-        LiquidAudioModel.load(copy, device="cpu")
+        load_liquid(copy)
     (copy / "config.json").write_text("{")
     with pytest.raises(ModelError, match="not JSON"):
-        LiquidAudioModel.load(copy, device="cpu")
+        load_liquid(copy)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
 def test_a_missing_device_is_named() -> None:
     """Asking for CUDA where there is none is an error before anything is loaded."""
     with pytest.raises(ResourceError, match="cuda"):
-        LiquidAudioModel.load(checkpoint(), device="cuda")
+        load_liquid(checkpoint(), device="cuda")
 
 
 def test_audio_that_cannot_be_decoded_is_a_row_error() -> None:
@@ -131,7 +128,7 @@ def test_a_detokenizer_turns_frames_into_sound_on_the_cpu(copy: Path) -> None:
     config = {**options, "layer_types": ["conv", "sliding_attention"], "hidden_size": 512.0}
     (folder / "config.json").write_text(json.dumps(config))
     save_file(detokenizer.state_dict(), folder / "model.safetensors")
-    loaded = LiquidAudioModel.load(copy, dtype="float32", device="cpu")
+    loaded = load_liquid(copy)
     decoded = loaded.decode_audio(Answer("x", audio_frames=tuple((n,) * 8 for n in range(5))))
     assert decoded is not None
     samples, rate = decoded
@@ -146,7 +143,7 @@ def test_a_model_that_holds_nan_gives_no_answers(copy: Path, name: str) -> None:
     weights = load_file(copy / "model.safetensors")
     weights[name][3, 3] = float("nan")
     save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
-    loaded = LiquidAudioModel.load(copy, dtype="float32", device="cpu")
+    loaded = load_liquid(copy)
     decoding = Decoding(max_new_tokens=5)
     prompts = [loaded.encode(random_chat(seed), decoding) for seed in range(3)]
     with pytest.raises(RowError, match="not finite numbers"):

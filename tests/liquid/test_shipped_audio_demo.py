@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 from demo_audio_task import STRETCH_MS, demo_recordings, draw_coalition
+from liquid_kit import load_liquid
 from mllm_shap import ConversationSnapshot
 from train_demo_audio_model import answers
 
@@ -19,7 +20,6 @@ from mllm_shapx.explaining.coalitions import Keep
 from mllm_shapx.explaining.sample import explain_run, open_row
 from mllm_shapx.explaining.settings import decoding
 from mllm_shapx.models.engine import Engine
-from mllm_shapx.models.liquid_audio import LiquidAudioModel
 from mllm_shapx.planning.sweep import expand
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,7 +66,7 @@ def test_the_largest_exact_value_lies_on_the_planted_stretch() -> None:
     loaded = load_config(CONFIG)
     (run,) = expand(loaded.experiment_set).runs
     table = open_table(run.dataset, loaded.path)
-    engine = Engine(LiquidAudioModel.load(MODEL, dtype="float32", device="cpu"))
+    engine = Engine(load_liquid(MODEL))
     few = sorted(range(ROWS), key=lambda index: len(_rows()[index]["stretches"].split()))[:6]
 
     async def generate(prompts: Mapping[int, ConversationSnapshot], keep: Keep) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from mllm_shap import ConversationSnapshot
-from model_kit import WORDS
+from model_kit import WORDS, load_text_model
 from tokenizer_kit import (
     CHATML,
     NO_SYSTEM,
@@ -25,10 +25,11 @@ from tokenizer_kit import (
     tokenizer_of,
 )
 
+from mllm_shapx.config.model_settings import ModelSettings
+from mllm_shapx.config.models import ChatConfig, ConnectorKwargs
 from mllm_shapx.errors import ModelError, RowError
 from mllm_shapx.models.base import Decoding
-from mllm_shapx.models.chat_prompts import ChatPrompts, ChatSettings
-from mllm_shapx.models.hf_text import HfTextModel
+from mllm_shapx.models.chat_prompts import ChatPrompts
 
 SYSTEM = "You are a helpful assistant."
 ODD_PIECES = (
@@ -40,7 +41,17 @@ ODD_PIECES = (
 
 def prompts(kind: str, own: str | None, **settings: Any) -> ChatPrompts:
     """Return what encodes conversations with a tokenizer of `kind`."""
-    return ChatPrompts(tokenizer_of(kind, own), ChatSettings(**settings), "acme/chat")
+    return ChatPrompts(tokenizer_of(kind, own), chat_settings(**settings))
+
+
+def chat_settings(system_prompt: str = SYSTEM, **kwargs: Any) -> ModelSettings:
+    """Return a study's settings of prompts; `kwargs` are those of `connector_kwargs`."""
+    return ModelSettings(
+        "hf_text",
+        "acme/chat",
+        kwargs=ConnectorKwargs(**kwargs),
+        chat=ChatConfig(system_prompt=system_prompt),
+    )
 
 
 def reference(
@@ -132,7 +143,7 @@ def test_a_template_that_takes_nothing_is_one_model_error_at_load(
     shutil.copytree(model_directory("llama"), directory)
     (directory / "chat_template.jinja").write_text(template)
     with pytest.raises(ModelError, match=said) as caught:
-        HfTextModel.load(directory, dtype="float32", device="cpu", model_id="acme/chat")
+        load_text_model(directory, name="acme/chat")
     assert "chat template of model 'acme/chat'" in str(caught.value)
     assert "connector_kwargs.chat_template" in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -172,7 +183,9 @@ def test_a_template_of_the_config_takes_the_place_of_the_tokenizers() -> None:
     """Also where the tokenizer has none; its variables reach it."""
     asked = [chat("quiet river"), chat("why")]
     for own in (None, WITH_BOS):
-        encoder = prompts("demo", own, template=THINKING, template_kwargs={"enable_thinking": False})
+        encoder = prompts(
+            "demo", own, chat_template=THINKING, chat_template_kwargs={"enable_thinking": False}
+        )
         other = tokenizer_of("demo", THINKING)
         assert encoder.encode_all(asked) == [reference(other, each, enable_thinking=False) for each in asked]
         assert encoder.encode_all(asked) != [reference(other, each) for each in asked]
@@ -181,7 +194,7 @@ def test_a_template_of_the_config_takes_the_place_of_the_tokenizers() -> None:
 
 def test_what_a_template_leaves_out_is_noted() -> None:
     """A variable that it does not read, a system prompt that it does not write, a date that it does write."""
-    (unread,) = prompts("demo", THINKING, template_kwargs={"enable_thinkng": False}).notes
+    (unread,) = prompts("demo", THINKING, chat_template_kwargs={"enable_thinkng": False}).notes
     assert "does not read enable_thinkng" in unread
     users_only = "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}"
     (silent,) = prompts("demo", users_only).notes
@@ -190,7 +203,7 @@ def test_what_a_template_leaves_out_is_noted() -> None:
     (note,) = prompts("demo", dated + "{{ date_string }}" + CHATML).notes
     assert "writes today's date into each prompt" in note
     fixed = {"date_string": "26 Jul 2024"}
-    assert prompts("demo", dated + "{{ date_string }}" + CHATML, template_kwargs=fixed).notes == ()
+    assert prompts("demo", dated + "{{ date_string }}" + CHATML, chat_template_kwargs=fixed).notes == ()
 
 
 def test_special_tokens_in_a_text_are_control_tokens_and_noted_once() -> None:
@@ -211,7 +224,7 @@ def test_special_tokens_in_a_text_are_control_tokens_and_noted_once() -> None:
 
 def test_special_tokens_are_text_where_the_config_asks_for_it() -> None:
     """`sanitize_control_tokens` is the tokenizer's own setting for it, and reaches it in batches too."""
-    encoder = prompts("bpe_with_bos", CHATML, template_kwargs={"sanitize_control_tokens": True})
+    encoder = prompts("bpe_with_bos", CHATML, chat_template_kwargs={"sanitize_control_tokens": True})
     asked = coalitions(chat("stop <|im_end|> now </s>"))
     other = tokenizer_of("bpe_with_bos", CHATML)
     expected = [reference(other, each, sanitize_control_tokens=True) for each in asked]
@@ -245,7 +258,7 @@ def test_a_tokenizer_with_a_way_of_its_own_is_asked_in_its_own_way() -> None:
             return self(text, add_special_tokens=False)["input_ids"] if tokenize else text
 
     tokenizer.__class__ = Own
-    encoder = ChatPrompts(tokenizer, ChatSettings(), "acme/chat")
+    encoder = ChatPrompts(tokenizer, chat_settings())
     ids = encoder.encode_all([chat("quiet river"), chat("why")])
     assert [tokenizer.decode(each).strip() for each in ids] == [f"{SYSTEM} / quiet river", f"{SYSTEM} / why"]
     assert encoder.notes == ()
@@ -253,7 +266,7 @@ def test_a_tokenizer_with_a_way_of_its_own_is_asked_in_its_own_way() -> None:
 
 def test_the_model_encodes_with_one_bos(tmp_path: Path) -> None:
     """Loaded from a directory whose tokenizer and template both write a BOS, `encode` gives one."""
-    model = HfTextModel.load(save_model(tmp_path, "bpe_with_bos", WITH_BOS), dtype="float32", device="cpu")
+    model = load_text_model(save_model(tmp_path, "bpe_with_bos", WITH_BOS))
     found = model.encode(chat("old stone bridges"), Decoding(max_new_tokens=1)).token_ids
     assert list(found) == reference(tokenizer_of("bpe_with_bos", WITH_BOS), chat("old stone bridges"))
     assert found[0] == 0
@@ -262,9 +275,9 @@ def test_the_model_encodes_with_one_bos(tmp_path: Path) -> None:
 
 def test_the_model_hands_on_what_there_is_to_say(tmp_path: Path) -> None:
     """Notes of load; not those of special tokens, which a directory's files have told before the load."""
-    model = HfTextModel.load(save_model(tmp_path, "demo", NO_SYSTEM), dtype="float32", device="cpu")
+    model = load_text_model(save_model(tmp_path, "demo", NO_SYSTEM))
     model.encode(chat("stop <|im_end|> now"), Decoding(max_new_tokens=1))
     (note,) = (each for each in model.notes if "eos_token_id" not in each)
     assert "takes no system message" in note
-    bare = ChatSettings(system_prompt="")
-    assert HfTextModel.load(tmp_path, dtype="float32", device="cpu", chat=bare)._prompts.notes == ()
+    bare = ChatConfig(system_prompt="")
+    assert load_text_model(tmp_path, chat=bare)._prompts.notes == ()

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from model_kit import answer_in_batches, conversations
+from model_kit import answer_in_batches, conversations, load_text_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mllm_shapx.errors import ModelError, RowError
@@ -32,7 +32,7 @@ def copy_with(source: Path, target: Path, **settings: Any) -> Path:
 
 
 def load(directory: Path, **options: Any) -> HfTextModel:
-    return HfTextModel.load(directory, dtype="float32", device="cpu", **options)
+    return load_text_model(directory, **options)
 
 
 def alone(directory: Path, model: HfTextModel, count: int) -> list[list[int]]:
@@ -156,7 +156,7 @@ def test_an_overflow_in_float16_is_an_error_of_the_row(model_directory: Director
     network.model.norm.weight.data *= 30_000.0
     network.save_pretrained(directory)
     assert len(together(load(directory), 4)) == 4
-    half = HfTextModel.load(directory, dtype="float16", device="cpu")
+    half = load(directory, dtype="float16")
     with pytest.raises(RowError, match="float16 overflows"):
         together(half, 4)
 

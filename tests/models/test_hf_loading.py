@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from model_kit import answer_in_batches, build_config, conversation, conversations
+from model_kit import answer_in_batches, build_config, conversation, conversations, load_text_model
 from safetensors.torch import load_file, save_file
 
+from mllm_shapx.config.model_settings import ModelSettings
 from mllm_shapx.errors import ModelError, RowError
 from mllm_shapx.models.base import Decoding, EmbeddingMode
 from mllm_shapx.models.devices import Placement
@@ -27,8 +28,7 @@ TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "in
 
 def load(directory: Path, **files: Any) -> HfTextModel:
     """Load in float32 on the CPU."""
-    wanted = TextFiles(str(directory), **files)
-    return HfTextModel.load(directory, dtype="float32", device="cpu", files=wanted)
+    return load_text_model(directory, **files)
 
 
 def answers(model: HfTextModel) -> list[tuple[int, ...]]:
@@ -318,8 +318,8 @@ def spread(directory: Path, folder: Path) -> HfTextModel:
     places |= {"model.layers.0": "cpu", "model.layers.1": "disk", "lm_head": "disk"}
     placement = Placement(torch.device("cpu"), {"device_map": places, "offload_folder": str(folder)})
     loaded = load_text(TextFiles(str(directory)), placement, torch.float32)
-    identity = HfTextModel.load(directory, dtype="float32", device="cpu").identity
-    return HfTextModel(loaded.model, loaded.tokenizer, identity, notes=loaded.notes)
+    settings = ModelSettings("hf_text", str(directory))
+    return HfTextModel(loaded, settings, load(directory).identity)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma2_hybrid", "lfm2_hybrid"])

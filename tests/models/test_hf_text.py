@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from mllm_shap import AudioPart, ConversationSnapshot, Message, Role, Turn
-from model_kit import ARCHITECTURES, answer_in_batches, conversations, library_records
+from model_kit import ARCHITECTURES, answer_in_batches, conversations, library_records, load_text_model
 
 from mllm_shapx.errors import ModelError, ResourceError, RowError
 from mllm_shapx.models.base import Answer, Decoding, OutOfMemory
@@ -24,7 +24,7 @@ NEW_TOKENS = 10
 @cache
 def load(directory: Path) -> HfTextModel:
     """Load a model in float32 on the CPU, once."""
-    return HfTextModel.load(directory, dtype="float32", device="cpu")
+    return load_text_model(directory)
 
 
 def texts_of(
@@ -118,7 +118,7 @@ def test_sampling_follows_the_distribution_of_generate(model_directory: Director
     drawn = model.answer([prompt] * 4000, decoding, list(range(4000)))
     counts = np.bincount([answer.token_ids[0] for answer in drawn], minlength=400)
     with torch.inference_mode():
-        logits = model._model(torch.tensor([prompt.token_ids])).logits[0, -1]
+        logits = model.network(torch.tensor([prompt.token_ids])).logits[0, -1]
     top = logits.topk(5)
     shares = (top.values / 0.8).softmax(-1).numpy()
     assert counts[top.indices.numpy()].sum() == 4000
@@ -140,8 +140,8 @@ def test_an_assistant_prefill_stands_behind_the_generation_prompt(model_director
     snapshot = conversations(3)[1]
     bare = model.encode(snapshot, Decoding(max_new_tokens=4))
     begun = model.encode(snapshot, Decoding(max_new_tokens=4, assistant_prefill="rain sings"))
-    end = model._tokenizer.decode(begun.token_ids)
-    assert end == model._tokenizer.decode(bare.token_ids) + "rain sings"
+    end = model.tokenizer.decode(begun.token_ids)
+    assert end == model.tokenizer.decode(bare.token_ids) + "rain sings"
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
@@ -162,7 +162,7 @@ def test_reducers_pool_over_the_tokens_of_each_answer_alone(model_directory: Dir
     """Every reducer gives what numpy gives on the answer's own rows; no tokens give an empty vector."""
     model = load(model_directory("llama"))
     answers = [Answer("a", (5, 9, 2)), Answer("b", (7,)), Answer("")]
-    table = model._model.get_input_embeddings().weight.detach().numpy().astype(np.float64)
+    table = model.network.get_input_embeddings().weight.detach().numpy().astype(np.float64)
     rows = table[[5, 9, 2]]
     expected = {
         "MeanReducer": rows.mean(0),
@@ -213,18 +213,18 @@ def test_a_directory_that_is_no_causal_model_is_a_model_error(tmp_path: Path) ->
     """Broken contents name the model and what model_id must be, without a traceback of transformers."""
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ModelError, match="causal language model"):
-        HfTextModel.load(tmp_path)
+        load(tmp_path)
 
 
 def test_a_device_that_is_not_there_is_named(model_directory: Directories) -> None:
     """Asking for the 64th GPU says how many there are."""
     with pytest.raises(ResourceError, match=r"'cuda:63' is not on this machine"):
-        HfTextModel.load(model_directory("llama"), device="cuda:63")
+        load_text_model(model_directory("llama"), device="cuda:63")
 
 
 def test_bfloat16_weights_pass_the_trial(model_directory: Directories) -> None:
     """Rounding in half precision is not mistaken for a model that cannot be batched."""
-    model = HfTextModel.load(model_directory("llama"), dtype="bfloat16", device="cpu")
+    model = load_text_model(model_directory("llama"), dtype="bfloat16")
     assert model.identity.dtype == "bfloat16"
     assert model.decoder.way_for(16) == "own loop"
 
@@ -239,4 +239,4 @@ def test_a_model_that_does_not_fit_says_what_to_change(
 
     monkeypatch.setattr("mllm_shapx.models.hf_text.Decoder", full)
     with pytest.raises(ResourceError, match=r"does not fit on cpu .*smaller dtype"):
-        HfTextModel.load(model_directory("llama"), device="cpu")
+        load_text_model(model_directory("llama"))

@@ -17,7 +17,7 @@ from mllm_shap import (
     TransformersTextBackend,
     default_registry,
 )
-from model_kit import conversation, conversations
+from model_kit import conversation, conversations, load_text_model
 from tokenizer_kit import WITH_BOS, as_messages, chat, coalitions, save_model
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -27,7 +27,6 @@ from mllm_shapx.models.base import Decoding, Forcing, Likelihood
 from mllm_shapx.models.decoder_choice import Decoder
 from mllm_shapx.models.engine import Engine
 from mllm_shapx.models.generation_settings import read_settings
-from mllm_shapx.models.hf_text import HfTextModel
 from mllm_shapx.models.likelihood import Likelihoods
 
 FAMILIES = (
@@ -117,7 +116,7 @@ def test_scores_are_those_of_mllm_shaps_backend(
     snapshots = conversations(12)
     texts = [" stone bridges sing", "rain"]
     expected = asyncio.run(library_scores(directory, snapshots, texts))
-    model = HfTextModel.load(directory, dtype="float32", device="cpu")
+    model = load_text_model(directory)
     for column, text in enumerate(texts):
         found = forced(model, snapshots, text)
         for each, scores in zip(found, expected, strict=True):
@@ -150,7 +149,7 @@ def forced(model: Any, snapshots: Sequence[ConversationSnapshot], text: str) -> 
 
 def test_prompts_are_those_of_the_chat_template_with_one_bos(tmp_path: Path) -> None:
     """The tokenizer and the template write a BOS each; the model sees one, and the answer has none."""
-    model = HfTextModel.load(save_model(tmp_path, "bpe_with_bos", WITH_BOS), dtype="float32", device="cpu")
+    model = load_text_model(save_model(tmp_path, "bpe_with_bos", WITH_BOS))
     snapshots = coalitions(chat("quick brown fox jumps"))
     tokens = model.tokens_of("old stone")
     assert tokens[0] != model.tokenizer.bos_token_id
@@ -164,6 +163,6 @@ def test_an_answer_that_runs_past_the_models_positions_is_a_fault_of_the_row(
     model_directory: Callable[[str], Path],
 ) -> None:
     """GPT-2 has 160 learned positions here; the given text counts, whatever max_new_tokens says."""
-    model = HfTextModel.load(model_directory("gpt2"), dtype="float32", device="cpu")
+    model = load_text_model(model_directory("gpt2"))
     with pytest.raises(RowError, match="160 positions"):
         forced(model, [conversation("fox")], "bridges " * 100)

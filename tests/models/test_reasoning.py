@@ -5,12 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from model_kit import answer_in_batches
+from model_kit import answer_in_batches, load_text_model
 from tokenizer_kit import CHATML, chat, tokenizer_of
 
 from mllm_shapx.models.base import Decoding
-from mllm_shapx.models.chat_prompts import ChatSettings
-from mllm_shapx.models.hf_text import HfTextModel
 from mllm_shapx.models.reasoning import TAGS, ReasoningCut, cut_reasoning, opens_reasoning
 
 HARMONY = ("<|channel|>", "<|message|>", "<|start|>", "<|end|>")
@@ -94,14 +92,7 @@ def test_a_models_answers_lose_their_reasoning_and_keep_their_tokens(
     )
     asked, decoding = [chat("why do birds sing"), chat("old bridge")], Decoding(max_new_tokens=6)
     whole, cut = (
-        answer_in_batches(
-            HfTextModel.load(
-                directory, dtype="float32", device="cpu", chat=ChatSettings(strip_reasoning=strip)
-            ),
-            asked,
-            decoding,
-            2,
-        )
+        answer_in_batches(load_text_model(directory, strip_reasoning=strip), asked, decoding, 2)
         for strip in (False, True)
     )
     assert all(answer.text for answer in whole)

@@ -163,16 +163,14 @@ def test_each_loading_key_changes_the_generation_key_and_the_result_settings(key
 # --- files that are not whole
 
 
-def test_truncated_weights_are_refused_with_both_sizes(llama: Path) -> None:
-    """The header says how long the file should be."""
+def test_weights_of_another_length_than_their_header_says_are_refused(llama: Path) -> None:
+    """The message has the file's name and size."""
     path = llama / "model.safetensors"
     content = path.read_bytes()
     path.write_bytes(content[:-1000])
-    said = refusal_of(llama)
-    assert f"model.safetensors is truncated: it has {len(content) - 1000:,} bytes" in said
-    assert f"announces {len(content):,}" in said
+    assert f"model.safetensors ({len(content) - 1000:,} bytes) is truncated" in refusal_of(llama)
     path.write_bytes(content + b"x")
-    assert "model.safetensors is damaged" in refusal_of(llama)
+    assert "model.safetensors" in refusal_of(llama)
 
 
 @pytest.mark.parametrize("kept", [0, 5, 100])
@@ -180,7 +178,9 @@ def test_weights_cut_in_their_header_are_refused(llama: Path, kept: int) -> None
     """An empty file, too."""
     path = llama / "model.safetensors"
     path.write_bytes(path.read_bytes()[:kept])
-    assert f"model.safetensors ({kept} bytes) is not a safetensors file" in refusal_of(llama)
+    assert f"model.safetensors ({kept} bytes) is truncated, damaged or not a safetensors file" in refusal_of(
+        llama
+    )
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json"])

@@ -8,8 +8,10 @@ import torch
 from mllm_shap import ConversationSnapshot, Message, Role, Turn
 from mllm_shap.domain.config import GenerationConfig
 
+from mllm_shapx.config.model_settings import ModelSettings
+from mllm_shapx.config.models import ChatConfig, ConnectorKwargs
 from mllm_shapx.models.base import Answer, Decoding
-from mllm_shapx.models.hf_text import HfTextModel
+from mllm_shapx.models.hf_text import HfTextModel, load
 
 WORDS = (  # noqa: SIM905 -- a sentence reads better than a list
     "the quick brown fox jumps over a lazy dog while seven small birds sing about rain and old stone bridges "
@@ -28,6 +30,25 @@ SIZES = {
     "initializer_range": 0.25,
     "tie_word_embeddings": False,
 }
+
+
+def load_text_model(
+    directory: Path,
+    *,
+    name: str | None = None,
+    device: str = "cpu",
+    chat: ChatConfig | None = None,
+    **kwargs: Any,
+) -> HfTextModel:
+    """Load a directory as `hf_text` does, in float32 unless `kwargs` (connector_kwargs) say otherwise."""
+    settings = ModelSettings(
+        "hf_text",
+        name or str(directory),
+        kwargs=ConnectorKwargs(**{"dtype": "float32", **kwargs}),
+        device=device,
+        chat=chat or ChatConfig(),
+    )
+    return load(settings, directory, None)
 
 
 def build_tokenizer() -> Any:

@@ -12,13 +12,7 @@ from mllm_shap import ConversationSnapshot
 from mllm_shapx.benchmark.subject import Game
 from mllm_shapx.explaining.coalitions import Keep
 from mllm_shapx.explaining.unit import ModelAnswers, RowExplainer
-from mllm_shapx.models.base import (
-    BoundsBatches,
-    EncodesTogether,
-    Model,
-    OrdersPrompts,
-    Prompt,
-)
+from mllm_shapx.models.base import ArrangesBatches, Model, Prompt
 from mllm_shapx.models.engine import Engine
 from mllm_shapx.models.flight import Flight
 from mllm_shapx.planning.runs import RunSpec
@@ -121,11 +115,9 @@ class Borrowed:
     def __init__(self, model: Model, batch_size: int | None) -> None:
         self._model = model
         self.max_batch_size = batch_size
-        if isinstance(model, OrdersPrompts):
+        if isinstance(model, ArrangesBatches):
             self.batch_key = model.batch_key
-        if isinstance(model, BoundsBatches):
             self.largest_batch = model.largest_batch
-        if isinstance(model, EncodesTogether):
             self.encode_all = model.encode_all
 
     def __getattr__(self, name: str) -> Any:

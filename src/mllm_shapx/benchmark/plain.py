@@ -32,7 +32,7 @@ class PlainGenerate:
         self._model = model
         self._network = model.network
         self._decoding = decoding
-        self._vocabulary = model.vocabulary
+        self._settings = model.settings
         self.batch_size = 1
         """The best one of `find_batch_size`."""
         self.rates: dict[int, float] = {}
@@ -93,8 +93,7 @@ class PlainGenerate:
         padding = [longest - len(prompt) for prompt in prompts]
         device = self._network.device
         ids = [
-            [self._vocabulary.pad] * fill + list(prompt)
-            for fill, prompt in zip(padding, prompts, strict=True)
+            [self._settings.pad] * fill + list(prompt) for fill, prompt in zip(padding, prompts, strict=True)
         ]
         mask = [[0] * fill + [1] * (longest - fill) for fill in padding]
         with torch.inference_mode():
@@ -102,8 +101,8 @@ class PlainGenerate:
                 input_ids=torch.tensor(ids, device=device),
                 attention_mask=torch.tensor(mask, device=device),
                 max_new_tokens=self._decoding.max_new_tokens,
-                pad_token_id=self._vocabulary.pad,
-                eos_token_id=list(self._vocabulary.eos) or None,
+                pad_token_id=self._settings.pad,
+                eos_token_id=list(self._settings.eos) or None,
                 **self._sampling(),
             )
         output.cpu()  # waits: accelerators compute asynchronously

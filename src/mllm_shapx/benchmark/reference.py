@@ -6,7 +6,7 @@ from typing import Any
 
 from mllm_shap import ConversationSnapshot, PluginContext, TransformersTextBackend
 
-from mllm_shapx.models.chat_prompts import ChatPrompts, ChatSettings
+from mllm_shapx.models.chat_prompts import ChatPrompts
 from mllm_shapx.models.hf_text import HfTextModel
 from mllm_shapx.models.registry import load_model
 from mllm_shapx.planning.runs import RunSpec
@@ -59,9 +59,7 @@ class ReferenceBackend(TransformersTextBackend):
     ) -> dict[str, Any]:
         first = self._prompts is None
         if self._prompts is None:
-            self._prompts = ChatPrompts(
-                tokenizer, ChatSettings.of(self._run.model_settings), self._run.model_id
-            )
+            self._prompts = ChatPrompts(tokenizer, self._run.model_settings)
         ids = self._prompts.encode_all([snapshot], self._run.chat.assistant_prefill or "")[0]
         inputs = {"input_ids": torch.tensor([ids], dtype=torch.long, device=self._device)}
         if first:

@@ -18,6 +18,8 @@ from mllm_shapx.records.answer import Ending as Ending  # noqa: PLC0414
 from mllm_shapx.records.likelihood import Likelihood as Likelihood  # noqa: PLC0414
 
 EmbeddingMode = Literal["CONTEXTUAL", "STATIC"]
+Vector = NDArray[np.float64]
+"""Shaped (hidden,)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +98,7 @@ class Model(Protocol):
             OutOfMemory: When the device cannot hold the batch; no answer is kept, a smaller batch may fit.
         """
 
-    def embed(
-        self, answers: Sequence[Answer], mode: EmbeddingMode, reducer: str
-    ) -> list[NDArray[np.float64]]:
+    def embed(self, answers: Sequence[Answer], mode: EmbeddingMode, reducer: str) -> list[Vector]:
         """Return one vector per answer from the model's own states.
 
         STATIC takes the input embeddings of `Answer.token_ids`, CONTEXTUAL the model's last hidden states
@@ -111,25 +111,18 @@ class Model(Protocol):
 
 
 @runtime_checkable
-class OrdersPrompts(Protocol):
-    """A model that orders prompts for batching; without it they are ordered by length."""
+class ArrangesBatches(Protocol):
+    """A model that knows better than the engine how to make batches of its prompts.
 
-    def batch_key(self, prompt: Any) -> Any:
-        """Return the sort key of a waiting prompt; neighbours share a batch."""
-
-
-@runtime_checkable
-class BoundsBatches(Protocol):
-    """A model that limits the batch size that `auto` may choose."""
+    Without it, prompts are encoded one by one and ordered by length, and any size is tried.
+    """
 
     @property
     def largest_batch(self) -> int:
         """Return the most prompts that `auto` may put into a batch."""
 
-
-@runtime_checkable
-class EncodesTogether(Protocol):
-    """A model that encodes several conversations faster together than one by one."""
+    def batch_key(self, prompt: Any) -> Any:
+        """Return the sort key of a waiting prompt; neighbours share a batch."""
 
     def encode_all(self, snapshots: Sequence[ConversationSnapshot], decoding: Decoding) -> Sequence[Prompt]:
         """Return one prompt per snapshot, equal to that of `encode`."""
@@ -176,20 +169,14 @@ class Forcing:
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """Counts and times of an engine since its start."""
+    """What an engine has done since its start."""
 
-    prompts: int
-    batches: int
     busy_seconds: float
     """Time in which the model was answering or embedding."""
-    encode_seconds: float
-    """Time in which prompts were encoded."""
-    padding_share: float
-    """Share of the batches' prompt positions that were padding, in [0, 1]."""
     batch_size: int
     """Current prompts per batch, or requests in flight."""
-    out_of_memory: int
-    """Batches that did not fit and were repeated in halves."""
+    encode_seconds: float = 0.0
+    """Time in which prompts were encoded."""
     spent: Spent = field(default_factory=Spent)
     """What was asked of a server."""
 
@@ -206,7 +193,7 @@ class PromptEngine(Protocol):
 
     @property
     def stats(self) -> EngineStats:
-        """Return counts and times since the engine started."""
+        """Return what the engine has done since its start."""
 
     @property
     def waiting_for(self) -> str:
@@ -240,9 +227,7 @@ class PromptEngine(Protocol):
             Exception: The model's error for a batch with one of these prompts.
         """
 
-    async def embed(
-        self, answers: Sequence[Answer], mode: EmbeddingMode, reducer: str
-    ) -> list[NDArray[np.float64]]:
+    async def embed(self, answers: Sequence[Answer], mode: EmbeddingMode, reducer: str) -> list[Vector]:
         """Return one vector per answer from the model's own states (see `Model.embed`).
 
         Raises:
@@ -275,8 +260,9 @@ class ServerDiedError(EngineStoppedError):
 
 
 States = NDArray[np.float64]
+"""Shaped (tokens, hidden)."""
 
-REDUCERS: dict[str, Callable[[States], States]] = {
+REDUCERS: dict[str, Callable[[States], Vector]] = {
     "MeanReducer": lambda states: states.mean(axis=0),
     "MaxReducer": lambda states: states.max(axis=0),
     "MinReducer": lambda states: states.min(axis=0),
@@ -284,11 +270,11 @@ REDUCERS: dict[str, Callable[[States], States]] = {
     "FirstReducer": lambda states: states[0],
     "ZeroReducer": lambda states: states.reshape(-1),
 }
-"""Config name -> function from (tokens, hidden) to (hidden,); `ZeroReducer` flattens."""
+"""Config name -> function; `ZeroReducer` flattens."""
 
 
-def pool(states: States, reducer: str) -> States:
-    """Return one vector for the states of an answer, shaped (tokens, hidden); empty for no tokens.
+def pool(states: States, reducer: str) -> Vector:
+    """Return one vector for the states of an answer; empty for no tokens.
 
     Raises:
         KeyError: When `reducer` is not in `REDUCERS`.

@@ -1,7 +1,7 @@
 """Converts conversations to token ids, equal to those of the tokenizer's `apply_chat_template`."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from mllm_shap import ConversationSnapshot
@@ -9,9 +9,8 @@ from mllm_shap.backends._chat import snapshot_to_chat_messages
 
 from mllm_shapx.config.chat_templates import template_variables
 from mllm_shapx.config.model_settings import ModelSettings
-from mllm_shapx.config.models import ChatConfig
 from mllm_shapx.errors import ModelError, RowError
-from mllm_shapx.models.control_tokens import control_tokens, first_match, matcher
+from mllm_shapx.models.control_tokens import control_tokens, matcher
 
 Messages = list[dict[str, str]]
 
@@ -19,29 +18,6 @@ _LONGEST_MESSAGE = 300
 _NOT_READ_BY_TEMPLATES = frozenset({"sanitize_control_tokens"})
 """Keys of `chat_template_kwargs` that `apply_chat_template` reads itself."""
 _TEMPLATE_HELPS = "give a template that takes it in connector_kwargs.chat_template"
-
-
-@dataclass(frozen=True, slots=True)
-class ChatSettings:
-    """A study's settings for prompts and for the texts of answers."""
-
-    system_prompt: str = ChatConfig().system_prompt
-    template: str | None = None
-    """Chat template in place of the tokenizer's own."""
-    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    strip_reasoning: bool = False
-    """Whether the text between think tags is removed from answers."""
-
-    @classmethod
-    def of(cls, settings: ModelSettings) -> "ChatSettings":
-        """Return the settings of a study."""
-        options = settings.kwargs
-        return cls(
-            system_prompt=settings.chat.system_prompt,
-            template=options.chat_template,
-            template_kwargs=options.chat_template_kwargs or {},
-            strip_reasoning=options.strip_reasoning,
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,30 +39,29 @@ class ChatPrompts:
 
     Args:
         tokenizer: The model's tokenizer.
-        settings: The study's prompt settings.
-        model_id: The model's name, for messages.
+        settings: The study's settings of prompts.
         names_control_tokens: Whether the first prompt that holds a control token gives a note.
 
     Raises:
         ModelError: When the template refuses even a system prompt and a user message.
     """
 
-    def __init__(
-        self, tokenizer: Any, settings: ChatSettings, model_id: str, *, names_control_tokens: bool = True
-    ) -> None:
-        self._tokenizer = tokenizer
-        self._model_id = model_id
-        self._named = f"the chat template of model {model_id!r}"
-        self._is_own = _overrides_template(tokenizer)
-        self._options = dict(settings.template_kwargs)
-        if settings.template is not None:
-            self._options["chat_template"] = settings.template
-        self._has_template = bool(settings.template or tokenizer.chat_template or self._is_own)
-        self._merges_system = False
+    def __init__(self, tokenizer: Any, settings: ModelSettings, *, names_control_tokens: bool = True) -> None:
         self._notes: list[str] = []
-        self._trial(settings)
+        self._tokenizer = tokenizer
+        self._model_id = settings.model_id
+        self._named = f"the chat template of model {settings.model_id!r}"
+        self._is_own = _overrides_template(tokenizer)
+        self._template = settings.kwargs.chat_template
+        self._variables = settings.kwargs.chat_template_kwargs or {}
+        self._options: dict[str, Any] = dict(self._variables)
+        if self._template is not None:
+            self._options["chat_template"] = self._template
+        self._has_template = bool(self._template or tokenizer.chat_template or self._is_own)
+        self._merges_system = False
+        self._trial(settings.chat.system_prompt)
         watches = names_control_tokens and not self._options.get("sanitize_control_tokens")
-        self._control = matcher(control_tokens(tokenizer, settings.template)) if watches else None
+        self._control = matcher(control_tokens(tokenizer, self._template)) if watches else None
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -152,18 +127,16 @@ class ChatPrompts:
 
     # --- at load
 
-    def _trial(self, settings: ChatSettings) -> None:
+    def _trial(self, system_prompt: str) -> None:
         """Test whether the template accepts the study's system prompt."""
         if not self._has_template:
             self._notes.append(
                 f"model {self._model_id!r} has no chat template: its prompts are the lines 'system: ...' and "
                 "'user: ...' without a cue for the answer; connector_kwargs.chat_template gives it one"
             )
-            self._note_unread(settings.template_kwargs, frozenset())
+            self._note_unread(frozenset())
             return
-        system = (
-            [{"role": "system", "content": settings.system_prompt}] if settings.system_prompt.strip() else []
-        )
+        system = [{"role": "system", "content": system_prompt}] if system_prompt.strip() else []
         whole = [*system, _user("Good morning.")]
         refusal = self._refusal(whole)
         if refusal is not None and system:
@@ -181,9 +154,9 @@ class ChatPrompts:
                 f"{self._named} cannot be used, with {refusal}; "
                 f"correct connector_kwargs.chat_template_kwargs, or {_TEMPLATE_HELPS}"
             )
-        self._look_at(taken(whole), taken([*system, _user("Where is it?")]), settings)
+        self._look_at(taken(whole), taken([*system, _user("Where is it?")]))
 
-    def _look_at(self, whole: Messages, other: Messages, settings: ChatSettings) -> None:
+    def _look_at(self, whole: Messages, other: Messages) -> None:
         """Find expected parts that are missing from a rendered prompt."""
         text = self._render(whole)
         if self._rendered(other) == text:
@@ -194,10 +167,10 @@ class ChatPrompts:
                 f"{self._named} leaves the system prompt out of the prompt; put it into the rows' texts, or "
                 "give a template in connector_kwargs.chat_template"
             )
-        if self._is_own and settings.template is None:
+        if self._is_own and self._template is None:
             return
-        template = self._tokenizer.get_chat_template(settings.template)
-        self._note_unread(settings.template_kwargs, template_variables(template))
+        template = self._tokenizer.get_chat_template(self._template)
+        self._note_unread(template_variables(template))
         if "strftime_now" in template and self._rendered(whole, strftime_now=None) != text:
             self._notes.append(
                 f"{self._named} writes today's date into each prompt, so that "
@@ -205,8 +178,8 @@ class ChatPrompts:
                 "connector_kwargs.chat_template_kwargs (such as date_string)"
             )
 
-    def _note_unread(self, given: Mapping[str, Any], read: frozenset[str]) -> None:
-        unread = sorted(set(given) - read - _NOT_READ_BY_TEMPLATES)
+    def _note_unread(self, read: frozenset[str]) -> None:
+        unread = sorted(set(self._variables) - read - _NOT_READ_BY_TEMPLATES)
         if unread:
             self._notes.append(
                 f"connector_kwargs.chat_template_kwargs: {self._named} does not read {', '.join(unread)}"
@@ -247,12 +220,13 @@ class ChatPrompts:
             return
         texts = ["\n".join(each["content"] for each in messages) for messages in conversations]
         # Coalitions are parts of one text: the longest contains every control token of the others.
-        found = first_match(self._control, max(texts, key=len))
+        found = self._control.search(max(texts, key=len))
         if found is not None:
             self._control = None
             self._notes.append(
-                f"prompts hold special tokens of model {self._model_id!r} as text (the first is {found!r}); "
-                "they become control tokens, as in the tokenizer's own apply_chat_template"
+                f"prompts hold special tokens of model {self._model_id!r} as text (the first is "
+                f"{found.group()!r}); they become control tokens, as in the tokenizer's own "
+                "apply_chat_template"
             )
 
 

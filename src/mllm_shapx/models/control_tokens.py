@@ -38,12 +38,6 @@ def matcher(tokens: Sequence[str]) -> re.Pattern[str] | None:
     return re.compile("|".join(map(re.escape, longest_first))) if tokens else None
 
 
-def first_match(pattern: re.Pattern[str], text: str) -> str | None:
-    """Return the first token in `text`."""
-    match = pattern.search(text)
-    return None if match is None else match.group()
-
-
 def are_readable(source: str) -> bool:
     """Return whether the special tokens of the model directory `source` can be read from its files."""
     return bool(source) and (Path(source) / "tokenizer.json").is_file()
@@ -69,7 +63,7 @@ def control_token_warnings(
     if pattern is None or column is None:
         return ()
     found = [
-        (row, token) for row, text in _texts(table, column, rows) if (token := first_match(pattern, text))
+        (row, match.group()) for row, text in _texts(table, column, rows) if (match := pattern.search(text))
     ]
     if not found:
         return ()

@@ -21,13 +21,13 @@ from mllm_shapx.models.decoding import OwnLoop
 from mllm_shapx.models.devices import devices_of, memory_errors
 from mllm_shapx.models.generation_settings import GenerationSettings, LogitsRules
 from mllm_shapx.models.plain_generate import (
-    AnswersBatch,
     Generated,
+    PromptBatch,
     call_generate,
     generate,
+    grouped,
     in_groups,
     left_padded,
-    of_one_length,
 )
 from mllm_shapx.models.positions import ChangingPositions
 
@@ -56,7 +56,7 @@ class _Way:
     """One way of answering batches."""
 
     name: str
-    answer: AnswersBatch
+    answer: Callable[[PromptBatch], list[Generated]]
     attempt: Callable[[list["_Trial"]], list["_Trial"]] | None
     """Repeats trials in this way; None for the reference, which needs no trial."""
     limit: int | None
@@ -72,18 +72,18 @@ class _Way:
 class Decoder:
     """Answers batches in the fastest way that equals `generate` for each prompt alone.
 
-    Args:
-        model: A causal language model; its generation config is replaced by `settings.config`.
-        settings: The settings of its generation config.
-        positions: Size of the model's position table; None without one.
+    It replaces the model's generation config. `positions` is the size of the model's position table; None
+    without one.
 
     Raises:
         ModelError: When the model cannot generate.
     """
 
     def __init__(self, model: Any, settings: GenerationSettings, positions: int | None = None) -> None:
-        self._model = model
-        self._settings = settings
+        self.model = model
+        """The transformers model."""
+        self.settings = settings
+        """The settings of its generation config."""
         self._positions = positions
         model.generation_config = settings.greedy()
         self.changing_positions = ChangingPositions(model)
@@ -93,16 +93,6 @@ class Decoder:
             first = self._trials_alone(self._reached, cached=True)
             self._ways = [self._own_way(first), *self._generate_ways()]
             self.prove(self._reached)
-
-    @property
-    def model(self) -> Any:
-        """Return the transformers model."""
-        return self._model
-
-    @property
-    def settings(self) -> GenerationSettings:
-        """Return the settings of the model's generation config."""
-        return self._settings
 
     @property
     def way(self) -> str:
@@ -119,8 +109,8 @@ class Decoder:
         way = self._way_for(self._reached)
         if way is self._ways[2]:
             why = (
-                f"its generation config sets {', '.join(self._settings.unknown or self._settings.honoured)}"
-                if self._settings.depend_on_padding
+                f"its generation config sets {', '.join(self.settings.unknown or self.settings.honoured)}"
+                if self.settings.depend_on_padding
                 else "padding would change its answers"
             )
             return (f"only prompts of equal length share a batch of this model, because {why}",)
@@ -145,17 +135,9 @@ class Decoder:
         """
         lengths = [len(prompt) + decoding.max_new_tokens for prompt in prompts]
         self.prove(max(lengths))
-        ways: dict[str, list[int]] = {}
-        for place, length in enumerate(lengths):
-            ways.setdefault(self.way_for(length), []).append(place)
-        by_name = {way.name: way for way in self._ways}
-        found: dict[int, Generated] = {}
-        for name, places in ways.items():
-            answers = by_name[name].answer(
-                [prompts[place] for place in places], decoding, [seeds[place] for place in places]
-            )
-            found.update(zip(places, answers, strict=True))
-        return [found[place] for place in range(len(prompts))]
+        ways = [self._ways.index(self._way_for(length)) for length in lengths]
+        batch = PromptBatch(prompts, decoding, seeds)
+        return in_groups(grouped(ways), lambda places: self._ways[ways[places[0]]].answer(batch.part(places)))
 
     def prove(self, positions: int) -> None:
         """Run the missing trials of each way at lengths up to `positions`."""
@@ -191,7 +173,7 @@ class Decoder:
     # --- the ways
 
     def _own_way(self, alone: list["_Trial"]) -> _Way:
-        own = OwnLoop(self._model, self._settings)
+        own = OwnLoop(self.model, self.settings)
 
         def attempt(trials: list[_Trial]) -> list[_Trial]:
             prompts = [trial.prompt for trial in trials]
@@ -204,45 +186,39 @@ class Decoder:
         reason = self._against_own_loop(alone)
         if reason is not None:
             _log.info("the own loop is not used: %s", reason)
-        limit = self.changing_positions.smallest_bound(_window(self._model, alone)) if reason is None else 0
+        limit = self.changing_positions.smallest_bound(_window(self.model, alone)) if reason is None else 0
         return _Way("own loop", own.generate, attempt, limit)
 
     def _generate_ways(self) -> list[_Way]:
-        padded = 0 if self._settings.depend_on_padding else self.changing_positions.smallest_bound(None)
+        def alike(batch: PromptBatch) -> list[Generated]:
+            groups = grouped(map(len, batch.prompts))
+            return in_groups(groups, lambda places: self._generate(batch.part(places)))
+
+        def singly(batch: PromptBatch) -> list[Generated]:
+            return [self._generate(batch.part([place]))[0] for place in range(len(batch.prompts))]
+
+        padded = 0 if self.settings.depend_on_padding else self.changing_positions.smallest_bound(None)
         return [
             _Way("generate", self._generate, self._trials, padded),
-            _Way("generate, equal lengths", self._generate_alike, self._trials_alike, None),
-            _Way("generate, one prompt at a time", self._generate_singly, None, None),
+            _Way("generate, equal lengths", alike, self._trials_alike, None),
+            _Way("generate, one prompt at a time", singly, None, None),
         ]
 
-    def _generate(
-        self, prompts: Sequence[Sequence[int]], decoding: Decoding, seeds: Sequence[int]
-    ) -> list[Generated]:
+    def _generate(self, batch: PromptBatch) -> list[Generated]:
         with self.changing_positions.reset():
-            return generate(self._model, self._settings, prompts, decoding, seeds)
-
-    def _generate_alike(
-        self, prompts: Sequence[Sequence[int]], decoding: Decoding, seeds: Sequence[int]
-    ) -> list[Generated]:
-        return in_groups(self._generate, of_one_length(prompts), prompts, decoding, seeds)
-
-    def _generate_singly(
-        self, prompts: Sequence[Sequence[int]], decoding: Decoding, seeds: Sequence[int]
-    ) -> list[Generated]:
-        singles = [[place] for place in range(len(prompts))]
-        return in_groups(self._generate, singles, prompts, decoding, seeds)
+            return generate(self.model, self.settings, batch)
 
     def _against_own_loop(self, alone: list["_Trial"]) -> str | None:
         """Return why the own loop cannot serve this model; None when it can."""
-        if self._settings.unknown:
-            return f"generation config asks for {', '.join(self._settings.unknown)}"
-        kernel = getattr(self._model.config, "_attn_implementation", None)
+        if self.settings.unknown:
+            return f"generation config asks for {', '.join(self.settings.unknown)}"
+        kernel = getattr(self.model.config, "_attn_implementation", None)
         if kernel not in MASKED:
             return f"attention kernel {kernel!r}"
-        missing = _NEEDED - inspect.signature(self._model.forward).parameters.keys()
+        missing = _NEEDED - inspect.signature(self.model.forward).parameters.keys()
         if missing:
             return f"forward does not take {', '.join(sorted(missing))}"
-        if len(devices_of(self._model)) > 1:
+        if len(devices_of(self.model)) > 1:
             return "the model is spread over several devices"
         return _unusual_cache(alone[0].cache)
 
@@ -253,14 +229,14 @@ class Decoder:
         if way.attempt is None:
             return
         try:
-            with memory_errors(self._model.device):
+            with memory_errors(self.model.device):
                 found = way.attempt(alone)
         except _CANNOT as error:
             _log.info("%s does not work with this model: %r", way.name, error)
             way.limit = way.proved
             return
         worst = max(_difference(one, other) for one, other in zip(alone, found, strict=True))
-        if worst > TOLERANCE.get(self._model.dtype, TOLERANCE[torch.float16]):
+        if worst > TOLERANCE.get(self.model.dtype, TOLERANCE[torch.float16]):
             _log.info("%s gives other logits at %d positions than one prompt alone", way.name, bound)
             way.limit = way.proved
         else:
@@ -268,12 +244,12 @@ class Decoder:
 
     def _trials_alone(self, positions: int, *, cached: bool = False) -> list["_Trial"]:
         """Return trials of single prompts of up to `positions` positions."""
-        prompts = _trial_prompts(self._model, positions - STEPS)
+        prompts = _trial_prompts(self.model, positions - STEPS)
         try:
-            with memory_errors(self._model.device):
+            with memory_errors(self.model.device):
                 return [self._trial([prompt], cached=cached)[0] for prompt in prompts]
         except _CANNOT as error:
-            kind = getattr(self._model.config, "model_type", type(self._model).__name__)
+            kind = getattr(self.model.config, "model_type", type(self.model).__name__)
             raise ModelError(
                 f"connector 'hf_text': the model loads but does not generate ({kind}: {error!r}); "
                 "connector_kwargs.model_id must name a causal language model that transformers can run"
@@ -283,21 +259,19 @@ class Decoder:
         return self._trial([trial.prompt for trial in trials])
 
     def _trials_alike(self, trials: list["_Trial"]) -> list["_Trial"]:
-        found: dict[int, _Trial] = {}
-        for places in of_one_length([trial.prompt for trial in trials]):
-            found.update(zip(places, self._trial([trials[place].prompt for place in places]), strict=True))
-        return [found[place] for place in range(len(trials))]
+        groups = grouped(len(trial.prompt) for trial in trials)
+        return in_groups(groups, lambda places: self._trial([trials[each].prompt for each in places]))
 
     def _trial(self, prompts: list[list[int]], *, cached: bool = False) -> list["_Trial"]:
-        ids, mask = left_padded(prompts, self._settings.vocabulary.pad, self._model.device)
+        ids, mask = left_padded(prompts, self.settings.pad, self.model.device)
         with self.changing_positions.reset():
             output = call_generate(
-                self._model,
+                self.model,
                 input_ids=ids,
                 attention_mask=mask,
                 max_new_tokens=STEPS,
                 do_sample=False,
-                pad_token_id=self._settings.vocabulary.pad,
+                pad_token_id=self.settings.pad,
                 return_dict_in_generate=True,
                 output_logits=True,
                 output_scores=True,
@@ -313,7 +287,7 @@ class Decoder:
 
     def _ruled(self, prompt: list[int], tokens: list[int], logits: torch.Tensor) -> torch.Tensor:
         """Return `logits`, (tokens, vocabulary), after the own loop's logits rules."""
-        rules = LogitsRules(self._settings, STEPS, logits.device)
+        rules = LogitsRules(self.settings, STEPS, logits.device)
         ids = torch.tensor([[*prompt, *tokens]], device=logits.device)
         changed = [
             rules(len(prompt), ids[:, : len(prompt) + step], logits[step : step + 1].float().clone())
@@ -324,7 +298,7 @@ class Decoder:
     def _without_end(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Logits processor that forbids end tokens: a trial of one token would prove little."""
         del input_ids
-        ends = [each for each in self._settings.vocabulary.eos if each < scores.shape[-1]]
+        ends = [each for each in self.settings.eos if each < scores.shape[-1]]
         return scores.index_fill(
             -1, torch.tensor(ends, dtype=torch.long, device=scores.device), float("-inf")
         )

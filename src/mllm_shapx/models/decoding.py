@@ -15,7 +15,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
 
 from mllm_shapx.models.base import Decoding
 from mllm_shapx.models.generation_settings import GenerationSettings, LogitsRules, sampling_settings
-from mllm_shapx.models.plain_generate import Generated, token_logprobs
+from mllm_shapx.models.plain_generate import Generated, PromptBatch, in_groups, token_logprobs
 from mllm_shapx.models.prefix_tree import Piece, PrefixTree, build_tree
 from mllm_shapx.models.sampling import Sampler, draws_for, not_finite
 
@@ -74,18 +74,13 @@ class _Slots(CacheLayerMixin):  # type: ignore[misc]  # transformers is untyped
 
 
 class OwnLoop:
-    """Answers batches of prompts with one model.
-
-    Args:
-        model: A causal language model with plain attention.
-        settings: The settings of its generation config.
-    """
+    """Answers batches of prompts with a causal language model with plain attention."""
 
     def __init__(self, model: Any, settings: GenerationSettings) -> None:
         self._model = model
         self._settings = settings
         self._device = model.device
-        self._most_nodes = PIECE_NODES.get(self._device.type, 512)
+        self.most_nodes = PIECE_NODES.get(self._device.type, PIECE_NODES["cpu"])
 
     def logits_at(self, tree: PrefixTree, nodes: Sequence[NDArray[np.int64]]) -> Iterator[torch.Tensor]:
         """Yield each piece's logits, (nodes, vocabulary), at the given nodes; keep no states."""
@@ -98,7 +93,7 @@ class OwnLoop:
     ) -> torch.Tensor:
         """Return the logits at each token of given answers of one length, (prompts, tokens, vocabulary)."""
         steps = len(answers[0])
-        tree = build_tree([tuple(prompt) for prompt in prompts], self._most_nodes)
+        tree = build_tree([tuple(prompt) for prompt in prompts], self.most_nodes)
         logits, states = self._prefill(tree)
         cache, lengths = self._spread(tree, states, steps)
         mask = self._columns(cache.get_seq_length(), lengths, steps)
@@ -107,26 +102,19 @@ class OwnLoop:
         back = torch.from_numpy(np.argsort(tree.order)).to(self._device)
         return torch.stack([logits, *further], dim=1)[back]
 
-    def generate(
-        self, prompts: Sequence[Sequence[int]], decoding: Decoding, seeds: Sequence[int]
-    ) -> list[Generated]:
-        """Answer `prompts` (token ids), in their order.
+    def generate(self, batch: PromptBatch) -> list[Generated]:
+        """Answer prompts, in their order.
 
         Raises:
             RowError: When the model's logits are not numbers.
         """
-        tree = build_tree([tuple(prompt) for prompt in prompts], self._most_nodes)
+        tree = build_tree([tuple(prompt) for prompt in batch.prompts], self.most_nodes)
         logits, states = self._prefill(tree)
-        cache, lengths = self._spread(tree, states, decoding.max_new_tokens)
-        ordered = [prompts[place] for place in tree.order]
-        choose = _Chooser(
-            self._settings, ordered, decoding, [seeds[place] for place in tree.order], self._device
-        )
-        tokens, logprobs = self._decode(logits, cache, lengths, decoding, choose)
-        found: list[Generated | None] = [None] * len(prompts)
-        for row, place in enumerate(tree.order):
-            found[place] = Generated(tokens[row], None if logprobs is None else logprobs[row])
-        return [each for each in found if each is not None]
+        cache, lengths = self._spread(tree, states, batch.decoding.max_new_tokens)
+        order = tree.order.tolist()
+        choose = _Chooser(self._settings, batch.part(order), self._device)
+        answers = self._decode(logits, cache, lengths, batch.decoding, choose)
+        return in_groups([order], lambda _: answers)
 
     # --- prompts
 
@@ -203,8 +191,8 @@ class OwnLoop:
         lengths: torch.Tensor,
         decoding: Decoding,
         choose: "_Chooser",
-    ) -> tuple[list[list[int]], list[list[float]] | None]:
-        answers = _Answers(len(lengths), decoding, self._settings.vocabulary.eos, self._device)
+    ) -> list[Generated]:
+        answers = _Answers(len(lengths), decoding, self._settings.eos, self._device)
         mask = self._columns(cache.get_seq_length(), lengths, decoding.max_new_tokens)
         for step in range(decoding.max_new_tokens):
             chosen = choose(logits, step)
@@ -252,19 +240,12 @@ class _Chooser:
     First it applies the settings of the model's generation config that change logits.
     """
 
-    def __init__(
-        self,
-        settings: GenerationSettings,
-        prompts: Sequence[Sequence[int]],
-        decoding: Decoding,
-        seeds: Sequence[int],
-        device: torch.device,
-    ) -> None:
-        self._rules = _RulesOfRows(settings, prompts, decoding, device) if settings.honoured else None
+    def __init__(self, settings: GenerationSettings, batch: PromptBatch, device: torch.device) -> None:
+        self._rules = _RulesOfRows(settings, batch, device) if settings.honoured else None
         self._draws: torch.Tensor | None = None
-        if decoding.text_temperature > 0:
-            self._sample = Sampler.of(sampling_settings(settings.config, decoding))
-            self._draws = draws_for(seeds, decoding.max_new_tokens, device)
+        if batch.decoding.text_temperature > 0:
+            self._sample = Sampler.of(sampling_settings(settings.config, batch.decoding))
+            self._draws = draws_for(batch.seeds, batch.decoding.max_new_tokens, device)
 
     def __call__(self, logits: torch.Tensor, step: int) -> torch.Tensor:
         """Return one token per row of `logits`, (answers, vocabulary)."""
@@ -286,17 +267,12 @@ class _Chooser:
 class _RulesOfRows:
     """Applies `LogitsRules` to answers whose prompts differ in length, grouped by length."""
 
-    def __init__(
-        self,
-        settings: GenerationSettings,
-        prompts: Sequence[Sequence[int]],
-        decoding: Decoding,
-        device: torch.device,
-    ) -> None:
-        self._rules = LogitsRules(settings, decoding.max_new_tokens, device)
-        self._lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
-        width = int(self._lengths.max()) + decoding.max_new_tokens
-        rows = [[*prompt, *([0] * (width - len(prompt)))] for prompt in prompts]
+    def __init__(self, settings: GenerationSettings, batch: PromptBatch, device: torch.device) -> None:
+        new_tokens = batch.decoding.max_new_tokens
+        self._rules = LogitsRules(settings, new_tokens, device)
+        self._lengths = torch.tensor([len(prompt) for prompt in batch.prompts], device=device)
+        width = int(self._lengths.max()) + new_tokens
+        rows = [[*prompt, *([0] * (width - len(prompt)))] for prompt in batch.prompts]
         self._ids = torch.tensor(rows, device=device)
 
     def __call__(self, logits: torch.Tensor, step: int) -> torch.Tensor:
@@ -350,19 +326,20 @@ class _Answers:
         """Keep only `rows` of the active answers active."""
         self._active, self._running = self._active[rows], self._running[rows]
 
-    def read(self) -> tuple[list[list[int]], list[list[float]] | None]:
-        """Return each answer's tokens and, on request, their log-probabilities.
+    def read(self) -> list[Generated]:
+        """Return the answers.
 
         Raises:
             RowError: When the logits of an answer were not numbers.
         """
         if not bool(self._finite.all()):
             raise not_finite()
-        lengths = self._counts.tolist()
-        ids = [row[:count] for row, count in zip(self._tokens.tolist(), lengths, strict=True)]
-        if self._logprobs is None:
-            return ids, None
-        return ids, [row[:count] for row, count in zip(self._logprobs.tolist(), lengths, strict=True)]
+        tokens, counts = self._tokens.tolist(), self._counts.tolist()
+        logprobs = [None] * len(counts) if self._logprobs is None else self._logprobs.tolist()
+        return [
+            Generated(ids[:count], known and known[:count])
+            for ids, count, known in zip(tokens, counts, logprobs, strict=True)
+        ]
 
 
 def _joined(parts: list[torch.Tensor], trunk: int) -> torch.Tensor:

@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
+from mllm_shapx.config.model_settings import ModelSettings
 from mllm_shapx.errors import ResourceError
-from mllm_shapx.models.base import OutOfMemory
+from mllm_shapx.models.base import ModelIdentity, OutOfMemory
 
 _CGROUP = Path("/sys/fs/cgroup")
 _WEIGHTS_SHARE = 0.85
@@ -113,6 +114,14 @@ def pick_dtype(asked: str, device: torch.device) -> torch.dtype:
         return torch.float32
     has_bfloat16 = torch.cuda.is_bf16_supported() if device.type == "cuda" else _mps_has_bfloat16()
     return torch.bfloat16 if has_bfloat16 else torch.float16
+
+
+def loaded_identity(
+    settings: ModelSettings, revision: str | None, dtype: torch.dtype, device: torch.device
+) -> ModelIdentity:
+    """Return the identity of the model of a run, loaded with `dtype` on `device`."""
+    name = str(dtype).removeprefix("torch.")
+    return ModelIdentity(settings.connector, settings.model_id, revision, name, str(device))
 
 
 def _mps_has_bfloat16() -> bool:

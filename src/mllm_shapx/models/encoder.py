@@ -1,14 +1,15 @@
 """The external encoder of the embedding similarities (config block `embedding`)."""
 
 from collections.abc import Sequence
+from itertools import batched
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mllm_shapx.config.models import EmbeddingConfig
+from mllm_shapx.data.hub_access import one_line
 from mllm_shapx.errors import ModelError
-from mllm_shapx.models.base import pool
+from mllm_shapx.models.base import Vector, pool
 from mllm_shapx.models.identity import ENCODER, Version, directory_digest, encoder_version
 
 
@@ -53,8 +54,7 @@ class TextEncoder:
             if isinstance(error, MemoryError):
                 raise
             raise ModelError(
-                f"{ENCODER}: the encoder {config.model_id!r} cannot be loaded: "
-                f"{next(iter(str(error).splitlines()), type(error).__name__)}"
+                f"{ENCODER}: the encoder {config.model_id!r} cannot be loaded: {one_line(error)}"
             ) from error
         own_memory(model)
         if tokenizer.pad_token_id is None and tokenizer.eos_token is not None:
@@ -62,14 +62,12 @@ class TextEncoder:
         tokenizer.padding_side = "right"
         return cls(config, tokenizer, model.to(device).eval(), device)
 
-    def embed(self, texts: Sequence[str], reducer: str) -> list[NDArray[np.float64]]:
+    def embed(self, texts: Sequence[str], reducer: str) -> list[Vector]:
         """Return one vector per text; a text without tokens gives an empty vector."""
-        vectors: list[NDArray[np.float64]] = []
-        for start in range(0, len(texts), self._config.batch_size):
-            vectors += self._embed_batch(list(texts[start : start + self._config.batch_size]), reducer)
-        return vectors
+        batches = batched(texts, self._config.batch_size)
+        return [vector for batch in batches for vector in self._embed_batch(list(batch), reducer)]
 
-    def _embed_batch(self, texts: list[str], reducer: str) -> list[NDArray[np.float64]]:
+    def _embed_batch(self, texts: list[str], reducer: str) -> list[Vector]:
         import torch
 
         encoded = self._tokenizer(

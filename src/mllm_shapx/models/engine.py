@@ -8,71 +8,49 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
+from typing import Any
 
-import numpy as np
 from mllm_shap import ConversationSnapshot
-from numpy.typing import NDArray
 
 from mllm_shapx.errors import ModelError
 from mllm_shapx.models.base import (
     Answer,
-    BoundsBatches,
+    ArrangesBatches,
     Decoding,
     EmbeddingMode,
-    EncodesTogether,
     EngineStats,
     EngineStoppedError,
     Forcing,
     Likelihood,
     Model,
-    OrdersPrompts,
     OutOfMemory,
     Prompt,
+    Vector,
 )
 from mllm_shapx.models.batch_size import LARGEST_SIZE, BatchSizer
 from mllm_shapx.models.engine_queue import (
-    AnswerCall,
     Batch,
     DeviceQueue,
-    EmbedJob,
-    ForcingCall,
-    ForcingJob,
     ForwardJob,
     Item,
     Request,
 )
 from mllm_shapx.models.flight import MOST_ROWS
-from mllm_shapx.models.likelihood_batches import SIZE, encode_batches
 
 _log = logging.getLogger(__name__)
 
 EMBED_BATCH = 128
 """Answers per embedding batch."""
+LIKELIHOOD_BATCH = 128
+"""Prompts per batch of likelihoods, unless the config or `auto` says more."""
+_HELPS_MEMORY = (
+    "smaller dtype (connector_kwargs.dtype), fewer workers per device, or a device with more memory"
+)
 
 
-@dataclass(frozen=True, slots=True)
-class BatchReport:
-    """One batch that the model answered."""
-
-    prompts: int
-    seconds: float
-    positions: int
-    """Prompt positions without padding."""
-    padded_positions: int
-    """Positions with padding."""
-    new_tokens: int
-
-
-@dataclass(slots=True)
-class _Counters:
-    prompts: int = 0
-    batches: int = 0
-    busy: float = 0.0
-    encoding: float = 0.0
-    positions: int = 0
-    padded: int = 0
-    out_of_memory: int = 0
+Call = tuple[Request, Callable[[int], None]]
+"""A request, and what encodes its prompts for the device, given the number of the moment at which it came."""
 
 
 class Engine:
@@ -84,54 +62,39 @@ class Engine:
 
     Args:
         model: The loaded model; the engine owns it and closes it.
-        on_batch: Called on the device thread after each batch.
     """
 
-    def __init__(self, model: Model, *, on_batch: Callable[[BatchReport], None] | None = None) -> None:
+    waiting_for = ""
+    """The device is always available."""
+    most_rows = MOST_ROWS
+    """See `PromptEngine.most_rows`."""
+
+    def __init__(self, model: Model) -> None:
         self.model = model
-        self._on_batch = on_batch
-        largest = model.largest_batch if isinstance(model, BoundsBatches) else LARGEST_SIZE
+        if isinstance(model, ArrangesBatches):
+            largest, self._batch_key = model.largest_batch, model.batch_key
+            self._encode_together = model.encode_all
+        else:
+            largest, self._batch_key = LARGEST_SIZE, _longest_first
+            self._encode_together = self._encode_each
         self._sizer = BatchSizer(model.max_batch_size, largest)
-        self._batch_key = model.batch_key if isinstance(model, OrdersPrompts) else _longest_first
-        self._encode_together = model.encode_all if isinstance(model, EncodesTogether) else self._encode_each
         self._queue = DeviceQueue(self._sizer, may_stretch=model.max_batch_size is None)
-        self._counters = _Counters()
+        self._busy_seconds = self._encode_seconds = 0.0
         self._arriving = threading.Lock()
-        self._arrivals: dict[asyncio.AbstractEventLoop, list[AnswerCall | ForcingCall]] = {}
-        self._to_encode: queue.SimpleQueue[list[AnswerCall | ForcingCall] | None] = queue.SimpleQueue()
+        self._arrivals: dict[asyncio.AbstractEventLoop, list[Call]] = {}
+        self._to_encode: queue.SimpleQueue[list[Call] | None] = queue.SimpleQueue()
         self._requests: weakref.WeakSet[Request] = weakref.WeakSet()
-        self._encoder = threading.Thread(
-            target=self._guarded, args=(self._encode_all,), name="shapx-encode", daemon=True
-        )
-        self._device = threading.Thread(
-            target=self._guarded, args=(self._run_all,), name="shapx-device", daemon=True
-        )
-        self._encoder.start()
-        self._device.start()
+        self._threads = [
+            threading.Thread(target=self._guarded, args=(work,), name=name, daemon=True)
+            for name, work in (("shapx-encode", self._encode_all), ("shapx-device", self._run_all))
+        ]
+        for thread in self._threads:
+            thread.start()
 
     @property
     def stats(self) -> EngineStats:
         """See `PromptEngine.stats`."""
-        seen = self._counters
-        return EngineStats(
-            prompts=seen.prompts,
-            batches=seen.batches,
-            busy_seconds=seen.busy,
-            encode_seconds=seen.encoding,
-            padding_share=1.0 - seen.positions / seen.padded if seen.padded else 0.0,
-            batch_size=self._sizer.size,
-            out_of_memory=seen.out_of_memory,
-        )
-
-    @property
-    def waiting_for(self) -> str:
-        """Return an empty text: the device is always available."""
-        return ""
-
-    @property
-    def most_rows(self) -> int:
-        """See `PromptEngine.most_rows`."""
-        return MOST_ROWS
+        return EngineStats(self._busy_seconds, self._sizer.size, self._encode_seconds)
 
     def order(self, snapshot: ConversationSnapshot) -> int:
         """Return a key that puts long prompts first, so that batches are even."""
@@ -145,27 +108,30 @@ class Engine:
         on_answer: Callable[[int, Answer], None] | None = None,
     ) -> list[Answer]:
         """See `PromptEngine.answer`."""
-        if len(seeds) != len(snapshots):
-            raise ValueError(f"{len(snapshots)} prompts need as many seeds, not {len(seeds)}")
         if not snapshots:
             return []
         request = Request.create(len(snapshots), on_answer)
-        self._arrive(AnswerCall(request, snapshots, decoding, seeds))
+        self._arrive(request, lambda arrival: self._encode(arrival, request, snapshots, decoding, seeds))
         return await request.wait()
 
-    async def embed(
-        self, answers: Sequence[Answer], mode: EmbeddingMode, reducer: str
-    ) -> list[NDArray[np.float64]]:
+    async def embed(self, answers: Sequence[Answer], mode: EmbeddingMode, reducer: str) -> list[Vector]:
         """See `PromptEngine.embed`."""
         if not answers:
             return []
+
+        def read(places: Sequence[int]) -> Sequence[Vector]:
+            return self.model.embed([answers[place] for place in places], mode, reducer)
+
+        def too_large(place: int) -> str:
+            return (
+                f"model {self.model.identity.model_id!r}: the memory does not hold one answer of "
+                f"{len(answers[place].token_ids)} tokens to embed; use a smaller dtype or a larger device"
+            )
+
         request = Request.create(len(answers))
-        jobs = [
-            EmbedJob(request, first, answers[first : first + EMBED_BATCH], mode, reducer)
-            for first in range(0, len(answers), EMBED_BATCH)
-        ]
         self._requests.add(request)
-        self._queue.put_jobs(jobs)
+        batches = itertools.batched(range(len(answers)), EMBED_BATCH)
+        self._queue.put_jobs([ForwardJob(request, places, read, too_large) for places in batches])
         return await request.wait()
 
     async def likelihoods(
@@ -175,7 +141,7 @@ class Engine:
         if not forcing.snapshots:
             return []
         request = Request.create(len(forcing.snapshots), on_likelihood)
-        self._arrive(ForcingCall(request, forcing))
+        self._arrive(request, lambda _: self._encode_forcing(request, forcing))
         return await request.wait()
 
     async def aclose(self, *, keep_model: bool = False) -> None:
@@ -186,8 +152,8 @@ class Engine:
         """Close as `aclose` does, outside an event loop."""
         if not self._stop(ModelError("the model's engine is closed: it answers no more prompts")):
             return
-        self._encoder.join()
-        self._device.join()
+        for thread in self._threads:
+            thread.join()
         if not keep_model:
             self.model.close()
 
@@ -197,7 +163,7 @@ class Engine:
             waiting = self._queue.close(error)
             if waiting is None:
                 return False
-            waiting.update(call.request for calls in self._arrivals.values() for call in calls)
+            waiting.update(request for calls in self._arrivals.values() for request, _ in calls)
             self._arrivals.clear()
         self._to_encode.put(None)
         for request in waiting:
@@ -218,13 +184,13 @@ class Engine:
 
     # --- event loop: collects calls of the same moment, so that single prompts share batches
 
-    def _arrive(self, call: AnswerCall | ForcingCall) -> None:
-        loop = call.request.loop
+    def _arrive(self, request: Request, encode: Callable[[int], None]) -> None:
+        loop = request.loop
         with self._arriving:
             self._queue.check_open()
-            self._requests.add(call.request)
+            self._requests.add(request)
             calls = self._arrivals.setdefault(loop, [])
-            calls.append(call)
+            calls.append((request, encode))
         if len(calls) == 1:
             loop.call_soon(self._flush, loop)
 
@@ -241,51 +207,66 @@ class Engine:
             calls = self._to_encode.get()
             if calls is None:
                 return
-            for call in calls:
+            for request, encode in calls:
                 try:
-                    if isinstance(call, ForcingCall):
-                        self._encode_forcing(call)
-                    else:
-                        self._encode(arrival, call)
+                    if not request.dropped:
+                        encode(arrival)
+                except Exception as error:  # noqa: BLE001 -- the caller gets the error
+                    request.fail(error)
                 finally:
                     self._queue.encoded()
 
-    def _encode(self, arrival: int, call: AnswerCall) -> None:
+    def _encode(
+        self,
+        arrival: int,
+        request: Request,
+        snapshots: Sequence[ConversationSnapshot],
+        decoding: Decoding,
+        seeds: Sequence[int],
+    ) -> None:
         """Queue the prompts of one call in pieces, so that the device starts with the first piece."""
         piece = self._sizer.size
         first = 0
-        while first < len(call.snapshots):
-            if call.request.dropped or self._queue.closed_by is not None:
-                break
+        while first < len(snapshots) and not request.dropped:
+            self._queue.check_open()
             started = time.perf_counter()
-            try:
-                prompts = self._encode_together(call.snapshots[first : first + piece], call.decoding)
-                items = [
-                    (self._batch_key(prompt), Item(call.request, index, prompt, call.seeds[index]))
-                    for index, prompt in enumerate(prompts, start=first)
-                ]
-            except Exception as error:  # noqa: BLE001 -- the caller gets the error
-                call.request.fail(error)
-                return
-            self._counters.encoding += time.perf_counter() - started
-            self._queue.put(arrival, call.decoding, items)
+            prompts = self._encode_together(snapshots[first : first + piece], decoding)
+            items = [
+                (self._batch_key(prompt), Item(request, index, prompt, seeds[index]))
+                for index, prompt in enumerate(prompts, start=first)
+            ]
+            self._encode_seconds += time.perf_counter() - started
+            self._queue.put(arrival, decoding, items)
             # One batch is enough to start. More waiting prompts give better sorted batches.
             first, piece = first + piece, 4 * piece
-        if self._queue.closed_by is not None:
-            call.request.fail(self._queue.closed_by)
+        self._queue.check_open()
 
-    def _encode_forcing(self, call: ForcingCall) -> None:
-        """Queue the batches of one call."""
-        if call.request.dropped:
-            return
-        size = self.model.max_batch_size or max(SIZE, self._sizer.size)
+    def _encode_forcing(self, request: Request, forcing: Forcing) -> None:
+        """Queue the prompts of one call with their continuations, in batches of like prompts."""
         started = time.perf_counter()
-        try:
-            batches = encode_batches(self._encode_together, call.forcing, self._batch_key, size)
-            self._counters.encoding += time.perf_counter() - started
-            self._queue.put_jobs([ForcingJob(call.request, batch) for batch in batches])
-        except Exception as error:  # noqa: BLE001 -- the caller gets the error
-            call.request.fail(error)
+        model: Any = self.model
+        given = forcing.continuations
+        decoding = replace(forcing.decoding, max_new_tokens=max(map(len, given)))
+        prompts = self._encode_together(forcing.snapshots, decoding)
+        order = sorted(range(len(prompts)), key=lambda place: self._batch_key(prompts[place]))
+        self._encode_seconds += time.perf_counter() - started
+
+        def read(places: Sequence[int]) -> Sequence[Likelihood]:
+            found: Sequence[Likelihood] = model.likelihoods(
+                [prompts[place] for place in places], [given[place] for place in places], forcing.top_k
+            )
+            return found
+
+        def too_large(place: int) -> str:
+            return (
+                f"model {model.identity.model_id!r} on {model.identity.device}: the memory does not hold one "
+                f"prompt of {prompts[place].length} positions with an answer of {len(given[place])} tokens; "
+                f"use a {_HELPS_MEMORY}"
+            )
+
+        size = model.max_batch_size or max(LIKELIHOOD_BATCH, self._sizer.size)
+        batches = itertools.batched(order, size)
+        self._queue.put_jobs([ForwardJob(request, places, read, too_large) for places in batches])
 
     def _encode_each(self, snapshots: Sequence[ConversationSnapshot], decoding: Decoding) -> Sequence[Prompt]:
         return [self.model.encode(snapshot, decoding) for snapshot in snapshots]
@@ -301,24 +282,30 @@ class Engine:
 
     def _answer(self, batch: Batch) -> None:
         items = batch.items
-        prompts = [item.prompt for item in items]
+        failure: Exception | None = None
+        answers: Sequence[Answer] = ()
         started = time.perf_counter()
         try:
-            answers = self.model.answer(prompts, batch.decoding, [item.seed for item in items])
-            self._count(batch, answers, time.perf_counter() - started)
-        except (OutOfMemory, MemoryError) as error:
-            self._counters.busy += time.perf_counter() - started
-            self._shrink(batch, error)
-            return
+            answers = self.model.answer(
+                [item.prompt for item in items], batch.decoding, [item.seed for item in items]
+            )
         except Exception as error:  # noqa: BLE001 -- the batch's callers get the error
-            self._counters.busy += time.perf_counter() - started
-            self._blame(batch, error)
-            return
-        found: dict[Request, list[tuple[int, Answer]]] = {}
-        for item, answer in zip(items, answers, strict=True):
-            found.setdefault(item.request, []).append((item.index, answer))
-        for request, delivery in found.items():
-            request.deliver(delivery)
+            failure = error
+        seconds = time.perf_counter() - started
+        self._busy_seconds += seconds
+        if isinstance(failure, OutOfMemory | MemoryError):
+            self._shrink(batch, failure)
+        elif failure is not None:
+            self._blame(batch, failure)
+        else:
+            new_tokens = sum(len(answer.token_ids) + len(answer.audio_frames) for answer in answers)
+            positions = sum(item.prompt.length for item in items)
+            self._sizer.observe(batch.decoding, len(items), positions + new_tokens, seconds)
+            found: dict[Request, list[tuple[int, Answer]]] = {}
+            for item, answer in zip(items, answers, strict=True):
+                found.setdefault(item.request, []).append((item.index, answer))
+            for request, delivery in found.items():
+                request.deliver(delivery)
 
     def _blame(self, batch: Batch, error: Exception) -> None:
         """Fail the request of a failed batch; if several requests share the batch, repeat each alone."""
@@ -329,63 +316,33 @@ class Engine:
         for each in batches:
             self._answer(each)
 
-    def _shrink(self, batch: Batch, error: BaseException) -> None:
+    def _shrink(self, batch: Batch, error: Exception) -> None:
         """Queue a batch that did not fit again, for smaller batches; fail a single prompt."""
-        items = batch.items
-        longest = max(item.prompt.length for item in items) + batch.decoding.max_new_tokens
-        self._counters.out_of_memory += 1
-        if len(items) == 1:
-            items[0].request.fail(_too_long(self.model, items[0].prompt.length, batch.decoding, error))
+        longest = max(item.prompt.length for item in batch.items)
+        new_tokens = batch.decoding.max_new_tokens
+        if len(batch.items) > 1:
+            self._sizer.too_large(len(batch.items), longest + new_tokens)
+            self._queue.put_back(batch)
             return
-        self._sizer.too_large(len(items), longest)
-        self._queue.put_back(batch)
-
-    def _count(self, batch: Batch, answers: Sequence[Answer], seconds: float) -> None:
-        lengths = [item.prompt.length for item in batch.items]
-        new_tokens = sum(len(answer.token_ids) + len(answer.audio_frames) for answer in answers)
-        report = BatchReport(
-            prompts=len(lengths),
-            seconds=seconds,
-            positions=sum(lengths),
-            padded_positions=max(lengths) * len(lengths),
-            new_tokens=new_tokens,
+        identity = self.model.identity
+        failure = ModelError(
+            f"model {identity.model_id!r} on {identity.device}: the memory does not hold one prompt of "
+            f"{longest} positions with {new_tokens} new tokens; lower generation.max_new_tokens, use a "
+            f"{_HELPS_MEMORY}"
         )
-        self._sizer.observe(batch.decoding, report.prompts, report.positions + new_tokens, seconds)
-        seen = self._counters
-        seen.prompts += report.prompts
-        seen.batches += 1
-        seen.busy += seconds
-        seen.positions += report.positions
-        seen.padded += report.padded_positions
-        if self._on_batch is not None:
-            self._on_batch(report)
+        failure.__cause__ = error
+        batch.items[0].request.fail(failure)
 
     def _forward(self, job: ForwardJob) -> None:
         if job.request.dropped:
             return
         started = time.perf_counter()
         try:
-            found = job.run(self.model, self._count_halving)
+            job.request.deliver(job.run())
         except Exception as error:  # noqa: BLE001 -- the caller gets the error
             job.request.fail(error)
-        else:
-            job.request.deliver(found)
-        self._counters.busy += time.perf_counter() - started
-
-    def _count_halving(self) -> None:
-        self._counters.out_of_memory += 1
+        self._busy_seconds += time.perf_counter() - started
 
 
 def _longest_first(prompt: Prompt) -> int:
     return -prompt.length
-
-
-def _too_long(model: Model, length: int, decoding: Decoding, error: BaseException) -> ModelError:
-    known = model.identity
-    failure = ModelError(
-        f"model {known.model_id!r} on {known.device}: the memory does not hold one prompt of {length} "
-        f"positions with {decoding.max_new_tokens} new tokens; lower generation.max_new_tokens, use a "
-        "smaller dtype (connector_kwargs.dtype), fewer workers per device, or a device with more memory"
-    )
-    failure.__cause__ = error
-    return failure

@@ -1,4 +1,4 @@
-"""The engine's calls, and the queue of prompts and jobs for the device."""
+"""The engine's requests, and the queue of prompts and jobs for the device."""
 
 import asyncio
 import heapq
@@ -8,14 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from mllm_shap import ConversationSnapshot
-from numpy.typing import NDArray
-
 from mllm_shapx.errors import ModelError
-from mllm_shapx.models.base import Answer, Decoding, EmbeddingMode, Forcing, Model, OutOfMemory, Prompt
+from mllm_shapx.models.base import Decoding, OutOfMemory, Prompt
 from mllm_shapx.models.batch_size import BatchSizer
-from mllm_shapx.models.likelihood_batches import LikelihoodBatch, read_batch
 
 STRETCH = 1.25
 """A batch may exceed the batch size by this factor if it then takes all waiting prompts."""
@@ -84,24 +79,6 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class AnswerCall:
-    """The prompts of one request, before they are encoded."""
-
-    request: Request
-    snapshots: Sequence[ConversationSnapshot]
-    decoding: Decoding
-    seeds: Sequence[int]
-
-
-@dataclass(frozen=True, slots=True)
-class ForcingCall:
-    """The prompts and given continuations of one request, before they are encoded."""
-
-    request: Request
-    forcing: Forcing
-
-
-@dataclass(frozen=True, slots=True)
 class Item:
     """One encoded prompt that waits for the device."""
 
@@ -116,57 +93,33 @@ Entry = tuple[int, Any, int, Item]
 
 
 @dataclass(frozen=True, slots=True)
-class EmbedJob:
-    """Some answers of one request, embedded together."""
+class ForwardJob:
+    """Some results of one request that need forward passes without generation."""
 
     request: Request
-    first: int
-    answers: Sequence[Answer]
-    mode: EmbeddingMode
-    reducer: str
+    places: Sequence[int]
+    """Indices of the results in the request."""
+    read: Callable[[Sequence[int]], Sequence[Any]]
+    """Returns the results at some of these indices, from one forward pass."""
+    too_large: Callable[[int], str]
+    """Returns the message for a result that does not fit in the device's memory alone."""
 
-    def run(self, model: Model, on_halving: Callable[[], None]) -> list[tuple[int, Any]]:
-        """Return the vectors, each with its place in the request.
+    def run(self) -> list[tuple[int, Any]]:
+        """Return the results with their indices; what does not fit in memory is read in halves.
 
         Raises:
-            ModelError: When a single answer does not fit in the device's memory.
+            ModelError: When a single result does not fit.
         """
-        vectors = self._embed(model, self.answers, on_halving)
-        return list(enumerate(vectors, start=self.first))
+        return list(zip(self.places, self._read(self.places), strict=True))
 
-    def _embed(
-        self, model: Model, answers: Sequence[Answer], on_halving: Callable[[], None]
-    ) -> list[NDArray[np.float64]]:
+    def _read(self, places: Sequence[int]) -> Sequence[Any]:
         try:
-            return model.embed(answers, self.mode, self.reducer)
+            return self.read(places)
         except (OutOfMemory, MemoryError) as error:
-            on_halving()
-            if len(answers) == 1:
-                raise ModelError(
-                    f"model {model.identity.model_id!r}: the memory does not hold one answer of "
-                    f"{len(answers[0].token_ids)} tokens to embed; use a smaller dtype or a larger device"
-                ) from error
-        half = len(answers) // 2
-        return [
-            *self._embed(model, answers[:half], on_halving),
-            *self._embed(model, answers[half:], on_halving),
-        ]
-
-
-@dataclass(frozen=True, slots=True)
-class ForcingJob:
-    """Prompts of one request whose likelihoods are read together."""
-
-    request: Request
-    batch: LikelihoodBatch
-
-    def run(self, model: Model, on_halving: Callable[[], None]) -> list[tuple[int, Any]]:
-        """Return the likelihoods, each with its place in the request (see `read_batch`)."""
-        return list(zip(self.batch.places, read_batch(model, self.batch, on_halving), strict=True))
-
-
-ForwardJob = EmbedJob | ForcingJob
-"""A job of forward passes without generation."""
+            if len(places) == 1:
+                raise ModelError(self.too_large(places[0])) from error
+        half = len(places) // 2
+        return [*self._read(places[:half]), *self._read(places[half:])]
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,11 +163,6 @@ class DeviceQueue:
         self._encoding = 0
         self._closed_by: Exception | None = None
         self._numbers = itertools.count()
-
-    @property
-    def closed_by(self) -> Exception | None:
-        """Return the error of later calls; None while the queue is open."""
-        return self._closed_by
 
     def check_open(self) -> None:
         """Raise the error that closed the queue."""

@@ -86,22 +86,16 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 """Setting -> values without effect, besides null and false."""
 
 
-@dataclass(frozen=True, slots=True)
-class Vocabulary:
-    """The token ids that end and pad an answer."""
-
-    eos: tuple[int, ...]
-    """The first of these ends an answer; empty when only the length does."""
-    pad: int
-
-
 @dataclass(frozen=True)
 class GenerationSettings:
     """A model's generation config, sorted by how each setting is handled."""
 
     config: Any
     """The generation config to use: the model's own without replaced settings."""
-    vocabulary: Vocabulary
+    eos: tuple[int, ...]
+    """The tokens of which the first ends an answer; empty when only the length does."""
+    pad: int
+    """The token that pads prompts."""
     honoured: dict[str, Any] = field(default_factory=dict)
     """Settings that are applied as `generate` applies them."""
     replaced: dict[str, Any] = field(default_factory=dict)
@@ -130,7 +124,7 @@ class GenerationSettings:
     def record(self) -> dict[str, Any]:
         """Return the settings for `spec.json`, as JSON data."""
         return {
-            "eos_token_id": list(self.vocabulary.eos),
+            "eos_token_id": list(self.eos),
             **{key: _plain(value) for key, value in self.honoured.items()},
             **{key: _plain(getattr(self.config, key, None)) for key in self.unknown},
             "not_applied": {key: _plain(value) for key, value in self.replaced.items()},
@@ -164,7 +158,8 @@ def read_settings(model: Any, tokenizer: Any) -> GenerationSettings:
         )
     return GenerationSettings(
         config=config,
-        vocabulary=Vocabulary(eos=eos, pad=_padding(model, tokenizer, eos)),
+        eos=eos,
+        pad=_padding(model, tokenizer, eos),
         honoured={key: asked[key] for key in sorted(_HONOURED & asked.keys())},
         replaced=replaced,
         unknown=tuple(sorted(key for key in asked.keys() - known if _is_read(model, key))),
@@ -231,16 +226,11 @@ class LogitsRules:
 
     They are logits processors of `generate`. They read all tokens so far and count them, so padding would
     count as tokens. Therefore each call takes prompts of one length, without padding.
-
-    Args:
-        settings: The model's settings.
-        max_new_tokens: Longest answer.
-        device: Where the logits are.
     """
 
     def __init__(self, settings: GenerationSettings, max_new_tokens: int, device: Any) -> None:
         self._config = settings.config
-        self._eos = list(settings.vocabulary.eos)
+        self._eos = list(settings.eos)
         self._max_new_tokens = max_new_tokens
         self._device = device
         self._by_length: dict[int, list[Any]] = {}

@@ -8,14 +8,16 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, Self
 
 import torch
 
+from mllm_shapx.config.model_settings import ModelSettings
 from mllm_shapx.errors import ModelError
 from mllm_shapx.models.base import OutOfMemory
 from mllm_shapx.models.devices import Placement
-from mllm_shapx.models.text_source import TRUST
+from mllm_shapx.models.text_source import TRUST, text_source
 
 _NAMED = 3
 """Most weights named in a message."""
@@ -37,6 +39,38 @@ class TextFiles:
     quantization: Literal["4bit", "8bit"] | None = None
     trust_remote_code: bool = False
     gguf_file: str | None = None
+
+    @classmethod
+    def of(cls, settings: ModelSettings, directory: Path | None, commit: str | None) -> Self:
+        """Return the files of a run's model.
+
+        Args:
+            settings: Model, adapter and loading options; a local adapter by its absolute path.
+            directory: The local directory of `model_id`; None for a hub id.
+            commit: The commit of the base, or `BASE+ADAPTER`; None for the newest.
+
+        Raises:
+            ModelError: When a directory does not exist, or holds both a model and an adapter.
+        """
+        options = settings.kwargs
+        found = text_source(settings, directory, None)
+        base, _, adapter = (commit or "").partition("+")
+        is_hub_adapter = found.adapter is not None and found.adapter.directory is None
+        return cls(
+            found.base.source,
+            revision=None if found.base.directory is not None else base or found.base.revision,
+            adapter=None if found.adapter is None else found.adapter.source,
+            adapter_revision=(adapter or None) if is_hub_adapter else None,
+            quantization=options.quantization,
+            trust_remote_code=options.trust_remote_code,
+            gguf_file=options.gguf_file,
+        )
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Return the arguments of `from_pretrained` that choose the files of the model."""
+        found = {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
+        return found if self.gguf_file is None else {**found, "gguf_file": self.gguf_file}
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,37 +113,41 @@ def load_text(
 
 
 def _check_class(files: TextFiles, transformers: Any) -> None:
-    """Refuse a config without a causal class; transformers' own message would list all classes."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+    """Refuse a config that is not of a causal model; transformers' own message would list all classes."""
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_MASKED_LM_MAPPING,
+    )
 
     with _loading(files):
-        config = transformers.AutoConfig.from_pretrained(
-            files.source,
-            revision=files.revision,
-            trust_remote_code=files.trust_remote_code,
-            **_gguf(files),
-        )
-    own = getattr(config, "auto_map", None) or {}
-    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
-        return
-    if "AutoModelForCausalLM" in own and files.trust_remote_code:
-        return
-    names = ", ".join(getattr(config, "architectures", None) or ()) or "no architecture named"
-    raise ModelError(
-        f"connector 'hf_text' takes causal language models only, and model {files.source!r} is none that "
-        f"transformers knows: model_type {config.model_type!r} ({names})"
+        config = transformers.AutoConfig.from_pretrained(files.source, **files.options)
+    has_own_code = files.trust_remote_code and "AutoModelForCausalLM" in (
+        getattr(config, "auto_map", None) or {}
     )
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not has_own_code:
+        names = ", ".join(getattr(config, "architectures", None) or ()) or "no architecture named"
+        raise ModelError(
+            f"connector 'hf_text' takes causal language models only, and model {files.source!r} is none that "
+            f"transformers knows: model_type {config.model_type!r} ({names})"
+        )
+    # In the class of a decoder, each token of an encoder would attend to later ones.
+    is_masked = type(config) in MODEL_FOR_MASKED_LM_MAPPING or config.model_type == "bert-generation"
+    if is_masked and not getattr(config, "is_decoder", False) and not getattr(config, "causal", False):
+        raise ModelError(
+            f"connector 'hf_text': model {files.source!r} is a masked language model "
+            f"(model_type {config.model_type!r}), which generates no text; hf_text takes causal language "
+            "models only. If it was trained as a decoder, set is_decoder to true in its config.json"
+        )
 
 
 def _load_tokenizer(files: TextFiles, transformers: Any) -> Any:
     """Load the adapter's tokenizer if it has one, else the model's."""
-    source, revision, options = files.source, files.revision, _gguf(files)
+    source, options = files.source, files.options
     if files.adapter is not None and _has_tokenizer(files.adapter, files.adapter_revision):
-        source, revision, options = files.adapter, files.adapter_revision, {}
+        source = files.adapter
+        options = {"revision": files.adapter_revision, "trust_remote_code": files.trust_remote_code}
     with _loading(files):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(
-            source, revision=revision, trust_remote_code=files.trust_remote_code, **options
-        )
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
     if tokenizer.pad_token_id is None and tokenizer.eos_token is not None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -136,17 +174,18 @@ def _load_model(
     attention: str | None,
     transformers: Any,
 ) -> tuple[Any, list[str]]:
-    options: dict[str, Any] = dict(_gguf(files))
+    options = files.options
     if attention is not None:
         options["attn_implementation"] = attention
     if files.quantization is not None:
-        options["quantization_config"] = _bits(files.quantization, dtype, transformers)
+        bits = {"load_in_4bit": True, "bnb_4bit_compute_dtype": dtype}
+        if files.quantization == "8bit":
+            bits = {"load_in_8bit": True}
+        options["quantization_config"] = transformers.BitsAndBytesConfig(**bits)
     with _loading(files):
         # Load straight to the device: main memory may not hold the weights of every worker.
         model, report = transformers.AutoModelForCausalLM.from_pretrained(
             files.source,
-            revision=files.revision,
-            trust_remote_code=files.trust_remote_code,
             dtype=dtype,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # `_check_report` refuses them with a clear message
@@ -154,17 +193,10 @@ def _load_model(
             **options,
         )
     _check_report(files, model, report)
-    _check_is_decoder(files, model)
     unused = sorted(report["unexpected_keys"])
     if not unused:
         return model, []
     return model, [f"model {files.source} holds {_listed('weight', unused)} that its class does not use"]
-
-
-def _bits(quantization: str, dtype: torch.dtype, transformers: Any) -> Any:
-    if quantization == "4bit":
-        return transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=dtype)
-    return transformers.BitsAndBytesConfig(load_in_8bit=True)
 
 
 def _check_report(files: TextFiles, model: Any, report: Mapping[str, Any]) -> None:
@@ -191,20 +223,6 @@ def _check_report(files: TextFiles, model: Any, report: Mapping[str, Any]) -> No
             f"connector 'hf_text': the checkpoint of model {files.source!r} {' and '.join(faults)}; "
             f"{type(model).__name__} would answer with random numbers in their place. Save the whole causal "
             "language model (not its inner `.model`), or correct config.json"
-        )
-
-
-def _check_is_decoder(files: TextFiles, model: Any) -> None:
-    """Refuse an encoder in the class of a decoder: each token would attend to later ones."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
-
-    config = model.config
-    is_masked = type(config) in MODEL_FOR_MASKED_LM_MAPPING or config.model_type == "bert-generation"
-    if is_masked and not getattr(config, "is_decoder", False) and not getattr(config, "causal", False):
-        raise ModelError(
-            f"connector 'hf_text': model {files.source!r} is a masked language model "
-            f"(model_type {config.model_type!r}), which generates no text; hf_text takes causal language "
-            "models only. If it was trained as a decoder, set is_decoder to true in its config.json"
         )
 
 
@@ -273,10 +291,6 @@ def _with_adapter(model: Any, files: TextFiles) -> tuple[Any, str]:
 
 def _is_embedding(name: str) -> bool:
     return "embed" in name or "lm_head" in name
-
-
-def _gguf(files: TextFiles) -> dict[str, Any]:
-    return {} if files.gguf_file is None else {"gguf_file": files.gguf_file}
 
 
 def _listed(noun: str, names: Iterable[str]) -> str:

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from mllm_shap import ConversationSnapshot
 from mllm_shap.backends._chat import snapshot_has_audio
-from numpy.typing import NDArray
 
 from mllm_shapx.config.model_settings import ModelSettings
 from mllm_shapx.errors import ResourceError, RowError
@@ -23,25 +22,28 @@ from mllm_shapx.models.base import (
     ModelIdentity,
     ModelReport,
     OutOfMemory,
+    States,
+    Vector,
     pool,
 )
 from mllm_shapx.models.batch_size import LARGEST_SIZE
-from mllm_shapx.models.chat_prompts import ChatPrompts, ChatSettings
+from mllm_shapx.models.chat_prompts import ChatPrompts
 from mllm_shapx.models.control_tokens import are_readable
 from mllm_shapx.models.decoder_choice import Decoder
-from mllm_shapx.models.devices import free_memory, memory_errors, own_memory, pick_dtype, place_model
-from mllm_shapx.models.generation_settings import (
-    GENERATION_FILE,
-    Vocabulary,
-    check_generation_file,
-    read_settings,
+from mllm_shapx.models.devices import (
+    free_memory,
+    loaded_identity,
+    memory_errors,
+    own_memory,
+    pick_dtype,
+    place_model,
 )
-from mllm_shapx.models.hf_loading import TextFiles, load_text
+from mllm_shapx.models.generation_settings import GENERATION_FILE, check_generation_file, read_settings
+from mllm_shapx.models.hf_loading import LoadedText, TextFiles, load_text
 from mllm_shapx.models.likelihood import Likelihoods
 from mllm_shapx.models.plain_generate import Generated
 from mllm_shapx.models.positions import position_limit
 from mllm_shapx.models.reasoning import ReasoningCut, opens_reasoning
-from mllm_shapx.models.text_source import split_commit, text_source
 
 MEMORY_SHARE = 0.5
 """Largest share of free main memory for a batch on the CPU: workers share a machine."""
@@ -70,138 +72,42 @@ class HfTextModel:
     mllm_shap's own transformers backend.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        tokenizer: Any,
-        identity: ModelIdentity,
-        *,
-        max_batch_size: int | None = None,
-        chat: ChatSettings | None = None,
-        notes: tuple[str, ...] = (),
-    ) -> None:
-        self._model = model
-        self._tokenizer = tokenizer
-        self._identity = identity
-        self._max_batch_size = max_batch_size
-        self._notes = notes
+    def __init__(self, loaded: LoadedText, settings: ModelSettings, identity: ModelIdentity) -> None:
+        self.network = model = loaded.model
+        """The transformers model."""
+        self.tokenizer = tokenizer = loaded.tokenizer
+        self.identity = identity
+        self.max_batch_size = None if settings.kwargs.batch_size == "auto" else settings.kwargs.batch_size
+        self._notes = loaded.notes
         # With several devices, the device of the first layers: it takes prompts and returns logits.
         self._device: torch.device = model.device
         # Fast tokenizers are not thread-safe: prompts are encoded while answers are decoded.
         self._decoding_tokenizer = copy.deepcopy(tokenizer)
         self._encoding = threading.Lock()
-        chat = ChatSettings() if chat is None else chat
         known = are_readable(tokenizer.name_or_path)
-        self._prompts = ChatPrompts(tokenizer, chat, identity.model_id, names_control_tokens=not known)
+        self._prompts = ChatPrompts(tokenizer, settings, names_control_tokens=not known)
         self._cut = None
-        if chat.strip_reasoning:
+        if settings.kwargs.strip_reasoning:
             begun = opens_reasoning(self._prompts.generation_prompt())
             self._cut = ReasoningCut(self._decoding_tokenizer, begun=begun)
-        self._settings = settings = read_settings(model, tokenizer)
-        self._vocabulary = settings.vocabulary
+        self.settings = read_settings(model, tokenizer)
+        """The settings of the model's own generation config."""
         self._positions = position_limit(model)
         self._rows = model.get_input_embeddings().num_embeddings
         self._position_bytes = _position_bytes(model)
-        self.decoder = Decoder(model, settings, self._positions)
+        self.decoder = Decoder(model, self.settings, self._positions)
         self._likelihoods = Likelihoods(self.decoder)
-
-    @classmethod
-    def load(
-        cls,
-        source: str | Path,
-        *,
-        revision: str | None = None,
-        dtype: str = "auto",
-        device: str | None = None,
-        attn_implementation: str | None = None,
-        max_batch_size: int | None = None,
-        model_id: str | None = None,
-        recorded_revision: str | None = None,
-        files: TextFiles | None = None,
-        chat: ChatSettings | None = None,
-    ) -> "HfTextModel":
-        """Load a model from a hub id at `revision`, or from a directory.
-
-        Args:
-            source: Hub id or directory.
-            revision: Hub commit to load.
-            dtype: `auto`, `float32`, `bfloat16` or `float16`.
-            device: `cuda`, `cuda:1`, `cpu`, `mps`; the best available when None.
-            attn_implementation: Attention kernel; the model's default when None.
-            max_batch_size: Prompts per batch; None for `auto`.
-            model_id: Name recorded with results; `source` when None.
-            recorded_revision: Revision recorded with results; `revision` when None.
-            files: The exact files, for example with an adapter; those of `source` at `revision` when None.
-            chat: Settings of prompts and answer texts; the defaults when None.
-
-        Raises:
-            ModelError: When the model cannot be loaded.
-            ResourceError: When the machine lacks the device.
-        """
-        placement = place_model(device)
-        weights = pick_dtype(dtype, placement.device)
-        identity = ModelIdentity(
-            connector="hf_text",
-            model_id=model_id or str(source),
-            revision=recorded_revision or revision,
-            dtype=str(weights).removeprefix("torch."),
-            device=str(placement.device),
-        )
-        try:
-            with memory_errors(placement.device):
-                files = files or TextFiles(str(source), revision)
-                check_generation_file(Path(files.source) / GENERATION_FILE)
-                loaded = load_text(files, placement, weights, attn_implementation)
-                own_memory(loaded.model)
-                return cls(
-                    loaded.model,
-                    loaded.tokenizer,
-                    identity,
-                    max_batch_size=max_batch_size,
-                    chat=chat,
-                    notes=loaded.notes,
-                )
-        except OutOfMemory as error:
-            raise ResourceError(
-                f"model {str(source)!r} does not fit on {placement.names} ({error}); use a smaller dtype "
-                "(connector_kwargs.dtype), fewer workers per device, or a device with more memory"
-            ) from error
-
-    @property
-    def identity(self) -> ModelIdentity:
-        """Return name, revision, dtype and device of the loaded model."""
-        return self._identity
-
-    @property
-    def max_batch_size(self) -> int | None:
-        """Return the configured prompts per batch, None for `auto`."""
-        return self._max_batch_size
 
     @property
     def notes(self) -> tuple[str, ...]:
         """Return notes for the user on how this model answers, one sentence each; prompts may add more."""
-        return (*self._notes, *self._prompts.notes, *self._settings.notes, *self.decoder.notes)
+        return (*self._notes, *self._prompts.notes, *self.settings.notes, *self.decoder.notes)
 
     @property
     def report(self) -> ModelReport:
         """Return the notes, and the model's own settings that decide its answers."""
-        settings = {"generation_config": self._settings.record(), "decoding": self.decoder.way}
+        settings = {"generation_config": self.settings.record(), "decoding": self.decoder.way}
         return ModelReport(self.notes, settings)
-
-    @property
-    def network(self) -> Any:
-        """Return the transformers model, for benchmarks without our code."""
-        return self._model
-
-    @property
-    def vocabulary(self) -> Vocabulary:
-        """Return the tokens that end and pad an answer."""
-        return self._vocabulary
-
-    @property
-    def tokenizer(self) -> Any:
-        """Return the tokenizer that encodes prompts."""
-        return self._tokenizer
 
     @property
     def largest_batch(self) -> int:
@@ -255,7 +161,7 @@ class HfTextModel:
             RowError: When one of them is unknown to the model.
         """
         with self._encoding:
-            ids = self._tokenizer.encode(text, add_special_tokens=False)
+            ids = self.tokenizer.encode(text, add_special_tokens=False)
         self._check_known(ids, "the answer")
         return tuple(ids)
 
@@ -265,15 +171,13 @@ class HfTextModel:
         """Return the likelihood of `continuations[i]` after prompt i (see `ReadsLikelihoods`)."""
         ids = [prompt.token_ids for prompt in prompts]
         lengths = [len(row) + len(tokens) for row, tokens in zip(ids, continuations, strict=True)]
-        width = min(sum(lengths), max(*lengths, self._likelihoods.positions_at_a_time))
+        width = min(sum(lengths), max(*lengths, self._likelihoods.most_nodes))
         needed = width * (self._position_bytes + 8 * self._rows)
         with torch.inference_mode(), memory_errors(self._device):
             self._refuse_beyond_memory(needed, f"{width} positions of a forward pass")
             return self._likelihoods.read(ids, continuations, top_k)
 
-    def embed(
-        self, answers: Sequence[Answer], mode: EmbeddingMode, reducer: str
-    ) -> list[NDArray[np.float64]]:
+    def embed(self, answers: Sequence[Answer], mode: EmbeddingMode, reducer: str) -> list[Vector]:
         """Return one vector per answer: `reducer` of its tokens' states (see `Model.embed`)."""
         filled = [answer.token_ids for answer in answers if answer.token_ids]
         with torch.inference_mode(), memory_errors(self._device):
@@ -282,7 +186,7 @@ class HfTextModel:
 
     def close(self) -> None:
         """Release the weights."""
-        self._model = None
+        self.network = None
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -301,18 +205,18 @@ class HfTextModel:
             for text, each in zip(texts, generated, strict=True)
         ]
 
-    def _states(self, answers: Sequence[tuple[int, ...]], mode: EmbeddingMode) -> list[NDArray[np.float64]]:
+    def _states(self, answers: Sequence[tuple[int, ...]], mode: EmbeddingMode) -> list[States]:
         """Return each answer's states, (tokens, hidden). Padding comes after the tokens and is masked."""
         longest = max(len(ids) for ids in answers)
-        pad, device = self._vocabulary.pad, self._device
+        pad, device = self.settings.pad, self._device
         ids = torch.tensor([list(row) + [pad] * (longest - len(row)) for row in answers], device=device)
         if mode == "STATIC":
-            states = self._model.get_input_embeddings()(ids)
+            states = self.network.get_input_embeddings()(ids)
         else:
             mask = torch.tensor(
                 [[1] * len(row) + [0] * (longest - len(row)) for row in answers], device=device
             )
-            output = self._model(ids, attention_mask=mask, output_hidden_states=True, use_cache=False)
+            output = self.network(ids, attention_mask=mask, output_hidden_states=True, use_cache=False)
             states = output.hidden_states[-1]
         values = states.float().cpu().numpy().astype(np.float64)
         return [values[row, : len(ids)] for row, ids in enumerate(answers)]
@@ -320,7 +224,7 @@ class HfTextModel:
     def _prompt(self, ids: list[int], decoding: Decoding) -> TextPrompt:
         if not ids:
             raise RowError(
-                "empty_prompt", f"model {self._identity.model_id!r} turned the prompt into no tokens"
+                "empty_prompt", f"model {self.identity.model_id!r} turned the prompt into no tokens"
             )
         self._check_known(ids, "the prompt")
         self._check_length(len(ids), decoding)
@@ -330,8 +234,8 @@ class HfTextModel:
         if ids and max(ids) >= self._rows:
             raise RowError(
                 "unknown_token",
-                f"{what} holds the token {self._tokenizer.convert_ids_to_tokens(max(ids))!r}, which the "
-                f"tokenizer of model {self._identity.model_id!r} knows and the model does not",
+                f"{what} holds the token {self.tokenizer.convert_ids_to_tokens(max(ids))!r}, which the "
+                f"tokenizer of model {self.identity.model_id!r} knows and the model does not",
             )
 
     def _check_memory(self, prompts: Sequence[Sequence[int]], decoding: Decoding) -> None:
@@ -350,7 +254,7 @@ class HfTextModel:
             raise RowError(
                 "prompt_too_long",
                 f"the prompt has {length} tokens; with {decoding.max_new_tokens} new ones that is more than "
-                f"the {self._positions} positions of model {self._identity.model_id!r}",
+                f"the {self._positions} positions of model {self.identity.model_id!r}",
             )
 
 
@@ -364,28 +268,24 @@ def _position_bytes(model: Any) -> int:
 
 
 def load(settings: ModelSettings, model_path: Path | None, revision: str | None) -> HfTextModel:
-    """Load the model of a run (see `registry.LOADERS`)."""
+    """Load the model of a run (see `registry.LOADERS`).
+
+    Raises:
+        ModelError: When the model cannot be loaded.
+        ResourceError: When the machine lacks the device, or the model does not fit on it.
+    """
     options = settings.kwargs
-    source = text_source(settings, model_path, None)
-    commit, adapter_commit = split_commit(revision or "")
-    adapter = source.adapter
-    files = TextFiles(
-        source.base.source,
-        revision=None if source.base.directory is not None else commit or source.base.revision,
-        adapter=None if adapter is None else adapter.source,
-        adapter_revision=None if adapter is None or adapter.directory is not None else adapter_commit,
-        quantization=options.quantization,
-        trust_remote_code=options.trust_remote_code,
-        gguf_file=options.gguf_file,
-    )
-    return HfTextModel.load(
-        files.source,
-        dtype=options.dtype,
-        device=settings.device,
-        attn_implementation=options.attn_implementation,
-        max_batch_size=None if options.batch_size == "auto" else options.batch_size,
-        model_id=settings.model_id,
-        recorded_revision=revision,
-        files=files,
-        chat=ChatSettings.of(settings),
-    )
+    files = TextFiles.of(settings, model_path, revision)
+    placement = place_model(settings.device)
+    dtype = pick_dtype(options.dtype, placement.device)
+    try:
+        with memory_errors(placement.device):
+            check_generation_file(Path(files.source) / GENERATION_FILE)
+            loaded = load_text(files, placement, dtype, options.attn_implementation)
+            own_memory(loaded.model)
+            return HfTextModel(loaded, settings, loaded_identity(settings, revision, dtype, placement.device))
+    except OutOfMemory as error:
+        raise ResourceError(
+            f"model {files.source!r} does not fit on {placement.names} ({error}); use a smaller dtype "
+            "(connector_kwargs.dtype), fewer workers per device, or a device with more memory"
+        ) from error

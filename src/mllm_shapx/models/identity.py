@@ -18,9 +18,7 @@ from mllm_shapx.models.checkpoint_files import ADAPTER_CONFIG, CONFIG, has_weigh
 MODEL_ID = "connector_kwargs.model_id"
 ADAPTER = "connector_kwargs.adapter"
 ENCODER = "embedding.model_id"
-_ENCODER_WEIGHTS = ("*.safetensors", "*.bin")
 _LOOKS_LIKE_PATH = ("/", "./", "../", "~")
-_CHUNK = 1 << 20
 _SETTLED_S = 2.0
 """Seconds; a younger file may change without new time stamps."""
 
@@ -31,12 +29,9 @@ MODEL_DIRECTORY = (
 
 
 def local_directory(written: str, candidate: Path, key: str = MODEL_ID) -> Path | None:
-    """Return the directory that a config key names, None when it is a hub id.
+    """Return the directory that the value `written` of a config key names, None when it is a hub id.
 
-    Args:
-        written: The key's value.
-        candidate: That value as a path.
-        key: The key, for messages.
+    `candidate` is the value as a path.
 
     Raises:
         ModelError: When it is a path but not a directory.
@@ -50,49 +45,38 @@ def local_directory(written: str, candidate: Path, key: str = MODEL_ID) -> Path 
         )
     if candidate.exists():
         raise ModelError(f"{key}: {written!r} is a file; name the directory: {MODEL_DIRECTORY}")
-    if written.startswith(_LOOKS_LIKE_PATH) or not _is_hub_name(written):
+    if written.startswith(_LOOKS_LIKE_PATH) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", written):
         raise ModelError(
             f"{key}: there is no directory {written!r} (looked at {candidate}); "
-            f"{MODEL_DIRECTORY}, or name a hub id such as 'microsoft/phi-2'"
+            f"{MODEL_DIRECTORY}, or name a hub id (OWNER/NAME)"
         )
     return None
 
 
-def _is_hub_name(written: str) -> bool:
-    return re.fullmatch(r"[\w.-]+(/[\w.-]+)?", written) is not None
-
-
 def check_model_directory(named: str, directory: Path) -> None:
-    """Refuse a directory without config.json or weights.
-
-    Args:
-        named: The config's key and value, for the message.
-        directory: The local directory.
+    """Refuse a directory without config.json or weights; `named` is the config's key with its value.
 
     Raises:
         ModelError: With the missing file.
     """
-    missing = []
-    if not (directory / CONFIG).is_file():
-        missing.append(CONFIG)
-    if not has_weights(directory):
-        missing.append("weights (*.safetensors)")
+    missing = _missing_files(directory)
     if missing:
         other = next((path.name for path in sorted(directory.glob("*.gguf"))), None)
         hint = "" if other is None else f"; to load {other}, name it in connector_kwargs.gguf_file"
-        raise ModelError(
-            f"{named} is not a model, for lack of {' and '.join(missing)}; {MODEL_DIRECTORY}{hint}"
-        )
+        raise ModelError(f"{named} is not a model, for lack of {missing}; {MODEL_DIRECTORY}{hint}")
+
+
+def _missing_files(directory: Path) -> str:
+    """Return what a directory lacks to be a model, as text; empty for nothing."""
+    parts = ((CONFIG, (directory / CONFIG).is_file()), ("weights (*.safetensors)", has_weights(directory)))
+    return " and ".join(name for name, is_there in parts if not is_there)
 
 
 def directory_digest(directory: Path, *, gguf_file: str | None = None) -> str:
     """Return the sha256 over the names, sizes and contents of a directory's files, as 64 hex digits.
 
-    Skips hidden files and folders (such as download caches) and follows links.
-
-    Args:
-        directory: The local directory.
-        gguf_file: The loaded GGUF file; other GGUF files (usually other quantizations) do not count.
+    Skips hidden files and folders (such as download caches) and follows links. Of GGUF files, which usually
+    are other quantizations of the same model, only `gguf_file` counts when it is given.
 
     Raises:
         ModelError: When a file cannot be read.
@@ -104,8 +88,7 @@ def directory_digest(directory: Path, *, gguf_file: str | None = None) -> str:
                 continue
             total.update(f"{name}\0{path.stat().st_size}\0".encode(errors="surrogateescape"))
             with path.open("rb") as file:
-                while chunk := file.read(_CHUNK):
-                    total.update(chunk)
+                hashlib.file_digest(file, lambda: total)
     except OSError as error:
         raise ModelError(f"model directory {directory}: {error.filename}: {error.strerror}") from error
     return total.hexdigest()
@@ -147,13 +130,8 @@ def files_below(directory: Path) -> Iterator[tuple[str, Path]]:
 def hub_commit(repo_id: str, revision: str | None, key: str = MODEL_ID, holds: str = CONFIG) -> str:
     """Return the commit of `repo_id` at `revision` from the hub; offline, from the local cache.
 
-    `HF_ENDPOINT`, `HF_TOKEN` and `HF_HUB_OFFLINE` are honoured. Nothing is downloaded.
-
-    Args:
-        repo_id: The repository.
-        revision: Its branch, tag or commit; None for the main branch.
-        key: The config key that names it.
-        holds: A file that the repository must contain.
+    `HF_ENDPOINT`, `HF_TOKEN` and `HF_HUB_OFFLINE` are honoured. Nothing is downloaded. The repository must
+    contain the file `holds`.
 
     Raises:
         ModelError: When the repository or revision does not exist or is not a model, or the hub is
@@ -254,7 +232,9 @@ class Version:
         before = _facts(self.directories)
         result = load()
         is_known = bool(self.stamp) and stamp_of(self.directories) == self.stamp
-        if self.directories and (_facts(self.directories) != before or not (is_known or self._holds(digest))):
+        if self.directories and (
+            _facts(self.directories) != before or not (is_known or digest() == self.commit)
+        ):
             raise ModelChangedError(
                 f"{self.key}: the files in {_named(self.directories)} are not the ones that the study began "
                 "with: something has written to them since. No answer of the new files was kept. Put the old "
@@ -262,9 +242,6 @@ class Version:
                 "experiment_set_id. Give a study a copy of a directory that a training job writes to"
             )
         return result
-
-    def _holds(self, digest: Callable[[], str]) -> bool:
-        return digest() == self.commit
 
 
 def stamp_of(directories: Sequence[Path]) -> str:
@@ -305,12 +282,18 @@ def encoder_version(config: EmbeddingConfig, config_path: Path | None, key: str 
     Raises:
         ModelError: When the directory or hub repository does not exist or is not a model.
     """
-    directory = _encoder_directory(config.model_id, resolve_path(config.model_id, config_path), key)
+    directory = _encoder_directory(config, config_path, key)
     if directory is not None:
         return Version.of(key, (directory.resolve(),), lambda: directory_digest(directory))
-    if config.local_files_only:
-        return Version(key, (), _cached_encoder(config))
-    return Version(key, (), hub_commit(config.model_id, config.revision, key))
+    if not config.local_files_only:
+        return Version(key, (), hub_commit(config.model_id, config.revision, key))
+    commit = _cached_commit(config.model_id, config.revision, CONFIG)
+    if commit is None:
+        raise ModelError(
+            f"{key}: {config.model_id!r} is neither a directory nor in the local hub cache, and "
+            "embedding.local_files_only forbids to ask the hub; download it once, or correct the name"
+        )
+    return Version(key, (), commit)
 
 
 def check_encoder(config: EmbeddingConfig, config_path: Path, key: str = ENCODER) -> str | None:
@@ -322,10 +305,9 @@ def check_encoder(config: EmbeddingConfig, config_path: Path, key: str = ENCODER
     Raises:
         ModelError: When the directory or hub repository does not exist or is not a model.
     """
-    if _encoder_directory(config.model_id, resolve_path(config.model_id, config_path), key) is not None:
-        return None
     try:
-        encoder_version(config, config_path, key)
+        if _encoder_directory(config, config_path, key) is None:
+            encoder_version(config, config_path, key)
     except ModelError as error:
         if not (isinstance(error.__cause__, HubError) and error.__cause__.problem == "unreachable"):
             raise
@@ -333,30 +315,9 @@ def check_encoder(config: EmbeddingConfig, config_path: Path, key: str = ENCODER
     return None
 
 
-def _encoder_directory(written: str, candidate: Path, key: str) -> Path | None:
+def _encoder_directory(config: EmbeddingConfig, config_path: Path | None, key: str) -> Path | None:
     """Return the directory of `embedding.model_id`, None for a hub id."""
-    if not candidate.exists():
-        if written.startswith(("/", "./", "../", "~")) or written.count("/") > 1:
-            raise ModelError(
-                f"{key}: there is no directory {written!r} (looked at {candidate}); name one, or a hub "
-                "id such as 'sentence-transformers/all-MiniLM-L6-v2'"
-            )
-        return None
-    missing = [] if (candidate / "config.json").is_file() else ["config.json"]
-    if not any(next(candidate.glob(pattern), None) for pattern in _ENCODER_WEIGHTS):
-        missing.append("weights (*.safetensors)")
-    if missing:
-        raise ModelError(f"{key}: {written!r} is no encoder, for lack of {' and '.join(missing)}")
-    return candidate
-
-
-def _cached_encoder(config: EmbeddingConfig) -> str:
-    from huggingface_hub import try_to_load_from_cache
-
-    cached = try_to_load_from_cache(config.model_id, "config.json", revision=config.revision)
-    if isinstance(cached, str):
-        return Path(cached).parent.name
-    raise ModelError(
-        f"{ENCODER}: {config.model_id!r} is neither a directory nor in the local hub cache, and "
-        "embedding.local_files_only forbids to ask the hub; download it once, or correct the name"
-    )
+    found = local_directory(config.model_id, resolve_path(config.model_id, config_path), key)
+    if found is not None and (missing := _missing_files(found)):
+        raise ModelError(f"{key}: {config.model_id!r} is no encoder, for lack of {missing}")
+    return found

@@ -5,7 +5,8 @@ once. Other models read prompts of equal length together, without padding.
 """
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from itertools import batched
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,8 @@ from numpy.typing import NDArray
 from mllm_shapx.errors import ModelError
 from mllm_shapx.models.base import Decoding, Likelihood
 from mllm_shapx.models.decoder_choice import Decoder
-from mllm_shapx.models.decoding import PIECE_NODES, OwnLoop
-from mllm_shapx.models.plain_generate import of_one_length
+from mllm_shapx.models.decoding import OwnLoop
+from mllm_shapx.models.plain_generate import grouped, in_groups
 from mllm_shapx.models.prefix_tree import build_tree
 from mllm_shapx.models.sampling import not_finite
 
@@ -46,8 +47,8 @@ class Likelihoods:
         self._loop = OwnLoop(model, decoder.settings)
         self._parameters = inspect.signature(model.forward).parameters
         self._rows: int = model.get_input_embeddings().num_embeddings
-        usual = PIECE_NODES.get(model.device.type, PIECE_NODES["cpu"])
-        self._most_nodes: int = max(1, min(usual, MOST_LOGITS // self._rows))
+        self.most_nodes: int = max(1, min(self._loop.most_nodes, MOST_LOGITS // self._rows))
+        """About how many positions one forward pass takes; a single prompt may be longer."""
         self._checked = False
 
     def read(self, prompts: Sequence[Ids], continuations: Sequence[Ids], top_k: int = 0) -> list[Likelihood]:
@@ -61,11 +62,6 @@ class Likelihoods:
             self._check()
             self._checked = True
         return self._read(prompts, continuations, top_k)
-
-    @property
-    def positions_at_a_time(self) -> int:
-        """Return about how many positions one forward pass takes; a single prompt may be longer."""
-        return self._most_nodes
 
     def _check(self) -> None:
         """Compare with the probabilities of generated answers: some models attend to later tokens."""
@@ -84,22 +80,20 @@ class Likelihoods:
     def _read(self, prompts: Sequence[Ids], continuations: Sequence[Ids], top_k: int) -> list[Likelihood]:
         lengths = [len(prompt) + len(tokens) for prompt, tokens in zip(prompts, continuations, strict=True)]
         self._decoder.prove(max(lengths))
-        shared = [place for place, length in enumerate(lengths) if self._decoder.shares_beginnings(length)]
-        rest = [place for place, length in enumerate(lengths) if not self._decoder.shares_beginnings(length)]
-        found: dict[int, Likelihood] = {}
-        for places, read in ((shared, self._in_a_tree), (rest, self._of_equal_lengths)):
-            if places:
-                chosen = [prompts[place] for place in places], [continuations[place] for place in places]
-                found.update((places[each], value) for each, value in read(*chosen, top_k))
-        return [found[place] for place in range(len(prompts))]
+        shared = [self._decoder.shares_beginnings(length) for length in lengths]
+
+        def read(places: Sequence[int]) -> list[Likelihood]:
+            way = self._in_a_tree if shared[places[0]] else self._of_equal_lengths
+            return way([prompts[each] for each in places], [continuations[each] for each in places], top_k)
+
+        return in_groups(grouped(shared), read)
 
     def _in_a_tree(
         self, prompts: Sequence[Ids], continuations: Sequence[Ids], top_k: int
-    ) -> Iterator[tuple[int, Likelihood]]:
-        """Yield index and likelihood of each prompt, in any order."""
+    ) -> list[Likelihood]:
         # The last token is not an input: nothing follows it.
         rows = [(*prompt, *tokens[:-1]) for prompt, tokens in zip(prompts, continuations, strict=True)]
-        tree = build_tree(rows, self._most_nodes, most_trunk=min(map(len, prompts)) - 1)
+        tree = build_tree(rows, self.most_nodes, most_trunk=min(map(len, prompts)) - 1)
         order = tree.order.tolist()
         wanted = [path[len(prompts[place]) - 1 :] for place, path in zip(order, tree.paths, strict=True)]
         groups: list[list[int]] = []
@@ -110,26 +104,33 @@ class Likelihoods:
             nodes.append(np.concatenate(wanted[first:stop]) - offset)
             groups.append(order[first:stop])
             first, offset = stop, offset + len(piece.tokens)
-        for places, logits in zip(groups, self._loop.logits_at(tree, nodes), strict=True):
-            yield from zip(
-                places, likelihoods(logits, [continuations[each] for each in places], top_k), strict=True
-            )
+        logits = self._loop.logits_at(tree, nodes)
+        return in_groups(
+            groups,
+            lambda places: likelihoods(next(logits), [continuations[each] for each in places], top_k),
+        )
 
     def _of_equal_lengths(
         self, prompts: Sequence[Ids], continuations: Sequence[Ids], top_k: int
-    ) -> Iterator[tuple[int, Likelihood]]:
-        """Yield index and likelihood of each prompt, in any order."""
+    ) -> list[Likelihood]:
         rows = [(*prompt, *tokens[:-1]) for prompt, tokens in zip(prompts, continuations, strict=True)]
-        for group in of_one_length(rows):
-            length = len(rows[group[0]])
-            alone = self._decoder.way_for(length + 1).endswith("one prompt at a time")
-            size = 1 if alone else max(1, self._most_nodes // length)
-            for start in range(0, len(group), size):
-                places = group[start : start + size]
-                tails = [continuations[place] for place in places]
-                logits = self._logits([rows[place] for place in places], max(map(len, tails)))
-                kept = [each[-len(tail) :] for each, tail in zip(logits, tails, strict=True)]
-                yield from zip(places, likelihoods(torch.cat(kept), tails, top_k), strict=True)
+
+        def read(places: Sequence[int]) -> list[Likelihood]:
+            tails = [continuations[place] for place in places]
+            logits = self._logits([rows[place] for place in places], max(map(len, tails)))
+            kept = [each[-len(tail) :] for each, tail in zip(logits, tails, strict=True)]
+            return likelihoods(torch.cat(kept), tails, top_k)
+
+        groups = grouped(map(len, rows))
+        return in_groups(
+            (places for group in groups for places in batched(group, self._rows_together(rows[group[0]]))),
+            read,
+        )
+
+    def _rows_together(self, row: Ids) -> int:
+        """Return how many rows of the length of `row` go through the model together."""
+        is_alone = self._decoder.way_for(len(row) + 1).endswith("one prompt at a time")
+        return 1 if is_alone else max(1, self.most_nodes // len(row))
 
     def _logits(self, rows: Sequence[Ids], tail: int) -> torch.Tensor:
         """Return the logits of rows of one length, at least those of their last `tail` tokens."""

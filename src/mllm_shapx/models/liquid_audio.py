@@ -10,6 +10,7 @@ from mllm_shap import ConversationSnapshot
 from numpy.typing import NDArray
 
 from mllm_shapx.config.model_settings import ModelSettings
+from mllm_shapx.data.hub_access import one_line
 from mllm_shapx.errors import ModelError
 from mllm_shapx.models.base import (
     Answer,
@@ -18,11 +19,13 @@ from mllm_shapx.models.base import (
     Likelihood,
     ModelIdentity,
     ModelReport,
+    States,
+    Vector,
     pool,
 )
-from mllm_shapx.models.devices import memory_errors, own_memory, pick_device, pick_dtype
+from mllm_shapx.models.devices import loaded_identity, memory_errors, own_memory, pick_device, pick_dtype
 from mllm_shapx.models.liquid_chat import ChatEncoder, LiquidPrompt
-from mllm_shapx.models.liquid_checkpoint import LiquidCheckpoint, load_checkpoint
+from mllm_shapx.models.liquid_checkpoint import load_checkpoint
 from mllm_shapx.models.liquid_decoding import (
     AUDIO_START,
     END_OF_AUDIO,
@@ -30,9 +33,9 @@ from mllm_shapx.models.liquid_decoding import (
     TEXT_END,
     BatchDecoder,
     Generation,
+    read_batch,
 )
 from mllm_shapx.models.liquid_encoding import PromptEmbedder
-from mllm_shapx.models.liquid_likelihood import read_batch
 from mllm_shapx.models.liquid_waveform import OUTPUT_RATE, FrameDecoder
 
 _STEERING = frozenset({IM_END, AUDIO_START, TEXT_END})
@@ -47,92 +50,31 @@ class LiquidAudioModel:
 
     def __init__(
         self,
-        checkpoint: LiquidCheckpoint,
+        model: Any,
+        processor: Any,
+        settings: ModelSettings,
         identity: ModelIdentity,
         device: torch.device,
-        *,
-        max_batch_size: int | None = None,
     ) -> None:
-        self._model = checkpoint.model
-        self._identity = identity
+        self.network = model
+        """The package's own `LFM2AudioModel`."""
+        self.identity = identity
+        self.max_batch_size = None if settings.kwargs.batch_size == "auto" else settings.kwargs.batch_size
+        self.embedder = PromptEmbedder(model)
         self._device = device
-        self._max_batch_size = max_batch_size
-        self._chats = ChatEncoder(checkpoint.processor)
-        self._embedder = PromptEmbedder(checkpoint.model)
-        self._decoder = BatchDecoder(checkpoint.model)
-        self._frames = FrameDecoder(checkpoint, device)
-
-    @classmethod
-    def load(
-        cls,
-        folder: Path,
-        *,
-        dtype: str = "auto",
-        device: str | None = None,
-        attn_implementation: str | None = None,
-        max_batch_size: int | None = None,
-        model_id: str | None = None,
-        revision: str | None = None,
-    ) -> "LiquidAudioModel":
-        """Load a checkpoint directory.
-
-        Args:
-            folder: Directory of the checkpoint.
-            dtype: `auto`, `float32`, `bfloat16` or `float16`.
-            device: `cuda`, `cuda:1`, `cpu`, `mps`; the best available when None.
-            attn_implementation: Attention kernel of the backbone; `sdpa` when None.
-            max_batch_size: Prompts per batch; None for `auto`.
-            model_id: Name recorded with results; the folder when None.
-            revision: Hub commit or digest recorded with results.
-
-        Raises:
-            ModelError: When the model cannot be loaded.
-            ResourceError: When the machine lacks the device.
-        """
-        place = pick_device(device)
-        weights = pick_dtype(dtype, place)
-        checkpoint = load_checkpoint(
-            folder, dtype=weights, device=place, attn_implementation=attn_implementation or "sdpa"
-        )
-        own_memory(checkpoint.model)
-        identity = ModelIdentity(
-            connector="liquid_audio",
-            model_id=model_id or str(folder),
-            revision=revision,
-            dtype=str(weights).removeprefix("torch."),
-            device=str(place),
-        )
-        return cls(checkpoint, identity, place, max_batch_size=max_batch_size)
-
-    @property
-    def identity(self) -> ModelIdentity:
-        """Return name, revision, dtype and device of the loaded model."""
-        return self._identity
+        self._chats = ChatEncoder(processor)
+        self._decoder = BatchDecoder(model)
+        self._frames = FrameDecoder(processor, device)
 
     @property
     def report(self) -> ModelReport:
         """Return an empty report: the config decides the answers."""
         return ModelReport()
 
-    @property
-    def max_batch_size(self) -> int | None:
-        """Return the configured prompts per batch, None for `auto`."""
-        return self._max_batch_size
-
-    @property
-    def package_model(self) -> Any:
-        """Return the package's own `LFM2AudioModel`."""
-        return self._model
-
-    @property
-    def recordings_encoded(self) -> int:
-        """Return the number of recordings that the audio encoder has encoded."""
-        return self._embedder.recordings_encoded
-
     def forget_recordings(self) -> None:
         """Drop the cached features and encodings of recordings."""
-        self._chats.forget_recordings()
-        self._embedder.clear()
+        self._chats.recordings.clear()
+        self.embedder.encoded.clear()
 
     def encode(self, snapshot: ConversationSnapshot, decoding: Decoding) -> LiquidPrompt:
         """Encode one conversation; see `ChatEncoder.encode`.
@@ -164,7 +106,7 @@ class LiquidAudioModel:
             OutOfMemory: When the device cannot hold the batch.
         """
         with torch.inference_mode(), memory_errors(self._device):
-            return self._decoder.decode(self._embedder.batch(prompts), decoding, seeds)
+            return self._decoder.decode(self.embedder.batch(prompts), decoding, seeds)
 
     def tokens_of(self, text: str) -> tuple[int, ...]:
         """Return the tokens of `text` alone (see `ReadsLikelihoods`)."""
@@ -175,11 +117,9 @@ class LiquidAudioModel:
     ) -> list[Likelihood]:
         """Return the likelihood of `continuations[i]` (text) after prompt i (see `ReadsLikelihoods`)."""
         with torch.inference_mode(), memory_errors(self._device):
-            return read_batch(self._model, self._embedder.batch(prompts), continuations, top_k)
+            return read_batch(self.network, self.embedder.batch(prompts), continuations, top_k)
 
-    def embed(
-        self, answers: Sequence[Answer], mode: EmbeddingMode, reducer: str
-    ) -> list[NDArray[np.float64]]:
+    def embed(self, answers: Sequence[Answer], mode: EmbeddingMode, reducer: str) -> list[Vector]:
         """Return one vector per answer (see `Model.embed`); audio frames follow the text tokens."""
         with torch.inference_mode(), memory_errors(self._device):
             return [pool(states, reducer) for states in self._states(answers, mode)]
@@ -192,7 +132,7 @@ class LiquidAudioModel:
     def close(self) -> None:
         """Release the weights."""
         self.forget_recordings()
-        del self._model, self._embedder, self._decoder, self._frames
+        del self.network, self.embedder, self._decoder, self._frames
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -206,7 +146,7 @@ class LiquidAudioModel:
             audio_frames=tuple(frame for frame in frames if frame[0] != END_OF_AUDIO),
         )
 
-    def _states(self, answers: Sequence[Answer], mode: EmbeddingMode) -> list[NDArray[np.float64]]:
+    def _states(self, answers: Sequence[Answer], mode: EmbeddingMode) -> list[States]:
         """Return each answer's states, (tokens and frames, hidden)."""
         inputs = [self._input_embeddings(answer) for answer in answers]
         if mode == "CONTEXTUAL":
@@ -216,11 +156,11 @@ class LiquidAudioModel:
     def _input_embeddings(self, answer: Answer) -> torch.Tensor:
         """Return the answer's input embeddings, shaped (tokens and frames, hidden)."""
         tokens = torch.tensor(answer.token_ids, dtype=torch.long, device=self._device)
-        text: torch.Tensor = self._model.lfm.embed_tokens(tokens)
+        text: torch.Tensor = self.network.lfm.embed_tokens(tokens)
         if not answer.audio_frames:
             return text
         frames = torch.tensor(answer.audio_frames, device=self._device)
-        audio = self._model.audio_embedding(frames + self._model.codebook_offsets).sum(1)
+        audio = self.network.audio_embedding(frames + self.network.codebook_offsets).sum(1)
         return torch.cat([text, audio])
 
     def _contextual(self, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -229,22 +169,27 @@ class LiquidAudioModel:
         if not filled:
             return inputs
         padded = torch.nn.utils.rnn.pad_sequence(filled, batch_first=True)
-        output = iter(self._model.lfm(inputs_embeds=padded, use_cache=False).last_hidden_state)
+        output = iter(self.network.lfm(inputs_embeds=padded, use_cache=False).last_hidden_state)
         return [next(output)[: len(states)] if len(states) else states for states in inputs]
 
 
 def load(settings: ModelSettings, model_path: Path | None, revision: str | None) -> LiquidAudioModel:
-    """Load the model of a run (see `registry.LOADERS`)."""
+    """Load the model of a run (see `registry.LOADERS`).
+
+    Raises:
+        ModelError: When the model cannot be loaded.
+        ResourceError: When the machine lacks the device.
+    """
     options = settings.kwargs
-    return LiquidAudioModel.load(
-        _download(settings.model_id, revision) if model_path is None else model_path,
-        dtype=options.dtype,
-        device=settings.device,
-        attn_implementation=options.attn_implementation,
-        max_batch_size=None if options.batch_size == "auto" else options.batch_size,
-        model_id=settings.model_id,
-        revision=revision,
+    device = pick_device(settings.device)
+    dtype = pick_dtype(options.dtype, device)
+    folder = _download(settings.model_id, revision) if model_path is None else model_path
+    model, processor = load_checkpoint(
+        folder, dtype=dtype, device=device, attn_implementation=options.attn_implementation or "sdpa"
     )
+    own_memory(model)
+    identity = loaded_identity(settings, revision, dtype, device)
+    return LiquidAudioModel(model, processor, settings, identity, device)
 
 
 def _download(repo_id: str, revision: str | None) -> Path:
@@ -259,8 +204,7 @@ def _download(repo_id: str, revision: str | None) -> Path:
     try:
         return Path(snapshot_download(repo_id, revision=revision))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ModelError(
             f"connector_kwargs.model_id: {repo_id!r} at revision {revision!r} cannot be downloaded: "
-            f"{reason}; check the name and the network, or name a local directory"
+            f"{one_line(error)}; check the name and the network, or name a local directory"
         ) from error

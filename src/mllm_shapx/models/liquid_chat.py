@@ -2,8 +2,6 @@
 
 import hashlib
 import threading
-from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -13,14 +11,13 @@ from mllm_shap import AudioPart, ConversationSnapshot, Message, TextPart
 from mllm_shap.alignment.io import decode_audio
 
 from mllm_shapx.errors import RowError
+from mllm_shapx.models.byte_cache import ByteCache
 
 SAMPLE_RATE = 16_000
 """The model's input rate, in hertz."""
-
 MIN_SAMPLES = 320
 """Shortest recording with usable features: two feature frames of 10 ms at `SAMPLE_RATE`.
 Shorter recordings are padded with silence; empty recordings are left out of the prompt."""
-
 FEATURE_CACHE_BYTES = 128 * 2**20
 
 
@@ -34,6 +31,11 @@ class Recording:
     """Log-mel features, float32, shaped (bands, feature frames)."""
     positions: int
     """Positions of the recording in the prompt: one per 8 feature frames, rounded up."""
+
+    @property
+    def nbytes(self) -> int:
+        """Return the bytes of the features."""
+        return int(self.features.nbytes)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,10 +58,13 @@ class ChatEncoder:
 
     def __init__(self, processor: Any) -> None:
         self._tokenizer = processor.text
-        self._features = _FeatureCache(_FeatureExtractor(processor.audio))
+        self._preprocessor = processor.audio
+        self.recordings: ByteCache[Recording] = ByteCache(FEATURE_CACHE_BYTES)
+        """Recently used recordings: coalitions of one row share many."""
         # Fast tokenizers are not thread-safe; the same one decodes answers.
         self._lock = threading.Lock()
-        self._tokenize = lru_cache(maxsize=4096)(self._tokenize_uncached)
+        self.tokens_of = lru_cache(maxsize=4096)(self._tokenize)
+        """Returns the tokens of a text alone, without special tokens."""
 
     def encode(self, snapshot: ConversationSnapshot, assistant_prefill: str | None) -> LiquidPrompt:
         """Return the chat, one turn per message, up to the assistant's answer.
@@ -67,56 +72,53 @@ class ChatEncoder:
         Raises:
             RowError: `bad_audio` when a recording cannot be decoded.
         """
-        ids = list(self._tokenize("<|startoftext|>"))
+        ids = list(self.tokens_of("<|startoftext|>"))
         recordings: list[tuple[int, Recording]] = []
         for message in snapshot.messages():
-            ids.extend(self._tokenize(f"<|im_start|>{message.role.value}\n"))
+            ids.extend(self.tokens_of(f"<|im_start|>{message.role.value}\n"))
             self._add_content(message, ids, recordings)
-            ids.extend(self._tokenize("<|im_end|>\n"))
-        ids.extend(self._tokenize("<|im_start|>assistant\n"))
+            ids.extend(self.tokens_of("<|im_end|>\n"))
+        ids.extend(self.tokens_of("<|im_start|>assistant\n"))
         if assistant_prefill:
-            ids.extend(self._tokenize(assistant_prefill))
+            ids.extend(self.tokens_of(assistant_prefill))
         return LiquidPrompt(tuple(ids), tuple(recordings))
-
-    def tokens_of(self, text: str) -> tuple[int, ...]:
-        """Return the tokens of a text alone, without special tokens."""
-        return self._tokenize(text)
 
     def decode(self, token_ids: list[int]) -> str:
         """Return the text of generated tokens without special tokens."""
         with self._lock:
             return str(self._tokenizer.decode(token_ids, skip_special_tokens=True))
 
-    def forget_recordings(self) -> None:
-        """Drop the cached features."""
-        self._features.clear()
-
     def _add_content(self, message: Message, ids: list[int], recordings: list[tuple[int, Recording]]) -> None:
         for part in message.content:
             if isinstance(part, TextPart):
                 if part.text:
-                    ids.extend(self._tokenize(part.text))
+                    ids.extend(self.tokens_of(part.text))
                 continue
-            recording = self._features.get(part)
+            recording = self._recording(part)
             if recording is not None:
                 recordings.append((len(ids), recording))
                 ids.extend([0] * recording.positions)
 
-    def _tokenize_uncached(self, text: str) -> tuple[int, ...]:
+    def _tokenize(self, text: str) -> tuple[int, ...]:
         with self._lock:
             return tuple(self._tokenizer.encode(text, add_special_tokens=False))
 
+    def _recording(self, part: AudioPart) -> Recording | None:
+        """Return a recording, None when it is empty."""
+        key = hashlib.blake2b(part.data(), digest_size=16).digest()
+        recording = self.recordings.get(key)
+        if recording is None:
+            features = self._features(part)
+            if features is None:
+                return None
+            from liquid_audio.utils import mel2emb_len
 
-class _FeatureExtractor:
-    """Computes the package's log-mel features on the CPU."""
+            recording = Recording(key, features, int(mel2emb_len(features.shape[1])))
+            self.recordings.put(key, recording)
+        return recording
 
-    def __init__(self, preprocessor: Any) -> None:
-        self._preprocessor = preprocessor
-        self._resampler = lru_cache(maxsize=16)(_build_resampler)
-
-    def __call__(self, part: AudioPart, key: bytes) -> Recording | None:
-        from liquid_audio.utils import mel2emb_len
-
+    def _features(self, part: AudioPart) -> torch.Tensor | None:
+        """Return the package's log-mel features, computed on the CPU; None for an empty recording."""
         try:
             waveform, rate = decode_audio(part.data())
         except ValueError as error:
@@ -126,50 +128,15 @@ class _FeatureExtractor:
         with torch.inference_mode():
             wave = torch.from_numpy(waveform)[None]
             if rate != SAMPLE_RATE:
-                wave = self._resampler(rate)(wave)
+                wave = _resampler(rate)(wave)
             wave = torch.nn.functional.pad(wave, (0, max(0, MIN_SAMPLES - wave.shape[1])))
-            features, _ = self._preprocessor(wave, torch.tensor([wave.shape[1]]))
-        return Recording(key, features[0], int(mel2emb_len(features.shape[2])))
+            features: torch.Tensor = self._preprocessor(wave, torch.tensor([wave.shape[1]]))[0][0]
+        return features
 
 
-def _build_resampler(rate: int) -> Callable[[torch.Tensor], torch.Tensor]:
+@lru_cache(maxsize=16)
+def _resampler(rate: int) -> Any:
     """Return the filter of `torchaudio.functional.resample`, built once instead of once per recording."""
     from torchaudio.transforms import Resample
 
-    resampler: Callable[[torch.Tensor], torch.Tensor] = Resample(rate, SAMPLE_RATE, dtype=torch.float32)
-    return resampler
-
-
-class _FeatureCache:
-    """Features of recently used recordings, by content: coalitions of one row share many recordings."""
-
-    def __init__(self, extract: _FeatureExtractor) -> None:
-        self._extract = extract
-        self._held: OrderedDict[bytes, Recording | None] = OrderedDict()
-        self._bytes = 0
-        self._lock = threading.Lock()
-
-    def get(self, part: AudioPart) -> Recording | None:
-        key = hashlib.blake2b(part.data(), digest_size=16).digest()
-        with self._lock:
-            if key in self._held:
-                self._held.move_to_end(key)
-                return self._held[key]
-        recording = self._extract(part, key)
-        with self._lock:
-            if key not in self._held:
-                self._held[key] = recording
-                self._bytes += _size(recording)
-            while self._bytes > FEATURE_CACHE_BYTES:
-                _, dropped = self._held.popitem(last=False)
-                self._bytes -= _size(dropped)
-        return recording
-
-    def clear(self) -> None:
-        with self._lock:
-            self._held.clear()
-            self._bytes = 0
-
-
-def _size(recording: Recording | None) -> int:
-    return 0 if recording is None else recording.features.nbytes
+    return Resample(rate, SAMPLE_RATE, dtype=torch.float32)

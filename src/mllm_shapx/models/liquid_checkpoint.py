@@ -1,13 +1,13 @@
 """Loads the real LFM2-Audio model and processor from a hub commit or a directory."""
 
-import json
 import types
 import typing
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from mllm_shapx.errors import ModelError
+from mllm_shapx.models.checkpoint_files import CONFIG, read_json
 
 _LFM_ALIASES = {"block_ff_dim": "intermediate_size"}
 """Keys of old configs -> fields of `Lfm2Config`."""
@@ -16,21 +16,8 @@ _UNUSED = ("audio_embedding.to_logits.", "audio_embedding.embedding_norm.")
 """Weights that generation never reads; a checkpoint may lack them."""
 
 
-@dataclass(frozen=True, slots=True)
-class LiquidCheckpoint:
-    """A loaded checkpoint: the package's own objects."""
-
-    folder: Path
-    config: dict[str, Any]
-    """Content of `config.json`, repaired."""
-    model: Any
-    """`liquid_audio.LFM2AudioModel` in evaluation mode."""
-    processor: Any
-    """`liquid_audio.LFM2AudioProcessor` on the CPU."""
-
-
-def load_checkpoint(folder: Path, *, dtype: Any, device: Any, attn_implementation: str) -> LiquidCheckpoint:
-    """Load model and processor from `folder`.
+def load_checkpoint(folder: Path, *, dtype: Any, device: Any, attn_implementation: str) -> tuple[Any, Any]:
+    """Return the package's own `LFM2AudioModel` in evaluation mode, and its processor on the CPU.
 
     Raises:
         ModelError: When the package is missing or the folder is not an LFM2-Audio checkpoint.
@@ -42,10 +29,6 @@ def load_checkpoint(folder: Path, *, dtype: Any, device: Any, attn_implementatio
         model = _build_model(folder, config, dtype, device)
         model.lfm.set_attn_implementation(attn_implementation)
         processor = _build_processor(folder, config)
-    except ImportError as error:
-        raise ModelError(
-            f"connector 'liquid_audio' needs the audio extra: pip install 'mllm-shapx[audio]' ({error})"
-        ) from error
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
         if type(error).__name__ == "OutOfMemoryError":
             raise ModelError(f"{folder}: the model does not fit into the memory of {device}") from error
@@ -55,7 +38,7 @@ def load_checkpoint(folder: Path, *, dtype: Any, device: Any, attn_implementatio
     if config["lfm"].get("conv_bias"):
         # A biased projection would turn zeroed padding into non-zero states.
         raise ModelError(f"{folder}: LFM2 models with conv_bias cannot be padded into batches")
-    return LiquidCheckpoint(folder, config, model, processor)
+    return model, processor
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -64,20 +47,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         ModelError: When it is missing, not JSON, or lacks the blocks of an LFM2-Audio config.
     """
-    path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text())
-    except OSError as error:
-        raise ModelError(
-            f"{folder} is not a model directory: config.json cannot be read ({error.strerror})"
-        ) from error
-    except ValueError as error:
-        raise ModelError(f"{path} is not JSON: {error}") from error
-    blocks = ("preprocessor", "encoder", "lfm", "depthformer")
-    missing = [block for block in blocks if not isinstance(config, dict) or block not in config]
+    config = read_json(str(folder), folder / CONFIG)
+    missing = [block for block in ("preprocessor", "encoder", "lfm", "depthformer") if block not in config]
     if missing:
         raise ModelError(
-            f"{path} is not the config of an LFM2-Audio model: it lacks {', '.join(missing)}; "
+            f"{folder / CONFIG} is not the config of an LFM2-Audio model: it lacks {', '.join(missing)}; "
             "a text model goes with connector 'hf_text'"
         )
     return repaired(config)
@@ -89,29 +63,32 @@ def repaired(config: dict[str, Any]) -> dict[str, Any]:
     Published configs contain such numbers (`12288.0`); newer validators refuse them. The file stays
     unchanged.
     """
+    from liquid_audio.model.lfm2_audio import LFM2AudioConfig
+
+    blocks = {name: repaired_block(config[name], kind) for name, kind in _kinds_of_blocks().items()}
+    return {**repaired_block(config, LFM2AudioConfig), **blocks}
+
+
+def _kinds_of_blocks() -> dict[str, Any]:
     from liquid_audio.model.conformer.encoder import ConformerEncoderConfig
-    from liquid_audio.model.lfm2_audio import DepthformerConfig, LFM2AudioConfig
+    from liquid_audio.model.lfm2_audio import DepthformerConfig
     from liquid_audio.processor import PreprocessorConfig
     from transformers import Lfm2Config
 
-    result = repaired_block(config, LFM2AudioConfig)
-    for block, kind in (
-        ("preprocessor", PreprocessorConfig),
-        ("encoder", ConformerEncoderConfig),
-        ("depthformer", DepthformerConfig),
-        ("lfm", Lfm2Config),
-    ):
-        result[block] = repaired_block(config[block], kind)
-    return result
+    return {
+        "preprocessor": PreprocessorConfig,
+        "encoder": ConformerEncoderConfig,
+        "depthformer": DepthformerConfig,
+        "lfm": Lfm2Config,
+    }
 
 
 def repaired_block(block: dict[str, Any], kind: type) -> dict[str, Any]:
     """Return `block` with whole floats converted to integers for integer fields of the class `kind`."""
     import torch
 
-    hints = typing.get_type_hints(
-        kind, localns={"torch": torch}
-    )  # transformers names torch without importing
+    # transformers names torch without importing it.
+    hints = typing.get_type_hints(kind, localns={"torch": torch})
     integers = {field.name for field in fields(kind) if _is_integer(hints.get(field.name))}
     return {
         key: _as_integer(value) if _LFM_ALIASES.get(key, key) in integers else value
@@ -141,17 +118,9 @@ def _as_integer(value: Any) -> Any:
 def _build_model(folder: Path, config: dict[str, Any], dtype: Any, device: Any) -> Any:
     """Build the model as the package's `from_pretrained` does, with our config and attention."""
     from accelerate import init_on_device, load_checkpoint_in_model
-    from liquid_audio.model.conformer.encoder import ConformerEncoderConfig
-    from liquid_audio.model.lfm2_audio import DepthformerConfig, LFM2AudioConfig, LFM2AudioModel
-    from liquid_audio.processor import PreprocessorConfig
-    from transformers import Lfm2Config
+    from liquid_audio.model.lfm2_audio import LFM2AudioConfig, LFM2AudioModel
 
-    blocks = {
-        "preprocessor": PreprocessorConfig(**config["preprocessor"]),
-        "encoder": ConformerEncoderConfig(**config["encoder"]),
-        "depthformer": DepthformerConfig(**config["depthformer"]),
-        "lfm": Lfm2Config(**config["lfm"]),
-    }
+    blocks = {name: kind(**config[name]) for name, kind in _kinds_of_blocks().items()}
     with init_on_device(device, include_buffers=True):
         model = LFM2AudioModel(LFM2AudioConfig(**{**config, **blocks})).to(device=device, dtype=dtype)
     load_checkpoint_in_model(model, folder)

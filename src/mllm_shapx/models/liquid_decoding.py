@@ -1,13 +1,15 @@
-"""Batched decoding for LFM2-Audio; each sequence of a batch has its own modality."""
+"""Batched decoding and teacher forcing for LFM2-Audio; each sequence of a batch has its own modality."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any
 
 import torch
 
-from mllm_shapx.models.base import Decoding
+from mllm_shapx.models.base import Decoding, Likelihood
+from mllm_shapx.models.likelihood import likelihoods
 from mllm_shapx.models.liquid_encoding import PrefillBatch
+from mllm_shapx.models.plain_generate import token_logprobs
 from mllm_shapx.models.sampling import FiniteLogits, Sampler, draws_for
 
 IM_END, AUDIO_START, TEXT_END = 7, 128, 130
@@ -74,45 +76,25 @@ class Generation:
         self.steps.append(frame)
 
 
-class _Chooser:
-    """Chooses one entry per row of logits, greedily or by the row's own draws."""
-
-    def __init__(self, temperature: float | None, top_k: int | None, finite: FiniteLogits) -> None:
-        self._finite = finite
-        self._sample: Sampler | None = None
-        if temperature is not None and temperature > 0 and top_k != 1:
-            self._sample = Sampler(temperature, top_k)
-
-    @property
-    def is_greedy(self) -> bool:
-        return self._sample is None
-
-    def choose(self, logits: torch.Tensor, draws: torch.Tensor | None) -> torch.Tensor:
-        """Return the chosen entries, shaped (rows,), from logits shaped (rows, vocabulary)."""
-        self._finite.add(logits)
-        if draws is None or self._sample is None:
-            return logits.argmax(dim=-1)
-        return self._sample(logits, draws)
-
-
-@dataclass(frozen=True, slots=True)
 class _Sampling:
-    """The choosers of both modalities, and whether log-probabilities are kept."""
+    """Chooses text tokens and codes, greedily or by draws, and checks that logits are numbers."""
 
-    text: _Chooser
-    audio: _Chooser
-    logprobs: bool
-    finite: FiniteLogits
+    def __init__(self, decoding: Decoding) -> None:
+        self.text = _sampler(decoding.text_temperature, decoding.text_top_k)
+        self.audio = _sampler(decoding.audio_temperature, decoding.audio_top_k)
+        self.finite = FiniteLogits()
 
-    @classmethod
-    def of(cls, decoding: Decoding) -> Self:
-        finite = FiniteLogits()
-        return cls(
-            _Chooser(decoding.text_temperature, decoding.text_top_k, finite),
-            _Chooser(decoding.audio_temperature, decoding.audio_top_k, finite),
-            decoding.logprobs,
-            finite,
-        )
+    def choose(
+        self, sampler: Sampler | None, logits: torch.Tensor, draws: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Return the chosen entries, shaped (rows,), from logits shaped (rows, vocabulary)."""
+        self.finite(None, logits)
+        return logits.argmax(dim=-1) if sampler is None or draws is None else sampler(logits, draws)
+
+
+def _sampler(temperature: float | None, top_k: int | None) -> Sampler | None:
+    """Return what draws from logits; None for greedy decoding."""
+    return Sampler(temperature, top_k) if temperature and temperature > 0 and top_k != 1 else None
 
 
 class BatchDecoder:
@@ -134,13 +116,17 @@ class BatchDecoder:
             Generation(interleaved, conf.interleaved_n_text, conf.interleaved_n_audio) for _ in batch.lengths
         ]
         state = _BatchState(everyone, batch)
-        sampling = _Sampling.of(decoding)
+        sampling = _Sampling(decoding)
         draws = self._draws(decoding, seeds, sampling, batch.embeddings.device)
         inputs = batch.embeddings
         for step in range(decoding.max_new_tokens):
             hidden = state.forward(self._model.lfm, inputs)
             inputs = self._advance(
-                state.sequences, hidden, sampling, None if draws is None else draws[state.rows, step]
+                state.sequences,
+                hidden,
+                sampling,
+                None if draws is None else draws[state.rows, step],
+                logprobs=decoding.logprobs,
             )
             if all(sequence.finished for sequence in state.sequences):
                 break
@@ -152,7 +138,7 @@ class BatchDecoder:
         self, decoding: Decoding, seeds: Sequence[int], sampling: _Sampling, device: Any
     ) -> torch.Tensor | None:
         """Return draws shaped (prompts, steps, codebooks); None for greedy decoding."""
-        if sampling.text.is_greedy and sampling.audio.is_greedy:
+        if sampling.text is None and sampling.audio is None:
             return None
         flat = draws_for(seeds, decoding.max_new_tokens * self._codebooks, device)
         return flat.view(len(seeds), decoding.max_new_tokens, self._codebooks)
@@ -163,6 +149,8 @@ class BatchDecoder:
         hidden: torch.Tensor,
         sampling: _Sampling,
         draws: torch.Tensor | None,
+        *,
+        logprobs: bool,
     ) -> torch.Tensor:
         """Advance every unfinished sequence by one step; return the next inputs, (rows, 1, hidden)."""
         alive = [row for row, sequence in enumerate(sequences) if not sequence.finished]
@@ -173,13 +161,11 @@ class BatchDecoder:
         tokens, frames, scores = inputs.new_empty(0), inputs.new_empty(0), None
         if writing:
             logits = torch.nn.functional.linear(hidden[writing], self._model.lfm.embed_tokens.weight)
-            tokens = sampling.text.choose(logits, None if draws is None else draws[writing, 0])
+            tokens = sampling.choose(sampling.text, logits, None if draws is None else draws[writing, 0])
             inputs[writing] = self._model.lfm.embed_tokens(tokens)
-            scores = _logprobs_of(logits, tokens) if sampling.logprobs else None
+            scores = token_logprobs(logits, tokens) if logprobs else None
         if speaking:
-            frames = self._frames(
-                hidden[speaking], sampling.audio, None if draws is None else draws[speaking]
-            )
+            frames = self._frames(hidden[speaking], sampling, None if draws is None else draws[speaking])
             inputs[speaking] = self._model.audio_embedding(frames + self._model.codebook_offsets).sum(1)
         known = [None] * len(writing) if scores is None else scores.tolist()
         for row, token, score in zip(writing, tokens.tolist(), known, strict=True):
@@ -188,7 +174,7 @@ class BatchDecoder:
             sequences[row].take_frame(tuple(frame))
         return inputs[:, None]
 
-    def _frames(self, hidden: torch.Tensor, chooser: _Chooser, draws: torch.Tensor | None) -> torch.Tensor:
+    def _frames(self, hidden: torch.Tensor, sampling: _Sampling, draws: torch.Tensor | None) -> torch.Tensor:
         """Return one audio frame per row, shaped (rows, codebooks), from states shaped (rows, hidden)."""
         model = self._model
         inputs = model.depth_linear(hidden).view(len(hidden), self._codebooks, model.depthformer_dim)
@@ -198,7 +184,7 @@ class BatchDecoder:
         for book in range(self._codebooks):
             output, cache = model.depthformer.forward_cached((inputs[:, book] + previous)[:, None], cache)
             logits = model.depth_embeddings[book].get_logits(output[:, 0])
-            code = chooser.choose(logits, None if draws is None else draws[:, book])
+            code = sampling.choose(sampling.audio, logits, None if draws is None else draws[:, book])
             codes.append(code)
             previous = model.depth_embeddings[book](code)
         frames = torch.stack(codes, dim=1)
@@ -254,6 +240,29 @@ class _BatchState:
         return positions
 
 
-def _logprobs_of(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """Return the natural-log probability of each row's token, shaped (rows,)."""
-    return logits.float().log_softmax(dim=-1).gather(1, tokens[:, None])[:, 0]
+def read_batch(
+    model: Any, batch: PrefillBatch, continuations: Sequence[Sequence[int]], top_k: int
+) -> list[Likelihood]:
+    """Return the likelihood of `continuations[i]` (text tokens, not empty) after prompt i of the batch.
+
+    Raises:
+        RowError: When the model's logits are not numbers.
+    """
+    table, device = model.lfm.embed_tokens, batch.embeddings.device
+    longest = max(map(len, continuations))
+    # The last token is not an input. Padding comes after shorter continuations, which never attend to it.
+    rows = [[*tokens[:-1], *[0] * (longest - len(tokens))] for tokens in continuations]
+    given = table(torch.tensor(rows, dtype=torch.long, device=device))
+    width = batch.embeddings.shape[1]
+    mask = batch.mask()
+    lengths = torch.tensor(batch.lengths, device=device)
+    columns = torch.arange(width + longest - 1, device=device)
+    output = model.lfm(
+        inputs_embeds=torch.cat([batch.embeddings, given], dim=1),
+        attention_mask=None if mask is None else torch.nn.functional.pad(mask, (0, longest - 1), value=1),
+        position_ids=(columns[None] - (width - lengths)[:, None]).clamp(min=0),
+        use_cache=False,
+    )
+    states = output.last_hidden_state[:, width - 1 :]
+    kept = [each[: len(tokens)] for each, tokens in zip(states, continuations, strict=True)]
+    return likelihoods(torch.nn.functional.linear(torch.cat(kept), table.weight), continuations, top_k)

@@ -1,12 +1,12 @@
 """Embeds LFM2-Audio prompts as one left-padded batch; equal recordings are encoded once."""
 
-from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from mllm_shapx.models.byte_cache import ByteCache
 from mllm_shapx.models.liquid_chat import LiquidPrompt, Recording
 
 ENCODED_CACHE_BYTES = 256 * 2**20
@@ -42,8 +42,8 @@ class PromptEmbedder:
 
     def __init__(self, model: Any) -> None:
         self._model = model
-        self._encoded: OrderedDict[bytes, torch.Tensor] = OrderedDict()
-        self._bytes = 0
+        self.encoded: ByteCache[torch.Tensor] = ByteCache(ENCODED_CACHE_BYTES)
+        """Encoded recordings, shaped (positions, hidden), by their key."""
         self.recordings_encoded = 0
         """Recordings encoded so far."""
 
@@ -62,22 +62,15 @@ class PromptEmbedder:
                 embeddings[row, first : first + recording.positions] = encoded[recording.key]
         return PrefillBatch(embeddings, tuple(prompt.length for prompt in prompts))
 
-    def clear(self) -> None:
-        """Drop the encoded recordings to free their memory."""
-        self._encoded.clear()
-        self._bytes = 0
-
     def _encode(self, recordings: Iterable[Recording]) -> dict[bytes, torch.Tensor]:
         """Return the adapted encoder output of each recording, shaped (positions, hidden), by its key."""
         wanted = {recording.key: recording for recording in recordings}
-        found = {key: self._encoded[key] for key in wanted if key in self._encoded}
-        for key in found:
-            self._encoded.move_to_end(key)
+        found = {key: output for key in wanted if (output := self.encoded.get(key)) is not None}
         missing = [recording for key, recording in wanted.items() if key not in found]
         for group in _grouped(missing):
             for recording, output in zip(group, self._run_encoder(group), strict=True):
                 found[recording.key] = output
-                self._keep(recording.key, output)
+                self.encoded.put(recording.key, output)
         return found
 
     def _run_encoder(self, recordings: Sequence[Recording]) -> list[torch.Tensor]:
@@ -90,13 +83,6 @@ class PromptEmbedder:
         self.recordings_encoded += len(recordings)
         # Copies: a cached view would keep its whole batch in memory.
         return [part.clone() for part in adapted.split([item.positions for item in recordings])]
-
-    def _keep(self, key: bytes, output: torch.Tensor) -> None:
-        self._encoded[key] = output
-        self._bytes += output.nbytes
-        while self._bytes > ENCODED_CACHE_BYTES:
-            _, dropped = self._encoded.popitem(last=False)
-            self._bytes -= dropped.nbytes
 
 
 def _grouped(recordings: Sequence[Recording]) -> Iterable[list[Recording]]:

@@ -1,9 +1,9 @@
 """Answers prompts with transformers' `generate`, which supports every model of transformers."""
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -23,68 +23,64 @@ class Generated:
     """Natural-log probability of each token from the model's own logits; None unless requested."""
 
 
-class AnswersBatch(Protocol):
-    """Answers a batch of prompts (token ids) in their order, each with its own seed."""
+@dataclass(frozen=True, slots=True)
+class PromptBatch:
+    """Prompts to be answered together."""
 
-    def __call__(
-        self, prompts: Sequence[Sequence[int]], decoding: Decoding, seeds: Sequence[int]
-    ) -> list[Generated]:
-        """Return one answer per prompt."""
+    prompts: Sequence[Sequence[int]]
+    """Token ids, none empty."""
+    decoding: Decoding
+    seeds: Sequence[int]
+    """One per prompt: it decides the prompt's random draws."""
+
+    def part(self, places: Iterable[int]) -> "PromptBatch":
+        """Return the prompts at `places`, in that order."""
+        places = list(places)
+        seeds = [self.seeds[place] for place in places]
+        return PromptBatch([self.prompts[place] for place in places], self.decoding, seeds)
 
 
-def in_groups(
-    answer: AnswersBatch,
-    groups: Iterable[Sequence[int]],
-    prompts: Sequence[Sequence[int]],
-    decoding: Decoding,
-    seeds: Sequence[int],
-) -> list[Generated]:
-    """Answer `prompts` one group after the other; a group lists the indices of its prompts."""
-    found: dict[int, Generated] = {}
+def in_groups[T](groups: Iterable[Sequence[int]], read: Callable[[Sequence[int]], Iterable[T]]) -> list[T]:
+    """Return what `read` gives for each group of indices, in the order of the indices 0, 1, ..."""
+    found: dict[int, T] = {}
     for group in groups:
-        answers = answer([prompts[place] for place in group], decoding, [seeds[place] for place in group])
-        found.update(zip(group, answers, strict=True))
-    return [found[place] for place in range(len(prompts))]
+        found.update(zip(group, read(group), strict=True))
+    return [found[place] for place in range(len(found))]
 
 
-def of_one_length(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Return the indices of prompts grouped by length, the shortest first."""
+def grouped(keys: Iterable[int]) -> list[list[int]]:
+    """Return the indices of equal keys together, the smallest key first."""
     groups: dict[int, list[int]] = {}
-    for place, prompt in enumerate(prompts):
-        groups.setdefault(len(prompt), []).append(place)
-    return [groups[length] for length in sorted(groups)]
+    for place, key in enumerate(keys):
+        groups.setdefault(key, []).append(place)
+    return [groups[key] for key in sorted(groups)]
 
 
-def generate(
-    model: Any,
-    settings: GenerationSettings,
-    prompts: Sequence[Sequence[int]],
-    decoding: Decoding,
-    seeds: Sequence[int],
-) -> list[Generated]:
-    """Answer `prompts` (token ids), padded on the left to one length, in their order.
+def generate(model: Any, settings: GenerationSettings, batch: PromptBatch) -> list[Generated]:
+    """Answer prompts, padded on the left to one length, in their order.
 
     Raises:
         RowError: When the model's logits are not numbers.
     """
-    ids, mask = left_padded(prompts, settings.vocabulary.pad, model.device)
+    decoding = batch.decoding
+    ids, mask = left_padded(batch.prompts, settings.pad, model.device)
     finite = FiniteLogits()
-    draw = [] if decoding.text_temperature == 0 else [_Draw(settings, decoding, seeds, model.device)]
+    draw = [] if decoding.text_temperature == 0 else [_Draw(settings, batch, model.device)]
     output = call_generate(
         model,
         input_ids=ids,
         attention_mask=mask,
         max_new_tokens=decoding.max_new_tokens,
         do_sample=False,
-        pad_token_id=settings.vocabulary.pad,
+        pad_token_id=settings.pad,
         return_dict_in_generate=True,
         output_logits=decoding.logprobs,
-        logits_processor=[_Watch(finite), *draw],
+        logits_processor=[finite, *draw],
     )
     finite.check()
     tokens = output.sequences[:, ids.shape[1] :]
     logprobs = _logprobs(output.logits, tokens) if decoding.logprobs else None
-    return collect(tokens.tolist(), logprobs, settings.vocabulary.eos)
+    return collect(tokens.tolist(), logprobs, settings.eos)
 
 
 def call_generate(model: Any, **arguments: Any) -> Any:
@@ -126,18 +122,6 @@ def token_logprobs(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     return logits.float().log_softmax(dim=-1).gather(1, tokens[:, None].to(logits.device))[:, 0]
 
 
-class _Watch:
-    """Logits processor that passes the logits to `FiniteLogits` unchanged."""
-
-    def __init__(self, finite: FiniteLogits) -> None:
-        self._finite = finite
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        del input_ids
-        self._finite.add(scores)
-        return scores
-
-
 class _Draw:
     """Logits processor that allows one token per prompt: the one drawn by the prompt's seed.
 
@@ -145,11 +129,9 @@ class _Draw:
     processor runs after those of the generation config (penalties), as sampling does in `generate`.
     """
 
-    def __init__(
-        self, settings: GenerationSettings, decoding: Decoding, seeds: Sequence[int], device: Any
-    ) -> None:
-        self._sample = Sampler.of(sampling_settings(settings.config, decoding))
-        self._draws = draws_for(seeds, decoding.max_new_tokens, device)
+    def __init__(self, settings: GenerationSettings, batch: PromptBatch, device: Any) -> None:
+        self._sample = Sampler.of(sampling_settings(settings.config, batch.decoding))
+        self._draws = draws_for(batch.seeds, batch.decoding.max_new_tokens, device)
         self._step = 0
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:

@@ -29,17 +29,9 @@ def cut_reasoning(text: str, *, begun: bool = False) -> str:
     """Return `text` without think tags and the text between them.
 
     Unclosed reasoning extends to the end. A lone closing tag ends reasoning that began before the text.
-
-    Args:
-        text: An answer.
-        begun: Whether `text` begins inside the reasoning, because the prompt opened it.
+    `begun` says that `text` begins inside the reasoning, because the prompt opened it.
     """
     return _scan(text, begun)[0]
-
-
-def is_within_reasoning(text: str, *, begun: bool = False) -> bool:
-    """Return whether the text after `text` is reasoning."""
-    return _scan(text, begun)[1]
 
 
 def opens_reasoning(prompt: str) -> bool:
@@ -48,16 +40,12 @@ def opens_reasoning(prompt: str) -> bool:
 
 
 class ReasoningCut:
-    """Turns generated tokens into texts without their reasoning.
-
-    Args:
-        tokenizer: Decodes the tokens. It may skip special tokens, and some think tags are special.
-        begun: Whether the template opens the reasoning.
-    """
+    """Turns generated tokens into texts without their reasoning; `begun` when the template opens it."""
 
     def __init__(self, tokenizer: Any, *, begun: bool) -> None:
         self._tokenizer = tokenizer
         self._begun = begun
+        # Decoding skips special tokens, and some think tags are special.
         self._tags = {
             number: token.content
             for number, token in tokenizer.added_tokens_decoder.items()
@@ -66,7 +54,7 @@ class ReasoningCut:
 
     def texts(self, rows: Sequence[Sequence[int]], prefill: str = "") -> list[str]:
         """Return the text of each row of generated tokens; `prefill` comes before each."""
-        begun = is_within_reasoning(prefill, begun=self._begun)
+        _, begun = _scan(prefill, self._begun)
         return [self._without_tags(cut_reasoning(self._decoded(row), begun=begun)) for row in rows]
 
     def _decoded(self, row: Sequence[int]) -> str:

@@ -1,7 +1,6 @@
 """Maps a connector's name to a loaded model, and to the model's identity before loading."""
 
 import importlib
-import importlib.util
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,17 +8,12 @@ from typing import TYPE_CHECKING
 from mllm_shapx.config.loading import resolve_path
 from mllm_shapx.config.model_settings import ModelSettings
 from mllm_shapx.config.servers import CONNECTOR
-from mllm_shapx.errors import ModelError
-from mllm_shapx.models.checkpoint_files import check_files
 from mllm_shapx.models.identity import (
     MODEL_ID,
     Version,
-    check_model_directory,
-    directory_digest,
-    hub_commit,
     local_directory,
 )
-from mllm_shapx.models.text_source import text_commit, text_source
+from mllm_shapx.models.text_source import Place, base_commit, need, text_commit, text_source
 
 if TYPE_CHECKING:
     from mllm_shapx.models.base import Model, PromptEngine
@@ -36,7 +30,8 @@ LOADERS = {
 `model_identity`, recorded in the model's identity. A local adapter is given by its absolute path.
 """
 
-_EXTRA_MODULES = {"liquid_audio": "liquid_audio"}
+_EXTRAS = {"liquid_audio": ("liquid_audio", "audio")}
+"""Connector -> package that it needs, and the extra that installs it."""
 
 
 def load_model(
@@ -45,13 +40,10 @@ def load_model(
     revision: str | None = None,
     config_path: Path | None = None,
 ) -> "Model":
-    """Load the model of `settings`.
+    """Load the model of `settings`, which lies in the directory `model_path`; None for a hub model.
 
-    Args:
-        settings: Connector, model and loading options.
-        model_path: Its local directory; None for a hub model.
-        revision: The commit from `model_identity`; computed when None.
-        config_path: The config file; a relative adapter is also looked up in its folder.
+    `revision` is the commit from `model_identity`, computed when None. A relative adapter is also looked up
+    in the folder of `config_path`.
 
     Raises:
         ModelError: When the connector's extra is not installed or the model cannot be loaded.
@@ -128,12 +120,7 @@ def load_version(
 
 
 def engine_for(model: "Model", limits: "ServerLimits") -> "PromptEngine":
-    """Return the engine of a loaded model; closing the engine also closes the model by default.
-
-    Args:
-        model: The loaded model.
-        limits: Limits of requests to a model behind a server.
-    """
+    """Return the engine of a loaded model; `limits` are those of requests to a model behind a server."""
     from mllm_shapx.models.engine import Engine
     from mllm_shapx.models.server_engine import ServerEngine
     from mllm_shapx.models.server_text import ServerModel
@@ -160,23 +147,14 @@ def check_connector(connector: str) -> None:
     Raises:
         ModelError: When they are not; the message names the extra to install.
     """
-    module = _EXTRA_MODULES.get(connector)
-    if module is not None and importlib.util.find_spec(module) is None:
-        raise ModelError(
-            f"connector {connector!r} needs the 'audio' extra, which is not installed: "
-            "pip install 'mllm-shapx[audio]'  (from a clone: pip install -e '.[audio]')"
-        )
+    if connector in _EXTRAS:
+        need(*_EXTRAS[connector], f"connector {connector!r}")
 
 
 def model_directories(
     settings: ModelSettings, directory: Path | None, config_path: Path | None = None
 ) -> tuple[Path, ...]:
-    """Return the local directories of the model: the base's and the adapter's.
-
-    Args:
-        settings: Connector, model and loading options.
-        directory: The local directory of `model_id`; None for a hub id.
-        config_path: The config file; a relative adapter is also looked up in its folder.
+    """Return the local directories of the model: that of `model_id`, if it has one, and the adapter's.
 
     Raises:
         ModelError: When one does not exist.
@@ -184,8 +162,8 @@ def model_directories(
     if settings.connector != "hf_text":
         return () if directory is None else (directory,)
     source = text_source(settings, directory, config_path)
-    places = (source.base, source.adapter)
-    return tuple(place.directory for place in places if place is not None and place.directory is not None)
+    found = (None if place is None else place.directory for place in (source.base, source.adapter))
+    return tuple(each for each in found if each is not None)
 
 
 def model_revision(settings: ModelSettings, directory: Path | None, config_path: Path | None = None) -> str:
@@ -200,12 +178,7 @@ def model_revision(settings: ModelSettings, directory: Path | None, config_path:
         from mllm_shapx.models.server_identity import served_model
 
         return served_model(settings).commit
-    if directory is None:
-        return hub_commit(settings.model_id, settings.revision)
-    named = f"{MODEL_ID}: directory {settings.model_id!r}"
-    check_model_directory(named, directory)
-    check_files(named, directory)
-    return directory_digest(directory)
+    return base_commit(Place(MODEL_ID, settings.model_id, directory, settings.revision))
 
 
 def _with_absolute_adapter(settings: ModelSettings, config_path: Path | None) -> ModelSettings:

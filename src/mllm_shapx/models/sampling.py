@@ -13,15 +13,19 @@ ALMOST_ONE = 1.0 - 2.0**-40
 
 
 class FiniteLogits:
-    """Checks that all logits of a batch are finite, once at its end: no step waits for the device."""
+    """Checks that all logits of a batch are finite, once at its end: no step waits for the device.
+
+    It is a logits processor of `generate` that changes nothing.
+    """
 
     def __init__(self) -> None:
         self._finite: torch.Tensor | None = None
 
-    def add(self, logits: torch.Tensor) -> None:
+    def __call__(self, input_ids: object, logits: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
         """Add the logits of one step, (prompts, vocabulary). One NaN makes the largest logit NaN."""
         finite = logits.amax(dim=-1).isfinite().all()
         self._finite = finite if self._finite is None else self._finite & finite
+        return logits
 
     def check(self) -> None:
         """Raise `RowError` when a largest logit was not a number."""
@@ -52,9 +56,7 @@ def draws_for(seeds: Sequence[int], steps: int, device: Any) -> torch.Tensor:
 def pick(scores: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
     """Return one token per row by inverting the cumulative distribution of softmax(scores) at `draws`.
 
-    Args:
-        scores: Warped logits, shaped (prompts, vocabulary).
-        draws: One number in [0, 1) per prompt.
+    `scores` are warped logits, shaped (prompts, vocabulary); `draws` has one number in [0, 1) per prompt.
     """
     mass = scores.to(draws.dtype).softmax(dim=-1).cumsum(dim=-1)
     targets = (draws * mass[:, -1])[:, None]
@@ -105,12 +107,7 @@ class Sampler:
         )
 
     def __call__(self, logits: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
-        """Return one token per row.
-
-        Args:
-            logits: The model's, shaped (prompts, vocabulary).
-            draws: One number in [0, 1) per prompt.
-        """
+        """Return one token per row from the model's logits; shapes as in `pick`."""
         scores = logits.float() / self._temperature
         for step in self._before:
             scores = step(None, scores)

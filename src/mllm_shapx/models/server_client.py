@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn, Self
 
 import httpx
 
@@ -33,26 +33,23 @@ Messages = tuple[dict[str, str], ...]
 
 
 class Setback(Exception):  # noqa: N818 -- a condition that the engine handles
-    """A request that got no answer and may be sent again."""
+    """A request that got no answer and may be sent again.
+
+    Args:
+        why: What happened, for messages.
+        kind: `away` without a connection, or when it broke; `busy` when the server says that it takes no
+            requests now; `late` when no answer came in time, because of an overload or of the prompt;
+            `failed` for everything else.
+        wait_s: Seconds of the header Retry-After, which hold for all requests.
+    """
 
     def __init__(
         self,
         why: str,
-        *,
-        is_away: bool = False,
-        is_busy: bool = False,
-        is_late: bool = False,
+        kind: Literal["away", "busy", "late", "failed"] = "failed",
         wait_s: float | None = None,
     ) -> None:
-        self.why = why
-        self.is_away = is_away
-        """Whether there is no connection to the server, or it broke."""
-        self.is_busy = is_busy
-        """Whether the server said that it takes no more requests now, whatever they are."""
-        self.is_late = is_late
-        """Whether it gave no answer in time: it is overloaded, or the prompt is to blame."""
-        self.wait_s = wait_s
-        """Seconds of the header Retry-After, which hold for all requests."""
+        self.why, self.kind, self.wait_s = why, kind, wait_s
         super().__init__(why)
 
 
@@ -84,10 +81,7 @@ class Service:
     def of(cls, settings: ModelSettings, base_url: str | None = None, model: str | None = None) -> "Service":
         """Return the service of a study, with the secrets of this process's environment.
 
-        Args:
-            settings: Say how the model is asked.
-            base_url: Address of a server that was started for this worker; the config's when None.
-            model: Name of the model there; the config's when None.
+        `base_url` and `model` replace the config's for a server that was started for this worker.
 
         Raises:
             ModelError: When a variable is not set.
@@ -137,7 +131,7 @@ def _secret(key: str, variable: str) -> str:
 
 
 class ServerClient:
-    """Sends requests. For one event loop; close it with `aclose`."""
+    """Sends requests. For one event loop; a context manager, or closed with `aclose`."""
 
     def __init__(self, service: Service) -> None:
         self.service = service
@@ -147,6 +141,12 @@ class ServerClient:
             timeout=httpx.Timeout(service.timeout_s, connect=CONNECT_S),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=service.max_concurrency),
         )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *failure: object) -> None:
+        await self.aclose()
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -182,16 +182,16 @@ class ServerClient:
         try:
             async with asyncio.timeout(self.service.timeout_s + CONNECT_S):
                 response = await self._client.request(method, url, json=body)
-        except (TimeoutError, httpx.TimeoutException) as error:
-            if isinstance(error, httpx.ConnectTimeout):
-                raise Setback("it cannot be reached (no connection in time)", is_away=True) from None
-            raise Setback(f"it gave no answer within {self.service.timeout_s:g} s", is_late=True) from None
+        except httpx.ConnectTimeout:
+            raise Setback("it cannot be reached (no connection in time)", "away") from None
+        except (TimeoutError, httpx.TimeoutException):
+            raise Setback(f"it gave no answer within {self.service.timeout_s:g} s", "late") from None
         except httpx.ConnectError as error:
             if _is_certificate(error):
                 self._stop(f"its certificate is not accepted: {error}")
-            raise Setback(f"it cannot be reached ({self._words(error)})", is_away=True) from None
+            raise Setback(f"it cannot be reached ({self._words(error)})", "away") from None
         except httpx.TransportError as error:
-            raise Setback(f"the connection broke ({self._words(error)})", is_away=True) from None
+            raise Setback(f"the connection broke ({self._words(error)})", "away") from None
         except httpx.DecodingError as error:
             raise Setback(f"its answer cannot be decoded ({self._words(error)})") from None
         self._check_status(response)
@@ -205,7 +205,7 @@ class ServerClient:
         if words := self.service.without_secrets(_error_words(response)):
             said += f": {words}"
         if status in _BUSY:
-            raise Setback(f"it is busy ({said})", is_busy=True, wait_s=_wait_s(response))
+            raise Setback(f"it is busy ({said})", "busy", _wait_s(response))
         if status >= httpx.codes.INTERNAL_SERVER_ERROR or status in _TRY_AGAIN:
             raise Setback(f"it failed ({said})", wait_s=_wait_s(response))
         if status in _REFUSED:

@@ -7,9 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NoReturn
 
-import numpy as np
 from mllm_shap import ConversationSnapshot
-from numpy.typing import NDArray
 
 from mllm_shapx.errors import (
     BudgetError,
@@ -28,6 +26,7 @@ from mllm_shapx.models.base import (
     Forcing,
     Likelihood,
     ServerDiedError,
+    Vector,
 )
 from mllm_shapx.models.server_budget import Budget, ServerLimits
 from mllm_shapx.models.server_client import Reply, ServerClient, Setback
@@ -68,6 +67,8 @@ class ServerEngine:
     def __init__(self, model: ServerModel, limits: ServerLimits | None = None) -> None:
         limits = limits or ServerLimits()
         self.model = model
+        self.most_rows = model.service.max_concurrency
+        """Each of the requests in flight may be of another row."""
         model.begin()
         self._patience_s = limits.patience_s
         self._budget = Budget(limits)
@@ -90,13 +91,8 @@ class ServerEngine:
     def stats(self) -> EngineStats:
         """See `PromptEngine.stats`; the batch size is the number of requests in flight."""
         return EngineStats(
-            prompts=self._answered,
-            batches=self._answered,
             busy_seconds=self._throttle.busy_seconds,
-            encode_seconds=0.0,
-            padding_share=0.0,
             batch_size=self._throttle.limit,
-            out_of_memory=0,
             spent=self._budget.spent,
         )
 
@@ -110,11 +106,6 @@ class ServerEngine:
             f"{self._patience_s:g} s for it"
         )
 
-    @property
-    def most_rows(self) -> int:
-        """Return the most requests in flight: then each of them may be of another row."""
-        return self.model.service.max_concurrency
-
     def order(self, snapshot: ConversationSnapshot) -> tuple[str, ...]:
         """Return a key that puts prompts with the same beginning next to each other."""
         return tuple(message.text for message in snapshot.messages())
@@ -127,8 +118,6 @@ class ServerEngine:
         on_answer: Callable[[int, Answer], None] | None = None,
     ) -> list[Answer]:
         """See `PromptEngine.answer`."""
-        if len(seeds) != len(snapshots):
-            raise ValueError(f"{len(snapshots)} prompts need as many seeds, not {len(seeds)}")
         prompts = [self.model.encode(snapshot, decoding) for snapshot in snapshots]
         answers: dict[int, Answer] = {}
 
@@ -145,9 +134,7 @@ class ServerEngine:
             raise first_of(failures) from None
         return [answers[index] for index in range(len(prompts))]
 
-    async def embed(
-        self, answers: Sequence[Answer], mode: EmbeddingMode, reducer: str
-    ) -> list[NDArray[np.float64]]:
+    async def embed(self, answers: Sequence[Answer], mode: EmbeddingMode, reducer: str) -> list[Vector]:
         """Raise `ModelError`: a server gives no states."""
         return self.model.embed(answers, mode, reducer)
 
@@ -184,7 +171,8 @@ class ServerEngine:
                 except Setback as setback:
                     pause_s = self._note(setback, sent_at, trouble)
                 except StudyError as error:
-                    self._break(error)
+                    if self._broken is None:  # else another request has failed meanwhile
+                        self._broken = error
                     raise
             await asyncio.sleep(pause_s)
 
@@ -194,25 +182,13 @@ class ServerEngine:
             return decoding
         return replace(decoding, logprobs=True)
 
-    def _break(self, error: StudyError) -> None:
-        """Stop answering; the first reason is kept."""
-        self._broken = self._broken or error
-
     def _accept(self, reply: Reply) -> Answer:
         if self._broken is not None and not isinstance(self._broken, BudgetError):
             raise self._broken
         served = self._served
         assert served is not None  # noqa: S101 -- for the type checker
-        changed = [
-            f"{name} was {old!r} and is {new!r}"
-            for name, old, new in (
-                ("model", served.model, reply.model),
-                ("system_fingerprint", served.fingerprint, reply.fingerprint),
-            )
-            if old != new
-        ]
-        if changed:
-            self._changed(", ".join(changed))
+        if how := served.difference(replace(served, model=reply.model, fingerprint=reply.fingerprint)):
+            self._changed(how)
         self._answered += 1
         self._setbacks, self._silent_since = 0, None
         self._throttle.succeeded()
@@ -236,7 +212,7 @@ class ServerEngine:
                 self.model.identity.revision if self.model.server is None else (before or served).commit
             )
             if served.commit != expected:
-                self._changed((before.difference(served) if before else None) or f"it has {served}")
+                self._changed((before.difference(served) if before else "") or f"it has {served}")
             self._served, self._is_sure = served, True
 
     def _changed(self, how: str) -> NoReturn:
@@ -261,16 +237,16 @@ class ServerEngine:
         if self._silent_since is None:
             self._silent_since = now
         self._give_up_if_silent(setback, now)
-        if setback.is_away:
+        if setback.kind == "away":
             self._check_own_server()
             # The server may come back with another model.
             self._is_sure = False
             self._throttle.away()
-        elif setback.is_busy or setback.is_late:
+        elif setback.kind in {"busy", "late"}:
             self._throttle.too_many(sent_at)
-        if setback.is_away or setback.is_busy or setback.is_late or setback.wait_s:
+        if setback.kind != "failed" or setback.wait_s:
             self._throttle.pause(setback.wait_s or _pause_s(max(1, self._setbacks)))
-        if setback.is_away or setback.is_busy:
+        if setback.kind in {"away", "busy"}:
             return 0.0
         if not trouble.failures:
             trouble.answered_before = self._answered
@@ -281,7 +257,7 @@ class ServerEngine:
                 f"the server failed {trouble.failures} times at one of its prompts while it answered others: "
                 f"{setback.why}",
             )
-        return 0.0 if setback.is_late or setback.wait_s else _pause_s(trouble.failures)
+        return 0.0 if setback.kind == "late" or setback.wait_s else _pause_s(trouble.failures)
 
     def _check_own_server(self) -> None:
         """Raise `ServerDiedError` when the server of this worker has ended."""

@@ -28,9 +28,8 @@ _PR_SET_CHILD_SUBREAPER = 36
 def main(command: list[str]) -> int:
     """Run a command until it ends or standard input does; return its exit code."""
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
-        signal.signal(
-            number, signal.SIG_IGN
-        )  # a terminal's Ctrl-C is for the worker, which finishes its rows
+        # A terminal's Ctrl-C is for the worker, which finishes its rows.
+        signal.signal(number, signal.SIG_IGN)
     if child := os.fork():
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         return code if code >= 0 else 128 - code

@@ -39,19 +39,27 @@ class ServedModel:
     @property
     def commit(self) -> str:
         """Return the model's version for specs and the store's keys."""
-        told = json.dumps([self.model, self.fingerprint, self.version, self.entry])
+        told = json.dumps(list(self.told.values()))
         return f"server-{hashlib.sha256(told.encode()).hexdigest()[:32]}"
 
-    def difference(self, now: "ServedModel") -> str | None:
-        """Return how `now` differs from this model, as text; None when it does not."""
-        pairs = (
-            ("model", self.model, now.model),
-            ("system_fingerprint", self.fingerprint, now.fingerprint),
-            ("version", self.version, now.version),
-            ("entry in /models", self.entry, now.entry),
-        )
-        found = [f"{name} was {old!r} and is {new!r}" for name, old, new in pairs if old != new]
-        return ", ".join(found) or None
+    def difference(self, now: "ServedModel") -> str:
+        """Return how `now` differs from this model, as text; empty when it does not."""
+        changed = [
+            f"{name} was {old!r} and is {now.told[name]!r}"
+            for name, old in self.told.items()
+            if old != now.told[name]
+        ]
+        return ", ".join(changed)
+
+    @property
+    def told(self) -> dict[str, str | None]:
+        """Return what tells versions of a model apart, each under its name."""
+        return {
+            "model": self.model,
+            "system_fingerprint": self.fingerprint,
+            "version": self.version,
+            "entry in /models": self.entry,
+        }
 
 
 def served_model(settings: ModelSettings) -> ServedModel:
@@ -64,24 +72,22 @@ def served_model(settings: ModelSettings) -> ServedModel:
 
 
 async def _served_model(settings: ModelSettings, service: Service) -> ServedModel:
-    client = ServerClient(service)
-    try:
-        for attempt in range(1, TRIES + 1):
+    attempt = 0
+    async with ServerClient(service) as client:
+        while True:
+            attempt += 1
             try:
                 return await look(client, settings)
+            except ServerError as error:
+                raise ModelError(str(error)) from error
             except Setback as setback:
                 if attempt == TRIES or (setback.wait_s or 0) > LONGEST_PAUSE_S:
-                    kind = ServerAwayError if setback.is_away else ModelError
+                    kind = ServerAwayError if setback.kind == "away" else ModelError
                     raise kind(
                         f"connector_kwargs.base_url: the server at {service.base_url}: {setback.why}; start "
                         "it, or look at the address"
                     ) from None
                 await asyncio.sleep(setback.wait_s or PAUSE_S * attempt / 2)
-    except ServerError as error:
-        raise ModelError(str(error)) from error
-    finally:
-        await client.aclose()
-    raise AssertionError
 
 
 async def look(client: ServerClient, settings: ModelSettings) -> ServedModel:
@@ -127,16 +133,14 @@ async def _first_reply(client: ServerClient, settings: ModelSettings) -> Reply:
 
 async def with_listed_name(service: Service) -> Service:
     """Return the service with the name that a server gives its one model, where it does not know ours."""
-    client = ServerClient(service)
-    try:
-        await client.ask(({"role": "user", "content": "Hello"},), Decoding(1), 0)
-    except (Setback, RowError):
-        return service
-    except ServerError:
-        entries = await _entries(client)
-        return replace(service, model=next(iter(entries))) if len(entries) == 1 else service
-    finally:
-        await client.aclose()
+    async with ServerClient(service) as client:
+        try:
+            await client.ask(({"role": "user", "content": "Hello"},), Decoding(1), 0)
+        except (Setback, RowError):
+            return service
+        except ServerError:
+            entries = await _entries(client)
+            return replace(service, model=next(iter(entries))) if len(entries) == 1 else service
     return service
 
 
@@ -174,11 +178,8 @@ async def _entries(client: ServerClient) -> dict[str, str]:
     data = await _told(client, f"{client.service.base_url}/models")
     found = data.get("data") if isinstance(data, dict) else None
     entries = [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []
-    return {str(entry.get("id")): json.dumps(_stable(entry), sort_keys=True) for entry in entries}
-
-
-def _stable(entry: dict[str, Any]) -> dict[str, Any]:
-    return {key: entry[key] for key in _SAYS_WHICH if key in entry}
+    stable = [{key: entry[key] for key in _SAYS_WHICH if key in entry} for entry in entries]
+    return {str(entry.get("id")): json.dumps(entry, sort_keys=True) for entry in stable}
 
 
 async def _told(client: ServerClient, url: str) -> Any:
@@ -203,7 +204,7 @@ async def _wait_after(setback: Setback) -> None:
     Raises:
         Setback: When it is away or busy, or wants a long pause: all requests are to wait for it.
     """
-    if setback.is_away or setback.is_busy or setback.is_late or (setback.wait_s or 0.0) > LONGEST_PAUSE_S:
+    if setback.kind != "failed" or (setback.wait_s or 0.0) > LONGEST_PAUSE_S:
         raise setback
     await asyncio.sleep(setback.wait_s or RETRY_S)
 

@@ -33,7 +33,7 @@ _PORT_TAKEN = ("address already in use", "address in use", "errno 98")
 
 
 class OwnServer:
-    """A server of this process. Its log is a file that is removed with it.
+    """A server of this process. Its log is a temporary file without a name.
 
     Args:
         command: The program and its arguments, with the placeholders `{port}`, `{host}` and `{model_id}`.
@@ -45,21 +45,19 @@ class OwnServer:
     """
 
     def __init__(self, command: Sequence[str], model: str, start_s: float = START_S) -> None:
-        self._log = _Log()
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 -- `close` closes it
         for attempt in range(1, PORT_TRIES + 1):
             port = _free_port()
             self.root = f"http://{HOST}:{port}"
             self._start(_filled(command, port, model))
             try:
                 self._await(start_s)
-            except ModelError:
+            except BaseException as error:
                 self._end()
-                if attempt == PORT_TRIES or not self._found_its_port_taken():
+                may_retry = isinstance(error, ModelError) and attempt < PORT_TRIES
+                if not (may_retry and self._found_its_port_taken()):
                     self._log.close()
                     raise
-            except BaseException:
-                self.close()
-                raise
             else:
                 return
 
@@ -76,7 +74,10 @@ class OwnServer:
     @property
     def log_tail(self) -> str:
         """Return the last lines of its log."""
-        return self._log.tail()
+        number = self._log.fileno()
+        # The server writes at the file's position: it must not be moved.
+        end = os.pread(number, _TAIL_BYTES, max(0, os.fstat(number).st_size - _TAIL_BYTES))
+        return "\n".join(end.decode(errors="replace").splitlines()[-TAIL_LINES:])
 
     def close(self) -> None:
         """End it with all processes that it has started."""
@@ -85,13 +86,12 @@ class OwnServer:
 
     def _start(self, command: Sequence[str]) -> None:
         guardian = [sys.executable, "-I", str(Path(server_guardian.__file__)), *command]
-        log = self._log.writer
         self._guardian = subprocess.Popen(  # noqa: S603 -- the user's own command
-            guardian, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True
+            guardian, stdin=subprocess.PIPE, stdout=self._log, stderr=self._log, start_new_session=True
         )
 
     def _found_its_port_taken(self) -> bool:
-        text = self._log.tail().lower()
+        text = self.log_tail.lower()
         return any(words in text for words in _PORT_TAKEN)
 
     def _end(self) -> None:
@@ -114,7 +114,7 @@ class OwnServer:
             time.sleep(LOOK_S)
 
     def _fail(self, why: str) -> NoReturn:
-        raise ModelError(f"{_KEY}: {why}; its log ends with\n{self._log.tail()}")
+        raise ModelError(f"{_KEY}: {why}; its log ends with\n{self.log_tail}")
 
     def _is_healthy(self) -> bool:
         """Return whether it answers at /health; at /v1/models where it has no /health."""
@@ -127,29 +127,8 @@ class OwnServer:
         return found.status_code == httpx.codes.OK and self.exit_code is None
 
 
-class _Log:
-    """A file that has no name any more: it is gone with the last process that holds it open."""
-
-    def __init__(self) -> None:
-        number, name = tempfile.mkstemp(prefix="shapx-server-")
-        self.writer = os.fdopen(number, "ab")
-        # A second opening: processes that share one share its position too.
-        self._reader = Path(name).open("rb")  # noqa: SIM115 -- `close` closes it
-        Path(name).unlink()
-
-    def tail(self) -> str:
-        size = self._reader.seek(0, os.SEEK_END)
-        self._reader.seek(max(0, size - _TAIL_BYTES))
-        lines = self._reader.read().decode(errors="replace").splitlines()
-        return "\n".join(lines[-TAIL_LINES:])
-
-    def close(self) -> None:
-        self.writer.close()
-        self._reader.close()
-
-
 def own_server_commit(settings: ModelSettings, model_path: Path | None) -> str:
-    """Return what stands for the version of a model that a worker's own server answers with.
+    """Return the version of a model that a worker's own server answers with.
 
     It is a hash of the command, and of the model's files where `model_id` is a local directory or file.
 
@@ -173,11 +152,7 @@ def _free_port() -> int:
 
 
 def _filled(command: Sequence[str], port: int, model: str) -> list[str]:
-    values = {"{port}": str(port), "{host}": HOST, "{model_id}": model}
-    filled = []
-    for part in command:
-        text = part
-        for placeholder, value in values.items():
-            text = text.replace(placeholder, value)
-        filled.append(text)
-    return filled
+    return [
+        part.replace("{port}", str(port)).replace("{host}", HOST).replace("{model_id}", model)
+        for part in command
+    ]

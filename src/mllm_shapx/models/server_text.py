@@ -5,15 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from mllm_shap import ConversationSnapshot
 from mllm_shap.backends._chat import snapshot_has_audio, snapshot_to_chat_messages
-from numpy.typing import NDArray
 
 from mllm_shapx.config.model_settings import ModelSettings
 from mllm_shapx.config.servers import CONNECTOR
 from mllm_shapx.errors import ModelError, RowError
-from mllm_shapx.models.base import Answer, Decoding, EmbeddingMode, ModelIdentity, ModelReport
+from mllm_shapx.models.base import Answer, Decoding, EmbeddingMode, ModelIdentity, ModelReport, Vector
 from mllm_shapx.models.server_client import Messages, Reply, ServerClient, Service, Setback
 from mllm_shapx.models.server_identity import with_listed_name
 from mllm_shapx.models.server_process import START_S, OwnServer
@@ -49,21 +47,19 @@ class ServerModel:
         server: The server, where this process started it; the model ends it.
     """
 
+    max_batch_size = 1
+    """Every prompt is a request."""
+
     def __init__(
         self, settings: ModelSettings, service: Service, commit: str, server: OwnServer | None = None
     ) -> None:
         self.settings = settings
         self.server = server
         self.service = service
-        self._identity = ModelIdentity(CONNECTOR, settings.model_id, commit, dtype=SERVER, device=SERVER)
+        self.identity = ModelIdentity(CONNECTOR, settings.model_id, commit, dtype=SERVER, device=SERVER)
         self._notes: dict[str, None] = {}
         self._name: str | None = None
         self._fingerprint: str | None = None
-
-    @property
-    def identity(self) -> ModelIdentity:
-        """Return which model is asked; its dtype and device are unknown."""
-        return self._identity
 
     @property
     def report(self) -> ModelReport:
@@ -74,11 +70,6 @@ class ServerModel:
             "system_fingerprint": self._fingerprint,
         }
         return ModelReport(tuple(self._notes), {} if self._name is None else {"server": settings})
-
-    @property
-    def max_batch_size(self) -> int | None:
-        """Return 1: every prompt is a request."""
-        return 1
 
     def encode(self, snapshot: ConversationSnapshot, decoding: Decoding) -> ServerPrompt:  # noqa: ARG002
         """Return a conversation's messages; the server's chat template makes tokens of them.
@@ -100,28 +91,23 @@ class ServerModel:
         Raises:
             ModelError: When the server does not answer.
         """
-        return asyncio.run(self._answers(prompts, decoding, seeds))
 
-    async def _answers(
-        self, prompts: Sequence[ServerPrompt], decoding: Decoding, seeds: Sequence[int]
-    ) -> list[Answer]:
-        client = ServerClient(self.service)
+        async def ask() -> list[Answer]:
+            async with ServerClient(self.service) as client:
+                pairs = zip(prompts, seeds, strict=True)
+                return [(await client.ask(each.messages, decoding, seed)).answer for each, seed in pairs]
+
         try:
-            return [
-                (await client.ask(prompt.messages, decoding, seed)).answer
-                for prompt, seed in zip(prompts, seeds, strict=True)
-            ]
+            return asyncio.run(ask())
         except Setback as setback:
             raise ModelError(f"the server at {self.service.base_url}: {setback.why}") from None
-        finally:
-            await client.aclose()
 
     def embed(
         self,
         answers: Sequence[Answer],  # noqa: ARG002
         mode: EmbeddingMode,  # noqa: ARG002
         reducer: str,  # noqa: ARG002
-    ) -> list[NDArray[np.float64]]:
+    ) -> list[Vector]:
         """Refuse: a server gives no states.
 
         Raises:

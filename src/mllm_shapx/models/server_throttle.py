@@ -163,23 +163,15 @@ class Throttle:
     # --- slots
 
     async def _enter(self) -> None:
-        if self._waiting or not self._is_open():
-            turn = asyncio.get_running_loop().create_future()
-            self._waiting.append(turn)
-            self._wake()
-            try:
-                await turn
-            except asyncio.CancelledError:
-                if turn.done() and not turn.cancelled():
-                    self._leave()
-                raise
-        else:
-            self._take()
-
-    def _take(self) -> None:
-        if not self.in_flight:
-            self._busy_since = time.monotonic()
-        self.in_flight += 1
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        self._wake()
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self._leave()
+            raise
 
     def _leave(self) -> None:
         self.in_flight -= 1
@@ -187,15 +179,15 @@ class Throttle:
             self._busy += time.monotonic() - self._busy_since
         self._wake()
 
-    def _is_open(self) -> bool:
-        return self.in_flight < self._limit and time.monotonic() >= self._not_before
-
     def _wake(self) -> None:
         if self._waiting and time.monotonic() < self._not_before:
             asyncio.get_running_loop().call_later(self._not_before - time.monotonic(), self._wake)
             return
-        while self._waiting and self._is_open():
+        while self._waiting and self.in_flight < self._limit:
             turn = self._waiting.popleft()
-            if not turn.done():
-                self._take()
-                turn.set_result(None)
+            if turn.done():  # cancelled
+                continue
+            if not self.in_flight:
+                self._busy_since = time.monotonic()
+            self.in_flight += 1
+            turn.set_result(None)

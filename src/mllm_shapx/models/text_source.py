@@ -79,10 +79,7 @@ def text_source(settings: ModelSettings, directory: Path | None, config_path: Pa
     adapter_config.json names the base: an absolute path, a path relative to the adapter's directory or to the
     working directory, or a hub id.
 
-    Args:
-        settings: Model and adapter.
-        directory: The local directory of `model_id`; None for a hub id.
-        config_path: The config file; relative paths are also looked up in its folder.
+    `directory` is that of `model_id`; None for a hub id.
 
     Raises:
         ModelError: When a directory does not exist, or holds both a model and an adapter.
@@ -137,8 +134,11 @@ def text_commit(source: TextSource, settings: ModelSettings) -> str:
         ModelError: When files are incomplete, the model is not causal, or an extra is not installed.
     """
     kwargs = settings.kwargs
-    _check_extras(settings)
-    commit = _commit(source.base, kwargs.gguf_file)
+    if kwargs.quantization is not None:
+        need("bitsandbytes", "quantization", f"connector_kwargs.quantization: {kwargs.quantization!r}")
+    if kwargs.gguf_file is not None:
+        need("gguf", "gguf", f"{_GGUF}: {kwargs.gguf_file!r}")
+    commit = base_commit(source.base, kwargs.gguf_file)
     if kwargs.gguf_file is None:
         _check_config(source.base, commit, trusted=kwargs.trust_remote_code)
     if source.adapter is None:
@@ -146,29 +146,24 @@ def text_commit(source: TextSource, settings: ModelSettings) -> str:
     return f"{commit}+{_adapter_commit(source.adapter)}"
 
 
-def split_commit(commit: str) -> tuple[str, str | None]:
-    """Return the commits of the base and of the adapter; None without an adapter."""
-    base, _, adapter = commit.partition("+")
-    return base, adapter or None
+def need(package: str, extra: str, named: str) -> None:
+    """Refuse `named`, a connector or a key with its value, when the package that it needs is missing.
 
-
-def _check_extras(settings: ModelSettings) -> None:
-    kwargs = settings.kwargs
-    if kwargs.quantization is not None:
-        _need("bitsandbytes", "quantization", f"connector_kwargs.quantization: {kwargs.quantization!r}")
-    if kwargs.gguf_file is not None:
-        _need("gguf", "gguf", f"{_GGUF}: {kwargs.gguf_file!r}")
-
-
-def _need(package: str, extra: str, named: str) -> None:
-    """Refuse a setting that needs a missing package."""
+    Raises:
+        ModelError: It names the extra of mllm-shapx that installs the package.
+    """
     if importlib.util.find_spec(package) is None:
         raise ModelError(
             f"{named} needs the package {package}, which is not installed: pip install 'mllm-shapx[{extra}]'"
         )
 
 
-def _commit(base: Place, gguf_file: str | None) -> str:
+def base_commit(base: Place, gguf_file: str | None = None) -> str:
+    """Check the files of a whole model; return the digest of its directory, or its hub commit.
+
+    Raises:
+        ModelError: When files are missing, incomplete or broken, or the hub lacks the model.
+    """
     if base.directory is None:
         return hub_commit(base.written, base.revision, base.key, gguf_file or CONFIG)
     if gguf_file is None:
@@ -191,7 +186,7 @@ def _check_gguf(path: Path, written: str) -> None:
 
 
 def _adapter_commit(adapter: Place) -> str:
-    _need("peft", "peft", adapter.named)
+    need("peft", "peft", adapter.named)
     if adapter.directory is None:
         return hub_commit(adapter.written, adapter.revision, adapter.key, ADAPTER_CONFIG)
     read_json(adapter.named, adapter.directory / ADAPTER_CONFIG)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mllm_shapx.config.sources import TokenizerSource
+from mllm_shapx.data.hub_access import one_line
 from mllm_shapx.errors import ModelError
 
 Spans = list[tuple[int, int]]
@@ -99,8 +100,7 @@ def _of_transformers(source: TokenizerSource) -> Callable[[str], Spans]:
 
 
 def _fault(source: TokenizerSource, error: Exception) -> ModelError:
-    reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
     return ModelError(
-        f'shap.players "tokens" needs the tokenizer of {source.model}, which cannot be loaded: {reason}; '
-        'download it once, or use "words"'
+        f'shap.players "tokens" needs the tokenizer of {source.model}, which cannot be loaded: '
+        f'{one_line(error)}; download it once, or use "words"'
     )
