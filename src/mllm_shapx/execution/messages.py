@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from mllm_shapx.config.models import DatasetConfig, EmbeddingConfig, RuntimeConfig
 from mllm_shapx.config.servers import CONNECTOR
@@ -17,6 +17,7 @@ from mllm_shapx.planning.runs import RunSpec
 from mllm_shapx.planning.units import WorkUnit, plan_units
 from mllm_shapx.records.environments import Environment
 from mllm_shapx.records.likelihood import Likelihood, LikelihoodKey
+from mllm_shapx.reporting.study_progress import WorkerProgress
 from mllm_shapx.tracking.tracker import Placed
 
 
@@ -158,6 +159,10 @@ class Lease:
     """Stored answers of the unit."""
 
 
+Order = Literal["go", "drain", "stop"]
+"""`drain`: finish the held units and take no more. `stop`: drop them; no work is left."""
+
+
 @dataclass(frozen=True, slots=True)
 class LeaseReply:
     """The coordinator's reply to a worker that asks for work."""
@@ -167,8 +172,7 @@ class LeaseReply:
     """Coalitions of another worker's row to answer, if there is no unit."""
     drop: tuple[str, ...] = ()
     """Units that the worker should drop: another worker holds them, or they are done."""
-    order: Literal["go", "drain", "stop"] = "go"
-    """`drain`: finish the held units and take no more. `stop`: drop them; no work is left."""
+    order: Order = "go"
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,51 +206,9 @@ class UnitFailure:
     run_names: tuple[str, ...]
     reason: str
     message: str
-    traceback: str | None
-    final: bool
+    traceback: str | None = None
+    final: bool = False
     """Whether a retry would not help."""
-
-    @classmethod
-    def of_lost_worker(cls, unit_id: str, run_names: tuple[str, ...], detail: str) -> Self:
-        """Return the failure of a unit whose worker died."""
-        message = f"the worker's process died while it explained this row: {detail}"
-        return cls(unit_id, run_names, "worker_died", message, traceback=None, final=False)
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerState:
-    """One worker, for display."""
-
-    name: str
-    node: str
-    device: str
-    rows: tuple[int, ...]
-    """Rows that it is explaining."""
-    answers: int
-    """Answers generated since it started."""
-    gpu_memory: tuple[int, int] | None
-    """Bytes in use and in all of its GPU; None without one."""
-    waiting_for: str
-    """Reason why it waits; empty while it works."""
-
-
-@dataclass(frozen=True, slots=True)
-class RunCalls:
-    """Counts of one run's samples, earlier calls included."""
-
-    coalitions: int = 0
-    answers: int = 0
-    """Answers generated for this run."""
-
-
-@dataclass(frozen=True, slots=True)
-class StudyTally:
-    """Counts for display; no decision depends on them."""
-
-    calls: Mapping[str, RunCalls] = field(default_factory=dict)
-    store_hits: int = 0
-    """Answers found in the store instead of generated."""
-    workers: tuple[WorkerState, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,4 +243,11 @@ class StudyState:
     """Why the coordinator cannot continue, for example a full disk."""
     spent: Spent = field(default_factory=Spent)
     """What this call has asked of a server, where requests or tokens are limited."""
-    tally: StudyTally = field(default_factory=StudyTally)
+    calls: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """Run -> coalitions and generated answers of its samples, earlier calls included."""
+    store_hits: int = 0
+    """Answers found in the store instead of generated."""
+    worker_list: tuple[WorkerProgress, ...] = ()
+    """The workers that have sent a heartbeat, for display, without their speed."""
+    worker_answers: Mapping[str, int] = field(default_factory=dict)
+    """Worker -> answers generated since it started."""

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from mllm_shapx.execution.answers import AnswerFiles
 from mllm_shapx.execution.environment import record_environment, record_report
 from mllm_shapx.execution.messages import Answers, Study, UnitFailure, WorkerInfo
-from mllm_shapx.execution.tally import Tally
 from mllm_shapx.explaining.coalitions import REUSED
 from mllm_shapx.models.base import ModelReport
 from mllm_shapx.planning.precision import loaded_warnings
@@ -38,6 +37,10 @@ class _Run:
     """Selected rows among `completed`. Cached: recounting is O(rows) for each state."""
     failed_now: int
     """The same for `failed`."""
+    coalitions: int
+    """Coalitions of the samples of selected rows."""
+    answers: int
+    """Answers that the model gave for these samples."""
 
 
 class ResultWriter:
@@ -50,7 +53,6 @@ class ResultWriter:
         inspections: Inspection of each run's directory; None to inspect the directories now.
         on_sample: Called with each new sample, once it is on disk.
         note: Called with each message for the user, a sentence.
-        tally: Counts the written results.
     """
 
     def __init__(
@@ -59,14 +61,12 @@ class ResultWriter:
         inspections: Mapping[str, RunInspection] | None,
         on_sample: OnSample | None,
         note: Callable[[str], None],
-        tally: Tally,
     ) -> None:
         self.model_calls = 0
         """Written answers and likelihoods that the model gave since the start."""
         self._study = study
         self._on_sample = on_sample
         self._note = note
-        self._tally = tally
         self._storage = open_storage(study.output_uri)
         self._rows = frozenset(study.rows)
         self._runs = {run.name: self._open(run.name, inspections) for run in study.runs}
@@ -82,7 +82,7 @@ class ResultWriter:
                 self._note(note)
         else:
             inspection = inspections[name]
-        self._tally.begin(name, inspection.calls, self._study.rows)
+        calls = [counts for row, counts in inspection.calls.items() if row in self._rows]
         return _Run(
             records,
             records.checkpoint_writer(self._study.rows, inspection),
@@ -92,6 +92,8 @@ class ResultWriter:
             failure_files=set(inspection.attempts),
             done_now=len(inspection.completed & self._rows),
             failed_now=len(inspection.failed & self._rows),
+            coalitions=sum(coalitions for coalitions, _ in calls),
+            answers=sum(answers for _, answers in calls),
         )
 
     # --- state
@@ -115,6 +117,11 @@ class ResultWriter:
     def failed_now(self) -> dict[str, int]:
         """Return run -> selected quarantined rows."""
         return {name: run.failed_now for name, run in self._runs.items()}
+
+    @property
+    def calls(self) -> dict[str, tuple[int, int]]:
+        """Return run -> coalitions and generated answers of its samples."""
+        return {name: (run.coalitions, run.answers) for name, run in self._runs.items()}
 
     def attempts(self, unit: WorkUnit) -> int:
         """Return the attempts of a unit in earlier calls."""
@@ -166,7 +173,8 @@ class ResultWriter:
             run.records.clear_failure(row)
             run.failure_files.discard(row)
         run.completed.add(row)
-        self._tally.written(sample)
+        run.coalitions += sample.n_calls
+        run.answers += sample.model_calls
         if row in run.failed:
             run.failed.discard(row)
             run.failed_now -= row in self._rows
