@@ -2,12 +2,16 @@
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from mllm_shap import ConversationSnapshot
+
 from mllm_shapx.execution.messages import Answers
-from mllm_shapx.explaining.similarity import Vector
+from mllm_shapx.explaining.forcing import KeepLikelihood
+from mllm_shapx.explaining.similarity import Embedder, Vector
+from mllm_shapx.models.base import Answer
 from mllm_shapx.planning.runs import RunSpec
 from mllm_shapx.planning.units import WorkUnit
 from mllm_shapx.records.storage import Storage
@@ -75,10 +79,20 @@ class AnswerFiles:
         key, header = self._keys[unit.generation_key], self._header(unit, answers)
         return self._store.merge_likelihoods(unit.row_index, key, header, answers.likelihoods)
 
-    def vectors(self, unit: WorkUnit, kind: str) -> dict[bytes, Vector]:
-        """Return the stored vectors of one kind by the answer's `content_id`."""
+    def embedder(self, unit: WorkUnit, kind: str, known: Mapping[int, Answer]) -> Embedder:
+        """Return an embedder with the stored vectors of one kind; `known` are the unit's answers."""
         key = unit.generation_key
-        return self._store.read_embeddings(unit.row_index, self._keys[key], self._headers[key], kind)[0]
+
+        async def embed(answers: Sequence[Answer]) -> list[Vector]:
+            header = self._headers[key]
+            vectors = self._store.read_embeddings(unit.row_index, self._keys[key], header, kind)[0]
+            missing = [answer.content_id for answer in answers if answer.content_id not in vectors]
+            if missing:
+                masks = [mask for mask, answer in known.items() if answer.content_id in set(missing)]
+                raise NotStoredError("vector(s)", masks, len(missing))
+            return [vectors[answer.content_id] for answer in answers]
+
+        return embed
 
     def close(self, unit: WorkUnit, answers: Answers) -> tuple[str, ...]:
         """Pack a unit's last and stored answers into one file.
@@ -92,6 +106,23 @@ class AnswerFiles:
     def _header(self, unit: WorkUnit, answers: Answers) -> StoreHeader:
         header = self._headers[unit.generation_key]
         return replace(header, snapshot_id=answers.snapshot_id, num_players=answers.num_players)
+
+
+class NotStoredError(Exception):
+    """Something that a run needs of some coalitions is not stored: answers, vectors or likelihoods."""
+
+    def __init__(self, what: str, masks: Collection[int], count: int | None = None) -> None:
+        super().__init__(what, masks)
+        self.what = what
+        self.masks = frozenset(masks)
+        self.count = len(masks) if count is None else count
+
+
+async def refuse_likelihoods(
+    prompts: Sequence[tuple[int, ConversationSnapshot]], _forced: object, _top_k: int, _keep: KeepLikelihood
+) -> None:
+    """Take the place of a model's likelihoods where only stored ones may be used."""
+    raise NotStoredError("likelihood(s)", [mask for mask, _ in prompts])
 
 
 def stored_dtype(storage: Storage, runs: Sequence[RunSpec], model_commit: str) -> str | None:

@@ -24,14 +24,13 @@ from mllm_shapx.execution.autoscaling import NodeRequest
 from mllm_shapx.execution.cluster import private_environment
 from mllm_shapx.execution.coordinator import Coordinator
 from mllm_shapx.execution.kept import IdleWorkers
+from mllm_shapx.execution.lifecycle import Call
 from mllm_shapx.execution.loading import LoadModel
 from mllm_shapx.execution.messages import Study, StudyState
-from mllm_shapx.execution.options import RunOptions
 from mllm_shapx.execution.preparation import OpenOutput
 from mllm_shapx.execution.resources import WorkerResources
 from mllm_shapx.execution.worker_pool import WorkerPool
 from mllm_shapx.records.storage import open_storage
-from mllm_shapx.reporting.progress import ProgressReporter
 
 COALITIONS_WORTH_A_WORKER = 256
 """Coalitions that justify one more load of the model, when there are fewer rows than workers."""
@@ -50,10 +49,9 @@ class Driver:
 
     Args:
         study: The study.
-        options: Options of the call.
+        output: Its directory.
+        call: The call.
         resources: The workers to start.
-        output: The study's directory.
-        reporter: Shows messages.
         folder: A folder that is open only to this user.
         load: Loads the model in a worker's process.
         nodes: Requests the nodes that workers need; None on a cluster without autoscaling.
@@ -63,10 +61,9 @@ class Driver:
     def __init__(
         self,
         study: Study,
-        options: RunOptions,
-        resources: WorkerResources,
         output: OpenOutput,
-        reporter: ProgressReporter,
+        call: Call,
+        resources: WorkerResources,
         *,
         folder: Path,
         load: LoadModel,
@@ -75,7 +72,7 @@ class Driver:
     ) -> None:
         self._study = study
         self._nodes = nodes
-        self._grace_s = options.grace_s
+        self._call = call
         here = ray.get_runtime_context().get_node_id()
         on_this_node = {
             "num_cpus": 0,
@@ -96,16 +93,16 @@ class Driver:
         coordinator = (
             ray.remote(CoordinatorActor)
             .options(**on_this_node, max_restarts=-1, max_task_retries=0)
-            .remote(str(shared), f"aggregator-{token}", options.stall_s)
+            .remote(str(shared), f"aggregator-{token}", call.options.stall_s)
         )
-        self._coordinator = CoordinatorClient(coordinator, reporter.message)
+        self._coordinator = CoordinatorClient(coordinator, call.reporter.message)
         self._pool = WorkerPool(
             study,
             load,
             self._coordinator,
             resources=resources,
-            stall_s=options.stall_s,
-            say=reporter.message,
+            stall_s=call.options.stall_s,
+            say=call.reporter.message,
             idle=idle,
         )
         self._draining = False
@@ -137,9 +134,9 @@ class Driver:
         """See `Crew.stop`."""
         self._pool.stop()
 
-    def finish(self, *, stopped: bool) -> StudyState:
+    def finish(self) -> StudyState:
         """See `Crew.finish`."""
-        self._pool.wait(FLUSH_S if stopped else END_S)
+        self._pool.wait(FLUSH_S if self._call.is_stopped else END_S)
         self._coordinator.tell(Coordinator.finish)
         state = self._coordinator.state()
         if state is None:
@@ -152,12 +149,13 @@ class Driver:
         self._coordinator.tell(Coordinator.finish)
         return self._coordinator.state()
 
-    def summarize(self, *, stopped: bool) -> tuple[str, ...]:
+    def summarize(self) -> tuple[str, ...]:
         """See `Crew.summarize`."""
+        timeout = self._call.options.grace_s if self._call.is_stopped else FINISH_S
         try:
             # Safe to repeat: logged samples are not logged again.
             finish = self._aggregator.finish.options(max_task_retries=FINISH_TRIES).remote()
-            warnings: tuple[str, ...] = ray.get(finish, timeout=self._grace_s if stopped else FINISH_S)
+            warnings: tuple[str, ...] = ray.get(finish, timeout=timeout)
         except RayActorError:
             write_summaries(open_storage(self._study.output_uri), self._study)
             return ("the aggregator died: W&B may lack the last samples; the summaries are complete",)
@@ -165,9 +163,8 @@ class Driver:
             return ("the summaries could not be written in time; --resume writes them",)
         return warnings
 
-    def close(self, *, stopped: bool) -> None:
+    def close(self) -> None:
         """See `Crew.close`."""
-        del stopped
         self._pool.end()
         for actor in (self._coordinator.actor, self._aggregator):
             with contextlib.suppress(RayError):

@@ -4,7 +4,7 @@ Nothing is written before `open_output`, so a wrong config leaves no trace.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,12 @@ from mllm_shapx.errors import OutputError, ServerAwayError, UsageError
 from mllm_shapx.execution.answers import keys_in_use
 from mllm_shapx.execution.dataset import (
     OldPlayers,
+    changed_rows,
     content_of,
-    find_changed_rows,
     make_again,
     open_selection,
     pinned,
+    recorded_commit,
 )
 from mllm_shapx.execution.environment import library_versions
 from mllm_shapx.execution.messages import Study
@@ -37,7 +38,6 @@ from mllm_shapx.records.layout import GENERATIONS, SHARDS
 from mllm_shapx.records.lock import OutputLock
 from mllm_shapx.records.runs import RunInspection, RunRecords
 from mllm_shapx.records.shards import found_shards
-from mllm_shapx.records.spec import RESULT_SETTINGS
 from mllm_shapx.records.storage import Storage, join_uri, open_storage, write_json
 from mllm_shapx.records.store import CoalitionStore, PruneResult
 from mllm_shapx.reporting.reading import open_study
@@ -102,7 +102,7 @@ def prepare(
     try:
         model_path, model = model_version(sweep.runs[0].model_settings, loaded.path)
     except ServerAwayError as error:
-        commit = _recorded_commit(output_uri, sweep.runs)
+        commit = recorded_commit(output_uri, sweep.runs, "model_commit")
         if commit is None or not (options.resume or may_do_without_server):
             raise
         model_path, model = None, Version(MODEL_ID, (), commit)
@@ -132,20 +132,6 @@ def prepare(
         encoders=encoders,
     )
     return study, (*loaded.warnings, *sweep.warnings, *selection.warnings, *away)
-
-
-def _recorded_commit(output_uri: str, runs: Sequence[RunSpec]) -> str | None:
-    """Return the model's commit if all specs of a directory record the same one, else None."""
-    storage = open_storage(output_uri)
-    found = set()
-    for run in runs:
-        try:
-            spec = RunRecords(storage, run.name).read_spec()
-        except ValueError:
-            continue  # opening the directory repairs or refuses a damaged file
-        if spec is not None:
-            found.add((spec.get(RESULT_SETTINGS) or {}).get("model_commit"))
-    return str(found.pop()) if len(found) == 1 and None not in found else None
 
 
 def _server_limits(options: RunOptions, connector: str) -> ServerLimits:
@@ -276,10 +262,11 @@ def _take_over(
         # The time in the checkpoint: it identifies a run in W&B.
         created_at = time.time() if inspection.created_at is None else inspection.created_at
         inspections[run.name] = replace(inspection, created_at=created_at)
-    changed = find_changed_rows(study, inspections, accept=options.accept_changed_rows)
-    old_players.refuse(study.output_uri, changed.samples)
-    inspections, changes = make_again(study, inspections, changed)
-    notes += changes
+    made_from = {name: found.made_from for name, found in inspections.items()}
+    changed, changes = changed_rows(study, made_from, accept=options.accept_changed_rows)
+    old_players.refuse(study.output_uri, changed)
+    inspections, more = make_again(study, inspections, changed, changes)
+    notes += more
     if (count := CoalitionStore(storage).remove_leftovers()) > 0:
         notes.append(f"{GENERATIONS}: {count} unfinished file(s) of writes that were cut short removed")
     write_json(storage, CONFIG, study.config)

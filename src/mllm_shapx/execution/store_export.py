@@ -1,25 +1,28 @@
 """A study's stored coalitions with their values and answers as one CSV or Parquet file (`store export`)."""
 
 import asyncio
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import batched
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mllm_shap import ConversationSnapshot
-
 from mllm_shapx.config.loading import load_config
 from mllm_shapx.data.conversations import load_row
 from mllm_shapx.data.sources import Table
 from mllm_shapx.errors import OutputError, RowError
-from mllm_shapx.execution.answers import AnswerFiles, stored_dtype, vector_kind
+from mllm_shapx.execution.answers import (
+    AnswerFiles,
+    NotStoredError,
+    refuse_likelihoods,
+    stored_dtype,
+    vector_kind,
+)
 from mllm_shapx.execution.dataset import open_study_table
 from mllm_shapx.execution.messages import Study
 from mllm_shapx.execution.options import RunOptions
 from mllm_shapx.execution.preparation import prepare, study_config
-from mllm_shapx.explaining.forcing import Forcer, KeepLikelihood
-from mllm_shapx.explaining.similarity import Vector
+from mllm_shapx.explaining.forcing import Forcer
 from mllm_shapx.explaining.unit import RowExplainer
 from mllm_shapx.explaining.values import Sources, build_value
 from mllm_shapx.models.base import Answer
@@ -163,14 +166,6 @@ def _scoring(run: RunSpec) -> str:
     )
 
 
-class _LackingError(Exception):
-    """What a value function needs of some coalitions is not stored."""
-
-    def __init__(self, masks: Collection[int]) -> None:
-        super().__init__(masks)
-        self.masks = frozenset(masks)
-
-
 class _Exporter:
     """Makes the lines, row by row, and counts them."""
 
@@ -232,10 +227,10 @@ class _Exporter:
         while everyone in masks:
             try:
                 return dict(zip(masks, await value.payoffs(everyone, masks), strict=True))
-            except _LackingError as lacking:
-                if lacking.masks.isdisjoint(masks):
+            except NotStoredError as missing:
+                if missing.masks.isdisjoint(masks):
                     break
-                masks = [mask for mask in masks if mask not in lacking.masks]
+                masks = [mask for mask in masks if mask not in missing.masks]
             except RowError:
                 break
         return {}
@@ -243,33 +238,17 @@ class _Exporter:
     def _sources(self, unit: WorkUnit, row: RowExplainer, run: RunSpec) -> Sources:
         answers = row.coalitions.stored
         kind = vector_kind(run, self._study.encoder_commit(run))
-        forcer = Forcer(row.coalitions, run.name, _refuse_likelihoods)
+        forcer = Forcer(row.coalitions, run.name, refuse_likelihoods)
 
         async def ask(masks: Sequence[int]) -> list[Answer]:
-            _refuse([mask for mask in masks if mask not in answers])
+            if missing := [mask for mask in masks if mask not in answers]:
+                raise NotStoredError("coalition(s)", missing)
             found = [answers[mask] for mask in masks]
             if run.shap.reads == "log_probabilities":
                 found = await forcer.with_logprobs(masks, found)
             return found
 
-        async def embed(texts: Sequence[Answer]) -> list[Vector]:
-            vectors = self._files.vectors(unit, kind)
-            without = {answer.content_id for answer in texts} - vectors.keys()
-            _refuse([mask for mask, answer in answers.items() if answer.content_id in without])
-            return [vectors[answer.content_id] for answer in texts]
-
-        return Sources(ask, embed, forcer.force)
-
-
-def _refuse(masks: Collection[int]) -> None:
-    if masks:
-        raise _LackingError(masks)
-
-
-async def _refuse_likelihoods(
-    prompts: Sequence[tuple[int, ConversationSnapshot]], _forced: object, _top_k: int, _keep: KeepLikelihood
-) -> None:
-    _refuse([mask for mask, _ in prompts])
+        return Sources(ask, self._files.embedder(unit, kind, answers), forcer.force)
 
 
 def _text(answer: Answer | None) -> str | None:
