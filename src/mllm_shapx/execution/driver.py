@@ -107,7 +107,7 @@ class Driver:
         )
         self._draining = False
         # At once: workers load the model while the coordinator's process starts.
-        self._grow(open_units(study, output))
+        self._grow(len(output.units_left(study)))
 
     def step(self) -> StudyState | None:
         """See `Crew.step`."""
@@ -174,13 +174,6 @@ class Driver:
         if self._nodes is not None:
             self._nodes.ask(wanted)
         self._pool.grow(wanted)
-
-
-def open_units(study: Study, output: OpenOutput) -> int:
-    """Return the number of units that the coordinator is going to hand out."""
-    completed = {name: found.completed for name, found in output.inspections.items()}
-    failed = {name: found.failed for name, found in output.inspections.items()}
-    return len(study.units_left(completed, failed))
 
 
 def _worth_helping(state: StudyState) -> int:

@@ -36,9 +36,8 @@ def merge_shards(loaded: LoadedConfig) -> StudyOutcome:
     shards = all_shards(storage)
     with contextlib.ExitStack() as stack:
         for place in ("", *(shard.folder for shard in shards)):
-            lock = OutputLock(open_storage(join_uri(study.output_uri, place) if place else study.output_uri))
-            lock.acquire()
-            stack.callback(lock.release)
+            uri = join_uri(study.output_uri, place) if place else study.output_uri
+            stack.enter_context(OutputLock(open_storage(uri)))
         merger = ShardMerger(storage, shards, [run.name for run in study.runs])
         specs = merger.check()
         refuse_other_settings(study, specs)

@@ -4,7 +4,7 @@ Nothing is written before `open_output`, so a wrong config leaves no trace.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,8 @@ from mllm_shapx.explaining.value_models import value_model
 from mllm_shapx.models.identity import MODEL_ID, Version, encoder_version
 from mllm_shapx.models.registry import model_version
 from mllm_shapx.models.server_budget import ServerLimits
-from mllm_shapx.planning.runs import RunSpec
 from mllm_shapx.planning.sweep import expand
+from mllm_shapx.planning.units import WorkUnit
 from mllm_shapx.records.environments import ENVIRONMENTS, MODEL, history
 from mllm_shapx.records.layout import GENERATIONS, SHARDS
 from mllm_shapx.records.lock import OutputLock
@@ -45,6 +45,8 @@ from mllm_shapx.tracking.trackers import placed_trackers
 
 CONFIG = "config.json"
 """Copy of the config, bases merged in, next to the runs' folders. `retry` reads it."""
+_SHOWN = 5
+"""Runs that a message names."""
 
 
 @dataclass(frozen=True)
@@ -58,24 +60,29 @@ class OpenOutput:
     notes: tuple[str, ...]
     """Messages on repaired, moved and replaced files."""
 
+    def units_left(self, study: Study) -> list[WorkUnit]:
+        """Return the units that are neither done nor quarantined."""
+        completed = {name: found.completed for name, found in self.inspections.items()}
+        failed = {name: found.failed for name, found in self.inspections.items()}
+        return study.units_left(completed, failed)
+
 
 def prepare(
     loaded: LoadedConfig, options: RunOptions, *, may_do_without_server: bool = False
 ) -> tuple[Study, tuple[str, ...]]:
     """Return the study of a config and warnings. Writes nothing.
 
-    Args:
-        loaded: The config.
-        options: The call's options.
-        may_do_without_server: Whether to assume that the model behind an unreachable server is the recorded
-            one. `resume` always assumes it. Workers compare the model before its first answer.
+    With `may_do_without_server` and with `options.resume`, the model behind an unreachable server is assumed
+    to be the recorded one. Workers compare the model before its first answer.
 
     Raises:
         UsageError: For all faults that the user can fix.
     """
     experiment_set = loaded.experiment_set
     sweep = expand(experiment_set, str(loaded.path))
-    output_uri = _absolute(join_uri(experiment_set.output_root, experiment_set.experiment_set_id))
+    output_uri = join_uri(experiment_set.output_root, experiment_set.experiment_set_id)
+    if "://" not in output_uri:
+        output_uri = str(real(Path(output_uri)))
     shard = options.shard
     if shard is not None:
         output_uri = join_uri(output_uri, shard.folder)
@@ -151,37 +158,30 @@ def check_output(study: Study, options: RunOptions) -> None:
     """
     storage = open_storage(study.output_uri)
     storage.probe()
-    if not options.overwrite:
-        _refuse_older_runs(study, storage)
+    records = {run.name: RunRecords(storage, run.name) for run in study.runs}
+    # The older runner draws other coalitions and stores less.
+    older = [name for name, found in records.items() if found.is_of_older_runner()]
+    if older and not options.overwrite:
+        raise OutputError(
+            f"{study.output_uri} holds runs of the older runner: {_listed(older)}. They can be read (status, "
+            "verify, report), but neither resumed nor computed again from stored answers. Name another "
+            "experiment_set_id or output_root, or give --overwrite, which moves them aside"
+        )
     _check_shards(study, options, storage)
-    if options.resume and not options.overwrite:
+    if options.resume:
         refuse_other_settings(study, usable_specs(study, storage))
     if options.resume or options.overwrite:
         return
-    taken = {}
-    for run in study.runs:
-        records = RunRecords(storage, run.name)
-        if records.state() == "started" and (count := records.sample_count()):
-            taken[run.name] = count
-    if taken:
-        shown = ", ".join(f"{name} ({count})" for name, count in list(taken.items())[:5])
-        more = f" and {len(taken) - 5} more runs" if len(taken) > 5 else ""  # noqa: PLR2004
+    counts = {name: found.sample_count() for name, found in records.items() if found.state() == "started"}
+    if taken := [f"{name} ({count})" for name, count in counts.items() if count]:
         raise OutputError(
-            f"{study.output_uri} already holds finished samples: {shown}{more}. Give --resume to go on "
+            f"{study.output_uri} already holds finished samples: {_listed(taken)}. Give --resume to go on "
             "with what is missing, or --overwrite to start again"
         )
 
 
-def _refuse_older_runs(study: Study, storage: Storage) -> None:
-    """Refuse to add to samples of the older runner, which draws other coalitions and stores less."""
-    older = [run.name for run in study.runs if RunRecords(storage, run.name).is_of_older_runner()]
-    if older:
-        more = f" and {len(older) - 5} more" if len(older) > 5 else ""  # noqa: PLR2004
-        raise OutputError(
-            f"{study.output_uri} holds runs of the older runner: {', '.join(older[:5])}{more}. They can be "
-            "read (status, verify, report), but neither resumed nor computed again from stored answers. Name "
-            "another experiment_set_id or output_root, or give --overwrite, which moves them aside"
-        )
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 
 
 def _check_shards(study: Study, options: RunOptions, storage: Storage) -> None:
@@ -194,17 +194,16 @@ def _check_shards(study: Study, options: RunOptions, storage: Storage) -> None:
             )
         return
     whole = study.output_uri.removesuffix(f"/{options.shard.folder}")
-    above = open_storage(whole)
-    if any(RunRecords(above, run.name).state() != "empty" for run in study.runs):
+    if has_begun(study, whole):
         raise OutputError(
             f"{whole} holds samples of the whole set already; leave --shard out to go on with them, or name "
             "another experiment_set_id"
         )
 
 
-def has_begun(study: Study) -> bool:
-    """Return whether the output directory holds anything of the study's runs."""
-    storage = open_storage(study.output_uri)
+def has_begun(study: Study, uri: str | None = None) -> bool:
+    """Return whether the study's directory, or the one at `uri`, holds anything of its runs."""
+    storage = open_storage(study.output_uri if uri is None else uri)
     return any(RunRecords(storage, run.name).state() != "empty" for run in study.runs)
 
 
@@ -285,7 +284,11 @@ def _check_settings(study: Study, specs: dict[str, dict[str, Any]], storage: Sto
         old, found = RunRecords(storage, run.name).heal_spec()
         notes += found
         if old is None:
-            notes += _renamed(storage, run)
+            former = run.former_name
+            if former is not None and RunRecords(storage, former).state() != "empty":
+                notes.append(
+                    f"{run.name}: an earlier version has done it as {former}, which is kept; it is done again"
+                )
             continue
         recorded[run.name] = old
         specs[run.name] |= {
@@ -297,18 +300,6 @@ def _check_settings(study: Study, specs: dict[str, dict[str, Any]], storage: Sto
     return notes
 
 
-def _renamed(storage: Storage, run: RunSpec) -> list[str]:
-    """Return a note if an earlier version made the run under another name, with other draws."""
-    former = run.former_name
-    if former is None or RunRecords(storage, former).state() == "empty":
-        return []
-    return [f"{run.name}: an earlier version has done it as {former}, which is kept; it is done again"]
-
-
-def _absolute(uri: str) -> str:
-    return uri if "://" in uri else str(real(Path(uri)))
-
-
 def prune_answers(study: Study) -> PruneResult:
     """Remove stored answers that no run of the study needs: of other settings, models or rows.
 
@@ -316,13 +307,9 @@ def prune_answers(study: Study) -> PruneResult:
         OutputError: When a driver is running in the directory.
     """
     storage = open_storage(study.output_uri)
-    lock = OutputLock(storage)
-    lock.acquire()
-    try:
+    with OutputLock(storage):
         keys = keys_in_use(storage, study.runs, study.model_commit)
         return CoalitionStore(storage).prune(keys, frozenset(study.rows))
-    finally:
-        lock.release()
 
 
 def study_config(directory: str) -> Path:

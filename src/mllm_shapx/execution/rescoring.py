@@ -136,9 +136,7 @@ def finish_from_stored(study: Study, output: OpenOutput, call: Call) -> StudyOut
         OutputError: When another driver has taken the output directory.
     """
     storage = open_storage(study.output_uri)
-    completed = {name: found.completed for name, found in output.inspections.items()}
-    failed = {name: found.failed for name, found in output.inspections.items()}
-    units = study.units_left(completed, failed)
+    units = output.units_left(study)
     dtype = stored_dtype(storage, study.runs, study.model_commit) if units else "none"
     # Only the model's decoder turns a spoken answer into audio.
     if dtype is None or (units and study.runs[0].modality.output_modality != "text"):

@@ -52,7 +52,20 @@ def run_spec(study: Study, run: RunSpec) -> dict[str, Any]:
         "run_name": run.name,
         "run_slug": run.name,
         "explainer_type": run.explainer_type,
-        **_config_blocks(study, run),
+        # The blocks include the variant's overrides. Local paths are absolute; hub revisions are the used
+        # commits.
+        "connector": run.connector,
+        "connector_kwargs": _connector_kwargs(study, run),
+        "device": run.device,
+        "dataset": _dataset(study, run),
+        "selection": study.config["selection"],
+        "generation": run.generation.model_dump(mode="json"),
+        "modality": run.modality.model_dump(mode="json"),
+        "audio_segmentation": run.audio_segmentation.model_dump(mode="json"),
+        "shap": _shap(run),
+        "embedding": _embedding(study, run),
+        "chat": run.chat.model_dump(mode="json"),
+        "variant": dict(run.variant),
         RESULT_SETTINGS: run_settings(study, run),
         "budget_bounds": budget_bounds(run, study.rows, study.players),
         "generation_key": run.generation_key,
@@ -80,11 +93,7 @@ def usable_specs(study: Study, storage: Storage) -> dict[str, dict[str, Any]]:
 
 
 def refuse_other_settings(study: Study, specs: Mapping[str, Mapping[str, Any]]) -> None:
-    """Refuse to mix results of different settings.
-
-    Args:
-        study: The study to run now.
-        specs: Run -> the recorded spec of its results.
+    """Refuse to mix the study's results with those of other settings; `specs` are the recorded ones.
 
     Raises:
         OutputError: With the keys that differ.
@@ -105,27 +114,6 @@ def refuse_other_settings(study: Study, specs: Mapping[str, Mapping[str, Any]]) 
             f"These keys differ:\n{listed}\n"
             "Put them back, name another experiment_set_id, or give --overwrite"
         )
-
-
-def _config_blocks(study: Study, run: RunSpec) -> dict[str, Any]:
-    """Return the config blocks for this run alone, and its entry of `experiments` as `variant`.
-
-    The blocks include the variant's overrides. Local paths are absolute; hub revisions are the used commits.
-    """
-    return {
-        "connector": run.connector,
-        "connector_kwargs": _connector_kwargs(study, run),
-        "device": run.device,
-        "dataset": _dataset(study, run),
-        "selection": study.config["selection"],
-        "generation": run.generation.model_dump(mode="json"),
-        "modality": run.modality.model_dump(mode="json"),
-        "audio_segmentation": run.audio_segmentation.model_dump(mode="json"),
-        "shap": _shap(run),
-        "embedding": _embedding(study, run),
-        "chat": run.chat.model_dump(mode="json"),
-        "variant": dict(run.variant),
-    }
 
 
 def _shap(run: RunSpec) -> dict[str, Any]:
