@@ -177,7 +177,7 @@ class _Cluster:
         self.coordinator = (
             ray.remote(CoordinatorActor)
             .options(num_cpus=0, max_restarts=-1, max_task_retries=0)
-            .remote(str(shared), name, 1800.0)
+            .remote(str(shared), name)
         )
         self.pid = int(ray.get(self.coordinator.pid.remote()))
 
@@ -207,7 +207,7 @@ def measure(folder: Path, units: int) -> Measured:
     from mllm_shapx.execution.preparation import open_output
 
     study = _study(folder, units)
-    output = open_output(study, RunOptions())
+    output = open_output(study)
     output.lock.release()
     cluster = _Cluster(folder, study, output.inspections, "first")
     workers = [cluster.worker(f"worker-{number}") for number in range(WORKERS)]
@@ -224,9 +224,10 @@ def measure(folder: Path, units: int) -> Measured:
     ray.get(cluster.coordinator.finish.remote())
     rss_after = cluster.rss()
     cluster.end()
-    one_more = replace(study, rows=tuple(range(units + 1)), players=None)
+    options = RunOptions(resume=True)
+    one_more = replace(study, rows=tuple(range(units + 1)), players=None, options=options)
     begun = time.time()
-    output = open_output(one_more, RunOptions(resume=True))
+    output = open_output(one_more)
     output.lock.release()
     cluster = _Cluster(folder, one_more, output.inspections, "second")
     resumed = ray.get(cluster.worker("worker-8").first_lease.remote()) - begun

@@ -55,8 +55,8 @@ def test_a_model_that_changes_before_it_is_loaded_answers_nothing(model: Path, t
     folder = study_on(model, tmp_path / "study")
     study, _ = prepare(load_config(folder.config), RunOptions())
     make_other(model)
-    output = open_output(study, RunOptions())
-    call = Call(RunOptions(), ProgressReporter(sys.stderr), StopRequest())
+    output = open_output(study)
+    call = Call(ProgressReporter(sys.stderr), StopRequest())
     with pytest.raises(ModelChangedError, match="are not the ones that the study began with") as caught:
         run_to_end(InlineCrew(study, output, call, load_study_model), study, output, call)
     output.lock.release()

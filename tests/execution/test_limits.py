@@ -147,7 +147,7 @@ def test_retry_begins_with_workers_for_its_own_rows_only(
     for rows in (None, {run.name: (0,)}):
         options = RunOptions(resume=True, retry_rows=rows)
         prepared, _ = prepare(loaded, options)
-        output = open_output(prepared, options)
+        output = open_output(prepared)
         begun.append(len(output.units_left(prepared)))
         output.lock.release()
     assert begun == [ROWS - 1 - study.samples_on_disk(), 1]

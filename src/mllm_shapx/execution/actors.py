@@ -49,7 +49,7 @@ _MOST_LOG_BYTES = 16_384
 class CoordinatorActor(Coordinator):
     """A `Coordinator` in its own process. After a restart it reads the directory again."""
 
-    def __init__(self, shared: str, aggregator_name: str, stall_s: float) -> None:
+    def __init__(self, shared: str, aggregator_name: str) -> None:
         _set_up_logging()
         _hide_gpus()
         study, inspections, _ = _read(shared)
@@ -59,7 +59,6 @@ class CoordinatorActor(Coordinator):
             study,
             None if restarted else inspections,
             _log_of(aggregator_name),
-            stall_s,
             sum(len(found.failed & rows) for found in inspections.values()),
         )
 
@@ -82,12 +81,7 @@ class AggregatorActor(Aggregator):
 
 
 class WorkerActor:
-    """A process for one worker, or for the workers of several studies with the same model.
-
-    Args:
-        load: Loads the model.
-        keeps_model: Whether `run` may be called again.
-    """
+    """A process for one worker; with `keeps_model`, for those of several studies with the same model."""
 
     def __init__(self, load: LoadModel, *, keeps_model: bool) -> None:
         _set_up_logging()
@@ -143,12 +137,7 @@ class ActorDesk:
 
 
 class CoordinatorClient:
-    """The driver's connection to the coordinator's actor.
-
-    Args:
-        actor: The actor.
-        say: Shows a line to the user.
-    """
+    """The driver's connection to the coordinator's actor; `say` shows a line to the user."""
 
     def __init__(self, actor: Any, say: Callable[[str], None]) -> None:
         self.actor = actor

@@ -58,7 +58,6 @@ class Coordinator:
     Args:
         inspections: Inspection of each run's directory; None to inspect the directories now.
         on_sample: Called with each new sample, once it is on disk.
-        stall_s: Seconds without progress after which a worker that holds units counts as stuck.
         failed_before: Quarantined samples at the start of the call; None if the call starts now.
     """
 
@@ -67,18 +66,17 @@ class Coordinator:
         study: Study,
         inspections: Mapping[str, RunInspection] | None = None,
         on_sample: OnSample | None = None,
-        stall_s: float = 1800.0,
         failed_before: int | None = None,
     ) -> None:
         self._study = study
-        self._stall_s = stall_s
         self._notes: list[str] = []
         self._spent = study.server_limits.spent
         self._writer = ResultWriter(study, inspections, on_sample, self._notes.append)
         units = study.units_left(self._writer.completed, self._writer.failed)
-        is_retry = study.retry_rows is not None
+        options = study.options
+        is_retry = options.retry_rows is not None
         attempts = {} if is_retry else {unit.unit_id: self._writer.attempts(unit) for unit in units}
-        self._ledger = Ledger(units, max_attempts=study.max_attempts, attempts=attempts)
+        self._ledger = Ledger(units, max_attempts=options.max_attempts, attempts=attempts)
         self._workers: dict[str, _Worker] = {}
         self._lost: set[str] = set()
         self._draining = False
@@ -90,7 +88,8 @@ class Coordinator:
         self._paced_at = time.monotonic()
         failed = sum(self._writer.failed_now.values())
         new = 0 if failed_before is None else max(0, failed - failed_before)
-        self._limits = FailureLimits(study.failures_allowed, new)
+        allowed = options.failures_allowed(len(study.rows) * len(study.runs))
+        self._limits = FailureLimits(allowed, new)
         self._check_limits()
 
     # --- called by workers
@@ -217,7 +216,7 @@ class Coordinator:
             self._exchange.close(unit_id)
         for blame in self._ledger.worker_lost(worker, innocent=innocent):
             unit = blame.unit
-            self._notes.append(blame.note(worker, detail, self._study.max_attempts))
+            self._notes.append(blame.note(worker, detail, self._study.options.max_attempts))
             if blame.charged:
                 failure = UnitFailure(unit.unit_id, unit.run_names, "worker_died", message)
                 self._record_failure(
@@ -236,7 +235,8 @@ class Coordinator:
         busy = {
             name for name in self._workers if self._ledger.held_by(name) or self._exchange.is_helping(name)
         }
-        stalled = (name for name in sorted(busy) if now - self._workers[name].progress_at > self._stall_s)
+        late = now - self._study.options.stall_s
+        stalled = (name for name in sorted(busy) if self._workers[name].progress_at < late)
         beats = [(state.beat, state.info) for _, state in sorted(self._workers.items())]
         heard = [(beat, info) for beat, info in beats if beat is not None]
         running = self._running()
@@ -290,7 +290,7 @@ class Coordinator:
 
     def _has_its_share(self, held: int) -> bool:
         """Whether one more row would leave too few for other workers, which cannot help with short rows."""
-        if self._study.rows_in_flight is not None or held < FEWEST_ROWS:
+        if self._study.options.rows_in_flight is not None or held < FEWEST_ROWS:
             return False
         return self._ledger.count(UnitState.QUEUED) < held * (len(self._workers) - 1)
 

@@ -217,7 +217,7 @@ def make_again(
         notes.append(f"{changes.in_words()}; their samples are moved aside and made again: {runs}")
     for name, one in left.items():
         records = RunRecords(storage, name)
-        if one.failed and study.retry_rows is None and _has_other_dataset(study, records):
+        if one.failed and study.options.retry_rows is None and _has_other_dataset(study, records):
             for row in one.failed:
                 records.clear_failure(row)
             notes.append(

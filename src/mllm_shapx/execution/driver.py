@@ -48,10 +48,6 @@ class Driver:
     """Starts the actors of one study and watches them. A `Crew`.
 
     Args:
-        study: The study.
-        output: Its directory.
-        call: The call.
-        resources: The workers to start.
         folder: A folder that is open only to this user.
         load: Loads the model in a worker's process.
         nodes: Requests the nodes that workers need; None on a cluster without autoscaling.
@@ -73,11 +69,9 @@ class Driver:
         self._study = study
         self._nodes = nodes
         self._call = call
-        here = ray.get_runtime_context().get_node_id()
-        on_this_node = {
-            "num_cpus": 0,
-            "scheduling_strategy": NodeAffinitySchedulingStrategy(node_id=here, soft=False),
-        }
+        node_id = ray.get_runtime_context().get_node_id()
+        here = NodeAffinitySchedulingStrategy(node_id=node_id, soft=False)
+        on_this_node = {"num_cpus": 0, "scheduling_strategy": here}
         token = secrets.token_hex(4)
         # A file, not Ray objects: a restarted actor must find it, even after the loss of a node.
         shared = folder / "study.pickle"
@@ -93,17 +87,11 @@ class Driver:
         coordinator = (
             ray.remote(CoordinatorActor)
             .options(**on_this_node, max_restarts=-1, max_task_retries=0)
-            .remote(str(shared), f"aggregator-{token}", call.options.stall_s)
+            .remote(str(shared), f"aggregator-{token}")
         )
         self._coordinator = CoordinatorClient(coordinator, call.reporter.message)
         self._pool = WorkerPool(
-            study,
-            load,
-            self._coordinator,
-            resources=resources,
-            stall_s=call.options.stall_s,
-            say=call.reporter.message,
-            idle=idle,
+            study, load, self._coordinator, resources=resources, say=call.reporter.message, idle=idle
         )
         self._draining = False
         # At once: workers load the model while the coordinator's process starts.
@@ -151,7 +139,7 @@ class Driver:
 
     def summarize(self) -> tuple[str, ...]:
         """See `Crew.summarize`."""
-        timeout = self._call.options.grace_s if self._call.is_stopped else FINISH_S
+        timeout = self._study.options.grace_s if self._call.is_stopped else FINISH_S
         try:
             # Safe to repeat: logged samples are not logged again.
             finish = self._aggregator.finish.options(max_task_retries=FINISH_TRIES).remote()

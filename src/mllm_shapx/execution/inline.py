@@ -40,7 +40,7 @@ class InProcessCrew:
         self._study = study
         self._output = output
         self._call = call
-        self._coordinator = Coordinator(study, output.inspections, self._log, call.options.stall_s)
+        self._coordinator = Coordinator(study, output.inspections, self._log)
         self._maybe_aggregator: Aggregator | None = None
         self._runner = asyncio.Runner()
 

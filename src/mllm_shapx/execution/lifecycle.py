@@ -8,7 +8,6 @@ from typing import Protocol
 
 from mllm_shapx.errors import StorageError, StudyError
 from mllm_shapx.execution.messages import Study, StudyState
-from mllm_shapx.execution.options import RunOptions
 from mllm_shapx.execution.outcome import StudyOutcome, outcome_of
 from mllm_shapx.execution.preparation import OpenOutput, open_output
 from mllm_shapx.execution.progress import ProgressFeed
@@ -21,9 +20,8 @@ from mllm_shapx.reporting.progress import ProgressReporter
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """The call that a study belongs to: its options, its display, and the signal that may end it."""
+    """The display of a call, and the signal that may end it."""
 
-    options: RunOptions
     reporter: ProgressReporter
     request: StopRequest
 
@@ -65,7 +63,7 @@ def taken(study: Study, call: Call) -> Iterator[OpenOutput]:
     Raises:
         OutputError: If another driver holds it, or its results have other settings.
     """
-    output = open_output(study, call.options)
+    output = open_output(study)
     call.request.begun = True
     try:
         for note in output.notes:
@@ -97,9 +95,9 @@ def run_to_end(
     started = time.monotonic()
     feed = ProgressFeed(call.reporter, open_storage(study.output_uri))
     try:
-        with call.request.draining(call.options.grace_s):
+        with call.request.draining(study.options.grace_s):
             try:
-                _watch(crew, output, feed, call)
+                _watch(crew, study.options.grace_s, output, feed, call)
                 state = crew.finish()
             except StudyError:
                 # The answers so far are valid: they come from the study's own model.
@@ -127,7 +125,7 @@ def run_to_end(
     )
 
 
-def _watch(crew: Crew, output: OpenOutput, feed: ProgressFeed, call: Call) -> None:
+def _watch(crew: Crew, grace_s: float, output: OpenOutput, feed: ProgressFeed, call: Call) -> None:
     """Return when the study has finished, drained or failed, or the grace period is over."""
     deadline: float | None = None
     while True:
@@ -138,8 +136,8 @@ def _watch(crew: Crew, output: OpenOutput, feed: ProgressFeed, call: Call) -> No
             if state.finished or state.fatal is not None or (state.draining and not state.busy_workers):
                 return
         if call.is_stopped and deadline is None:
-            deadline = time.monotonic() + call.request.grace_s(call.options.grace_s)
-            call.reporter.message(call.request.announcement(call.options.grace_s))
+            deadline = time.monotonic() + call.request.grace_s(grace_s)
+            call.reporter.message(call.request.announcement(grace_s))
             crew.drain()
         if deadline is not None and time.monotonic() > deadline:
             crew.stop()

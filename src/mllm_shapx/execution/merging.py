@@ -30,8 +30,7 @@ def merge_shards(loaded: LoadedConfig) -> StudyOutcome:
         UsageError: When shards are missing, are being written, or do not fit together; nothing is changed.
         StorageError: When a file cannot be moved; calling it again continues.
     """
-    options = RunOptions(resume=True)
-    study, _ = prepare(loaded, options)
+    study, _ = prepare(loaded, RunOptions(resume=True))
     storage = open_storage(study.output_uri)
     shards = all_shards(storage)
     with contextlib.ExitStack() as stack:
@@ -44,7 +43,7 @@ def merge_shards(loaded: LoadedConfig) -> StudyOutcome:
         for name, spec in specs.items():
             RunRecords(storage, name).write_spec(spec)
         merger.move()
-    output = open_output(study, options)
+    output = open_output(study)
     try:
         write_summaries(storage, study)
     finally:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from mllm_shapx.config.models import DatasetConfig, EmbeddingConfig, RuntimeConfig
 from mllm_shapx.config.servers import CONNECTOR
 from mllm_shapx.execution.helping import HelpTask
+from mllm_shapx.execution.options import RunOptions
 from mllm_shapx.explaining.coalitions import RowCoalitions
 from mllm_shapx.explaining.similarity import Vector
 from mllm_shapx.models.base import Answer, ModelReport
@@ -73,15 +74,8 @@ class Study:
     """Hub commit, or digest of the directory."""
     runtime: RuntimeConfig
     trackers: tuple[Placed, ...] = ()
-    max_attempts: int = 3
-    failures_allowed: int | None = None
-    """Samples that may be quarantined in this call before it stops early; None for any number."""
-    rows_in_flight: int | None = None
-    """Rows that a worker explains at the same time; None for as many as fill its batches."""
-    flush_s: float = 30.0
-    """Seconds between two writes of a running row's answers."""
-    retry_rows: Mapping[str, tuple[int, ...]] | None = None
-    """For `retry`: run -> quarantined rows to try again, and no other rows."""
+    options: RunOptions = field(default_factory=RunOptions)
+    """The options of the call."""
     dataset_content: str | None = None
     """Hash of a local dataset's content; None for a hub dataset, which has a commit."""
     model_version: Version | None = None
@@ -122,16 +116,15 @@ class Study:
     def units_left(
         self, completed: Mapping[str, Collection[int]], failed: Mapping[str, Collection[int]]
     ) -> list[WorkUnit]:
-        """Return the units of rows that are neither done nor quarantined; for `retry`, of its rows only.
+        """Return the units of rows that are neither completed nor failed; for `retry`, of its rows only.
 
-        Args:
-            completed: Run -> rows with a sample.
-            failed: Run -> quarantined rows.
+        `completed` has for each run the rows with a sample, `failed` the quarantined rows.
         """
-        retried = {run.name: set((self.retry_rows or {}).get(run.name, ())) for run in self.runs}
+        retry_rows = self.options.retry_rows
+        retried = {run.name: set((retry_rows or {}).get(run.name, ())) for run in self.runs}
         settled = {name: {*completed[name], *(set(failed[name]) - rows)} for name, rows in retried.items()}
         units = plan_units(self.runs, self.rows, self.players, settled)
-        if self.retry_rows is None:
+        if retry_rows is None:
             return units
         return [unit for unit in units if any(unit.row_index in retried[name] for name in unit.run_names)]
 

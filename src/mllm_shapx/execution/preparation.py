@@ -127,12 +127,8 @@ def prepare(
         model_commit=model.commit,
         trackers=placed_trackers(experiment_set, output_uri),
         runtime=experiment_set.runtime,
-        max_attempts=options.max_attempts,
-        failures_allowed=options.failures_allowed(len(rows) * len(sweep.runs)),
-        rows_in_flight=options.rows_in_flight,
-        flush_s=options.flush_s,
+        options=options,
         server_limits=_server_limits(options, sweep.runs[0].connector),
-        retry_rows=options.retry_rows,
         config={**loaded.data, "selection": chosen.model_dump(mode="json")},
         dataset_content=content_of(table, experiment_set),
         model_version=model,
@@ -150,13 +146,13 @@ def _server_limits(options: RunOptions, connector: str) -> ServerLimits:
     return ServerLimits(options.server_patience_s, options.max_requests, options.max_tokens)
 
 
-def check_output(study: Study, options: RunOptions) -> None:
+def check_output(study: Study) -> None:
     """Refuse an output directory whose content the call does not expect. Reads only.
 
     Raises:
         OutputError: If it is not writable, or holds results without --resume or --overwrite.
     """
-    storage = open_storage(study.output_uri)
+    options, storage = study.options, open_storage(study.output_uri)
     storage.probe()
     records = {run.name: RunRecords(storage, run.name) for run in study.runs}
     # The older runner draws other coalitions and stores less.
@@ -167,7 +163,7 @@ def check_output(study: Study, options: RunOptions) -> None:
             "verify, report), but neither resumed nor computed again from stored answers. Name another "
             "experiment_set_id or output_root, or give --overwrite, which moves them aside"
         )
-    _check_shards(study, options, storage)
+    _check_shards(study, storage)
     if options.resume:
         refuse_other_settings(study, usable_specs(study, storage))
     if options.resume or options.overwrite:
@@ -184,16 +180,17 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 
 
-def _check_shards(study: Study, options: RunOptions, storage: Storage) -> None:
+def _check_shards(study: Study, storage: Storage) -> None:
     """Refuse to mix shards and the plain layout."""
-    if options.shard is None:
+    shard = study.options.shard
+    if shard is None:
         if found := found_shards(storage):
             raise OutputError(
                 f"{study.output_uri} holds {len(found)} shard(s) that are not merged; give --shard I/N, or "
                 f"`mllm-shapx merge {study.output_uri}` first"
             )
         return
-    whole = study.output_uri.removesuffix(f"/{options.shard.folder}")
+    whole = study.output_uri.removesuffix(f"/{shard.folder}")
     if has_begun(study, whole):
         raise OutputError(
             f"{whole} holds samples of the whole set already; leave --shard out to go on with them, or name "
@@ -207,7 +204,7 @@ def has_begun(study: Study, uri: str | None = None) -> bool:
     return any(RunRecords(storage, run.name).state() != "empty" for run in study.runs)
 
 
-def open_output(study: Study, options: RunOptions) -> OpenOutput:
+def open_output(study: Study) -> OpenOutput:
     """Lock the output directory, repair it, and write each run's `spec.json` and checkpoint.
 
     Raises:
@@ -218,7 +215,7 @@ def open_output(study: Study, options: RunOptions) -> OpenOutput:
     notes = lock.acquire()
     try:
         specs = {run.name: run_spec(study, run) for run in study.runs}
-        inspections, more = _take_over(study, options, storage, specs)
+        inspections, more = _take_over(study, storage, specs)
     except BaseException:
         lock.release()
         raise
@@ -236,8 +233,9 @@ def inspected_again(study: Study, output: OpenOutput) -> OpenOutput:
 
 
 def _take_over(
-    study: Study, options: RunOptions, storage: Storage, specs: dict[str, dict[str, Any]]
+    study: Study, storage: Storage, specs: dict[str, dict[str, Any]]
 ) -> tuple[dict[str, RunInspection], list[str]]:
+    options = study.options
     notes: list[str] = []
     if options.resume:
         notes += _check_settings(study, specs, storage)

@@ -103,7 +103,7 @@ def rescore_config(
             written.
     """
     study, warnings = prepare(loaded, options, may_do_without_server=True)
-    check_output(study, options)
+    check_output(study)
     for warning in warnings:
         reporter.message(f"warning: {warning}")
     storage = open_storage(study.output_uri)
@@ -119,7 +119,7 @@ def rescore_config(
         made_from = {run.name: RunRecords(storage, run.name).read_made_from() for run in study.runs}
         changed_rows(study, made_from, accept=False)
     asyncio.run(_check(study, rescorer, loaded, overwrite=options.overwrite))
-    call = Call(options, reporter, request or StopRequest())
+    call = Call(reporter, request or StopRequest())
     with taken(study, call) as output:
         return run_to_end(_StoredCrew(output, call, rescorer, dtype), study, output, call)
 

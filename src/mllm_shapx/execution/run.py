@@ -50,13 +50,13 @@ def run_config(
         UsageError: For all faults that the user can fix; nothing is written then.
         StorageError: When results could no longer be written.
     """
-    call = Call(options, reporter, request or StopRequest())
+    call = Call(reporter, request or StopRequest())
     with naming(loaded):
         study, warnings = prepare(loaded, options)
         outlook = Outlook(study.output_uri, study.runs, study.rows, study.players)
         outlook.refuse_hopeless(all_runs=True)
         _check_that_it_stays(study)
-        check_output(study, options)
+        check_output(study)
     for warning in (*warnings, *outlook.warnings()):
         reporter.message(f"warning: {warning}")
     load = load or load_study_model

@@ -89,7 +89,7 @@ def dry_run(loaded: LoadedConfig, options: RunOptions) -> tuple[str, tuple[str, 
     study, warnings = prepare(loaded, options)
     outlook = Outlook(study.output_uri, study.runs, study.rows, study.players)
     outlook.refuse_hopeless(all_runs=True)
-    check_output(study, options)
+    check_output(study)
     there = standing(study.output_uri, study.runs, study.rows, study.players)
     runs, rows = len(study.runs), len(study.rows)
     kept = 0 if there is None or options.overwrite else there.samples_done + there.samples_failed

@@ -63,12 +63,8 @@ class Desk(Protocol):
 class Worker:
     """Explains units until the coordinator has none left.
 
-    Args:
-        worker: Its name, unique in the study.
-        study: The study.
-        desk: The connection to the coordinator.
-        load: Loads the model.
-        shelf: Used instead of `load`; keeps the model for the next study if all went well.
+    `worker` is its name, unique in the study. A `shelf` is used instead of `load`; it keeps the model for the
+    next study if all went well.
     """
 
     def __init__(
@@ -87,7 +83,9 @@ class Worker:
         self._shelf = shelf
         self._held: dict[str, HeldUnit] = {}
         self._generated: dict[str, int] = {}
-        self._flight = Flight(study.rows_in_flight, self._batch_size, lambda: self._loaded.engine.most_rows)
+        self._flight = Flight(
+            study.options.rows_in_flight, self._batch_size, lambda: self._loaded.engine.most_rows
+        )
         self._group: asyncio.TaskGroup | None = None
         self._ask_for_more_at = 0.0
         self._asking = asyncio.Lock()
@@ -380,7 +378,7 @@ class Worker:
             await asyncio.sleep(BEAT_S)
             await self._send_beat()
             for held in list(self._held.values()):
-                if time.monotonic() - held.flushed_at >= self._study.flush_s:
+                if time.monotonic() - held.flushed_at >= self._study.options.flush_s:
                     await self._flush_unit(held)
 
     async def _send_beat(self) -> None:
