@@ -179,7 +179,7 @@ class _Cluster:
             .options(num_cpus=0, max_restarts=-1, max_task_retries=0)
             .remote(str(shared), name)
         )
-        self.pid = int(ray.get(self.coordinator.pid.remote()))
+        self.pid = int(ray.get(self.coordinator.__ray_call__.remote(lambda _: os.getpid())))
 
     def worker(self, name: str) -> Any:
         """Start a worker."""
@@ -216,7 +216,7 @@ def measure(folder: Path, units: int) -> Measured:
     started = time.time()
     runs = [worker.run.remote() for worker in workers]
     while len(ray.wait(runs, num_returns=len(runs), timeout=0.5)[0]) < len(runs):
-        ray.get(cluster.coordinator.snapshot.remote())
+        ray.get(cluster.coordinator.state.remote())
     done = sorted(moment for run in runs for moment in ray.get(run))
     if len(done) != units:
         raise SystemExit(f"{len(done)} units were done, not {units}")

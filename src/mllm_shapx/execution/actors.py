@@ -62,10 +62,6 @@ class CoordinatorActor(Coordinator):
             sum(len(found.failed & rows) for found in inspections.values()),
         )
 
-    def pid(self) -> int:
-        """Return the process id."""
-        return os.getpid()
-
 
 class AggregatorActor(Aggregator):
     """An `Aggregator` in its own process. After a restart it reads the logged samples from W&B's logs."""

@@ -40,52 +40,43 @@ class AnswerFiles:
         }
         self._keys = {key: store_key(header) for key, header in self._headers.items()}
 
-    @property
-    def keys(self) -> frozenset[str]:
-        """Return the store keys of the study's runs."""
-        return frozenset(self._keys.values())
-
     def holds(self, unit: WorkUnit, places: Collection[tuple[int, str]]) -> bool:
         """Return whether answers of a unit are stored; `places` are the store's (row, key) pairs."""
         return (unit.row_index, self._keys[unit.generation_key]) in places
 
     def read(self, unit: WorkUnit) -> tuple[Answers, tuple[str, ...]]:
         """Return the stored answers of a unit, and notes about damaged files."""
-        key = unit.generation_key
-        found = self._store.read(unit.row_index, self._keys[key], self._headers[key])
-        header = replace(self._headers[key], snapshot_id=found.snapshot_id, num_players=found.num_players)
-        likelihoods, written, notes = self._store.read_likelihoods(unit.row_index, self._keys[key], header)
+        row_index, key, header = self._place(unit)
+        found = self._store.read(row_index, key, header)
+        header = replace(header, snapshot_id=found.snapshot_id, num_players=found.num_players)
+        likelihoods, written, notes = self._store.read_likelihoods(row_index, key, header)
         known = header if found.snapshot_id or written is None else written
         answers = Answers(found.answers, known.snapshot_id, known.num_players, likelihoods=likelihoods)
         return answers, (*found.notes, *notes)
 
-    def add(self, unit: WorkUnit, answers: Answers) -> None:
-        """Write new answers of a unit under way."""
-        key = self._keys[unit.generation_key]
-        self._store.append(unit.row_index, key, self._header(unit, answers), answers.by_mask)
+    def write(self, unit: WorkUnit, answers: Answers, *, is_last: bool) -> tuple[str, ...]:
+        """Write new answers of a unit, the last ones into one file with the stored ones.
 
-    def add_vectors(self, unit: WorkUnit, answers: Answers) -> tuple[str, ...]:
-        """Write the vectors of a unit's answers; return notes about damaged files."""
-        key = unit.generation_key
+        Returns:
+            Notes about damaged files.
+        """
+        place = self._place(unit, answers)
         notes: tuple[str, ...] = ()
+        if is_last:
+            notes += self._store.merge(*place, answers.by_mask)
+        elif answers.by_mask:
+            self._store.append(*place, answers.by_mask)
+        if answers.likelihoods:
+            notes += self._store.merge_likelihoods(*place, answers.likelihoods)
         for kind, vectors in answers.vectors.items():
-            notes += self._store.merge_embeddings(
-                unit.row_index, self._keys[key], self._headers[key], kind, vectors
-            )
+            notes += self._store.merge_embeddings(*self._place(unit), kind, vectors)
         return notes
-
-    def add_likelihoods(self, unit: WorkUnit, answers: Answers) -> tuple[str, ...]:
-        """Write the likelihoods of a unit; return notes about damaged files."""
-        key, header = self._keys[unit.generation_key], self._header(unit, answers)
-        return self._store.merge_likelihoods(unit.row_index, key, header, answers.likelihoods)
 
     def embedder(self, unit: WorkUnit, kind: str, known: Mapping[int, Answer]) -> Embedder:
         """Return an embedder with the stored vectors of one kind; `known` are the unit's answers."""
-        key = unit.generation_key
 
         async def embed(answers: Sequence[Answer]) -> list[Vector]:
-            header = self._headers[key]
-            vectors = self._store.read_embeddings(unit.row_index, self._keys[key], header, kind)[0]
+            vectors = self._store.read_embeddings(*self._place(unit), kind)[0]
             missing = [answer.content_id for answer in answers if answer.content_id not in vectors]
             if missing:
                 masks = [mask for mask, answer in known.items() if answer.content_id in set(missing)]
@@ -94,18 +85,12 @@ class AnswerFiles:
 
         return embed
 
-    def close(self, unit: WorkUnit, answers: Answers) -> tuple[str, ...]:
-        """Pack a unit's last and stored answers into one file.
-
-        Returns:
-            Notes about damaged files.
-        """
-        key = self._keys[unit.generation_key]
-        return self._store.merge(unit.row_index, key, self._header(unit, answers), answers.by_mask)
-
-    def _header(self, unit: WorkUnit, answers: Answers) -> StoreHeader:
+    def _place(self, unit: WorkUnit, answers: Answers | None = None) -> tuple[int, str, StoreHeader]:
+        """Return row, key and header of a unit's files; with `answers`, the header names their row."""
         header = self._headers[unit.generation_key]
-        return replace(header, snapshot_id=answers.snapshot_id, num_players=answers.num_players)
+        if answers is not None:
+            header = replace(header, snapshot_id=answers.snapshot_id, num_players=answers.num_players)
+        return unit.row_index, self._keys[unit.generation_key], header
 
 
 class NotStoredError(Exception):

@@ -43,10 +43,8 @@ class OldPlayers:
     """Finds the samples whose rows now have other players.
 
     Which words are players depends on the config and on this package's version. One version's rule leaves
-    out more words than the other's, so equal numbers mean equal players.
-
-    Args:
-        players: Players per selected row; None if they are unknown until a row is read.
+    out more words than the other's, so equal numbers mean equal players. `players` has the number of each
+    selected row; None if they are unknown until a row is read.
     """
 
     def __init__(self, players: Mapping[int, int] | None) -> None:
@@ -166,12 +164,7 @@ def dataset_path(dataset: DatasetConfig, config_path: Path) -> str | None:
 def changed_rows(
     study: "Study", samples: Mapping[str, Mapping[int, str]], *, accept: bool
 ) -> tuple[Mapping[str, Sequence[int]], Changes]:
-    """Compare samples with their rows in the dataset. Reads only.
-
-    Args:
-        study: The study.
-        samples: Run -> row -> what the sample was made from.
-        accept: Whether samples of changed rows may be replaced.
+    """Compare samples (run -> row -> what the sample was made from) with the dataset. Reads only.
 
     Returns:
         Run -> changed rows with samples, and the changes.

@@ -1,9 +1,11 @@
 """The environment of this process, and its record in the specs of the runs."""
 
+import contextlib
 import platform
 import time
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 from mllm_shapx.models.base import ModelIdentity, ModelReport
 from mllm_shapx.planning.runs import RunSpec
@@ -27,10 +29,8 @@ def library_versions() -> dict[str, str]:
     """Return the versions of Python and of the installed libraries."""
     found = {"python": platform.python_version()}
     for name in _LIBRARIES:
-        try:
+        with contextlib.suppress(PackageNotFoundError):
             found[name] = version(name)
-        except PackageNotFoundError:
-            continue
     return found
 
 
@@ -40,13 +40,13 @@ def environment_of(identity: ModelIdentity, run: RunSpec) -> Environment:
     return Environment(
         libraries=library_versions(),
         device=kind,
-        device_name=_device_name(identity.device) if kind == "cuda" else None,
+        device_name=_name_of_gpu(identity.device) if kind == "cuda" else None,
         dtype=identity.dtype,
         attn_implementation=run.connector_kwargs.attn_implementation,
     )
 
 
-def _device_name(device: str) -> str:
+def _name_of_gpu(device: str) -> str:
     import torch
 
     return str(torch.cuda.get_device_name(device))
@@ -55,23 +55,20 @@ def _device_name(device: str) -> str:
 def record_report(runs: Iterable[RunRecords], report: ModelReport) -> None:
     """Add a model's report to the specs of runs. Notes of earlier workers stay."""
     for records in runs:
-        try:
-            spec = records.read_spec()
-        except ValueError:
-            continue
-        if spec is None:
-            continue
-        updated = with_model_report(spec, report.notes, report.settings)
-        if updated != spec:
+        spec = _spec_of(records)
+        updated = None if spec is None else with_model_report(spec, report.notes, report.settings)
+        if updated is not None and updated != spec:
             records.write_spec(updated)
 
 
-def record_environment(runs: Iterable[tuple[RunRecords, int]], environment: Environment) -> str | None:
-    """Add an environment to the history in the specs of runs.
+def _spec_of(records: RunRecords) -> dict[str, Any] | None:
+    with contextlib.suppress(ValueError):  # `verify` reports a damaged file
+        return records.read_spec()
+    return None
 
-    Args:
-        runs: Each run's files and its number of samples.
-        environment: The environment of the samples from now on.
+
+def record_environment(runs: Iterable[tuple[RunRecords, int]], environment: Environment) -> str | None:
+    """Add the environment of the samples from now on to the specs of runs (files, number of samples).
 
     Returns:
         A warning if a run then has samples of environments whose answers may differ; else None.
@@ -79,10 +76,7 @@ def record_environment(runs: Iterable[tuple[RunRecords, int]], environment: Envi
     changes: dict[str, None] = {}
     mixed = 0
     for records, samples in runs:
-        try:
-            spec = records.read_spec()
-        except ValueError:
-            continue  # `verify` reports it
+        spec = _spec_of(records)
         updated = None if spec is None else with_environment(spec, environment, samples, time.time())
         if spec is None or updated is None:
             continue

@@ -281,9 +281,7 @@ def _no_blame(entry: _Entry) -> Blame:
 class FailureLimits:
     """Decides when failures should stop a study.
 
-    Args:
-        allowed: Samples that may be quarantined; None for any number.
-        quarantined: Samples that this call quarantined before a restart.
+    `allowed` samples may be quarantined, None for any number; `quarantined` ones are from before a restart.
     """
 
     def __init__(self, allowed: int | None, quarantined: int) -> None:

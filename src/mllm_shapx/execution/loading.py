@@ -70,11 +70,7 @@ def model_key(study: Study) -> tuple[object, ...]:
 
 
 class ModelShelf:
-    """Keeps the model of an ended study for the next one, in one process.
-
-    Args:
-        load: Loads the model of a study.
-    """
+    """Keeps the model of an ended study for the next one, in one process."""
 
     def __init__(self, load: LoadModel) -> None:
         self._load = load

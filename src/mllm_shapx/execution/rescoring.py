@@ -92,11 +92,7 @@ def rescore_config(
 ) -> StudyOutcome:
     """Compute a config's missing samples from stored answers; with `overwrite`, all samples.
 
-    Args:
-        loaded: The config.
-        options: The options of the call.
-        reporter: Shows progress.
-        request: Reports a signal; if None, the caller handles signals.
+    Without a `request`, the caller handles signals.
 
     Raises:
         UsageError: When coalitions, vectors or likelihoods are missing, with their number; nothing is

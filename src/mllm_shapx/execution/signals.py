@@ -86,9 +86,10 @@ class StopRequest:
     def announcement(self, wanted_s: float) -> str:
         """Return the message for the first signal of a drain."""
         self.announced = True
-        text = f"{self.name}: finishing the rows under way, for {self.grace_s(wanted_s):g} s at most; "
-        text += "a second signal stops at once"
-        return f"{text}; to go on: {self.go_on}" if self.go_on else text
+        return self._with_command(
+            f"{self.name}: finishing the rows under way, for {self.grace_s(wanted_s):g} s at most; "
+            "a second signal stops at once"
+        )
 
     @contextlib.contextmanager
     def draining(self, grace_s: float) -> Iterator[None]:
@@ -119,15 +120,6 @@ class StopRequest:
         elif self.is_second(number, self._at, now):
             self._write("stopped at once; what was written is valid")
             raise StopNow(128 + number)
-
-    def install(self) -> None:
-        """Set the handlers; SIGHUP stays ignored under `nohup`."""
-        for number in self.watched():
-            signal.signal(number, self.handle)
-
-    def watched(self) -> list[signal.Signals]:
-        """Return the handled signals."""
-        return [number for number in SIGNALS if number != signal.SIGHUP or not _is_ignored(number)]
 
     def is_second(self, number: int, first_at: float, now: float) -> bool:
         """Return whether a further signal counts as a second one."""
@@ -161,9 +153,11 @@ class StopRequest:
 
     def _write(self, text: str) -> None:
         """Write a line. Not with print: the interrupted code may hold its lock."""
-        line = f"\n{text}; to go on: {self.go_on}\n" if self.go_on else f"\n{text}\n"
         with contextlib.suppress(OSError):  # the terminal may be gone
-            os.write(2, line.encode(errors="replace"))
+            os.write(2, f"\n{self._with_command(text)}\n".encode(errors="replace"))
+
+    def _with_command(self, text: str) -> str:
+        return f"{text}; to go on: {self.go_on}" if self.go_on else text
 
 
 @contextlib.contextmanager
@@ -174,16 +168,16 @@ def stop_requests(request: StopRequest) -> Iterator[StopRequest]:
         return
     receiver, sender = os.pipe()
     os.set_blocking(sender, False)
-    watched = request.watched()
+    under_nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    watched = [number for number in SIGNALS if number != signal.SIGHUP or not under_nohup]
     # A closed terminal sends SIGHUP to all its processes. Child processes inherit the mask, so they live
     # until the drain is done. Only the watching thread receives the signal.
     masked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP} & set(watched))
     watcher = threading.Thread(target=_watch, args=(request, receiver), name="signals", daemon=True)
     watcher.start()
     fd = signal.set_wakeup_fd(sender, warn_on_full_buffer=False)
-    before = {number: signal.getsignal(number) for number in watched}
+    before = {number: signal.signal(number, request.handle) for number in watched}
     try:
-        request.install()
         yield request
     finally:
         for number, handler in before.items():
@@ -217,7 +211,3 @@ def _watch(request: StopRequest, receiver: int) -> None:
                 deadline = now + (ABORT_S if grace is None else grace + LATE_S)
             elif request.is_second(number, first_at, now):
                 deadline = min(deadline, now + SECOND_S)
-
-
-def _is_ignored(number: signal.Signals) -> bool:
-    return signal.getsignal(number) is signal.SIG_IGN

@@ -49,7 +49,6 @@ class ResultWriter:
     Methods raise `StorageError` when a file cannot be written or read.
 
     Args:
-        study: The study.
         inspections: Inspection of each run's directory; None to inspect the directories now.
         on_sample: Called with each new sample, once it is on disk.
         note: Called with each message for the user, a sentence.
@@ -188,17 +187,9 @@ class ResultWriter:
         """Write a unit's new answers; with the last ones, pack all into one file."""
         if self._answers is None:
             return
-        notes: tuple[str, ...] = ()
-        if is_last:
-            notes += self._answers.close(unit, answers)
-        elif answers.by_mask:
-            self._answers.add(unit, answers)
+        notes = self._answers.write(unit, answers, is_last=is_last)
         self.model_calls += sum(stored.asked_by != REUSED for stored in answers.by_mask.values())
         self.model_calls += len(answers.likelihoods)
-        if answers.likelihoods:
-            notes += self._answers.add_likelihoods(unit, answers)
-        if answers.vectors:
-            notes += self._answers.add_vectors(unit, answers)
         for note in notes:
             self._note(note)
 
