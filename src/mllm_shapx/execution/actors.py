@@ -50,9 +50,7 @@ class CoordinatorActor(Coordinator):
     """A `Coordinator` in its own process. After a restart it reads the directory again."""
 
     def __init__(self, shared: str, aggregator_name: str) -> None:
-        _set_up_logging()
-        _hide_gpus()
-        study, inspections, _ = _read(shared)
+        study, inspections, _ = _begin(shared)
         restarted = ray.get_runtime_context().was_current_actor_reconstructed
         rows = frozenset(study.rows)
         super().__init__(
@@ -67,9 +65,7 @@ class AggregatorActor(Aggregator):
     """An `Aggregator` in its own process. After a restart it reads the logged samples from W&B's logs."""
 
     def __init__(self, shared: str) -> None:
-        _set_up_logging()
-        _hide_gpus()
-        study, inspections, specs = _read(shared)
+        study, inspections, specs = _begin(shared)
         private = Path(shared).with_name(PRIVATE_ENVIRONMENT)
         for name, value in json.loads(private.read_text(encoding="utf-8")).items():
             os.environ.setdefault(name, value)
@@ -222,18 +218,14 @@ def _log_of(aggregator_name: str) -> OnSample | None:
     return log
 
 
-def _read(path: str) -> tuple[Study, dict[str, RunInspection], dict[str, dict[str, Any]]]:
-    """Read the driver's file for the actors on its node: study, inspections and specs."""
+def _begin(path: str) -> tuple[Study, dict[str, RunInspection], dict[str, dict[str, Any]]]:
+    """Begin an actor without a model; read the driver's file for it: study, inspections and specs."""
+    _set_up_logging()
+    # The GPUs are for the workers: Ray does not hide them from actors that request none. A separate
+    # environment for the actor would do the same, but needs a new process.
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
     study, inspections, specs = pickle.loads(Path(path).read_bytes())  # noqa: S301 -- the driver's own file
     return study, inspections, specs
-
-
-def _hide_gpus() -> None:
-    """Leave the GPUs to the workers: Ray does not hide them from actors that request none.
-
-    A separate environment for the actor would do the same, but needs a new process.
-    """
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def _set_up_logging() -> None:

@@ -1,7 +1,9 @@
-"""The study's answers on disk: the coalition store's file of each unit, and its content."""
+"""The study's answers: those of a unit under way, and the coalition store's files of each unit."""
 
+import asyncio
 import hashlib
 import json
+import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,6 +13,7 @@ from mllm_shap import ConversationSnapshot
 from mllm_shapx.execution.messages import Answers
 from mllm_shapx.explaining.forcing import KeepLikelihood
 from mllm_shapx.explaining.similarity import Embedder, Vector
+from mllm_shapx.explaining.unit import RowExplainer
 from mllm_shapx.models.base import Answer
 from mllm_shapx.planning.runs import RunSpec
 from mllm_shapx.planning.units import WorkUnit
@@ -91,6 +94,39 @@ class AnswerFiles:
         if answers is not None:
             header = replace(header, snapshot_id=answers.snapshot_id, num_players=answers.num_players)
         return unit.row_index, self._keys[unit.generation_key], header
+
+
+class HeldUnit:
+    """A unit that a worker is explaining, and its unwritten answers."""
+
+    def __init__(self, unit: WorkUnit) -> None:
+        self.unit = unit
+        self.explainer: RowExplainer | None = None
+        self.vectors: dict[str, dict[bytes, Vector]] = {}
+        self.flushed_at = time.monotonic()
+        self.task: asyncio.Task[None] | None = None
+
+    @property
+    def answers(self) -> int:
+        """Return the number of answers and likelihoods of its row."""
+        if self.explainer is None:
+            return 0
+        row = self.explainer.coalitions
+        return len(row.stored) + len(row.likelihoods.stored)
+
+    def take_new(self) -> Answers:
+        """Return the answers, vectors and likelihoods since the last call."""
+        if self.explainer is None:
+            return Answers()
+        coalitions = self.explainer.coalitions
+        vectors, self.vectors = self.vectors, {}
+        return Answers(
+            coalitions.take_fresh(),
+            coalitions.snapshot.snapshot_id,
+            self.explainer.num_players,
+            vectors,
+            coalitions.likelihoods.take_fresh(),
+        )
 
 
 class NotStoredError(Exception):

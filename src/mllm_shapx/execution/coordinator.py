@@ -364,8 +364,7 @@ class Coordinator:
                 replace(failure, run_names=names),
                 attempts=attempts,
                 quarantined=quarantined,
-                worker=by.worker,
-                node=by.node or None,
+                by=by,
                 log_tail=log_tail,
             )
             if quarantined:

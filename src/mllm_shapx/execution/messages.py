@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mllm_shapx.config.models import DatasetConfig, EmbeddingConfig, RuntimeConfig
-from mllm_shapx.config.servers import CONNECTOR
 from mllm_shapx.execution.helping import HelpTask
 from mllm_shapx.execution.options import RunOptions
 from mllm_shapx.explaining.coalitions import RowCoalitions
@@ -88,22 +87,6 @@ class Study:
 
     config: Mapping[str, Any] = field(default_factory=dict)
     """The config's JSON data, bases merged in."""
-
-    @property
-    def worker_device(self) -> str | None:
-        """Return the device of its workers; the CPU if the model is behind a server.
-
-        None for workers that start their own server on GPUs: any GPU is fine.
-        """
-        if self.runs[0].connector != CONNECTOR:
-            return self.runs[0].device
-        return "cpu" if self.worker_gpus is None else None
-
-    @property
-    def worker_gpus(self) -> float | None:
-        """Return the GPUs of a worker's own server, None if the config does not decide them."""
-        server = self.runs[0].connector_kwargs.server
-        return None if server is None or not server.gpus else server.gpus
 
     def encoder_commit(self, run: RunSpec) -> str | None:
         """Return the commit of a run's external encoder, None if it has none."""

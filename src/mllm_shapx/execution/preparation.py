@@ -23,10 +23,14 @@ from mllm_shapx.execution.dataset import (
     pinned,
     recorded_commit,
 )
-from mllm_shapx.execution.environment import library_versions
 from mllm_shapx.execution.messages import Study
 from mllm_shapx.execution.options import RunOptions
-from mllm_shapx.execution.spec_content import refuse_other_settings, run_spec, usable_specs
+from mllm_shapx.execution.spec_content import (
+    library_versions,
+    refuse_other_settings,
+    run_spec,
+    usable_specs,
+)
 from mllm_shapx.explaining.value_models import value_model
 from mllm_shapx.models.identity import MODEL_ID, Version, encoder_version
 from mllm_shapx.models.registry import model_version

@@ -81,10 +81,8 @@ def run_config(
             from mllm_shapx.execution.autoscaling import is_autoscaling, node_request
             from mllm_shapx.execution.driver import Driver
 
-            asked, grows = options, is_autoscaling()
-            if options.gpus_per_worker is None and study.worker_gpus is not None:
-                asked = replace(options, gpus_per_worker=study.worker_gpus)
-            resources = plan_resources(asked, study.worker_device, grows=grows)
+            grows = is_autoscaling()
+            resources = plan_resources(study, grows=grows)
             if study.server_limits.are_counted:
                 check_one_worker(resources.workers)
             output = output or stack.enter_context(taken(study, call))

@@ -16,10 +16,8 @@ from typing import Concatenate, Protocol
 from mllm_shap import ConversationSnapshot
 
 from mllm_shapx.errors import RowError, StudyError, first_of
-from mllm_shapx.execution.answers import vector_kind
+from mllm_shapx.execution.answers import HeldUnit, vector_kind
 from mllm_shapx.execution.coordinator import Coordinator
-from mllm_shapx.execution.environment import environment_of
-from mllm_shapx.execution.held import HeldUnit
 from mllm_shapx.execution.helping import HelpOffer, HelpReply, HelpTask
 from mllm_shapx.execution.loading import (
     DeviceLostError,
@@ -34,6 +32,7 @@ from mllm_shapx.execution.loading import (
 )
 from mllm_shapx.execution.messages import Answers, Beat, LeaseReply, Study, UnitFailure, WorkerInfo
 from mllm_shapx.execution.row_answers import OnAnswer, RowAnswerer
+from mllm_shapx.execution.spec_content import environment_of
 from mllm_shapx.explaining.similarity import Embedder, Vector
 from mllm_shapx.explaining.unit import RowExplainer
 from mllm_shapx.models.base import Answer, EngineStoppedError, ModelReport

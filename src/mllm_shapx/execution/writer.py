@@ -5,8 +5,8 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from mllm_shapx.execution.answers import AnswerFiles
-from mllm_shapx.execution.environment import record_environment, record_report
 from mllm_shapx.execution.messages import Answers, Study, UnitFailure, WorkerInfo
+from mllm_shapx.execution.spec_content import record_environment, record_report
 from mllm_shapx.explaining.coalitions import REUSED
 from mllm_shapx.models.base import ModelReport
 from mllm_shapx.planning.precision import loaded_warnings
@@ -200,11 +200,10 @@ class ResultWriter:
         *,
         attempts: int,
         quarantined: bool,
-        worker: str,
-        node: str | None,
-        log_tail: tuple[str, ...] = (),
+        by: WorkerInfo,
+        log_tail: tuple[str, ...],
     ) -> None:
-        """Write the failure of a unit's runs, one file per run."""
+        """Write the failure of a unit's runs in the worker `by`, one file per run."""
         row = unit.row_index
         for name in failure.run_names:
             run = self._runs[name]
@@ -216,8 +215,8 @@ class ResultWriter:
                     message=failure.message,
                     attempts=attempts,
                     quarantined=quarantined,
-                    node=node,
-                    worker=worker,
+                    node=by.node or None,
+                    worker=by.worker,
                     traceback=failure.traceback,
                     log_tail=log_tail,
                     at=time.time(),
