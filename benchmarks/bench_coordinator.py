@@ -129,6 +129,7 @@ def _study(folder: Path, units: int) -> Any:
     """Return a study of `units` rows that are never read."""
     from mllm_shapx.config.loading import load_config
     from mllm_shapx.execution.messages import Study
+    from mllm_shapx.models.identity import Version
     from mllm_shapx.planning.sweep import expand
 
     config = folder / "config.json"
@@ -153,7 +154,7 @@ def _study(folder: Path, units: int) -> Any:
         dataset=settings_of.dataset,
         dataset_commit="0",  # as of a hub: content at a commit is not compared
         model_path=None,
-        model_commit="0",
+        model_version=Version("model_id", (), "0"),
         runtime=settings_of.runtime,
         config={**loaded.data, "selection": settings_of.selection.model_dump(mode="json")},
     )

@@ -129,7 +129,10 @@ class ActorDesk:
 
 
 class CoordinatorClient:
-    """The driver's connection to the coordinator's actor; `say` shows a line to the user."""
+    """The driver's connection to the coordinator's actor; `say` shows a line to the user.
+
+    Calls raise a `ShapxError` if the coordinator cannot be restarted.
+    """
 
     def __init__(self, actor: Any, say: Callable[[str], None]) -> None:
         self.actor = actor
@@ -137,11 +140,7 @@ class CoordinatorClient:
         self._away_since: float | None = None
 
     def state(self) -> StudyState | None:
-        """Return the state of the study; None while the coordinator restarts.
-
-        Raises:
-            ShapxError: If the restart fails.
-        """
+        """Return the state of the study; None while the coordinator restarts."""
         try:
             state: StudyState = ray.get(self.actor.state.remote(), timeout=CALL_S)
         except (RayActorError, GetTimeoutError) as error:
@@ -155,11 +154,7 @@ class CoordinatorClient:
     def tell[**P](
         self, method: Callable[Concatenate[Coordinator, P], None], *args: P.args, **kwargs: P.kwargs
     ) -> None:
-        """Call a method of the coordinator; repeat the call while it restarts.
-
-        Raises:
-            ShapxError: If the restart fails.
-        """
+        """Call a method of the coordinator; repeat the call while it restarts."""
         while True:
             try:
                 ray.get(getattr(self.actor, method.__name__).remote(*args, **kwargs), timeout=CALL_S)

@@ -4,13 +4,13 @@ import asyncio
 import hashlib
 import json
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from mllm_shap import ConversationSnapshot
 
-from mllm_shapx.execution.messages import Answers
+from mllm_shapx.execution.messages import Answers, Lease
 from mllm_shapx.explaining.forcing import KeepLikelihood
 from mllm_shapx.explaining.similarity import Embedder, Vector
 from mllm_shapx.explaining.unit import RowExplainer
@@ -37,15 +37,17 @@ class AnswerFiles:
         *,
         reads_only: bool = False,
     ) -> None:
+        self.dtype = dtype
         self._store = CoalitionStore(storage, reads_only=reads_only)
         self._headers = {
             run.generation_key: StoreHeader(answer_settings(run, model_commit, dtype)) for run in runs
         }
         self._keys = {key: store_key(header) for key, header in self._headers.items()}
 
-    def holds(self, unit: WorkUnit, places: Collection[tuple[int, str]]) -> bool:
-        """Return whether answers of a unit are stored; `places` are the store's (row, key) pairs."""
-        return (unit.row_index, self._keys[unit.generation_key]) in places
+    def held(self, units: Iterable[WorkUnit]) -> list[WorkUnit]:
+        """Return the units of which answers are stored."""
+        places = self._store.places()
+        return [unit for unit in units if (unit.row_index, self._keys[unit.generation_key]) in places]
 
     def read(self, unit: WorkUnit) -> tuple[Answers, tuple[str, ...]]:
         """Return the stored answers of a unit, and notes about damaged files."""
@@ -99,8 +101,10 @@ class AnswerFiles:
 class HeldUnit:
     """A unit that a worker is explaining, and its unwritten answers."""
 
-    def __init__(self, unit: WorkUnit) -> None:
-        self.unit = unit
+    def __init__(self, lease: Lease) -> None:
+        self.unit = lease.unit
+        self.known = lease.known
+        """Stored answers of the unit."""
         self.explainer: RowExplainer | None = None
         self.vectors: dict[str, dict[bytes, Vector]] = {}
         self.flushed_at = time.monotonic()
@@ -146,9 +150,13 @@ async def refuse_likelihoods(
     raise NotStoredError("likelihood(s)", [mask for mask, _ in prompts])
 
 
-def stored_dtype(storage: Storage, runs: Sequence[RunSpec], model_commit: str) -> str | None:
-    """Return the dtype of the stored answers of these runs, None if none are stored."""
-    return next((str(entry.settings["dtype"]) for entry in _usable(storage, runs, model_commit)), None)
+def stored_files(
+    storage: Storage, runs: Sequence[RunSpec], model_commit: str, *, reads_only: bool = False
+) -> AnswerFiles | None:
+    """Return the files of these runs' stored answers, in the dtype of the first ones; None without any."""
+    for entry in _usable(storage, runs, model_commit):
+        return AnswerFiles(storage, runs, model_commit, entry.settings["dtype"], reads_only=reads_only)
+    return None
 
 
 def keys_in_use(storage: Storage, runs: Sequence[RunSpec], model_commit: str) -> frozenset[str]:

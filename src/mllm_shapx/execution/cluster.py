@@ -191,11 +191,7 @@ def _join(address: str, origin: str) -> None:
 
 
 def _await_nodes(wanted: int) -> None:
-    """Wait until the cluster has `wanted` living nodes.
-
-    Raises:
-        ResourceError: If they do not join within `NODES_S`.
-    """
+    """Wait until the cluster has `wanted` living nodes."""
     import ray
 
     deadline = time.monotonic() + NODES_S

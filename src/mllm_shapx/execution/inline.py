@@ -122,11 +122,7 @@ class InlineCrew(InProcessCrew):
         return super().finish()
 
     def _wait(self, seconds: float | None) -> None:
-        """Let the worker work for `seconds`, or to its end.
-
-        Raises:
-            ShapxError: When its device is lost in this process: another process may still use it.
-        """
+        """Let the worker work for `seconds`, or to its end."""
         if self._work is None:
             return
         self._runner.run(_wait(self._work, seconds))
@@ -135,6 +131,7 @@ class InlineCrew(InProcessCrew):
         try:
             self._work.result()
         except ExceptionGroup as group:
+            # Another process may still use the device.
             if group.subgroup(DeviceLostError) is None:
                 raise
             raise ShapxError(

@@ -91,14 +91,7 @@ class Kept:
 
     @contextlib.contextmanager
     def joined(self, options: RunOptions, request: StopRequest) -> Iterator[Path]:
-        """Give a study the cluster; leave the cluster after an error, as it may be the cause.
-
-        Yields:
-            A folder on this machine that is open only to this user.
-
-        Raises:
-            ResourceError: As `connected`.
-        """
+        """Give a study the cluster, see `connected`; leave it after an error, as it may be the cause."""
         with contextlib.ExitStack() as failing:
             failing.callback(self._leave)
             if self._folder is None:

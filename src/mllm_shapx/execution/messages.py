@@ -69,16 +69,14 @@ class Study:
     dataset_commit: str | None
     model_path: Path | None
     """Local directory of the model, None for a hub id."""
-    model_commit: str
-    """Hub commit, or digest of the directory."""
+    model_version: Version
+    """Version of the model's files at the start of the study."""
     runtime: RuntimeConfig
     trackers: tuple[Placed, ...] = ()
     options: RunOptions = field(default_factory=RunOptions)
     """The options of the call."""
     dataset_content: str | None = None
     """Hash of a local dataset's content; None for a hub dataset, which has a commit."""
-    model_version: Version | None = None
-    """Required version of the model's files; None for any."""
     encoders: Mapping[EmbeddingConfig, Version] = field(default_factory=dict)
     """The external encoders of the runs."""
 
@@ -87,6 +85,11 @@ class Study:
 
     config: Mapping[str, Any] = field(default_factory=dict)
     """The config's JSON data, bases merged in."""
+
+    @property
+    def model_commit(self) -> str:
+        """Return the model's hub commit, or the digest of its directory."""
+        return self.model_version.commit
 
     def encoder_commit(self, run: RunSpec) -> str | None:
         """Return the commit of a run's external encoder, None if it has none."""

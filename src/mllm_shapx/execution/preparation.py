@@ -128,14 +128,13 @@ def prepare(
         dataset=experiment_set.dataset,
         dataset_commit=table.commit,
         model_path=None if model_path is None else model_path.resolve(),
-        model_commit=model.commit,
+        model_version=model,
         trackers=placed_trackers(experiment_set, output_uri),
         runtime=experiment_set.runtime,
         options=options,
         server_limits=_server_limits(options, sweep.runs[0].connector),
         config={**loaded.data, "selection": chosen.model_dump(mode="json")},
         dataset_content=content_of(table, experiment_set),
-        model_version=model,
         encoders=encoders,
     )
     return study, (*loaded.warnings, *sweep.warnings, *selection.warnings, *away)

@@ -75,14 +75,7 @@ class Agreement:
 
     def to_json(self) -> dict[str, Any]:
         """Return the same as JSON data."""
-        return {
-            "runs": list(self.runs),
-            "dtype": self.dtype,
-            "device": self.device,
-            "answers": self.answers,
-            "agree": self.agree,
-            "differences": [asdict(each) for each in self.differences],
-        }
+        return {**asdict(self), "agree": self.agree}
 
     def to_text(self) -> str:
         """Return one line, and the first differences."""
@@ -178,11 +171,7 @@ def _dtype(drawn: _Drawn) -> str:
 def _usable(
     store: CoalitionStore, study: Study, runs: Sequence[RunSpec], directory: str
 ) -> list[tuple[StoreEntry, RunSpec]]:
-    """Return the entries of the store that belong to `runs`.
-
-    Raises:
-        OutputError: When the store is empty, or has no answers of the config's model.
-    """
+    """Return the entries of the store that belong to `runs`; refuse a store without any."""
     found, others = [], set()
     for entry in store.info():
         settings = {**entry.settings, "dtype": "", "model_commit": ""}
@@ -229,9 +218,8 @@ class _Asker:
         self._study = study
         self._store = store
         self._table = table
-        self._wanted = wanted
+        self._wanted, self._done = wanted, 0
         self._say = say
-        self._done = 0
         self._said = time.monotonic()
 
     def compare(self, dtype: str, drawn: Sequence[_Drawn], runs: Sequence[RunSpec]) -> Iterator[Agreement]:

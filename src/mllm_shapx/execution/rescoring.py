@@ -17,7 +17,7 @@ from mllm_shapx.execution.answers import (
     AnswerFiles,
     NotStoredError,
     refuse_likelihoods,
-    stored_dtype,
+    stored_files,
     vector_kind,
 )
 from mllm_shapx.execution.dataset import changed_rows, open_study_table
@@ -36,7 +36,6 @@ from mllm_shapx.records.environments import sole_environment
 from mllm_shapx.records.results import SampleResult
 from mllm_shapx.records.runs import RunRecords
 from mllm_shapx.records.storage import open_storage
-from mllm_shapx.records.store import CoalitionStore
 from mllm_shapx.reporting.progress import ProgressReporter
 
 STEP_S = 0.25
@@ -48,17 +47,13 @@ class _Rescorer:
 
     def __init__(self, study: Study, files: AnswerFiles, table: Table) -> None:
         self.study = study
-        self._files = files
+        self.files = files
         self._table = table
 
     async def results(
         self, unit: WorkUnit, known: Answers | None = None
     ) -> AsyncIterator[tuple[tuple[str, ...], SampleResult | RowError]]:
-        """Yield the sample of each run, or the error of runs that cannot explain the row.
-
-        Raises:
-            NotStoredError: When an answer, a vector or a likelihood is not stored.
-        """
+        """Yield the sample of each run, or the error of runs that cannot explain the row."""
         runs = [self.study.run(name) for name in unit.run_names]
         try:
             row = load_row(self._table, unit.row_index, runs[0].dataset, runs[0].modality)
@@ -66,13 +61,13 @@ class _Rescorer:
         except RowError as error:
             yield unit.run_names, error
             return
-        stored = self._files.read(unit)[0] if known is None else known
+        stored = self.files.read(unit)[0] if known is None else known
         stored.give_to(explainer.coalitions)
         for run in runs:
             found: SampleResult | RowError
             try:
                 kind = vector_kind(run, self.study.encoder_commit(run))
-                embed = self._files.embedder(unit, kind, explainer.coalitions.stored)
+                embed = self.files.embedder(unit, kind, explainer.coalitions.stored)
                 forcer = Forcer(explainer.coalitions, run.name, refuse_likelihoods)
                 found = await explainer.explain(run, _refuse, embed, forcer=forcer)
             except RowError as error:
@@ -103,13 +98,12 @@ def rescore_config(
     for warning in warnings:
         reporter.message(f"warning: {warning}")
     storage = open_storage(study.output_uri)
-    dtype = stored_dtype(storage, study.runs, study.model_commit)
-    if dtype is None:
+    files = stored_files(storage, study.runs, study.model_commit)
+    if files is None:
         raise OutputError(
             f"{study.output_uri} holds no answers of this model and these generation settings; run "
             f"`mllm-shapx run --config {loaded.path}` first"
         )
-    files = AnswerFiles(storage, study.runs, study.model_commit, dtype)
     rescorer = _Rescorer(study, files, open_study_table(study))
     if not options.overwrite:
         made_from = {run.name: RunRecords(storage, run.name).read_made_from() for run in study.runs}
@@ -117,7 +111,7 @@ def rescore_config(
     asyncio.run(_check(study, rescorer, loaded, overwrite=options.overwrite))
     call = Call(reporter, request or StopRequest())
     with taken(study, call) as output:
-        return run_to_end(_StoredCrew(output, call, rescorer, dtype), study, output, call)
+        return run_to_end(_StoredCrew(output, call, rescorer), study, output, call)
 
 
 def finish_from_stored(study: Study, output: OpenOutput, call: Call) -> StudyOutcome | OpenOutput:
@@ -133,16 +127,14 @@ def finish_from_stored(study: Study, output: OpenOutput, call: Call) -> StudyOut
     """
     storage = open_storage(study.output_uri)
     units = output.units_left(study)
-    dtype = stored_dtype(storage, study.runs, study.model_commit) if units else "none"
-    # Only the model's decoder turns a spoken answer into audio.
-    if dtype is None or (units and study.runs[0].modality.output_modality != "text"):
-        return output
-    files = AnswerFiles(storage, study.runs, study.model_commit, dtype)
-    places = CoalitionStore(storage).places() if units else set()
-    if not all(files.holds(unit, places) for unit in units):
-        return output
-    rescorer = _Rescorer(study, files, open_study_table(study))
-    crew = _StoredCrew(output, call, rescorer, dtype)
+    files = AnswerFiles(storage, study.runs, study.model_commit, "none")
+    if units:
+        found = stored_files(storage, study.runs, study.model_commit)
+        # Only the model's decoder turns a spoken answer into audio.
+        if found is None or study.runs[0].modality.output_modality != "text" or found.held(units) != units:
+            return output
+        files = found
+    crew = _StoredCrew(output, call, _Rescorer(study, files, open_study_table(study)))
     try:
         outcome = run_to_end(crew, study, output, call)
     except NotStoredError:
@@ -181,20 +173,18 @@ async def _check(study: Study, rescorer: _Rescorer, loaded: LoadedConfig, *, ove
 class _StoredCrew(InProcessCrew):
     """Explains rows from stored answers."""
 
-    def __init__(self, output: OpenOutput, call: Call, rescorer: _Rescorer, dtype: str) -> None:
+    def __init__(self, output: OpenOutput, call: Call, rescorer: _Rescorer) -> None:
         super().__init__(rescorer.study, output, call)
         self._rescorer = rescorer
         # The stored answers come from the one recorded environment.
         environment = sole_environment(output.specs.values())
         self._environment = None if environment is None else environment.id
-        self._me = WorkerInfo("rescore", socket.gethostname(), os.getpid(), "none", dtype, environment)
+        self._me = WorkerInfo(
+            "rescore", socket.gethostname(), os.getpid(), "none", rescorer.files.dtype, environment
+        )
 
     def step(self) -> StudyState:
-        """See `Crew.step`.
-
-        Raises:
-            NotStoredError: When an answer, a vector or a likelihood of a unit is not stored.
-        """
+        """See `Crew.step`. Raises a `NotStoredError` when something that a unit needs is not stored."""
         started = time.monotonic()
         while lease := self._coordinator.lease(self._me, ()).lease:
             self._runner.run(self._explain(lease))

@@ -15,7 +15,7 @@ from mllm_shapx.execution.answers import (
     AnswerFiles,
     NotStoredError,
     refuse_likelihoods,
-    stored_dtype,
+    stored_files,
     vector_kind,
 )
 from mllm_shapx.execution.dataset import open_study_table
@@ -30,7 +30,6 @@ from mllm_shapx.planning.runs import RunSpec, settings_digest
 from mllm_shapx.planning.units import WorkUnit, plan_units
 from mllm_shapx.records.runs import find_runs
 from mllm_shapx.records.storage import open_storage
-from mllm_shapx.records.store import CoalitionStore
 from mllm_shapx.reporting.output import TableForm, new_output, table_file
 from mllm_shapx.reporting.values_table import encodable
 
@@ -101,15 +100,13 @@ def export_store(
         raise OutputError(
             f"{directory}: {config} names none of its runs, so that their settings are not known"
         )
-    dtype = stored_dtype(storage, runs, study.model_commit)
-    if dtype is None:
+    files = stored_files(storage, runs, study.model_commit, reads_only=True)
+    if files is None:
         raise OutputError(
             f"{directory} holds no answers of its runs by this model and these generation settings; "
             f"`mllm-shapx store info {directory}` says what is stored"
         )
-    files = AnswerFiles(storage, runs, study.model_commit, dtype, reads_only=True)
-    places = CoalitionStore(storage).places()
-    units = [unit for unit in plan_units(runs, study.rows, study.players, {}) if files.holds(unit, places)]
+    units = files.held(plan_units(runs, study.rows, study.players, {}))
     exporter = _Exporter(study, runs, files, open_study_table(study))
     columns = exporter.columns
     with table_file(output, form, _frame((), columns)) as write:

@@ -150,8 +150,7 @@ class ResultWriter:
             return
         self._environments.add(environment.id)
         counts = [(run.records, len(run.completed)) for run in self._runs.values()]
-        warning = record_environment(counts, environment)
-        if warning is not None:
+        if (warning := record_environment(counts, environment)) is not None:
             self._note(warning)
 
     def record_report(self, report: ModelReport) -> None:
