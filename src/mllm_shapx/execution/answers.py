@@ -84,7 +84,8 @@ class AnswerFiles:
             vectors = self._store.read_embeddings(*self._place(unit), kind)[0]
             missing = [answer.content_id for answer in answers if answer.content_id not in vectors]
             if missing:
-                masks = [mask for mask, answer in known.items() if answer.content_id in set(missing)]
+                ids = set(missing)
+                masks = [mask for mask, answer in known.items() if answer.content_id in ids]
                 raise NotStoredError("vector(s)", masks, len(missing))
             return [vectors[answer.content_id] for answer in answers]
 

@@ -51,5 +51,5 @@ def merge_shards(loaded: LoadedConfig) -> StudyOutcome:
     rows = set(study.rows)
     done = {name: len(rows & found.completed) for name, found in output.inspections.items()}
     failed = {name: len(rows & found.failed) for name, found in output.inspections.items()}
-    finished = all(done[name] + failed[name] == len(rows) for name in done)
+    finished = not output.units_left(study)
     return outcome_of(study, done, failed, finished=finished, warnings=output.notes)

@@ -192,19 +192,18 @@ def library_versions() -> dict[str, str]:
 def environment_of(identity: ModelIdentity, run: RunSpec) -> Environment:
     """Return the environment of a model in this process."""
     kind = identity.device.partition(":")[0]
+    device_name = None
+    if kind == "cuda":
+        import torch
+
+        device_name = str(torch.cuda.get_device_name(identity.device))
     return Environment(
         libraries=library_versions(),
         device=kind,
-        device_name=_name_of_gpu(identity.device) if kind == "cuda" else None,
+        device_name=device_name,
         dtype=identity.dtype,
         attn_implementation=run.connector_kwargs.attn_implementation,
     )
-
-
-def _name_of_gpu(device: str) -> str:
-    import torch
-
-    return str(torch.cuda.get_device_name(device))
 
 
 def record_report(runs: Iterable[RunRecords], report: ModelReport) -> None:

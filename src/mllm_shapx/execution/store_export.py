@@ -91,8 +91,7 @@ def export_store(
     """
     config = study_config(directory)
     study, _ = prepare(load_config(config), RunOptions(resume=True), may_do_without_server=True)
-    uri = str(config.parent)
-    storage = open_storage(uri)
+    storage = open_storage(str(config.parent))
     output = new_output(storage, output, f"{study.experiment_set_id}_coalitions.{form}", overwrite=overwrite)
     names = set(find_runs(directory)[1])
     runs = tuple(run for run in study.runs if run.name in names)
@@ -107,18 +106,15 @@ def export_store(
             f"`mllm-shapx store info {directory}` says what is stored"
         )
     units = files.held(plan_units(runs, study.rows, study.players, {}))
+    units.sort(key=lambda unit: (unit.row_index, unit.generation_key))
     exporter = _Exporter(study, runs, files, open_study_table(study))
     columns = exporter.columns
     with table_file(output, form, _frame((), columns)) as write:
-        for some in batched(exporter.lines(sorted(units, key=_in_order)), _AT_ONCE):
+        for some in batched(exporter.lines(units), _AT_ONCE):
             write(_frame(some, columns))
     return StoreExported(
         output, len(exporter.rows), exporter.count, columns, len(exporter.changed), exporter.damaged
     )
-
-
-def _in_order(unit: WorkUnit) -> tuple[int, str]:
-    return unit.row_index, unit.generation_key
 
 
 def _frame(lines: Sequence[Line], columns: Sequence[str]) -> "pd.DataFrame":

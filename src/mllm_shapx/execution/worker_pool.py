@@ -98,21 +98,18 @@ class WorkerPool:
 
     def grow(self, wanted: int) -> None:
         """Start workers until there are `wanted`, or no free place is left."""
+        cpus, gpus = self._resources.cpus, self._resources.gpus
+        new = ray.remote(WorkerActor).options(
+            num_cpus=cpus, num_gpus=gpus, max_restarts=0, scheduling_strategy="SPREAD"
+        )
         while len(self._members) < min(wanted, self._resources.workers):
             self._started += 1
             name = f"worker-{self._started}"
             kept = self._idle.take(self._key) if self._idle is not None else None
-            actor = kept or self._new_actor()
+            actor = kept or new.remote(self._load, keeps_model=self._idle is not None)
             work = actor.run.remote(name, self._study_ref, self._coordinator.actor)
-            member = _Member(name, actor, work, actor.place.remote(), is_kept=kept is not None)
-            self._members[name] = member
-
-    def _new_actor(self) -> Any:
-        cpus, gpus = self._resources.cpus, self._resources.gpus
-        worker = ray.remote(WorkerActor).options(
-            num_cpus=cpus, num_gpus=gpus, max_restarts=0, scheduling_strategy="SPREAD"
-        )
-        return worker.remote(self._load, keeps_model=self._idle is not None)
+            place = actor.place.remote()
+            self._members[name] = _Member(name, actor, work, place, is_kept=kept is not None)
 
     def look(self) -> None:
         """Wait for a tick; remove ended workers, and record the nodes of new ones.
