@@ -97,7 +97,7 @@ def run_to_end(
     try:
         with call.request.draining(study.options.grace_s):
             try:
-                _watch(crew, study.options.grace_s, output, feed, call)
+                _watch(crew, output, feed, call)
                 state = crew.finish()
             except StudyError:
                 # The answers so far are valid: they come from the study's own model.
@@ -125,7 +125,7 @@ def run_to_end(
     )
 
 
-def _watch(crew: Crew, grace_s: float, output: OpenOutput, feed: ProgressFeed, call: Call) -> None:
+def _watch(crew: Crew, output: OpenOutput, feed: ProgressFeed, call: Call) -> None:
     """Return when the study has finished, drained or failed, or the grace period is over."""
     deadline: float | None = None
     while True:
@@ -136,8 +136,8 @@ def _watch(crew: Crew, grace_s: float, output: OpenOutput, feed: ProgressFeed, c
             if state.finished or state.fatal is not None or (state.draining and not state.busy_workers):
                 return
         if call.is_stopped and deadline is None:
-            deadline = time.monotonic() + call.request.grace_s(grace_s)
-            call.reporter.message(call.request.announcement(grace_s))
+            deadline = time.monotonic() + (call.request.grace_s or 0.0)
+            call.reporter.message(call.request.announcement())
             crew.drain()
         if deadline is not None and time.monotonic() > deadline:
             crew.stop()

@@ -5,7 +5,6 @@ thread sees every signal at once, and ends the process if the main thread does n
 """
 
 import contextlib
-import itertools
 import os
 import select
 import signal
@@ -56,7 +55,6 @@ class StopRequest:
         self._at = 0.0
         self._grace_s: float | None = None
         self._last: list[Callable[[], object]] = []
-        self._told = itertools.count()
 
     @property
     def go_on(self) -> str:
@@ -73,9 +71,11 @@ class StopRequest:
         """Return the signal's name."""
         return "" if self.signal is None else signal.Signals(self.signal).name
 
-    def grace_s(self, wanted: float) -> float:
-        """Return the seconds that running rows get; in a Ray job at most Ray's limit."""
-        if JOB_VARIABLE not in os.environ or self.signal != signal.SIGTERM:
+    @property
+    def grace_s(self) -> float | None:
+        """Return the seconds that running rows get, in a Ray job at most Ray's; None while no study runs."""
+        wanted = self._grace_s
+        if wanted is None or JOB_VARIABLE not in os.environ or self.signal != signal.SIGTERM:
             return wanted
         try:
             left = float(os.environ.get("RAY_JOB_STOP_WAIT_TIME_S", JOB_STOP_S))
@@ -83,11 +83,11 @@ class StopRequest:
             left = JOB_STOP_S
         return min(wanted, left)
 
-    def announcement(self, wanted_s: float) -> str:
+    def announcement(self) -> str:
         """Return the message for the first signal of a drain."""
         self.announced = True
         return self._with_command(
-            f"{self.name}: finishing the rows under way, for {self.grace_s(wanted_s):g} s at most; "
+            f"{self.name}: finishing the rows under way, for {self.grace_s:g} s at most; "
             "a second signal stops at once"
         )
 
@@ -115,7 +115,8 @@ class StopRequest:
         if self.signal is None:
             self.signal, self._at = number, now
             if self._grace_s is None:
-                self.tell(number)
+                self.announced = True
+                self._write(f"{self.name}: stopped")
                 raise StopNow(128 + number)
         elif self.is_second(number, self._at, now):
             self._write("stopped at once; what was written is valid")
@@ -125,12 +126,6 @@ class StopRequest:
         """Return whether a further signal counts as a second one."""
         return number != signal.SIGHUP and (self.announced or now - first_at > SAME_S)
 
-    def tell(self, number: int) -> None:
-        """Tell the user once that the command ends, and how to continue."""
-        self.announced = True
-        if next(self._told) == 0:
-            self._write(f"{signal.Signals(number).name}: stopped")
-
     def force(self, code: int) -> None:
         """End the process, even if its threads do not return."""
         self._write("the work under way did not end in time; what was written is valid")
@@ -138,11 +133,6 @@ class StopRequest:
         last.start()
         last.join(LAST_S)
         os._exit(code)
-
-    @property
-    def grace(self) -> float | None:
-        """Return the grace period while a study runs."""
-        return None if self._grace_s is None else self.grace_s(self._grace_s)
 
     def _clean_up(self) -> None:
         for action in reversed(self._last):
@@ -207,7 +197,7 @@ def _watch(request: StopRequest, receiver: int) -> None:
             now = time.monotonic()
             if deadline is None:
                 request.seen = number
-                first_at, code, grace = now, 128 + number, request.grace
+                first_at, code, grace = now, 128 + number, request.grace_s
                 deadline = now + (ABORT_S if grace is None else grace + LATE_S)
             elif request.is_second(number, first_at, now):
                 deadline = min(deadline, now + SECOND_S)
