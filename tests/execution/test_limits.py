@@ -148,7 +148,7 @@ def test_retry_begins_with_workers_for_its_own_rows_only(
         options = RunOptions(resume=True, retry_rows=rows)
         prepared, _ = prepare(loaded, options)
         output = open_output(prepared)
-        begun.append(len(output.units_left(prepared)))
+        begun.append(len(prepared.units_left(output.inspections)))
         output.lock.release()
     assert begun == [ROWS - 1 - study.samples_on_disk(), 1]
     assert begun[0] > 1

@@ -72,7 +72,7 @@ class Coordinator:
         self._notes: list[str] = []
         self._spent = study.server_limits.spent
         self._writer = ResultWriter(study, inspections, on_sample, self._notes.append)
-        units = study.units_left(self._writer.completed, self._writer.failed)
+        units = study.units_left(self._writer.runs)
         options = study.options
         is_retry = options.retry_rows is not None
         attempts = {} if is_retry else {unit.unit_id: self._writer.attempts(unit) for unit in units}
@@ -86,7 +86,7 @@ class Coordinator:
         self._idle: set[str] = set()
         self._most_workers = 0
         self._paced_at = time.monotonic()
-        failed = sum(self._writer.failed_now.values())
+        failed = sum(run.failed_now for run in self._writer.runs.values())
         new = 0 if failed_before is None else max(0, failed - failed_before)
         allowed = options.failures_allowed(len(study.rows) * len(study.runs))
         self._limits = FailureLimits(allowed, new)
@@ -240,11 +240,11 @@ class Coordinator:
         beats = [(state.beat, state.info) for _, state in sorted(self._workers.items())]
         heard = [(beat, info) for beat, info in beats if beat is not None]
         running = self._running()
-        done = self._writer.done_now
+        runs = self._writer.runs
         return StudyState(
-            done=done,
-            failed=self._writer.failed_now,
-            total=dict.fromkeys(done, len(self._study.rows)),
+            done={name: run.done_now for name, run in runs.items()},
+            failed={name: run.failed_now for name, run in runs.items()},
+            total=dict.fromkeys(runs, len(self._study.rows)),
             coalitions_done=self._forecast.settled_answers + sum(answers for _, answers in running),
             coalitions_total=self._forecast.total_answers,
             model_calls=self._writer.model_calls,
@@ -259,7 +259,7 @@ class Coordinator:
             notes=notes,
             fatal=self._fatal,
             spent=self._spent,
-            calls=self._writer.calls,
+            calls={name: (run.coalitions, run.answers) for name, run in runs.items()},
             store_hits=self._forecast.store_hits,
             worker_list=tuple(self._shown(beat, info) for beat, info in heard),
             worker_answers={info.worker: beat.answers for beat, info in heard},

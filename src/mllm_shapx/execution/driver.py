@@ -95,7 +95,7 @@ class Driver:
         )
         self._draining = False
         # At once: workers load the model while the coordinator's process starts.
-        self._grow(len(output.units_left(study)))
+        self._grow(len(study.units_left(output.inspections)))
 
     def step(self) -> StudyState | None:
         """See `Crew.step`."""

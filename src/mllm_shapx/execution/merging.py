@@ -51,5 +51,5 @@ def merge_shards(loaded: LoadedConfig) -> StudyOutcome:
     rows = set(study.rows)
     done = {name: len(rows & found.completed) for name, found in output.inspections.items()}
     failed = {name: len(rows & found.failed) for name, found in output.inspections.items()}
-    finished = not output.units_left(study)
+    finished = not study.units_left(output.inspections)
     return outcome_of(study, done, failed, finished=finished, warnings=output.notes)

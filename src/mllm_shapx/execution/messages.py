@@ -1,9 +1,10 @@
 """The messages between coordinator, workers and driver: plain data."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from mllm_shapx.config.models import DatasetConfig, EmbeddingConfig, RuntimeConfig
 from mllm_shapx.execution.helping import HelpTask
@@ -50,6 +51,18 @@ class Answers:
             0,
             row.players.num_players,
         }
+
+
+class HasRows(Protocol):
+    """The rows of a run's results."""
+
+    @property
+    def completed(self) -> AbstractSet[int]:
+        """Return the rows with a sample."""
+
+    @property
+    def failed(self) -> AbstractSet[int]:
+        """Return the quarantined rows."""
 
 
 @dataclass(frozen=True)
@@ -99,16 +112,13 @@ class Study:
         """Return a run by its name."""
         return next(run for run in self.runs if run.name == name)
 
-    def units_left(
-        self, completed: Mapping[str, Collection[int]], failed: Mapping[str, Collection[int]]
-    ) -> list[WorkUnit]:
-        """Return the units of rows that are neither completed nor failed; for `retry`, of its rows only.
-
-        `completed` has for each run the rows with a sample, `failed` the quarantined rows.
-        """
+    def units_left(self, results: Mapping[str, HasRows]) -> list[WorkUnit]:
+        """Return the units of rows that are neither completed nor failed; for `retry`, of its rows only."""
         retry_rows = self.options.retry_rows
         retried = {run.name: set((retry_rows or {}).get(run.name, ())) for run in self.runs}
-        settled = {name: {*completed[name], *(set(failed[name]) - rows)} for name, rows in retried.items()}
+        settled = {
+            name: {*results[name].completed, *(results[name].failed - rows)} for name, rows in retried.items()
+        }
         units = plan_units(self.runs, self.rows, self.players, settled)
         if retry_rows is None:
             return units

@@ -36,7 +36,6 @@ from mllm_shapx.models.identity import MODEL_ID, Version, encoder_version
 from mllm_shapx.models.registry import model_version
 from mllm_shapx.models.server_budget import ServerLimits
 from mllm_shapx.planning.sweep import expand
-from mllm_shapx.planning.units import WorkUnit
 from mllm_shapx.records.environments import ENVIRONMENTS, MODEL, history
 from mllm_shapx.records.layout import GENERATIONS, SHARDS
 from mllm_shapx.records.lock import OutputLock
@@ -63,12 +62,6 @@ class OpenOutput:
     """Run -> content of its `spec.json`."""
     notes: tuple[str, ...]
     """Messages on repaired, moved and replaced files."""
-
-    def units_left(self, study: Study) -> list[WorkUnit]:
-        """Return the units that are neither done nor quarantined."""
-        completed = {name: found.completed for name, found in self.inspections.items()}
-        failed = {name: found.failed for name, found in self.inspections.items()}
-        return study.units_left(completed, failed)
 
 
 def prepare(

@@ -126,7 +126,7 @@ def finish_from_stored(study: Study, output: OpenOutput, call: Call) -> StudyOut
         OutputError: When another driver has taken the output directory.
     """
     storage = open_storage(study.output_uri)
-    units = output.units_left(study)
+    units = study.units_left(output.inspections)
     files = AnswerFiles(storage, study.runs, study.model_commit, "none")
     if units:
         found = stored_files(storage, study.runs, study.model_commit)

@@ -1,7 +1,7 @@
 """The results of a study on disk: samples, failures, checkpoints, stored answers, the pace."""
 
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from mllm_shapx.execution.answers import AnswerFiles
@@ -22,7 +22,7 @@ OnSample = Callable[[SampleResult], None]
 
 
 @dataclass(slots=True)
-class _Run:
+class RunResults:
     """One run's files and rows."""
 
     records: RunRecords
@@ -68,12 +68,12 @@ class ResultWriter:
         self._note = note
         self._storage = open_storage(study.output_uri)
         self._rows = frozenset(study.rows)
-        self._runs = {run.name: self._open(run.name, inspections) for run in study.runs}
+        self.runs = {run.name: self._open(run.name, inspections) for run in study.runs}
         self._answers: AnswerFiles | None = None
         self._environments: set[str] = set()
         self._model_notes: set[str] = set()
 
-    def _open(self, name: str, inspections: Mapping[str, RunInspection] | None) -> _Run:
+    def _open(self, name: str, inspections: Mapping[str, RunInspection] | None) -> RunResults:
         records = RunRecords(self._storage, name)
         if inspections is None:
             inspection = records.inspect(self._study.rows)
@@ -82,7 +82,7 @@ class ResultWriter:
         else:
             inspection = inspections[name]
         calls = [counts for row, counts in inspection.calls.items() if row in self._rows]
-        return _Run(
+        return RunResults(
             records,
             records.checkpoint_writer(self._study.rows, inspection),
             completed=set(inspection.completed),
@@ -97,34 +97,9 @@ class ResultWriter:
 
     # --- state
 
-    @property
-    def completed(self) -> dict[str, Collection[int]]:
-        """Return run -> rows with a sample."""
-        return {name: run.completed for name, run in self._runs.items()}
-
-    @property
-    def failed(self) -> dict[str, Collection[int]]:
-        """Return run -> quarantined rows."""
-        return {name: run.failed for name, run in self._runs.items()}
-
-    @property
-    def done_now(self) -> dict[str, int]:
-        """Return run -> selected rows with a sample."""
-        return {name: run.done_now for name, run in self._runs.items()}
-
-    @property
-    def failed_now(self) -> dict[str, int]:
-        """Return run -> selected quarantined rows."""
-        return {name: run.failed_now for name, run in self._runs.items()}
-
-    @property
-    def calls(self) -> dict[str, tuple[int, int]]:
-        """Return run -> coalitions and generated answers of its samples."""
-        return {name: (run.coalitions, run.answers) for name, run in self._runs.items()}
-
     def attempts(self, unit: WorkUnit) -> int:
         """Return the attempts of a unit in earlier calls."""
-        return max(self._runs[name].attempts.get(unit.row_index, 0) for name in unit.run_names)
+        return max(self.runs[name].attempts.get(unit.row_index, 0) for name in unit.run_names)
 
     def known(self, unit: WorkUnit) -> Answers:
         """Return the stored answers of a unit."""
@@ -149,7 +124,7 @@ class ResultWriter:
         if environment is None or environment.id in self._environments:
             return
         self._environments.add(environment.id)
-        counts = [(run.records, len(run.completed)) for run in self._runs.values()]
+        counts = [(run.records, len(run.completed)) for run in self.runs.values()]
         if (warning := record_environment(counts, environment)) is not None:
             self._note(warning)
 
@@ -159,11 +134,11 @@ class ResultWriter:
             if note not in self._model_notes:
                 self._model_notes.add(note)
                 self._note(f"note: {note}")
-        record_report((run.records for run in self._runs.values()), report)
+        record_report((run.records for run in self.runs.values()), report)
 
     def write_sample(self, sample: SampleResult) -> None:
         """Write a sample, unless the row has one, and add it to the checkpoint."""
-        row, run = sample.row_index, self._runs[sample.run_name]
+        row, run = sample.row_index, self.runs[sample.run_name]
         if row in run.completed:
             return
         run.records.write_sample(sample)
@@ -205,7 +180,7 @@ class ResultWriter:
         """Write the failure of a unit's runs in the worker `by`, one file per run."""
         row = unit.row_index
         for name in failure.run_names:
-            run = self._runs[name]
+            run = self.runs[name]
             run.records.write_failure(
                 FailureRecord(
                     row_index=row,
@@ -231,7 +206,7 @@ class ResultWriter:
 
     def write_checkpoints(self, *, all_of_them: bool) -> None:
         """Write the checkpoints that are due, or all of them."""
-        for run in self._runs.values():
+        for run in self.runs.values():
             if all_of_them:
                 run.checkpoint.write()
             else:
