@@ -336,9 +336,9 @@ class Coordinator:
                     running.append((unit, min(float(count), unit.cost)))
         return running
 
-    def _settle(self, unit_id: str, run_names: tuple[str, ...], *, failed: bool = False) -> None:
+    def _settle(self, unit_id: str, run_names: tuple[str, ...]) -> None:
         """Mark runs of a unit as done or quarantined."""
-        if self._ledger.settle(unit_id, run_names, failed=failed):
+        if self._ledger.settle(unit_id, run_names):
             self._exchange.close(unit_id)
             self._forecast.settled(self._ledger.unit(unit_id))
 
@@ -368,7 +368,7 @@ class Coordinator:
                 log_tail=log_tail,
             )
             if quarantined:
-                self._settle(unit.unit_id, names, failed=True)
+                self._settle(unit.unit_id, names)
 
     def _check_limits(self) -> None:
         """Hand out nothing more after too many failures."""

@@ -17,8 +17,8 @@ class UnitState(Enum):
 
     QUEUED = "queued"
     LEASED = "leased"
-    DONE = "done"
-    QUARANTINED = "quarantined"
+    ENDED = "ended"
+    """Done or quarantined."""
 
 
 @dataclass(slots=True)
@@ -33,8 +33,6 @@ class _Entry:
     attempts: int = 0
     alone: bool = False
     """Whether the unit needs a worker to itself, because it shared one that died."""
-    failed: bool = False
-    """Whether one of its runs is quarantined."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,16 +136,15 @@ class Ledger:
         entry = self._entries.get(unit_id)
         return () if entry is None else entry.open_runs
 
-    def settle(self, unit_id: str, run_names: Collection[str], *, failed: bool = False) -> bool:
+    def settle(self, unit_id: str, run_names: Collection[str]) -> bool:
         """Mark runs of a unit as done or quarantined; return whether they were the last ones."""
         entry = self._entries.get(unit_id)
         if entry is None or not entry.open_runs:
             return False
         entry.open_runs = tuple(name for name in entry.open_runs if name not in run_names)
-        entry.failed = entry.failed or failed
         if entry.open_runs:
             return False
-        self._move(entry, UnitState.QUARANTINED if entry.failed else UnitState.DONE)
+        self._move(entry, UnitState.ENDED)
         return True
 
     def error(self, worker: str, unit_id: str) -> Blame:
@@ -185,7 +182,7 @@ class Ledger:
         drop = []
         for unit_id in held:
             entry = self._entries.get(unit_id)
-            if entry is None or entry.state in {UnitState.DONE, UnitState.QUARANTINED}:
+            if entry is None or entry.state is UnitState.ENDED:
                 drop.append(unit_id)
             elif entry.state is UnitState.QUEUED:
                 self._hand_out(unit_id, worker)
@@ -239,7 +236,7 @@ class Ledger:
         entry.attempts += 1
         quarantined = entry.attempts >= self._max_attempts
         if quarantined:
-            self._move(entry, UnitState.QUARANTINED)
+            self._move(entry, UnitState.ENDED)
         else:
             entry.alone = True
             self._requeue(entry)
