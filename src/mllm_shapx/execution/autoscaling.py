@@ -1,9 +1,7 @@
 """Requests a study's nodes from a cluster that starts nodes on demand, and withdraws the request."""
 
-import contextlib
 import json
 import logging
-from collections.abc import Iterator
 
 import ray
 from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
@@ -11,7 +9,6 @@ from ray.exceptions import RayError
 from ray.experimental.internal_kv import _internal_kv_get
 
 from mllm_shapx.execution.resources import WorkerResources
-from mllm_shapx.execution.signals import StopRequest
 
 logger = logging.getLogger(__name__)
 
@@ -52,17 +49,6 @@ class NodeRequest:
         if self._asked:
             self._asked = 0
             _request([])
-
-
-@contextlib.contextmanager
-def node_request(resources: WorkerResources, request: StopRequest) -> Iterator[NodeRequest]:
-    """Yield a request for nodes that is withdrawn at the end, also at a forced end of the process."""
-    nodes = NodeRequest(resources)
-    with request.at_the_last(nodes.clear):
-        try:
-            yield nodes
-        finally:
-            nodes.clear()
 
 
 def _request(bundles: list[dict[str, float]]) -> None:

@@ -9,7 +9,6 @@ import re
 import secrets
 import shutil
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -142,11 +141,10 @@ def _own_handlers(request: StopRequest) -> Iterator[None]:
 
 
 def _leave() -> None:
-    if "ray" in sys.modules:
-        import ray
+    import ray
 
-        with logged_output():
-            ray.shutdown()
+    with logged_output():
+        ray.shutdown()
 
 
 def _end_processes(folder: Path) -> None:

@@ -125,7 +125,7 @@ class InlineCrew(InProcessCrew):
         """Let the worker work for `seconds`, or to its end."""
         if self._work is None:
             return
-        self._runner.run(_wait(self._work, seconds))
+        self._runner.run(asyncio.wait([self._work], timeout=seconds))
         if not self._work.done() or self._work.cancelled():
             return
         try:
@@ -138,7 +138,3 @@ class InlineCrew(InProcessCrew):
                 f"the device does not work any more in this process: {first_of(group)}. What was written is "
                 "valid; go on with --resume"
             ) from group
-
-
-async def _wait(work: asyncio.Task[None], seconds: float | None) -> None:
-    await asyncio.wait([work], timeout=seconds)

@@ -78,7 +78,7 @@ def run_config(
             crew: Crew = InlineCrew(study, output, call, load, kept.shelf(load))
         else:
             folder = stack.enter_context(kept.joined(options, call.request))
-            from mllm_shapx.execution.autoscaling import is_autoscaling, node_request
+            from mllm_shapx.execution.autoscaling import NodeRequest, is_autoscaling
             from mllm_shapx.execution.driver import Driver
 
             grows = is_autoscaling()
@@ -86,8 +86,11 @@ def run_config(
             if study.server_limits.are_counted:
                 check_one_worker(resources.workers)
             output = output or stack.enter_context(taken(study, call))
-            nodes = stack.enter_context(node_request(resources, call.request)) if grows else None
-            idle = None if grows else kept.idle_workers  # idle workers would hold nodes
+            nodes, idle = None, kept.idle_workers
+            if grows:
+                nodes, idle = NodeRequest(resources), None  # idle workers would hold nodes
+                stack.enter_context(call.request.at_the_last(nodes.clear))
+                stack.callback(nodes.clear)
             crew = Driver(study, output, call, resources, folder=folder, load=load, nodes=nodes, idle=idle)
         return run_to_end(crew, study, output, call, kept.note_spent)
 
