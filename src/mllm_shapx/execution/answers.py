@@ -10,6 +10,9 @@ from typing import Any
 
 from mllm_shap import ConversationSnapshot
 
+from mllm_shapx.data.conversations import load_row
+from mllm_shapx.data.table import Table
+from mllm_shapx.errors import RowError
 from mllm_shapx.execution.messages import Answers, Lease
 from mllm_shapx.explaining.forcing import KeepLikelihood
 from mllm_shapx.explaining.similarity import Embedder, Vector
@@ -149,6 +152,20 @@ async def refuse_likelihoods(
 ) -> None:
     """Take the place of a model's likelihoods where only stored ones may be used."""
     raise NotStoredError("likelihood(s)", [mask for mask, _ in prompts])
+
+
+def stored_row(table: Table, row_index: int, run: RunSpec, stored: Answers) -> RowExplainer | None:
+    """Return a row with its stored answers; None if it has changed since, or cannot be explained."""
+    if row_index >= table.num_rows:
+        return None
+    try:
+        row = RowExplainer(load_row(table, row_index, run.dataset, run.modality), run)
+    except RowError:
+        return None
+    if not stored.belong_to(row.coalitions):
+        return None
+    stored.give_to(row.coalitions)
+    return row
 
 
 def stored_files(

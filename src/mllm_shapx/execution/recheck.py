@@ -8,15 +8,12 @@ from itertools import groupby
 from typing import Any
 
 from mllm_shapx.config.loading import load_config
-from mllm_shapx.data.conversations import load_row
 from mllm_shapx.data.sources import Table, open_table
-from mllm_shapx.errors import ModelError, OutputError, RowError
-from mllm_shapx.execution.answers import answer_settings
+from mllm_shapx.errors import ModelError, OutputError
+from mllm_shapx.execution.answers import answer_settings, stored_row
 from mllm_shapx.execution.messages import Answers, Study
 from mllm_shapx.execution.options import RunOptions
 from mllm_shapx.execution.preparation import prepare, study_config
-from mllm_shapx.explaining.coalitions import RowCoalitions
-from mllm_shapx.explaining.sample import open_row
 from mllm_shapx.explaining.settings import decoding
 from mllm_shapx.explaining.unit import seeds
 from mllm_shapx.models.base import Model, OutOfMemory
@@ -25,7 +22,7 @@ from mllm_shapx.planning.precision import ROUNDED
 from mllm_shapx.planning.runs import RunSpec
 from mllm_shapx.records.runs import find_runs
 from mllm_shapx.records.storage import open_storage
-from mllm_shapx.records.store import CoalitionStore, StoredAnswers, StoreEntry
+from mllm_shapx.records.store import CoalitionStore, StoreEntry
 
 _SAY_S = 10.0
 """Seconds between two progress lines."""
@@ -241,7 +238,8 @@ class _Asker:
         """Yield the difference of each comparable answer of a row, None if they are equal."""
         row_index = drawn.entry.row_index
         stored = self._store.peek(row_index, drawn.entry.key)
-        row = self._row(drawn, stored)
+        belonging = Answers({}, stored.snapshot_id, stored.num_players)
+        row = stored_row(self._table, row_index, drawn.run, belonging)
         masks = sorted(stored.answers)
         if row is None or drawn.numbers[-1] >= len(masks):
             self.changed += len(drawn.numbers)
@@ -251,7 +249,7 @@ class _Asker:
             before = stored.answers[mask]
             try:
                 (now,) = model.answer(
-                    [model.encode(row.render(mask), how)], how, seeds(drawn.run, row_index, [mask])
+                    [model.encode(row.coalitions.render(mask), how)], how, seeds(drawn.run, row_index, [mask])
                 )
             except OutOfMemory as error:
                 raise ModelError(f"one prompt alone does not fit in the device's memory ({error})") from error
@@ -261,15 +259,3 @@ class _Asker:
                 self._say(f"{self._done} of {self._wanted} answers asked for again")
             is_equal = (before.text, before.audio_frames) == (now.text, now.audio_frames)
             yield None if is_equal else Difference(row_index, mask, before.text, now.text)
-
-    def _row(self, drawn: _Drawn, stored: StoredAnswers) -> RowCoalitions | None:
-        """Return the row's coalitions; None if the stored answers belong to others."""
-        run, row_index = drawn.run, drawn.entry.row_index
-        if row_index >= self._table.num_rows:
-            return None
-        try:
-            row = open_row(load_row(self._table, row_index, run.dataset, run.modality), run)
-        except RowError:
-            return None
-        belongs = Answers({}, stored.snapshot_id, stored.num_players).belong_to(row)
-        return row if belongs else None

@@ -60,8 +60,10 @@ def plan_resources(study: Study, *, grows: bool = False) -> WorkerResources:
     """
     import ray
 
-    options, device, server_gpus = study.options, study.runs[0].device, _server_gpus(study)
-    if study.runs[0].connector == CONNECTOR:
+    options, run = study.options, study.runs[0]
+    device, server = run.device, run.connector_kwargs.server
+    server_gpus = None if server is None else server.gpus or None
+    if run.connector == CONNECTOR:
         # A worker that starts its own server on GPUs takes any GPU.
         device = "cpu" if server_gpus is None else None
     have: dict[str, Any] = ray.cluster_resources()
@@ -98,12 +100,6 @@ def plan_resources(study: Study, *, grows: bool = False) -> WorkerResources:
         )
     share = _cpu_share(cpus, workers)
     return WorkerResources(workers, per_worker, min(1.0, max(share, per_worker) if grows else share))
-
-
-def _server_gpus(study: Study) -> float | None:
-    """Return the GPUs of a worker's own server; None if there is none, or if the config does not say."""
-    server = study.runs[0].connector_kwargs.server
-    return None if server is None or not server.gpus else server.gpus
 
 
 def _cpu_share(cpus: list[float], workers: int) -> float:

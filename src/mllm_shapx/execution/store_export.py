@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mllm_shapx.config.loading import load_config
-from mllm_shapx.data.conversations import load_row
 from mllm_shapx.data.sources import Table
 from mllm_shapx.errors import OutputError, RowError
 from mllm_shapx.execution.answers import (
@@ -16,6 +15,7 @@ from mllm_shapx.execution.answers import (
     NotStoredError,
     refuse_likelihoods,
     stored_files,
+    stored_row,
     vector_kind,
 )
 from mllm_shapx.execution.dataset import open_study_table
@@ -190,14 +190,10 @@ class _Exporter:
         run = self._runs[unit.run_names[0]]
         stored, notes = self._files.read(unit)
         self.damaged += len(notes)
-        try:
-            row = RowExplainer(load_row(self._table, unit.row_index, run.dataset, run.modality), run)
-        except RowError:
-            row = None
-        if row is None or not stored.belong_to(row.coalitions):
+        row = stored_row(self._table, unit.row_index, run, stored)
+        if row is None:
             self.changed.add(unit.row_index)
             return []
-        stored.give_to(row.coalitions)
         masks = sorted({*stored.by_mask, *(mask for _, mask in stored.likelihoods)})
         values = {
             column: await self._values(unit, row, runs[digest], masks) if digest in runs else {}

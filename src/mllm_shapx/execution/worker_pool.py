@@ -273,10 +273,15 @@ class WorkerPool:
         node = _node(member.node_id)
         if node is None or not node["Alive"]:
             return True
+        if member.unreachable_since is None:
+            return False
         # Ray notices only after 15 s; the rows of the node's workers would wait that long.
-        return member.unreachable_since is not None and _is_refused(
-            node["NodeManagerAddress"], node["NodeManagerPort"]
-        )
+        address = node["NodeManagerAddress"], node["NodeManagerPort"]
+        try:
+            socket.create_connection(address, timeout=CONNECT_S).close()
+        except OSError as error:
+            return isinstance(error, ConnectionRefusedError)
+        return False
 
     def _replace_stuck(self, state: StudyState) -> None:
         placed_before = time.monotonic() - max(self._stall_s, LOADING_S)
@@ -302,15 +307,6 @@ def _has_done_all(member: _Member) -> bool:
 def _node(node_id: str | None) -> dict[str, Any] | None:
     """Return Ray's entry of a node; None if Ray does not know it."""
     return next((node for node in ray.nodes() if node["NodeID"] == node_id), None)
-
-
-def _is_refused(host: str, port: int) -> bool:
-    """Return whether a port refuses a connection; False without a reply."""
-    try:
-        socket.create_connection((host, port), timeout=CONNECT_S).close()
-    except OSError as error:
-        return isinstance(error, ConnectionRefusedError)
-    return False
 
 
 def _cause(error: RayError) -> BaseException:
