@@ -166,14 +166,14 @@ class _Cluster:
     def __init__(self, folder: Path, study: Any, inspections: Mapping[str, Any], name: str) -> None:
         import ray
 
-        from mllm_shapx.execution.actors import NAMESPACE, CoordinatorActor
+        from mllm_shapx.execution.actors import NAMESPACE, CoordinatorActor, Shared
 
         class Nobody:
             def log(self, sample: Any) -> None:
                 """Take a sample, like the aggregator."""
 
         shared = folder / f"{name}.pickle"
-        shared.write_bytes(pickle.dumps((study, dict(inspections), {})))
+        shared.write_bytes(pickle.dumps(Shared(study, dict(inspections), {}, {})))
         self._aggregator = ray.remote(Nobody).options(name=name, namespace=NAMESPACE, num_cpus=0).remote()
         self.coordinator = (
             ray.remote(CoordinatorActor)

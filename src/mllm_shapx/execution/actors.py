@@ -1,14 +1,14 @@
 """The actors: coordinator, aggregator and workers, each in its own process."""
 
 import asyncio
-import json
 import logging
 import os
 import pickle
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Concatenate
+from typing import Any, Concatenate, Self
 
 import ray
 from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError, RayError
@@ -28,9 +28,6 @@ logger = logging.getLogger(__name__)
 NAMESPACE = "mllm_shapx"
 """Ray namespace of the named actors."""
 
-PRIVATE_ENVIRONMENT = "environment.json"
-"""File with the driver's secrets, next to the study's file; only this user can read it."""
-
 COORDINATOR_PATIENCE_S = 180.0
 """Seconds that a worker waits for a restarting coordinator."""
 RESTART_S = 300.0
@@ -46,18 +43,39 @@ LOG_LINES = 20
 _MOST_LOG_BYTES = 16_384
 
 
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What the driver tells the actors on its node, in a file that only this user can read."""
+
+    study: Study
+    inspections: dict[str, RunInspection]
+    specs: dict[str, dict[str, Any]]
+    secrets: dict[str, str]
+    """The driver's environment variables that hold secrets, for the trackers."""
+
+    @classmethod
+    def read(cls, path: str) -> Self:
+        """Begin an actor without a model: read the driver's file for it."""
+        _set_up_logging()
+        # The GPUs are for the workers: Ray does not hide them from actors that request none. A separate
+        # environment for the actor would do the same, but needs a new process.
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        shared: Self = pickle.loads(Path(path).read_bytes())  # noqa: S301 -- the driver's own file
+        return shared
+
+
 class CoordinatorActor(Coordinator):
     """A `Coordinator` in its own process. After a restart it reads the directory again."""
 
     def __init__(self, shared: str, aggregator_name: str) -> None:
-        study, inspections, _ = _begin(shared)
+        found = Shared.read(shared)
         restarted = ray.get_runtime_context().was_current_actor_reconstructed
-        rows = frozenset(study.rows)
+        rows = frozenset(found.study.rows)
         super().__init__(
-            study,
-            None if restarted else inspections,
+            found.study,
+            None if restarted else found.inspections,
             _log_of(aggregator_name),
-            sum(len(found.failed & rows) for found in inspections.values()),
+            sum(len(each.failed & rows) for each in found.inspections.values()),
         )
 
 
@@ -65,11 +83,10 @@ class AggregatorActor(Aggregator):
     """An `Aggregator` in its own process. After a restart it reads the logged samples from W&B's logs."""
 
     def __init__(self, shared: str) -> None:
-        study, inspections, specs = _begin(shared)
-        private = Path(shared).with_name(PRIVATE_ENVIRONMENT)
-        for name, value in json.loads(private.read_text(encoding="utf-8")).items():
+        found = Shared.read(shared)
+        for name, value in found.secrets.items():
             os.environ.setdefault(name, value)
-        super().__init__(study, specs, inspections)
+        super().__init__(found.study, found.specs, found.inspections)
 
 
 class WorkerActor:
@@ -211,16 +228,6 @@ def _log_of(aggregator_name: str) -> OnSample | None:
         aggregator.log.remote(sample)
 
     return log
-
-
-def _begin(path: str) -> tuple[Study, dict[str, RunInspection], dict[str, dict[str, Any]]]:
-    """Begin an actor without a model; read the driver's file for it: study, inspections and specs."""
-    _set_up_logging()
-    # The GPUs are for the workers: Ray does not hide them from actors that request none. A separate
-    # environment for the actor would do the same, but needs a new process.
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    study, inspections, specs = pickle.loads(Path(path).read_bytes())  # noqa: S301 -- the driver's own file
-    return study, inspections, specs
 
 
 def _set_up_logging() -> None:

@@ -1,7 +1,6 @@
 """The driver: runs a study on a connected Ray cluster."""
 
 import contextlib
-import json
 import pickle
 import secrets
 import sys
@@ -14,10 +13,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from mllm_shapx.errors import ShapxError
 from mllm_shapx.execution.actors import (
     NAMESPACE,
-    PRIVATE_ENVIRONMENT,
     AggregatorActor,
     CoordinatorActor,
     CoordinatorClient,
+    Shared,
 )
 from mllm_shapx.execution.aggregator import write_summaries
 from mllm_shapx.execution.autoscaling import NodeRequest
@@ -75,10 +74,9 @@ class Driver:
         token = secrets.token_hex(4)
         # A file, not Ray objects: a restarted actor must find it, even after the loss of a node.
         shared = folder / "study.pickle"
-        shared.write_bytes(pickle.dumps((study, dict(output.inspections), dict(output.specs))))
-        private = folder / PRIVATE_ENVIRONMENT
-        private.touch(0o600)
-        private.write_text(json.dumps(private_environment()), encoding="utf-8")
+        shared.touch(0o600)
+        content = Shared(study, dict(output.inspections), dict(output.specs), private_environment())
+        shared.write_bytes(pickle.dumps(content))
         self._aggregator = (
             ray.remote(AggregatorActor)
             .options(**on_this_node, name=f"aggregator-{token}", namespace=NAMESPACE, max_restarts=-1)
