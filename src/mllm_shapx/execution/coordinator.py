@@ -95,7 +95,7 @@ class Coordinator:
     # --- called by workers
 
     def spent(self) -> Spent:
-        """Return what this call has asked of a server, for a worker that goes on counting."""
+        """Return what this call has asked of a server, for a new worker that continues the count."""
         return self._spent
 
     def lease(self, me: WorkerInfo, held: tuple[str, ...]) -> LeaseReply:
@@ -131,7 +131,7 @@ class Coordinator:
             return HelpReply()
         unit = self._ledger.unit(offer.unit_id)
         reply = self._exchange.exchange(offer, unit.row_index, self._helpers(me.worker))
-        # An exchange without answers is no progress: a worker with a hanging model repeats it forever.
+        # An exchange without answers is no progress: a worker whose model does not return repeats it forever.
         if reply.answers:
             state.progress_at = time.monotonic()
         return reply

@@ -178,7 +178,7 @@ class Beat:
     generated: Mapping[str, int] = field(default_factory=dict)
     """Cost key -> answers generated since it started, also for other workers."""
     waiting_for: str = ""
-    """Reason why the worker waits, for example a silent server; empty otherwise."""
+    """Reason why the worker waits, for example a server that does not answer; empty otherwise."""
     report: ModelReport | None = None
     """The report of its model; None if unchanged."""
     gpu_memory: tuple[int, int] | None = None

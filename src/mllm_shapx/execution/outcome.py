@@ -106,6 +106,6 @@ def outcome_of(
         exit_code=code,
         warnings=warnings,
         missing=missing,
-        # Not placed anew: MLflow changes the environment for moments.
+        # From the start of the study: MLflow changes the environment for short times.
         hints=hints(study.trackers),
     )

@@ -46,7 +46,7 @@ type Line = tuple[Any, ...]
 
 @dataclass(frozen=True, slots=True)
 class StoreExported:
-    """What `store export` wrote."""
+    """The file that `store export` wrote."""
 
     path: Path
     rows: int
@@ -54,7 +54,7 @@ class StoreExported:
     columns: tuple[str, ...]
     """One for each value function."""
     changed: int
-    """Rows that are left out, because they are no longer what was answered."""
+    """Rows that are left out, because they have changed since they were answered."""
     damaged: int
     """Files that are left out, because they cannot be read or do not fit."""
 
@@ -127,8 +127,8 @@ def _frame(lines: Sequence[Line], columns: Sequence[str]) -> "pd.DataFrame":
 def value_columns(runs: Sequence[RunSpec]) -> dict[str, str]:
     """Return the digest of each way to score that runs have -> its column.
 
-    The name is that of the value function or similarity. Where several have it, which differ in options or
-    vectors, the first run of each stands behind it.
+    The column is named after the value function or similarity. Several ways with the same name, which differ
+    in options or vectors, also have the name of their first run.
     """
     first = _first_of_each(runs)
     names = [_name(run) for run in first.values()]
