@@ -13,7 +13,6 @@ from mllm_shapx.execution.preparation import OpenOutput, open_output
 from mllm_shapx.execution.progress import ProgressFeed
 from mllm_shapx.execution.signals import StopRequest
 from mllm_shapx.models.server_budget import Spent
-from mllm_shapx.records.runs import RunRecords
 from mllm_shapx.records.storage import open_storage
 from mllm_shapx.reporting.progress import ProgressReporter
 
@@ -145,8 +144,5 @@ def _watch(crew: Crew, output: OpenOutput, feed: ProgressFeed, call: Call) -> No
 
 
 def _samples_on_disk(study: Study) -> dict[str, int]:
-    storage = open_storage(study.output_uri)
     rows = frozenset(study.rows)
-    return {
-        run.name: len(rows.intersection(RunRecords(storage, run.name).sample_rows())) for run in study.runs
-    }
+    return {name: len(rows.intersection(found.sample_rows())) for name, found in study.records().items()}

@@ -18,6 +18,8 @@ from mllm_shapx.planning.runs import RunSpec
 from mllm_shapx.planning.units import WorkUnit, plan_units
 from mllm_shapx.records.environments import Environment
 from mllm_shapx.records.likelihood import Likelihood, LikelihoodKey
+from mllm_shapx.records.runs import RunRecords
+from mllm_shapx.records.storage import open_storage
 from mllm_shapx.reporting.study_progress import WorkerProgress
 from mllm_shapx.tracking.tracker import Placed
 
@@ -103,6 +105,11 @@ class Study:
     def model_commit(self) -> str:
         """Return the model's hub commit, or the digest of its directory."""
         return self.model_version.commit
+
+    def records(self) -> dict[str, RunRecords]:
+        """Return run -> its files."""
+        storage = open_storage(self.output_uri)
+        return {run.name: RunRecords(storage, run.name) for run in self.runs}
 
     def encoder_commit(self, run: RunSpec) -> str | None:
         """Return the commit of a run's external encoder, None if it has none."""

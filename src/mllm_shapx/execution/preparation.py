@@ -150,7 +150,7 @@ def check_output(study: Study) -> None:
     """
     options, storage = study.options, open_storage(study.output_uri)
     storage.probe()
-    records = {run.name: RunRecords(storage, run.name) for run in study.runs}
+    records = study.records()
     # The older runner draws other coalitions and stores less.
     older = [name for name, found in records.items() if found.is_of_older_runner()]
     if older and not options.overwrite:
@@ -161,7 +161,7 @@ def check_output(study: Study) -> None:
         )
     _check_shards(study, storage)
     if options.resume:
-        refuse_other_settings(study, usable_specs(study, storage))
+        refuse_other_settings(study, usable_specs(study))
     if options.resume or options.overwrite:
         return
     counts = {name: found.sample_count() for name, found in records.items() if found.state() == "started"}
@@ -220,10 +220,9 @@ def open_output(study: Study) -> OpenOutput:
 
 def inspected_again(study: Study, output: OpenOutput) -> OpenOutput:
     """Return the same output, inspected after new samples."""
-    storage = open_storage(study.output_uri)
     inspections = {
-        name: replace(RunRecords(storage, name).inspect(study.rows), created_at=before.created_at)
-        for name, before in output.inspections.items()
+        name: replace(records.inspect(study.rows), created_at=output.inspections[name].created_at)
+        for name, records in study.records().items()
     }
     return replace(output, inspections=inspections)
 
@@ -263,10 +262,9 @@ def _take_over(
     if (count := CoalitionStore(storage).remove_leftovers()) > 0:
         notes.append(f"{GENERATIONS}: {count} unfinished file(s) of writes that were cut short removed")
     write_json(storage, CONFIG, study.config)
-    for run in study.runs:
-        records = RunRecords(storage, run.name)
-        records.write_spec(specs[run.name])
-        records.checkpoint_writer(study.rows, inspections[run.name]).write()
+    for name, records in study.records().items():
+        records.write_spec(specs[name])
+        records.checkpoint_writer(study.rows, inspections[name]).write()
     return inspections, notes
 
 

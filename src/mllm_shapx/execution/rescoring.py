@@ -34,7 +34,6 @@ from mllm_shapx.explaining.unit import RowExplainer
 from mllm_shapx.planning.units import WorkUnit, plan_units
 from mllm_shapx.records.environments import sole_environment
 from mllm_shapx.records.results import SampleResult
-from mllm_shapx.records.runs import RunRecords
 from mllm_shapx.records.storage import open_storage
 from mllm_shapx.reporting.progress import ProgressReporter
 
@@ -106,7 +105,7 @@ def rescore_config(
         )
     rescorer = _Rescorer(study, files, open_study_table(study))
     if not options.overwrite:
-        made_from = {run.name: RunRecords(storage, run.name).read_made_from() for run in study.runs}
+        made_from = {name: records.read_made_from() for name, records in study.records().items()}
         changed_rows(study, made_from, accept=False)
     asyncio.run(_check(study, rescorer, loaded, overwrite=options.overwrite))
     call = Call(reporter, request or StopRequest())
@@ -148,11 +147,7 @@ def finish_from_stored(study: Study, output: OpenOutput, call: Call) -> StudyOut
 
 async def _check(study: Study, rescorer: _Rescorer, loaded: LoadedConfig, *, overwrite: bool) -> None:
     """Compute all units without writing; raise an error if anything is missing."""
-    storage = open_storage(study.output_uri)
-    done = {
-        run.name: set() if overwrite else set(RunRecords(storage, run.name).sample_rows())
-        for run in study.runs
-    }
+    done = {} if overwrite else {name: found.sample_rows() for name, found in study.records().items()}
     counts = {"coalition(s)": 0, "vector(s)": 0, "likelihood(s)": 0}
     rows = 0
     for unit in plan_units(study.runs, study.rows, study.players, done):

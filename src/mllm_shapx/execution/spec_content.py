@@ -35,7 +35,6 @@ from mllm_shapx.records.spec import (
     differences,
     selected_rows,
 )
-from mllm_shapx.records.storage import Storage
 
 _LIBRARIES = (
     "mllm-shapx",
@@ -103,13 +102,13 @@ def run_spec(study: Study, run: RunSpec) -> dict[str, Any]:
     }
 
 
-def usable_specs(study: Study, storage: Storage) -> dict[str, dict[str, Any]]:
+def usable_specs(study: Study) -> dict[str, dict[str, Any]]:
     """Return run -> its spec, for runs with a readable one."""
     found = {}
-    for run in study.runs:
+    for name, records in study.records().items():
         with contextlib.suppress(ValueError):  # opening the directory sets a damaged file aside
-            if (spec := RunRecords(storage, run.name).read_usable_spec()) is not None:
-                found[run.name] = spec
+            if (spec := records.read_usable_spec()) is not None:
+                found[name] = spec
     return found
 
 
