@@ -129,6 +129,7 @@ def _study(folder: Path, units: int) -> Any:
     """Return a study of `units` rows that are never read."""
     from mllm_shapx.config.loading import load_config
     from mllm_shapx.execution.messages import Study
+    from mllm_shapx.models.identity import Version
     from mllm_shapx.planning.sweep import expand
 
     config = folder / "config.json"
@@ -153,7 +154,7 @@ def _study(folder: Path, units: int) -> Any:
         dataset=settings_of.dataset,
         dataset_commit="0",  # as of a hub: content at a commit is not compared
         model_path=None,
-        model_commit="0",
+        model_version=Version("model_id", (), "0"),
         runtime=settings_of.runtime,
         config={**loaded.data, "selection": settings_of.selection.model_dump(mode="json")},
     )
@@ -165,21 +166,21 @@ class _Cluster:
     def __init__(self, folder: Path, study: Any, inspections: Mapping[str, Any], name: str) -> None:
         import ray
 
-        from mllm_shapx.execution.actors import NAMESPACE, CoordinatorActor
+        from mllm_shapx.execution.actors import NAMESPACE, CoordinatorActor, Shared
 
         class Nobody:
             def log(self, sample: Any) -> None:
                 """Take a sample, like the aggregator."""
 
         shared = folder / f"{name}.pickle"
-        shared.write_bytes(pickle.dumps((study, dict(inspections), {})))
+        shared.write_bytes(pickle.dumps(Shared(study, dict(inspections), {}, {})))
         self._aggregator = ray.remote(Nobody).options(name=name, namespace=NAMESPACE, num_cpus=0).remote()
         self.coordinator = (
             ray.remote(CoordinatorActor)
             .options(num_cpus=0, max_restarts=-1, max_task_retries=0)
-            .remote(str(shared), name, 1800.0)
+            .remote(str(shared), name)
         )
-        self.pid = int(ray.get(self.coordinator.pid.remote()))
+        self.pid = int(ray.get(self.coordinator.__ray_call__.remote(lambda _: os.getpid())))
 
     def worker(self, name: str) -> Any:
         """Start a worker."""
@@ -207,7 +208,7 @@ def measure(folder: Path, units: int) -> Measured:
     from mllm_shapx.execution.preparation import open_output
 
     study = _study(folder, units)
-    output = open_output(study, RunOptions())
+    output = open_output(study)
     output.lock.release()
     cluster = _Cluster(folder, study, output.inspections, "first")
     workers = [cluster.worker(f"worker-{number}") for number in range(WORKERS)]
@@ -224,9 +225,10 @@ def measure(folder: Path, units: int) -> Measured:
     ray.get(cluster.coordinator.finish.remote())
     rss_after = cluster.rss()
     cluster.end()
-    one_more = replace(study, rows=tuple(range(units + 1)), players=None)
+    options = RunOptions(resume=True)
+    one_more = replace(study, rows=tuple(range(units + 1)), players=None, options=options)
     begun = time.time()
-    output = open_output(one_more, RunOptions(resume=True))
+    output = open_output(one_more)
     output.lock.release()
     cluster = _Cluster(folder, one_more, output.inspections, "second")
     resumed = ray.get(cluster.worker("worker-8").first_lease.remote()) - begun

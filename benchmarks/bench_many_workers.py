@@ -113,7 +113,7 @@ def main(workers: int, batch_size: int, seconds: float, rows: int | None, player
         loaded = load_config(write_config(Path(folder), queue))
         options = RunOptions()
         study, _ = prepare(loaded, options)
-        output = open_output(study, options)
+        output = open_output(study)
         desk = MeasuringDesk(Coordinator(study, output.inspections))
         models = [CountingModel(batch_size, seconds) for _ in range(workers)]
         processor = time.process_time()

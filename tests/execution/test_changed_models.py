@@ -16,7 +16,7 @@ from mllm_shapx.cli import main
 from mllm_shapx.config.loading import load_config
 from mllm_shapx.errors import ModelChangedError, ModelError
 from mllm_shapx.execution.inline import InlineCrew
-from mllm_shapx.execution.lifecycle import run_to_end
+from mllm_shapx.execution.lifecycle import Call, run_to_end
 from mllm_shapx.execution.loading import load_study_model
 from mllm_shapx.execution.options import RunOptions
 from mllm_shapx.execution.preparation import open_output, prepare
@@ -55,16 +55,10 @@ def test_a_model_that_changes_before_it_is_loaded_answers_nothing(model: Path, t
     folder = study_on(model, tmp_path / "study")
     study, _ = prepare(load_config(folder.config), RunOptions())
     make_other(model)
-    output = open_output(study, RunOptions())
+    output = open_output(study)
+    call = Call(ProgressReporter(sys.stderr), StopRequest())
     with pytest.raises(ModelChangedError, match="are not the ones that the study began with") as caught:
-        run_to_end(
-            InlineCrew(study, RunOptions(), output, load_study_model),
-            study,
-            output,
-            reporter=ProgressReporter(sys.stderr),
-            request=StopRequest(),
-            grace_s=30.0,
-        )
+        run_to_end(InlineCrew(study, output, call, load_study_model), study, output, call)
     output.lock.release()
     assert str(model) in str(caught.value)
     assert caught.value.exit_code == 1

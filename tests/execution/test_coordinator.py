@@ -33,15 +33,15 @@ class Desk:
         self.folder = Folder(folder, rows=ROWS, settings={"shap": {"normalizer": "IdentityNormalizer"}})
         self.folder.write_prompts(*(make_sample("exact", row).prompt_texts[0] for row in range(ROWS)))
         self.study, _ = prepare(load_config(self.folder.config), RunOptions(**options))
-        opened = open_output(self.study, RunOptions(resume=True))
+        opened = open_output(self.study)
         opened.lock.release()
         self.logged: list[tuple[str, int]] = []
         self.coordinator = Coordinator(self.study, opened.inspections, self._log)
 
-    def restart(self, study: Study | None = None, **options: Any) -> Coordinator:
+    def restart(self, study: Study | None = None) -> Coordinator:
         """Build the coordinator anew over the same directory, as after its death."""
         self.study = study or self.study
-        self.coordinator = Coordinator(self.study, None, self._log, **options)
+        self.coordinator = Coordinator(self.study, None, self._log)
         return self.coordinator
 
     def lease(self, worker: WorkerInfo, *held: str) -> WorkUnit:
@@ -333,7 +333,7 @@ def test_a_store_that_cannot_be_read_ends_the_study_instead_of_the_worker(
 
 
 def test_a_worker_without_progress_is_stalled_and_one_that_had_nothing_to_do_is_not(desk: Desk) -> None:
-    coordinator = desk.restart(stall_s=0.2)
+    coordinator = desk.restart(replace(desk.study, options=RunOptions(stall_s=0.2)))
     unit = desk.lease(me("worker-1"))
     time.sleep(0.3)
     coordinator.beat(me("worker-2"), Beat((), 0, 0.0))

@@ -94,7 +94,7 @@ def test_the_queue_is_ordered_by_what_answers_were_measured_to_cost() -> None:
     device = Device(forecast, clock, 0)
     for each in (units[0], units[6]):
         device.do(each)
-        ledger.complete(each.unit_id)
+        ledger.settle(each.unit_id, ("run",))
     clock.now += REORDER_S
     assert forecast.is_order_due()
     assert not forecast.is_order_due()

@@ -477,7 +477,7 @@ def test_two_workers_give_the_values_of_one(tmp_path: Path, temperature: float) 
     run_config(alone, RunOptions(), Quiet(), inline=True)
     together = load_config(write_config(tmp_path, "together", 8, **settings))
     study, _ = prepare(together, RunOptions())
-    output = open_output(study, RunOptions())
+    output = open_output(study)
     try:
         answers = asyncio.run(_in_one_process(study, Coordinator(study, output.inspections)))
     finally:

@@ -32,10 +32,10 @@ def test_units_are_handed_out_in_order_and_each_once() -> None:
 def test_a_completion_that_arrives_twice_counts_once() -> None:
     ledger = Ledger(units(1))
     unit = leased(ledger, "a")
-    assert ledger.complete(unit)
-    assert not ledger.complete(unit)
+    assert ledger.settle(unit, ("exact",))
+    assert not ledger.settle(unit, ("exact",))
     assert ledger.is_finished
-    assert ledger.count(UnitState.DONE) == 1
+    assert ledger.count(UnitState.ENDED) == 1
 
 
 def test_a_unit_alone_in_a_dead_worker_is_charged_and_quarantined_at_the_third_attempt() -> None:
@@ -55,7 +55,7 @@ def test_units_that_shared_a_dead_worker_are_not_charged_and_run_alone_next() ->
     assert [blame.charged for blame in ledger.worker_lost("a")] == [False, False]
     assert leased(ledger, "b") == first
     assert ledger.lease("b") is None, "a suspect shares its worker with nobody"
-    ledger.complete(first)
+    ledger.settle(first, ("exact",))
     assert leased(ledger, "b") == second
 
 
@@ -68,7 +68,7 @@ def test_a_busy_worker_drains_for_a_suspect_while_others_go_on() -> None:
     ledger.worker_lost("a")
     assert ledger.lease("b") is None, "b makes room for the suspect"
     assert leased(ledger, "c") == "00004-key", "c need not wait"
-    ledger.complete(busy)
+    ledger.settle(busy, ("exact",))
     assert leased(ledger, "b") == "00000-key"
 
 
@@ -85,8 +85,8 @@ def test_an_error_is_charged_to_its_unit_and_a_final_one_quarantines_at_once() -
     ledger = Ledger(units(2), max_attempts=2)
     first, second = leased(ledger, "a"), leased(ledger, "b")
     assert not ledger.error("a", first).quarantined
-    ledger.quarantine(second)
-    assert ledger.count(UnitState.QUARANTINED) == 1
+    ledger.settle(second, ("exact",))
+    assert ledger.count(UnitState.ENDED) == 1
     leased(ledger, "a")
     assert ledger.error("a", first).quarantined
 
@@ -113,7 +113,7 @@ def test_a_restarted_ledger_learns_from_the_workers_what_they_hold() -> None:
     assert ledger.holds("a", "00001-key")
     assert leased(ledger, "b") == "00000-key"
     assert ledger.reconcile("c", ("00001-key",)) == ["00001-key"], "somebody else has it"
-    ledger.complete("00001-key")
+    ledger.settle("00001-key", ("exact",))
     assert ledger.reconcile("a", ("00001-key",)) == ["00001-key"], "it is done already"
 
 
@@ -145,7 +145,7 @@ def test_whatever_happens_every_unit_ends_once(seed: int) -> None:  # noqa: C901
         elif held[worker]:
             unit_id = rng.choice(sorted(held[worker]))
             if action < 0.85:
-                assert ledger.complete(unit_id)
+                assert ledger.settle(unit_id, ("exact",))
                 assert unit_id not in finished
                 finished[unit_id] = "done"
                 held[worker].discard(unit_id)
@@ -161,4 +161,4 @@ def test_whatever_happens_every_unit_ends_once(seed: int) -> None:  # noqa: C901
                 held[worker].discard(unit_id)
     assert ledger.is_finished
     assert len(finished) == 30
-    assert ledger.count(UnitState.DONE) + ledger.count(UnitState.QUARANTINED) == 30
+    assert ledger.count(UnitState.ENDED) == 30

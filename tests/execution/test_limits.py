@@ -13,7 +13,6 @@ from mllm_shapx.config.loading import load_config
 from mllm_shapx.data.conversations import load_row
 from mllm_shapx.errors import RowError
 from mllm_shapx.execution import loading
-from mllm_shapx.execution.driver import open_units
 from mllm_shapx.execution.options import RunOptions
 from mllm_shapx.execution.preparation import open_output, prepare
 from mllm_shapx.explaining.unit import RowExplainer
@@ -148,8 +147,8 @@ def test_retry_begins_with_workers_for_its_own_rows_only(
     for rows in (None, {run.name: (0,)}):
         options = RunOptions(resume=True, retry_rows=rows)
         prepared, _ = prepare(loaded, options)
-        output = open_output(prepared, options)
-        begun.append(open_units(prepared, output))
+        output = open_output(prepared)
+        begun.append(len(prepared.units_left(output.inspections)))
         output.lock.release()
     assert begun == [ROWS - 1 - study.samples_on_disk(), 1]
     assert begun[0] > 1

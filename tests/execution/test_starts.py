@@ -23,7 +23,7 @@ from small_study import Sabotage, Study, environment
 from mllm_shapx.execution import scratch
 from mllm_shapx.execution.scratch import scratch_folder
 
-PRIVATE_ENVIRONMENT = "environment.json"
+SHARED = "study.pickle"
 MARK = "a-secret-that-nobody-may-see"
 NOBODY = 65534
 
@@ -178,7 +178,7 @@ def hold_that_nobody_reads(folder: Path, processes: list[psutil.Process]) -> Non
     assert folder.stat().st_mode & 0o777 == 0o700
     token = (folder / "token").read_text()
     secret = re.compile(f"{MARK}|{token}".encode())
-    private = {folder / "token", folder / PRIVATE_ENVIRONMENT}
+    private = {folder / "token", folder / SHARED}
     files = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
     assert len(files) > 20
     assert {path for path in files if secret.search(path.read_bytes())} == private

@@ -107,14 +107,14 @@ def _dry_run(loaded: "Sequence[LoadedConfig]", options: "RunOptions") -> None:
     refused = False
     for config in loaded:
         try:
-            found = dry_run(config, options)
+            text, warnings = dry_run(config, options)
         except UsageError as error:
             refused = True
             say(f"{config.path}: would be refused: {error}")
             continue
-        for warning in found.warnings:
+        for warning in warnings:
             say(f"warning: {config.path}: {warning}", err=True)
-        say(f"{config.path}: {found.to_text()}")
+        say(f"{config.path}: {text}")
     if refused:
         sys.exit(2)
 

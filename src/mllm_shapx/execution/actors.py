@@ -1,14 +1,14 @@
 """The actors: coordinator, aggregator and workers, each in its own process."""
 
 import asyncio
-import json
 import logging
 import os
 import pickle
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Concatenate
+from typing import Any, Concatenate, Self
 
 import ray
 from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError, RayError
@@ -28,9 +28,6 @@ logger = logging.getLogger(__name__)
 NAMESPACE = "mllm_shapx"
 """Ray namespace of the named actors."""
 
-PRIVATE_ENVIRONMENT = "environment.json"
-"""File with the driver's secrets, next to the study's file; only this user can read it."""
-
 COORDINATOR_PATIENCE_S = 180.0
 """Seconds that a worker waits for a restarting coordinator."""
 RESTART_S = 300.0
@@ -46,48 +43,54 @@ LOG_LINES = 20
 _MOST_LOG_BYTES = 16_384
 
 
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What the driver tells the actors on its node, in a file that only this user can read."""
+
+    study: Study
+    inspections: dict[str, RunInspection]
+    specs: dict[str, dict[str, Any]]
+    secrets: dict[str, str]
+    """The driver's environment variables that hold secrets, for the trackers."""
+
+    @classmethod
+    def read(cls, path: str) -> Self:
+        """Begin an actor without a model: read the driver's file for it."""
+        _set_up_logging()
+        # The GPUs are for the workers: Ray does not hide them from actors that request none. A separate
+        # environment for the actor would do the same, but needs a new process.
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        shared: Self = pickle.loads(Path(path).read_bytes())  # noqa: S301 -- the driver's own file
+        return shared
+
+
 class CoordinatorActor(Coordinator):
     """A `Coordinator` in its own process. After a restart it reads the directory again."""
 
-    def __init__(self, shared: str, aggregator_name: str, stall_s: float) -> None:
-        _set_up_logging()
-        _hide_gpus()
-        study, inspections, _ = _read(shared)
+    def __init__(self, shared: str, aggregator_name: str) -> None:
+        found = Shared.read(shared)
         restarted = ray.get_runtime_context().was_current_actor_reconstructed
-        rows = frozenset(study.rows)
+        rows = frozenset(found.study.rows)
         super().__init__(
-            study,
-            None if restarted else inspections,
+            found.study,
+            None if restarted else found.inspections,
             _log_of(aggregator_name),
-            stall_s,
-            sum(len(found.failed & rows) for found in inspections.values()),
+            sum(len(each.failed & rows) for each in found.inspections.values()),
         )
-
-    def pid(self) -> int:
-        """Return the process id."""
-        return os.getpid()
 
 
 class AggregatorActor(Aggregator):
     """An `Aggregator` in its own process. After a restart it reads the logged samples from W&B's logs."""
 
     def __init__(self, shared: str) -> None:
-        _set_up_logging()
-        _hide_gpus()
-        study, inspections, specs = _read(shared)
-        private = Path(shared).with_name(PRIVATE_ENVIRONMENT)
-        for name, value in json.loads(private.read_text(encoding="utf-8")).items():
+        found = Shared.read(shared)
+        for name, value in found.secrets.items():
             os.environ.setdefault(name, value)
-        super().__init__(study, specs, inspections)
+        super().__init__(found.study, found.specs, found.inspections)
 
 
 class WorkerActor:
-    """A process for one worker, or for the workers of several studies with the same model.
-
-    Args:
-        load: Loads the model.
-        keeps_model: Whether `run` may be called again.
-    """
+    """A process for one worker; with `keeps_model`, for those of several studies with the same model."""
 
     def __init__(self, load: LoadModel, *, keeps_model: bool) -> None:
         _set_up_logging()
@@ -143,11 +146,9 @@ class ActorDesk:
 
 
 class CoordinatorClient:
-    """The driver's connection to the coordinator's actor.
+    """The driver's connection to the coordinator's actor; `say` shows a line to the user.
 
-    Args:
-        actor: The actor.
-        say: Shows a line to the user.
+    Calls raise a `ShapxError` if the coordinator cannot be restarted.
     """
 
     def __init__(self, actor: Any, say: Callable[[str], None]) -> None:
@@ -156,11 +157,7 @@ class CoordinatorClient:
         self._away_since: float | None = None
 
     def state(self) -> StudyState | None:
-        """Return the state of the study; None while the coordinator restarts.
-
-        Raises:
-            ShapxError: If the restart fails.
-        """
+        """Return the state of the study; None while the coordinator restarts."""
         try:
             state: StudyState = ray.get(self.actor.state.remote(), timeout=CALL_S)
         except (RayActorError, GetTimeoutError) as error:
@@ -174,11 +171,7 @@ class CoordinatorClient:
     def tell[**P](
         self, method: Callable[Concatenate[Coordinator, P], None], *args: P.args, **kwargs: P.kwargs
     ) -> None:
-        """Call a method of the coordinator; repeat the call while it restarts.
-
-        Raises:
-            ShapxError: If the restart fails.
-        """
+        """Call a method of the coordinator; repeat the call while it restarts."""
         while True:
             try:
                 ray.get(getattr(self.actor, method.__name__).remote(*args, **kwargs), timeout=CALL_S)
@@ -235,20 +228,6 @@ def _log_of(aggregator_name: str) -> OnSample | None:
         aggregator.log.remote(sample)
 
     return log
-
-
-def _read(path: str) -> tuple[Study, dict[str, RunInspection], dict[str, dict[str, Any]]]:
-    """Read the driver's file for the actors on its node: study, inspections and specs."""
-    study, inspections, specs = pickle.loads(Path(path).read_bytes())  # noqa: S301 -- the driver's own file
-    return study, inspections, specs
-
-
-def _hide_gpus() -> None:
-    """Leave the GPUs to the workers: Ray does not hide them from actors that request none.
-
-    A separate environment for the actor would do the same, but needs a new process.
-    """
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def _set_up_logging() -> None:

@@ -42,15 +42,12 @@ class Aggregator:
             self._tracker.finish(run, summary)
         self._tracker.close()
         if constant:
-            self._warnings.append(_constant_answers(constant, samples))
+            self._warnings.append(
+                f"in {constant:,} of {samples:,} sample(s) every coalition has the same answer, so that the "
+                "values are equal and say nothing of the words; `mllm-shapx verify` counts such samples by "
+                "run"
+            )
         return tuple(self._warnings)
-
-
-def _constant_answers(constant: int, samples: int) -> str:
-    return (
-        f"in {constant:,} of {samples:,} sample(s) every coalition has the same answer, so that the values "
-        "are equal and say nothing of the words; `mllm-shapx verify` counts such samples by run"
-    )
 
 
 def write_summaries(storage: Storage, study: Study) -> list[tuple[str, dict[str, Any]]]:

@@ -1,13 +1,23 @@
-"""The study's answers on disk: the coalition store's file of each unit, and its content."""
+"""The study's answers: those of a unit under way, and the coalition store's files of each unit."""
 
+import asyncio
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Sequence
+import time
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from mllm_shapx.execution.messages import Answers
-from mllm_shapx.explaining.similarity import Vector
+from mllm_shap import ConversationSnapshot
+
+from mllm_shapx.data.conversations import load_row
+from mllm_shapx.data.table import Table
+from mllm_shapx.errors import RowError
+from mllm_shapx.execution.messages import Answers, Lease
+from mllm_shapx.explaining.forcing import KeepLikelihood
+from mllm_shapx.explaining.similarity import Embedder, Vector
+from mllm_shapx.explaining.unit import RowExplainer
+from mllm_shapx.models.base import Answer
 from mllm_shapx.planning.runs import RunSpec
 from mllm_shapx.planning.units import WorkUnit
 from mllm_shapx.records.storage import Storage
@@ -30,73 +40,141 @@ class AnswerFiles:
         *,
         reads_only: bool = False,
     ) -> None:
+        self.dtype = dtype
         self._store = CoalitionStore(storage, reads_only=reads_only)
         self._headers = {
             run.generation_key: StoreHeader(answer_settings(run, model_commit, dtype)) for run in runs
         }
         self._keys = {key: store_key(header) for key, header in self._headers.items()}
 
-    @property
-    def keys(self) -> frozenset[str]:
-        """Return the store keys of the study's runs."""
-        return frozenset(self._keys.values())
-
-    def holds(self, unit: WorkUnit, places: Collection[tuple[int, str]]) -> bool:
-        """Return whether answers of a unit are stored; `places` are the store's (row, key) pairs."""
-        return (unit.row_index, self._keys[unit.generation_key]) in places
+    def held(self, units: Iterable[WorkUnit]) -> list[WorkUnit]:
+        """Return the units of which answers are stored."""
+        places = self._store.places()
+        return [unit for unit in units if (unit.row_index, self._keys[unit.generation_key]) in places]
 
     def read(self, unit: WorkUnit) -> tuple[Answers, tuple[str, ...]]:
         """Return the stored answers of a unit, and notes about damaged files."""
-        key = unit.generation_key
-        found = self._store.read(unit.row_index, self._keys[key], self._headers[key])
-        header = replace(self._headers[key], snapshot_id=found.snapshot_id, num_players=found.num_players)
-        likelihoods, written, notes = self._store.read_likelihoods(unit.row_index, self._keys[key], header)
+        row_index, key, header = self._place(unit)
+        found = self._store.read(row_index, key, header)
+        header = replace(header, snapshot_id=found.snapshot_id, num_players=found.num_players)
+        likelihoods, written, notes = self._store.read_likelihoods(row_index, key, header)
         known = header if found.snapshot_id or written is None else written
         answers = Answers(found.answers, known.snapshot_id, known.num_players, likelihoods=likelihoods)
         return answers, (*found.notes, *notes)
 
-    def add(self, unit: WorkUnit, answers: Answers) -> None:
-        """Write new answers of a unit under way."""
-        key = self._keys[unit.generation_key]
-        self._store.append(unit.row_index, key, self._header(unit, answers), answers.by_mask)
-
-    def add_vectors(self, unit: WorkUnit, answers: Answers) -> tuple[str, ...]:
-        """Write the vectors of a unit's answers; return notes about damaged files."""
-        key = unit.generation_key
-        notes: tuple[str, ...] = ()
-        for kind, vectors in answers.vectors.items():
-            notes += self._store.merge_embeddings(
-                unit.row_index, self._keys[key], self._headers[key], kind, vectors
-            )
-        return notes
-
-    def add_likelihoods(self, unit: WorkUnit, answers: Answers) -> tuple[str, ...]:
-        """Write the likelihoods of a unit; return notes about damaged files."""
-        key, header = self._keys[unit.generation_key], self._header(unit, answers)
-        return self._store.merge_likelihoods(unit.row_index, key, header, answers.likelihoods)
-
-    def vectors(self, unit: WorkUnit, kind: str) -> dict[bytes, Vector]:
-        """Return the stored vectors of one kind by the answer's `content_id`."""
-        key = unit.generation_key
-        return self._store.read_embeddings(unit.row_index, self._keys[key], self._headers[key], kind)[0]
-
-    def close(self, unit: WorkUnit, answers: Answers) -> tuple[str, ...]:
-        """Pack a unit's last and stored answers into one file.
+    def write(self, unit: WorkUnit, answers: Answers, *, is_last: bool) -> tuple[str, ...]:
+        """Write new answers of a unit, the last ones into one file with the stored ones.
 
         Returns:
             Notes about damaged files.
         """
-        key = self._keys[unit.generation_key]
-        return self._store.merge(unit.row_index, key, self._header(unit, answers), answers.by_mask)
+        place = self._place(unit, answers)
+        notes: tuple[str, ...] = ()
+        if is_last:
+            notes += self._store.merge(*place, answers.by_mask)
+        elif answers.by_mask:
+            self._store.append(*place, answers.by_mask)
+        if answers.likelihoods:
+            notes += self._store.merge_likelihoods(*place, answers.likelihoods)
+        for kind, vectors in answers.vectors.items():
+            notes += self._store.merge_embeddings(*self._place(unit), kind, vectors)
+        return notes
 
-    def _header(self, unit: WorkUnit, answers: Answers) -> StoreHeader:
+    def embedder(self, unit: WorkUnit, kind: str, known: Mapping[int, Answer]) -> Embedder:
+        """Return an embedder with the stored vectors of one kind; `known` are the unit's answers."""
+
+        async def embed(answers: Sequence[Answer]) -> list[Vector]:
+            vectors = self._store.read_embeddings(*self._place(unit), kind)[0]
+            missing = [answer.content_id for answer in answers if answer.content_id not in vectors]
+            if missing:
+                ids = set(missing)
+                masks = [mask for mask, answer in known.items() if answer.content_id in ids]
+                raise NotStoredError("vector(s)", masks, len(missing))
+            return [vectors[answer.content_id] for answer in answers]
+
+        return embed
+
+    def _place(self, unit: WorkUnit, answers: Answers | None = None) -> tuple[int, str, StoreHeader]:
+        """Return row, key and header of a unit's files; with `answers`, the header names their row."""
         header = self._headers[unit.generation_key]
-        return replace(header, snapshot_id=answers.snapshot_id, num_players=answers.num_players)
+        if answers is not None:
+            header = replace(header, snapshot_id=answers.snapshot_id, num_players=answers.num_players)
+        return unit.row_index, self._keys[unit.generation_key], header
 
 
-def stored_dtype(storage: Storage, runs: Sequence[RunSpec], model_commit: str) -> str | None:
-    """Return the dtype of the stored answers of these runs, None if none are stored."""
-    return next((str(entry.settings["dtype"]) for entry in _usable(storage, runs, model_commit)), None)
+class HeldUnit:
+    """A unit that a worker is explaining, and its unwritten answers."""
+
+    def __init__(self, lease: Lease) -> None:
+        self.unit = lease.unit
+        self.known = lease.known
+        """Stored answers of the unit."""
+        self.explainer: RowExplainer | None = None
+        self.vectors: dict[str, dict[bytes, Vector]] = {}
+        self.flushed_at = time.monotonic()
+        self.task: asyncio.Task[None] | None = None
+
+    @property
+    def answers(self) -> int:
+        """Return the number of answers and likelihoods of its row."""
+        if self.explainer is None:
+            return 0
+        row = self.explainer.coalitions
+        return len(row.stored) + len(row.likelihoods.stored)
+
+    def take_new(self) -> Answers:
+        """Return the answers, vectors and likelihoods since the last call."""
+        if self.explainer is None:
+            return Answers()
+        coalitions = self.explainer.coalitions
+        vectors, self.vectors = self.vectors, {}
+        return Answers(
+            coalitions.take_fresh(),
+            coalitions.snapshot.snapshot_id,
+            self.explainer.num_players,
+            vectors,
+            coalitions.likelihoods.take_fresh(),
+        )
+
+
+class NotStoredError(Exception):
+    """Something that a run needs of some coalitions is not stored: answers, vectors or likelihoods."""
+
+    def __init__(self, what: str, masks: Collection[int], count: int | None = None) -> None:
+        super().__init__(what, masks)
+        self.what = what
+        self.masks = frozenset(masks)
+        self.count = len(masks) if count is None else count
+
+
+async def refuse_likelihoods(
+    prompts: Sequence[tuple[int, ConversationSnapshot]], _forced: object, _top_k: int, _keep: KeepLikelihood
+) -> None:
+    """Take the place of a model's likelihoods where only stored ones may be used."""
+    raise NotStoredError("likelihood(s)", [mask for mask, _ in prompts])
+
+
+def stored_row(table: Table, row_index: int, run: RunSpec, stored: Answers) -> RowExplainer | None:
+    """Return a row with its stored answers; None if it has changed since, or cannot be explained."""
+    if row_index >= table.num_rows:
+        return None
+    try:
+        row = RowExplainer(load_row(table, row_index, run.dataset, run.modality), run)
+    except RowError:
+        return None
+    if not stored.belong_to(row.coalitions):
+        return None
+    stored.give_to(row.coalitions)
+    return row
+
+
+def stored_files(
+    storage: Storage, runs: Sequence[RunSpec], model_commit: str, *, reads_only: bool = False
+) -> AnswerFiles | None:
+    """Return the files of these runs' stored answers, in the dtype of the first ones; None without any."""
+    for entry in _usable(storage, runs, model_commit):
+        return AnswerFiles(storage, runs, model_commit, entry.settings["dtype"], reads_only=reads_only)
+    return None
 
 
 def keys_in_use(storage: Storage, runs: Sequence[RunSpec], model_commit: str) -> frozenset[str]:

@@ -1,9 +1,7 @@
 """Requests a study's nodes from a cluster that starts nodes on demand, and withdraws the request."""
 
-import contextlib
 import json
 import logging
-from collections.abc import Iterator
 
 import ray
 from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
@@ -11,11 +9,8 @@ from ray.exceptions import RayError
 from ray.experimental.internal_kv import _internal_kv_get
 
 from mllm_shapx.execution.resources import WorkerResources
-from mllm_shapx.execution.signals import StopRequest
 
 logger = logging.getLogger(__name__)
-
-_REFUSALS = (RayError, RuntimeError, OSError)
 
 
 def is_autoscaling() -> bool:
@@ -33,13 +28,7 @@ def is_autoscaling() -> bool:
 
 
 class NodeRequest:
-    """The requested nodes.
-
-    Ray keeps one request for the whole cluster: another study's request replaces it.
-
-    Args:
-        resources: Number of workers, and CPUs and GPUs of each.
-    """
+    """The requested nodes. Ray keeps one request for the whole cluster: another study's replaces it."""
 
     def __init__(self, resources: WorkerResources) -> None:
         self._resources = resources
@@ -51,38 +40,24 @@ class NodeRequest:
         if workers <= self._asked:
             return
         bundle = {"CPU": self._resources.cpus, "GPU": self._resources.gpus}
-        try:
-            _request([{name: value for name, value in bundle.items() if value}] * workers)
-        except _REFUSALS as error:  # workers that wait for a place are a demand too
-            logger.warning("the autoscaler could not be asked for nodes: %s", error)
+        # If it is refused: workers that wait for a place are a demand too.
+        _request([{name: value for name, value in bundle.items() if value}] * workers)
         self._asked = workers
 
     def clear(self) -> None:
         """Withdraw the request, so that idle nodes can be stopped."""
-        if not self._asked:
-            return
-        self._asked = 0
-        try:
+        if self._asked:
+            self._asked = 0
             _request([])
-        except _REFUSALS as error:
-            logger.warning("the request for nodes could not be taken back: %s", error)
-
-
-@contextlib.contextmanager
-def node_request(resources: WorkerResources, request: StopRequest) -> Iterator[NodeRequest]:
-    """Yield a request for nodes that is withdrawn at the end, also at a forced end of the process."""
-    nodes = NodeRequest(resources)
-    with request.at_the_last(nodes.clear):
-        try:
-            yield nodes
-        finally:
-            nodes.clear()
 
 
 def _request(bundles: list[dict[str, float]]) -> None:
     from ray.autoscaler.sdk import request_resources  # a slow import that most clusters do not need
 
-    request_resources(bundles=bundles)
+    try:
+        request_resources(bundles=bundles)
+    except (RayError, RuntimeError, OSError) as error:
+        logger.warning("the autoscaler refused a request for %d nodes: %s", len(bundles), error)
 
 
 def _node_types() -> dict[str, str]:

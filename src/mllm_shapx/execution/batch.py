@@ -47,15 +47,8 @@ def run_with_retries(
 ) -> ConfigResult:
     """Do the work of a config; retry when it fails.
 
-    A wrong config, a wrong directory, a limit of requests or tokens, or a signal ends it at once.
-
-    Args:
-        work: Does the work once, for example `run.run_config`.
-        config: The config, for messages.
-        options: Options of the first attempt; later attempts resume.
-        again: Number of retries, and the waits before them.
-        request: Reports a signal.
-        tell: Called with a line for each retry.
+    A wrong config, a wrong directory, a limit of requests or tokens, or a signal ends it at once. Attempts
+    after the first one resume. `tell` is called with a line for each retry.
     """
     started, tries = time.monotonic(), 0
     while True:
@@ -69,9 +62,7 @@ def run_with_retries(
         if is_final or request.signal is not None or tries > again.max_retries:
             return ConfigResult(found, tries, time.monotonic() - started)
         why = str(found) if isinstance(found, ShapxError) else "it stopped early"
-        tell(
-            f"{config.path}: {why}; retry {tries} of {again.max_retries} in {again.retry_delay_s:g} s",
-        )
+        tell(f"{config.path}: {why}; retry {tries} of {again.max_retries} in {again.retry_delay_s:g} s")
         time.sleep(again.retry_delay_s)
         if request.begun:
             options = replace(options, resume=True, overwrite=False)

@@ -9,7 +9,6 @@ import re
 import secrets
 import shutil
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -29,9 +28,11 @@ START_ATTEMPTS = 3
 NODES_S = 300.0
 """Seconds that the nodes of --wait-for-nodes may take to join."""
 
-_PASSED_ON = ("LOG_LEVEL", "ALLOW_UNPINNED_HF_DOWNLOAD")
-_PASSED_ON_PREFIXES = ("WANDB_", "MLFLOW_", "HF_", "TRANSFORMERS_", "TORCH_", "OMP_", "MKL_", "TOKENIZERS_")
-"""Driver variables that workers on every node need. All others come from `ray start`."""
+_PASSED_ON = (
+    *("LOG_LEVEL", "ALLOW_UNPINNED_HF_DOWNLOAD"),
+    *("WANDB_", "MLFLOW_", "HF_", "TRANSFORMERS_", "TORCH_", "OMP_", "MKL_", "TOKENIZERS_"),
+)
+"""Beginnings of the driver's variables that workers on every node need. Others come from `ray start`."""
 _SECRET_WORDS = frozenset(
     {"TOKEN", "TOKENS", "KEY", "KEYS", "APIKEY", "SECRET", "PASSWORD", "AUTH", "HEADERS"}
 )
@@ -51,7 +52,8 @@ def connected(options: RunOptions, request: StopRequest | None = None) -> Iterat
         ResourceError: If there is no cluster at the address, or none can be started.
     """
     request = request or StopRequest()
-    address, origin = _address(options)
+    given = {"--address": options.address, "RAY_ADDRESS": os.environ.get("RAY_ADDRESS")}
+    origin, address = next(((name, value) for name, value in given.items() if value), ("", "local"))
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(scratch_folder())
@@ -72,15 +74,6 @@ def connected(options: RunOptions, request: StopRequest | None = None) -> Iterat
                 _join(address, origin)
         _await_nodes(options.nodes)
         yield folder
-
-
-def _address(options: RunOptions) -> tuple[str, str]:
-    """Return (address of the cluster, its origin); the address is `local` for a new cluster."""
-    if options.address:
-        return options.address, "--address"
-    if address := os.environ.get("RAY_ADDRESS"):
-        return address, "RAY_ADDRESS"
-    return "local", ""
 
 
 @contextlib.contextmanager
@@ -121,20 +114,14 @@ def _closed_to_others(folder: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def _changed_environment(changes: dict[str, str | None]) -> Iterator[None]:
     """Set environment variables, or remove those that are None, and restore the old ones."""
-    before = {name: os.environ.get(name) for name in changes}
-
-    def put(values: dict[str, str | None]) -> None:
-        for name, value in values.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-    put(changes)
+    before = {name: os.environ.pop(name, None) for name in changes}
+    os.environ.update({name: value for name, value in changes.items() if value is not None})
     try:
         yield
     finally:
-        put(before)
+        for name in changes:
+            os.environ.pop(name, None)
+        os.environ.update({name: value for name, value in before.items() if value is not None})
 
 
 @contextlib.contextmanager
@@ -154,26 +141,21 @@ def _own_handlers(request: StopRequest) -> Iterator[None]:
 
 
 def _leave() -> None:
-    if "ray" in sys.modules:
-        import ray
+    import ray
 
-        with logged_output():
-            ray.shutdown()
+    with logged_output():
+        ray.shutdown()
 
 
 def _end_processes(folder: Path) -> None:
     """End the cluster's remaining processes in `folder`; an interrupted start leaves some."""
     import psutil
 
-    def mentions(process: Any) -> bool:
-        with contextlib.suppress(psutil.Error):
-            return any(str(folder) in word for word in process.cmdline())
-        return False
-
     left = []
-    for child in filter(mentions, psutil.Process().children()):
+    for child in psutil.Process().children():
         with contextlib.suppress(psutil.Error):
-            left += [*child.children(recursive=True), child]
+            if any(str(folder) in word for word in child.cmdline()):
+                left += [*child.children(recursive=True), child]
     for process in left:
         with contextlib.suppress(psutil.Error):
             process.kill()
@@ -198,7 +180,7 @@ def _join(address: str, origin: str) -> None:
     import ray
 
     try:
-        ray.init(address=address, **_init_options(environment()))
+        ray.init(address=address, **_init_options(_public_environment()))
     except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         raise ResourceError(
             f"the Ray cluster at {address!r} (from {origin}) could not be joined: {error}. Correct "
@@ -207,11 +189,7 @@ def _join(address: str, origin: str) -> None:
 
 
 def _await_nodes(wanted: int) -> None:
-    """Wait until the cluster has `wanted` living nodes.
-
-    Raises:
-        ResourceError: If they do not join within `NODES_S`.
-    """
+    """Wait until the cluster has `wanted` living nodes."""
     import ray
 
     deadline = time.monotonic() + NODES_S
@@ -260,10 +238,10 @@ def _without_services() -> Iterator[None]:
     """
     from ray._private.node import Node
 
-    services = [name for name in _SERVICES if hasattr(Node, name)]  # a Ray without these names still works
-    before = {name: getattr(Node, name) for name in services}
+    # A Ray without these names still works.
+    before = {name: getattr(Node, name) for name in _SERVICES if hasattr(Node, name)}
     try:
-        for name in services:
+        for name in before:
             setattr(Node, name, lambda *_, **__: None)
         yield
     finally:
@@ -279,30 +257,26 @@ def _init_options(variables: dict[str, str]) -> dict[str, Any]:
     }
 
 
-def environment() -> dict[str, str]:
+def _public_environment() -> dict[str, str]:
     """Return the driver's variables that workers on other nodes need.
 
     Without secrets: Ray writes them to logs that other users may read.
     """
-    passed = {
-        name: value
-        for name, value in os.environ.items()
-        if (name in _PASSED_ON or name.startswith(_PASSED_ON_PREFIXES)) and not is_secret(name, value)
-    }
+    passed = {name: value for name, value in _passed_on() if not _is_secret(name, value)}
     taken = _variables_of_the_job()
     return {name: value for name, value in {**passed, **_source_path()}.items() if name not in taken}
 
 
 def private_environment() -> dict[str, str]:
     """Return the secrets that actors on this machine need, for a file that only this user can read."""
-    return {
-        name: value
-        for name, value in os.environ.items()
-        if name.startswith(_PASSED_ON_PREFIXES) and is_secret(name, value)
-    }
+    return {name: value for name, value in _passed_on() if _is_secret(name, value)}
 
 
-def is_secret(name: str, value: str) -> bool:
+def _passed_on() -> list[tuple[str, str]]:
+    return [(name, value) for name, value in os.environ.items() if name.startswith(_PASSED_ON)]
+
+
+def _is_secret(name: str, value: str) -> bool:
     """Return whether an environment variable holds a secret: by its name, or a login in a URL."""
     words = name.upper().split("_")
     if words[-1] in {"PATH", "FILE"}:

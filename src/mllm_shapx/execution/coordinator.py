@@ -9,18 +9,18 @@ from dataclasses import dataclass, field, replace
 from mllm_shapx.errors import StorageError
 from mllm_shapx.execution.forecast import Forecast
 from mllm_shapx.execution.helping import HelpExchange, HelpOffer, HelpReply
-from mllm_shapx.execution.ledger import Blame, FailureLimits, Ledger, UnitState
+from mllm_shapx.execution.ledger import FailureLimits, Ledger, UnitState
 from mllm_shapx.execution.messages import (
     Answers,
     Beat,
     Lease,
     LeaseReply,
+    Order,
     Study,
     StudyState,
     UnitFailure,
     WorkerInfo,
 )
-from mllm_shapx.execution.tally import Tally
 from mllm_shapx.execution.writer import OnSample, ResultWriter
 from mllm_shapx.models.base import Answer
 from mllm_shapx.models.flight import FEWEST_ROWS
@@ -29,6 +29,7 @@ from mllm_shapx.planning.units import WorkUnit
 from mllm_shapx.records.pace import Pace
 from mllm_shapx.records.results import SampleResult
 from mllm_shapx.records.runs import RunInspection
+from mllm_shapx.reporting.study_progress import WorkerProgress
 
 logger = logging.getLogger(__name__)
 
@@ -43,10 +44,9 @@ class _Worker:
     info: WorkerInfo
     announced: bool = False
     """Whether it has reported its units since this coordinator started."""
-    answers: int = 0
     progress_at: float = field(default_factory=time.monotonic)
-    unit_answers: Mapping[str, int] = field(default_factory=dict)
-    waiting_for: str = ""
+    beat: Beat | None = None
+    """Its last heartbeat."""
 
 
 class Coordinator:
@@ -56,10 +56,8 @@ class Coordinator:
     workers' next calls. Every call may arrive twice.
 
     Args:
-        study: The study.
         inspections: Inspection of each run's directory; None to inspect the directories now.
         on_sample: Called with each new sample, once it is on disk.
-        stall_s: Seconds without progress after which a worker that holds units counts as stuck.
         failed_before: Quarantined samples at the start of the call; None if the call starts now.
     """
 
@@ -68,18 +66,17 @@ class Coordinator:
         study: Study,
         inspections: Mapping[str, RunInspection] | None = None,
         on_sample: OnSample | None = None,
-        stall_s: float = 1800.0,
         failed_before: int | None = None,
     ) -> None:
         self._study = study
-        self._stall_s = stall_s
         self._notes: list[str] = []
-        self._tally = Tally(study.server_limits.spent)
-        self._writer = ResultWriter(study, inspections, on_sample, self._notes.append, self._tally)
-        units = study.units_left(self._writer.completed, self._writer.failed)
-        is_retry = study.retry_rows is not None
+        self._spent = study.server_limits.spent
+        self._writer = ResultWriter(study, inspections, on_sample, self._notes.append)
+        units = study.units_left(self._writer.runs)
+        options = study.options
+        is_retry = options.retry_rows is not None
         attempts = {} if is_retry else {unit.unit_id: self._writer.attempts(unit) for unit in units}
-        self._ledger = Ledger(units, max_attempts=study.max_attempts, attempts=attempts)
+        self._ledger = Ledger(units, max_attempts=options.max_attempts, attempts=attempts)
         self._workers: dict[str, _Worker] = {}
         self._lost: set[str] = set()
         self._draining = False
@@ -89,17 +86,17 @@ class Coordinator:
         self._idle: set[str] = set()
         self._most_workers = 0
         self._paced_at = time.monotonic()
-        failed = sum(self._writer.failed_now.values())
-        self._limits = FailureLimits(
-            study.failures_allowed, 0 if failed_before is None else max(0, failed - failed_before)
-        )
+        failed = sum(run.failed_now for run in self._writer.runs.values())
+        new = 0 if failed_before is None else max(0, failed - failed_before)
+        allowed = options.failures_allowed(len(study.rows) * len(study.runs))
+        self._limits = FailureLimits(allowed, new)
         self._check_limits()
 
     # --- called by workers
 
     def spent(self) -> Spent:
-        """Return what this call has asked of a server, for a worker that goes on counting."""
-        return self._tally.spent
+        """Return what this call has asked of a server, for a new worker that continues the count."""
+        return self._spent
 
     def lease(self, me: WorkerInfo, held: tuple[str, ...]) -> LeaseReply:
         """Give a worker a unit, or coalitions of another worker's row. Of its leases, only `held` stay."""
@@ -134,7 +131,7 @@ class Coordinator:
             return HelpReply()
         unit = self._ledger.unit(offer.unit_id)
         reply = self._exchange.exchange(offer, unit.row_index, self._helpers(me.worker))
-        # An exchange without answers is no progress: a worker with a hanging model repeats it forever.
+        # An exchange without answers is no progress: a worker whose model does not return repeats it forever.
         if reply.answers:
             state.progress_at = time.monotonic()
         return reply
@@ -168,17 +165,13 @@ class Coordinator:
             return
         unit = self._ledger.unit(failure.unit_id)
         if failure.final:
-            attempts = self._ledger.attempts(unit.unit_id) + 1
-            quarantined = True
+            attempts, quarantined = self._ledger.attempts(unit.unit_id) + 1, True
         else:
             blame = self._ledger.error(me.worker, unit.unit_id)
             attempts, quarantined = blame.attempts, blame.quarantined
-        with self._writing():
-            self._write_failure(unit, failure, attempts, quarantined=quarantined, by=me)
             if quarantined:
-                self._settle(unit.unit_id, failure.run_names, failed=True)
-                if not failure.final:
-                    self._limits.gave_up(failure.reason, failure.message)
+                self._limits.gave_up(failure.reason, failure.message)
+        self._record_failure(unit, failure, attempts, quarantined=quarantined, by=me)
         self._check_limits()
 
     def beat(self, me: WorkerInfo, beat: Beat) -> LeaseReply:
@@ -188,13 +181,15 @@ class Coordinator:
         state = self._worker(me)
         drop = () if state.announced else tuple(self._ledger.reconcile(me.worker, beat.held))
         state.announced = True
-        if beat.answers != state.answers:
+        last = state.beat or Beat((), 0, 0.0)
+        # Waiting for a server counts as progress: no row is the cause.
+        if beat.answers != last.answers or beat.waiting_for:
             state.progress_at = time.monotonic()
-        state.answers = beat.answers
-        self._note_waiting(state, beat.waiting_for)
-        state.unit_answers = dict(beat.unit_answers)
+        if bool(beat.waiting_for) != bool(last.waiting_for):
+            self._notes.append(f"{me.worker}: {beat.waiting_for or 'the server answers again'}")
+        state.beat = beat
+        self._spent = max(self._spent, beat.spent, key=lambda spent: spent.requests)
         self._forecast.observe(me.worker, beat)
-        self._tally.hear(me, beat)
         if self._forecast.is_order_due():
             self._ledger.reorder(self._forecast.cost)
         self._most_workers = max(self._most_workers, len(self._workers))
@@ -204,24 +199,29 @@ class Coordinator:
             self._writer.write_checkpoints(all_of_them=False)
             if time.monotonic() - self._paced_at > PACE_S:
                 self._write_pace()
-        if self._fatal is not None:
-            return LeaseReply(None, drop=drop, order="stop")
-        return LeaseReply(None, drop=drop, order="drain" if self._draining else "go")
+        order: Order = "stop" if self._fatal is not None else "drain" if self._draining else "go"
+        return LeaseReply(None, drop=drop, order=order)
 
     # --- called by the driver
 
     def worker_lost(self, worker: str, *, innocent: bool, detail: str, log_tail: tuple[str, ...]) -> None:
         """Take back the units of a dead worker; if not `innocent`, charge its death to a row."""
         state = self._workers.pop(worker, None)
-        # Its last calls may arrive after its death; they must not lease anything.
-        self._lost.add(worker)
+        self._lost.add(worker)  # its last calls may arrive after its death; they must not lease anything
         self._idle.discard(worker)
         self._exchange.helper_lost(worker)
-        info = WorkerInfo(worker, "", 0, "", "") if state is None else state.info
+        by = WorkerInfo(worker, "", 0, "", "") if state is None else state.info
+        message = f"the worker's process died while it explained this row: {detail}"
         for unit_id in self._ledger.held_by(worker):
             self._exchange.close(unit_id)
         for blame in self._ledger.worker_lost(worker, innocent=innocent):
-            self._record_loss(blame, info, detail, log_tail)
+            unit = blame.unit
+            self._notes.append(blame.note(worker, detail, self._study.options.max_attempts))
+            if blame.charged:
+                failure = UnitFailure(unit.unit_id, unit.run_names, "worker_died", message)
+                self._record_failure(
+                    unit, failure, blame.attempts, quarantined=blame.quarantined, by=by, log_tail=log_tail
+                )
         self._check_limits()
 
     def drain(self) -> None:
@@ -235,28 +235,34 @@ class Coordinator:
         busy = {
             name for name in self._workers if self._ledger.held_by(name) or self._exchange.is_helping(name)
         }
-        stalled = (name for name in sorted(busy) if now - self._workers[name].progress_at > self._stall_s)
+        late = now - self._study.options.stall_s
+        stalled = (name for name in sorted(busy) if self._workers[name].progress_at < late)
+        beats = [(state.beat, state.info) for _, state in sorted(self._workers.items())]
+        heard = [(beat, info) for beat, info in beats if beat is not None]
         running = self._running()
-        done = self._writer.done_now
+        runs = self._writer.runs
         return StudyState(
-            done=done,
-            failed=self._writer.failed_now,
-            total=dict.fromkeys(done, len(self._study.rows)),
+            done={name: run.done_now for name, run in runs.items()},
+            failed={name: run.failed_now for name, run in runs.items()},
+            total=dict.fromkeys(runs, len(self._study.rows)),
             coalitions_done=self._forecast.settled_answers + sum(answers for _, answers in running),
             coalitions_total=self._forecast.total_answers,
             model_calls=self._writer.model_calls,
             workers=tuple(sorted(self._workers)),
             busy_workers=len(busy),
             finished=self._ledger.is_finished,
-            unfinished_units=self._ledger.count(UnitState.QUEUED) + self._ledger.count(UnitState.LEASED),
+            unfinished_units=self._ledger.unfinished,
             draining=self._draining,
             stalled=tuple(stalled),
             device_seconds=self._forecast.device_seconds,
             device_seconds_left=self._forecast.seconds_left(running),
             notes=notes,
             fatal=self._fatal,
-            spent=self._tally.spent,
-            tally=self._tally.now(self._workers, self._ledger),
+            spent=self._spent,
+            calls={name: (run.coalitions, run.answers) for name, run in runs.items()},
+            store_hits=self._forecast.store_hits,
+            worker_list=tuple(self._shown(beat, info) for beat, info in heard),
+            worker_answers={info.worker: beat.answers for beat, info in heard},
         )
 
     def finish(self) -> None:
@@ -284,7 +290,7 @@ class Coordinator:
 
     def _has_its_share(self, held: int) -> bool:
         """Whether one more row would leave too few for other workers, which cannot help with short rows."""
-        if self._study.rows_in_flight is not None or held < FEWEST_ROWS:
+        if self._study.options.rows_in_flight is not None or held < FEWEST_ROWS:
             return False
         return self._ledger.count(UnitState.QUEUED) < held * (len(self._workers) - 1)
 
@@ -293,9 +299,7 @@ class Coordinator:
         with self._writing():
             open_unit = replace(unit, run_names=self._ledger.open_runs(unit.unit_id))
             known = self._writer.known(unit)
-            stored = len(known.by_mask) + len(known.likelihoods)
-            self._forecast.handed_out(unit, stored)
-            self._tally.handed_out(unit, stored)
+            self._forecast.handed_out(unit, len(known.by_mask) + len(known.likelihoods))
             return LeaseReply(Lease(open_unit, known), drop=drop)
         return LeaseReply(None, drop=drop, order="stop")
 
@@ -309,45 +313,62 @@ class Coordinator:
         others = self._workers.keys() - {owner}
         return (self._idle | self._exchange.helping) & others or set(sorted(others)[:1])
 
-    def _note_waiting(self, worker: _Worker, waiting_for: str) -> None:
-        """Report once why a worker waits. Waiting counts as progress: no row is the cause."""
-        if waiting_for:
-            worker.progress_at = time.monotonic()
-        if bool(waiting_for) != bool(worker.waiting_for):
-            self._notes.append(f"{worker.info.worker}: {waiting_for or 'the server answers again'}")
-        worker.waiting_for = waiting_for
+    def _shown(self, beat: Beat, worker: WorkerInfo) -> WorkerProgress:
+        held = (self._ledger.unit(unit_id) for unit_id in self._ledger.held_by(worker.worker))
+        return WorkerProgress(
+            name=worker.worker,
+            node=worker.node,
+            device=worker.device,
+            rows=tuple(sorted(unit.row_index for unit in held)),
+            per_second=None,
+            gpu_memory=beat.gpu_memory,
+            waiting_for=beat.waiting_for,
+        )
 
     def _running(self) -> list[tuple[WorkUnit, float]]:
         """Return the leased units, each with its number of answers."""
-        return [
-            (unit, min(float(count), unit.cost))
-            for state in self._workers.values()
-            for unit_id, count in state.unit_answers.items()
-            if self._ledger.holds(state.info.worker, unit_id)
-            for unit in (self._ledger.unit(unit_id),)
-        ]
+        running = []
+        for name, state in self._workers.items():
+            answers = {} if state.beat is None else state.beat.unit_answers
+            for unit_id, count in answers.items():
+                if self._ledger.holds(name, unit_id):
+                    unit = self._ledger.unit(unit_id)
+                    running.append((unit, min(float(count), unit.cost)))
+        return running
 
-    def _settle(self, unit_id: str, run_names: tuple[str, ...], *, failed: bool = False) -> None:
+    def _settle(self, unit_id: str, run_names: tuple[str, ...]) -> None:
         """Mark runs of a unit as done or quarantined."""
-        if self._ledger.settle(unit_id, run_names, failed=failed):
+        if self._ledger.settle(unit_id, run_names):
             self._exchange.close(unit_id)
             self._forecast.settled(self._ledger.unit(unit_id))
 
     # --- failures
 
-    def _record_loss(self, blame: Blame, worker: WorkerInfo, detail: str, log_tail: tuple[str, ...]) -> None:
-        unit = blame.unit
-        self._notes.append(blame.note(worker.worker, detail, self._study.max_attempts))
-        if not blame.charged:
-            return
-        open_runs = tuple(sorted(self._ledger.open_runs(unit.unit_id)))
-        failure = UnitFailure.of_lost_worker(unit.unit_id, open_runs, detail)
+    def _record_failure(
+        self,
+        unit: WorkUnit,
+        failure: UnitFailure,
+        attempts: int,
+        *,
+        quarantined: bool,
+        by: WorkerInfo,
+        log_tail: tuple[str, ...] = (),
+    ) -> None:
+        """Write the failure of a unit's open runs; if they are quarantined, they are settled."""
+        still_open = self._ledger.open_runs(unit.unit_id)
+        names = tuple(name for name in failure.run_names if name in still_open)
+        self._limits.quarantined += quarantined * len(names)
         with self._writing():
-            self._write_failure(
-                unit, failure, blame.attempts, quarantined=blame.quarantined, by=worker, log_tail=log_tail
+            self._writer.write_failure(
+                unit,
+                replace(failure, run_names=names),
+                attempts=attempts,
+                quarantined=quarantined,
+                by=by,
+                log_tail=log_tail,
             )
-            if blame.quarantined:
-                self._settle(unit.unit_id, failure.run_names, failed=True)
+            if quarantined:
+                self._settle(unit.unit_id, names)
 
     def _check_limits(self) -> None:
         """Hand out nothing more after too many failures."""
@@ -361,29 +382,6 @@ class Coordinator:
         # A unit without open runs is done: its answers are on disk.
         if self._ledger.open_runs(unit_id):
             self._writer.write_answers(self._ledger.unit(unit_id), answers, is_last=is_last)
-
-    def _write_failure(
-        self,
-        unit: WorkUnit,
-        failure: UnitFailure,
-        attempts: int,
-        *,
-        quarantined: bool,
-        by: WorkerInfo,
-        log_tail: tuple[str, ...] = (),
-    ) -> None:
-        still_open = self._ledger.open_runs(unit.unit_id)
-        names = tuple(name for name in failure.run_names if name in still_open)
-        self._limits.quarantined += quarantined * len(names)
-        self._writer.write_failure(
-            unit,
-            replace(failure, run_names=names),
-            attempts=attempts,
-            quarantined=quarantined,
-            worker=by.worker,
-            node=by.node or None,
-            log_tail=log_tail,
-        )
 
     def _write_pace(self) -> None:
         self._paced_at = time.monotonic()

@@ -1,9 +1,10 @@
 """A study's dataset: its files, and the samples that no longer match its rows."""
 
+import contextlib
 import os
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,14 +15,14 @@ from mllm_shapx.data.digests import Changes, compare_samples
 from mllm_shapx.data.selection import Selection, select_rows
 from mllm_shapx.data.sources import open_table
 from mllm_shapx.data.table import Table
-from mllm_shapx.errors import OutputError
+from mllm_shapx.errors import DatasetError, ModelError, OutputError
 from mllm_shapx.models.control_tokens import control_token_warnings
 from mllm_shapx.planning.players import players_under
 from mllm_shapx.planning.runs import RunSpec
 from mllm_shapx.planning.sweep import Sweep, player_rule
 from mllm_shapx.records.runs import RunInspection, RunRecords
 from mllm_shapx.records.spec import DATASET_COMMIT, RESULT_SETTINGS
-from mllm_shapx.records.storage import Storage, open_storage
+from mllm_shapx.records.storage import open_storage
 from mllm_shapx.records.store import CoalitionStore
 from mllm_shapx.records.summary import SampleMetrics
 
@@ -29,23 +30,21 @@ if TYPE_CHECKING:
     from mllm_shapx.execution.messages import Study  # at run time it would import mllm_shap, which is slow
 
 
-@dataclass(frozen=True, slots=True)
-class ChangedRows:
-    """Samples of rows that have changed in the dataset since."""
-
-    samples: Mapping[str, Sequence[int]]
-    """Run -> rows."""
-    changes: Changes
+@contextlib.contextmanager
+def naming(loaded: LoadedConfig) -> Iterator[None]:
+    """Prefix errors of the dataset, the model and the output with the config's path."""
+    try:
+        yield
+    except (DatasetError, ModelError, OutputError) as error:
+        raise type(error)(f"{loaded.path}: {error}") from error
 
 
 class OldPlayers:
     """Finds the samples whose rows now have other players.
 
     Which words are players depends on the config and on this package's version. One version's rule leaves
-    out more words than the other's, so equal numbers mean equal players.
-
-    Args:
-        players: Players per selected row; None if they are unknown until a row is read.
+    out more words than the other's, so equal numbers mean equal players. `players` has the number of each
+    selected row; None if they are unknown until a row is read.
     """
 
     def __init__(self, players: Mapping[int, int] | None) -> None:
@@ -63,11 +62,7 @@ class OldPlayers:
         return take
 
     def refuse(self, output_uri: str, redone: Mapping[str, Collection[int]]) -> None:
-        """Refuse to continue if there are such samples.
-
-        Args:
-            output_uri: The study's directory, for the message.
-            redone: Run -> rows to explain again; their samples do not count.
+        """Refuse to continue if there are such samples, besides those of `redone` (run -> rows).
 
         Raises:
             OutputError: With their number in each run.
@@ -97,13 +92,7 @@ def open_study_table(study: "Study") -> Table:
 def open_selection(
     loaded: LoadedConfig, sweep: Sweep, dataset: DatasetConfig, selection: SelectionConfig
 ) -> tuple[Table, Selection]:
-    """Return the dataset of a config and its selected rows, with warnings about their special tokens.
-
-    Args:
-        loaded: The config.
-        sweep: Its runs.
-        dataset: The config's dataset, see `pinned`.
-        selection: Settings of the selection.
+    """Return the table of `dataset`, see `pinned`, and its selected rows, with warnings on special tokens.
 
     Raises:
         DatasetError: When the dataset cannot be used.
@@ -136,11 +125,19 @@ def pinned(dataset: DatasetConfig, output_uri: str, runs: Sequence[RunSpec]) -> 
     A branch may have moved since, but the study keeps its rows. A dataset without results and a local one
     are returned unchanged.
     """
-    if dataset.is_local:
-        return dataset
+    return dataset if dataset.is_local else _at(dataset, recorded_commit(output_uri, runs, "dataset_commit"))
+
+
+def recorded_commit(output_uri: str, runs: Sequence[RunSpec], key: str) -> str | None:
+    """Return the value of `key` in the specs of a directory; None if there is none, or more than one."""
     storage = open_storage(output_uri)
-    commits = {_commit_in(RunRecords(storage, run.name)) for run in runs} - {None}
-    return _at(dataset, commits.pop() if len(commits) == 1 else None)
+    found = set()
+    for run in runs:
+        with contextlib.suppress(ValueError):  # opening the directory repairs or refuses a damaged file
+            settings = (RunRecords(storage, run.name).read_spec() or {}).get(RESULT_SETTINGS)
+            commit = settings.get(key) if isinstance(settings, dict) else None
+            found |= {commit} if isinstance(commit, str) else set()
+    return found.pop() if len(found) == 1 else None
 
 
 def content_of(table: Table, settings: ExperimentSet) -> str | None:
@@ -164,41 +161,37 @@ def dataset_path(dataset: DatasetConfig, config_path: Path) -> str | None:
     return os.path.abspath(resolve_path(dataset.path, config_path))  # noqa: PTH100 -- keeps symbolic links
 
 
-def refuse_changed_rows(study: "Study") -> None:
-    """Refuse a directory with samples of rows that have changed since. Reads only.
+def changed_rows(
+    study: "Study", samples: Mapping[str, Mapping[int, str]], *, accept: bool
+) -> tuple[Mapping[str, Sequence[int]], Changes]:
+    """Compare samples (run -> row -> what the sample was made from) with the dataset. Reads only.
 
-    Raises:
-        OutputError: With the number of rows and the fix.
-    """
-    storage = open_storage(study.output_uri)
-    changed, changes = _changed_samples(
-        study, {run.name: RunRecords(storage, run.name).read_made_from() for run in study.runs}
-    )
-    if changed:
-        raise _refusal(study, changed, changes)
-
-
-def find_changed_rows(
-    study: "Study", inspections: Mapping[str, RunInspection], *, accept: bool
-) -> ChangedRows:
-    """Compare every sample with its row in the dataset. Reads only.
-
-    Args:
-        study: The study.
-        inspections: Inspection of each run's directory.
-        accept: Whether samples of changed rows may be replaced.
+    Returns:
+        Run -> changed rows with samples, and the changes.
 
     Raises:
         OutputError: When rows have changed and `accept` is false.
     """
-    changed, changes = _changed_samples(study, {name: one.made_from for name, one in inspections.items()})
+    # A commit on the hub does not change.
+    if study.dataset_commit is not None or not any(samples.values()):
+        return {}, Changes((), {})
+    table = open_study_table(study)
+    changed, changes = compare_samples(table, study.dataset, study.runs[0].modality, samples)
     if changed and not accept:
-        raise _refusal(study, changed, changes)
-    return ChangedRows(changed, changes)
+        raise OutputError(
+            f"{study.output_uri}: {changes.in_words()}. {sum(map(len, changed.values()))} sample(s) show the "
+            "rows as they were; going on would mix them with the rows as they are. Put the dataset back, "
+            "name another experiment_set_id, or give `run --resume --accept-changed-rows` to explain these "
+            "rows again and no others (their samples are moved aside)"
+        )
+    return changed, changes
 
 
 def make_again(
-    study: "Study", inspections: Mapping[str, RunInspection], found: ChangedRows
+    study: "Study",
+    inspections: Mapping[str, RunInspection],
+    changed: Mapping[str, Sequence[int]],
+    changes: Changes,
 ) -> tuple[dict[str, RunInspection], list[str]]:
     """Set samples of changed rows aside; remove failures that belong to another dataset.
 
@@ -207,13 +200,19 @@ def make_again(
     """
     storage = open_storage(study.output_uri)
     left, notes = dict(inspections), []
-    if found.samples:
-        left = _move_aside(storage, inspections, found.samples)
-        notes += _notes_of(found.changes, found.samples)
+    if changed:
+        # The answers first: after an interruption, the samples still show that their rows have changed.
+        CoalitionStore(storage).set_aside({row for rows in changed.values() for row in rows})
+        for name, rows in changed.items():
+            RunRecords(storage, name).set_rows_aside(rows)
+            left[name] = inspections[name].without(rows)
+        runs = ", ".join(f"{name} ({len(rows)})" for name, rows in changed.items())
+        notes.append(f"{changes.in_words()}; their samples are moved aside and made again: {runs}")
     for name, one in left.items():
-        if one.failed and study.retry_rows is None and _has_other_dataset(study, RunRecords(storage, name)):
+        records = RunRecords(storage, name)
+        if one.failed and study.options.retry_rows is None and _has_other_dataset(study, records):
             for row in one.failed:
-                RunRecords(storage, name).clear_failure(row)
+                records.clear_failure(row)
             notes.append(
                 f"{name}: the dataset has changed since {len(one.failed)} row(s) failed; they are tried again"
             )
@@ -227,51 +226,5 @@ def _has_other_dataset(study: "Study", records: RunRecords) -> bool:
     return before is not None and study.dataset_commit is None and before != study.dataset_content
 
 
-def _refusal(study: "Study", changed: Mapping[str, Sequence[int]], changes: Changes) -> OutputError:
-    count = sum(map(len, changed.values()))
-    return OutputError(
-        f"{study.output_uri}: {changes.in_words()}. {count} sample(s) show the rows as they were; going on "
-        "would mix them with the rows as they are. Put the dataset back, name another experiment_set_id, or "
-        "give `run --resume --accept-changed-rows` to explain these rows again and no others (their samples "
-        "are moved aside)"
-    )
-
-
-def _changed_samples(
-    study: "Study", samples: Mapping[str, Mapping[int, str]]
-) -> tuple[dict[str, list[int]], Changes]:
-    """Return run -> changed rows with samples, and the changes."""
-    # A commit on the hub does not change.
-    if study.dataset_commit is not None or not any(samples.values()):
-        return {}, Changes((), {})
-    table = open_study_table(study)
-    return compare_samples(table, study.dataset, study.runs[0].modality, samples)
-
-
-def _move_aside(
-    storage: Storage, inspections: Mapping[str, RunInspection], changed: Mapping[str, Sequence[int]]
-) -> dict[str, RunInspection]:
-    # The answers first: after an interruption, the samples still show that their rows have changed.
-    CoalitionStore(storage).set_aside({row for rows in changed.values() for row in rows})
-    for name, rows in changed.items():
-        RunRecords(storage, name).set_rows_aside(rows)
-    return {name: found.without(changed.get(name, ())) for name, found in inspections.items()}
-
-
-def _notes_of(changes: Changes, changed: Mapping[str, Sequence[int]]) -> list[str]:
-    runs = ", ".join(f"{name} ({len(rows)})" for name, rows in changed.items())
-    return [f"{changes.in_words()}; their samples are moved aside and made again: {runs}"]
-
-
 def _at(dataset: DatasetConfig, commit: str | None) -> DatasetConfig:
     return dataset if commit is None else dataset.model_copy(update={"revision": commit})
-
-
-def _commit_in(records: RunRecords) -> str | None:
-    try:
-        spec = records.read_spec()
-    except ValueError:
-        return None
-    settings = (spec or {}).get(RESULT_SETTINGS)
-    commit = settings.get("dataset_commit") if isinstance(settings, dict) else None
-    return commit if isinstance(commit, str) else None

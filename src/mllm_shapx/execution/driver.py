@@ -1,7 +1,6 @@
 """The driver: runs a study on a connected Ray cluster."""
 
 import contextlib
-import json
 import pickle
 import secrets
 import sys
@@ -14,24 +13,23 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from mllm_shapx.errors import ShapxError
 from mllm_shapx.execution.actors import (
     NAMESPACE,
-    PRIVATE_ENVIRONMENT,
     AggregatorActor,
     CoordinatorActor,
     CoordinatorClient,
+    Shared,
 )
 from mllm_shapx.execution.aggregator import write_summaries
 from mllm_shapx.execution.autoscaling import NodeRequest
 from mllm_shapx.execution.cluster import private_environment
 from mllm_shapx.execution.coordinator import Coordinator
 from mllm_shapx.execution.kept import IdleWorkers
+from mllm_shapx.execution.lifecycle import Call
 from mllm_shapx.execution.loading import LoadModel
 from mllm_shapx.execution.messages import Study, StudyState
-from mllm_shapx.execution.options import RunOptions
 from mllm_shapx.execution.preparation import OpenOutput
 from mllm_shapx.execution.resources import WorkerResources
 from mllm_shapx.execution.worker_pool import WorkerPool
 from mllm_shapx.records.storage import open_storage
-from mllm_shapx.reporting.progress import ProgressReporter
 
 COALITIONS_WORTH_A_WORKER = 256
 """Coalitions that justify one more load of the model, when there are fewer rows than workers."""
@@ -49,11 +47,6 @@ class Driver:
     """Starts the actors of one study and watches them. A `Crew`.
 
     Args:
-        study: The study.
-        options: Options of the call.
-        resources: The workers to start.
-        output: The study's directory.
-        reporter: Shows messages.
         folder: A folder that is open only to this user.
         load: Loads the model in a worker's process.
         nodes: Requests the nodes that workers need; None on a cluster without autoscaling.
@@ -63,10 +56,9 @@ class Driver:
     def __init__(
         self,
         study: Study,
-        options: RunOptions,
-        resources: WorkerResources,
         output: OpenOutput,
-        reporter: ProgressReporter,
+        call: Call,
+        resources: WorkerResources,
         *,
         folder: Path,
         load: LoadModel,
@@ -75,19 +67,16 @@ class Driver:
     ) -> None:
         self._study = study
         self._nodes = nodes
-        self._grace_s = options.grace_s
-        here = ray.get_runtime_context().get_node_id()
-        on_this_node = {
-            "num_cpus": 0,
-            "scheduling_strategy": NodeAffinitySchedulingStrategy(node_id=here, soft=False),
-        }
+        self._call = call
+        node_id = ray.get_runtime_context().get_node_id()
+        here = NodeAffinitySchedulingStrategy(node_id=node_id, soft=False)
+        on_this_node = {"num_cpus": 0, "scheduling_strategy": here}
         token = secrets.token_hex(4)
         # A file, not Ray objects: a restarted actor must find it, even after the loss of a node.
         shared = folder / "study.pickle"
-        shared.write_bytes(pickle.dumps((study, dict(output.inspections), dict(output.specs))))
-        private = folder / PRIVATE_ENVIRONMENT
-        private.touch(0o600)
-        private.write_text(json.dumps(private_environment()), encoding="utf-8")
+        shared.touch(0o600)
+        content = Shared(study, dict(output.inspections), dict(output.specs), private_environment())
+        shared.write_bytes(pickle.dumps(content))
         self._aggregator = (
             ray.remote(AggregatorActor)
             .options(**on_this_node, name=f"aggregator-{token}", namespace=NAMESPACE, max_restarts=-1)
@@ -96,21 +85,15 @@ class Driver:
         coordinator = (
             ray.remote(CoordinatorActor)
             .options(**on_this_node, max_restarts=-1, max_task_retries=0)
-            .remote(str(shared), f"aggregator-{token}", options.stall_s)
+            .remote(str(shared), f"aggregator-{token}")
         )
-        self._coordinator = CoordinatorClient(coordinator, reporter.message)
+        self._coordinator = CoordinatorClient(coordinator, call.reporter.message)
         self._pool = WorkerPool(
-            study,
-            load,
-            self._coordinator,
-            resources=resources,
-            stall_s=options.stall_s,
-            say=reporter.message,
-            idle=idle,
+            study, load, self._coordinator, resources=resources, say=call.reporter.message, idle=idle
         )
         self._draining = False
         # At once: workers load the model while the coordinator's process starts.
-        self._grow(open_units(study, output))
+        self._grow(len(study.units_left(output.inspections)))
 
     def step(self) -> StudyState | None:
         """See `Crew.step`."""
@@ -137,9 +120,9 @@ class Driver:
         """See `Crew.stop`."""
         self._pool.stop()
 
-    def finish(self, *, stopped: bool) -> StudyState:
+    def finish(self) -> StudyState:
         """See `Crew.finish`."""
-        self._pool.wait(FLUSH_S if stopped else END_S)
+        self._pool.wait(FLUSH_S if self._call.is_stopped else END_S)
         self._coordinator.tell(Coordinator.finish)
         state = self._coordinator.state()
         if state is None:
@@ -152,12 +135,13 @@ class Driver:
         self._coordinator.tell(Coordinator.finish)
         return self._coordinator.state()
 
-    def summarize(self, *, stopped: bool) -> tuple[str, ...]:
+    def summarize(self) -> tuple[str, ...]:
         """See `Crew.summarize`."""
+        timeout = self._study.options.grace_s if self._call.is_stopped else FINISH_S
         try:
             # Safe to repeat: logged samples are not logged again.
             finish = self._aggregator.finish.options(max_task_retries=FINISH_TRIES).remote()
-            warnings: tuple[str, ...] = ray.get(finish, timeout=self._grace_s if stopped else FINISH_S)
+            warnings: tuple[str, ...] = ray.get(finish, timeout=timeout)
         except RayActorError:
             write_summaries(open_storage(self._study.output_uri), self._study)
             return ("the aggregator died: W&B may lack the last samples; the summaries are complete",)
@@ -165,9 +149,8 @@ class Driver:
             return ("the summaries could not be written in time; --resume writes them",)
         return warnings
 
-    def close(self, *, stopped: bool) -> None:
+    def close(self) -> None:
         """See `Crew.close`."""
-        del stopped
         self._pool.end()
         for actor in (self._coordinator.actor, self._aggregator):
             with contextlib.suppress(RayError):
@@ -177,13 +160,6 @@ class Driver:
         if self._nodes is not None:
             self._nodes.ask(wanted)
         self._pool.grow(wanted)
-
-
-def open_units(study: Study, output: OpenOutput) -> int:
-    """Return the number of units that the coordinator is going to hand out."""
-    completed = {name: found.completed for name, found in output.inspections.items()}
-    failed = {name: found.failed for name, found in output.inspections.items()}
-    return len(study.units_left(completed, failed))
 
 
 def _worth_helping(state: StudyState) -> int:

@@ -90,10 +90,7 @@ class HelpExchange:
     def exchange(self, offer: HelpOffer, row_index: int, workers: Collection[str]) -> HelpReply:
         """Take an owner's coalitions; return new answers and unanswered coalitions.
 
-        Args:
-            offer: The owner's message.
-            row_index: The unit's row.
-            workers: Workers besides the owner that help, or could help.
+        `workers` are those besides the owner that help, or could help.
         """
         shared = self._shared.setdefault(offer.unit_id, _Shared(row_index))
         if shared.last[0] == offer.offer_id:

@@ -7,9 +7,9 @@ from typing import Concatenate
 from mllm_shapx.errors import ShapxError, first_of
 from mllm_shapx.execution.aggregator import Aggregator
 from mllm_shapx.execution.coordinator import Coordinator
+from mllm_shapx.execution.lifecycle import Call
 from mllm_shapx.execution.loading import DeviceLostError, LoadModel, ModelShelf
 from mllm_shapx.execution.messages import Study, StudyState
-from mllm_shapx.execution.options import RunOptions
 from mllm_shapx.execution.preparation import OpenOutput
 from mllm_shapx.execution.worker import Worker
 from mllm_shapx.records.results import SampleResult
@@ -36,10 +36,11 @@ class DirectDesk:
 class InProcessCrew:
     """A coordinator and an aggregator in this process. Subclasses explain the rows: see `Crew`."""
 
-    def __init__(self, study: Study, output: OpenOutput, stall_s: float = 1800.0) -> None:
+    def __init__(self, study: Study, output: OpenOutput, call: Call) -> None:
         self._study = study
         self._output = output
-        self._coordinator = Coordinator(study, output.inspections, self._log, stall_s)
+        self._call = call
+        self._coordinator = Coordinator(study, output.inspections, self._log)
         self._maybe_aggregator: Aggregator | None = None
         self._runner = asyncio.Runner()
 
@@ -50,9 +51,8 @@ class InProcessCrew:
     def stop(self) -> None:
         """See `Crew.stop`. No row is running between two steps."""
 
-    def finish(self, *, stopped: bool) -> StudyState:
+    def finish(self) -> StudyState:
         """See `Crew.finish`."""
-        del stopped
         return self.save()
 
     def save(self) -> StudyState:
@@ -60,15 +60,13 @@ class InProcessCrew:
         self._coordinator.finish()
         return self._coordinator.state()
 
-    def summarize(self, *, stopped: bool) -> tuple[str, ...]:
+    def summarize(self) -> tuple[str, ...]:
         """See `Crew.summarize`."""
-        del stopped
         return self._aggregator.finish()
 
-    def close(self, *, stopped: bool) -> None:
-        """See `Crew.close`."""
-        # Closing waits for a running model call; after a signal that takes too long.
-        if not stopped:
+    def close(self) -> None:
+        """See `Crew.close`. It waits for a running model call; after a signal that takes too long."""
+        if not self._call.is_stopped:
             self._runner.close()
 
     @property
@@ -88,12 +86,12 @@ class InlineCrew(InProcessCrew):
     def __init__(
         self,
         study: Study,
-        options: RunOptions,
         output: OpenOutput,
+        call: Call,
         load: LoadModel,
         shelf: ModelShelf | None = None,
     ) -> None:
-        super().__init__(study, output, options.stall_s)
+        super().__init__(study, output, call)
         self._maybe_aggregator = self._aggregator  # tracking starts before the first sample
         self._worker = Worker("inline", study, DirectDesk(self._coordinator), load, shelf=shelf)
         self._work: asyncio.Task[None] | None = None
@@ -118,32 +116,25 @@ class InlineCrew(InProcessCrew):
         self._runner.run(self._worker.stop())
         self._wait(STOP_S)
 
-    def finish(self, *, stopped: bool) -> StudyState:
+    def finish(self) -> StudyState:
         """See `Crew.finish`."""
-        self._wait(STOP_S if stopped else None)
-        return super().finish(stopped=stopped)
+        self._wait(STOP_S if self._call.is_stopped else None)
+        return super().finish()
 
     def _wait(self, seconds: float | None) -> None:
-        """Let the worker work for `seconds`, or to its end.
-
-        Raises:
-            ShapxError: When its device is lost in this process: another process may still use it.
-        """
+        """Let the worker work for `seconds`, or to its end."""
         if self._work is None:
             return
-        self._runner.run(_wait(self._work, seconds))
+        self._runner.run(asyncio.wait([self._work], timeout=seconds))
         if not self._work.done() or self._work.cancelled():
             return
         try:
             self._work.result()
         except ExceptionGroup as group:
+            # Another process may still use the device.
             if group.subgroup(DeviceLostError) is None:
                 raise
             raise ShapxError(
                 f"the device does not work any more in this process: {first_of(group)}. What was written is "
                 "valid; go on with --resume"
             ) from group
-
-
-async def _wait(work: asyncio.Task[None], seconds: float | None) -> None:
-    await asyncio.wait([work], timeout=seconds)

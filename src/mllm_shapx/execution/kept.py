@@ -57,8 +57,7 @@ class IdleWorkers:
 class Kept:
     """Joins or starts a cluster at its first use, and leaves it at the end of the `with` block.
 
-    Args:
-        workers: Whether to keep workers and models too, for the next config.
+    With `workers`, it keeps workers and models too, for the next config.
     """
 
     def __init__(self, *, workers: bool) -> None:
@@ -85,25 +84,14 @@ class Kept:
         self.spent = spent
 
     def shelf(self, load: LoadModel) -> ModelShelf | None:
-        """Return the shelf for the model in this process; None if none is kept.
-
-        Args:
-            load: Loads a model; the same for all configs.
-        """
+        """Return the shelf for the model in this process; None if none is kept. `load` is always the same."""
         if self._workers and self._shelf is None:
             self._shelf = ModelShelf(load)
         return self._shelf
 
     @contextlib.contextmanager
     def joined(self, options: RunOptions, request: StopRequest) -> Iterator[Path]:
-        """Give a study the cluster; leave the cluster after an error, as it may be the cause.
-
-        Yields:
-            A folder on this machine that is open only to this user.
-
-        Raises:
-            ResourceError: As `connected`.
-        """
+        """Give a study the cluster, see `connected`; leave it after an error, as it may be the cause."""
         with contextlib.ExitStack() as failing:
             failing.callback(self._leave)
             if self._folder is None:

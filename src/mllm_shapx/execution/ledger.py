@@ -1,6 +1,7 @@
 """The queue: the state of each unit, and the charging of failures to units."""
 
 import heapq
+from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -16,8 +17,8 @@ class UnitState(Enum):
 
     QUEUED = "queued"
     LEASED = "leased"
-    DONE = "done"
-    QUARANTINED = "quarantined"
+    ENDED = "ended"
+    """Done or quarantined."""
 
 
 @dataclass(slots=True)
@@ -28,11 +29,10 @@ class _Entry:
     """Runs that are neither done nor quarantined."""
     state: UnitState = UnitState.QUEUED
     holder: str | None = None
+    """Worker that has it, while it is leased."""
     attempts: int = 0
     alone: bool = False
     """Whether the unit needs a worker to itself, because it shared one that died."""
-    failed: bool = False
-    """Whether one of its runs is quarantined."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,22 +77,20 @@ class Ledger:
     ) -> None:
         """Queue `units`, with the attempts of earlier calls."""
         if max_attempts < 1:
-            msg = "max_attempts must be at least 1"
-            raise ValueError(msg)
+            raise ValueError("max_attempts must be at least 1")
         self._max_attempts = max_attempts
         self._entries = {
             unit.unit_id: _Entry(unit, rank, open_runs=unit.run_names) for rank, unit in enumerate(units)
         }
         if len(self._entries) != len(units):
-            msg = "two units have the same id"
-            raise ValueError(msg)
+            raise ValueError("two units have the same id")
         for unit_id, count in (attempts or {}).items():
             if unit_id in self._entries:
                 self._entries[unit_id].attempts = count
         self._queue = [(entry.rank, unit_id) for unit_id, entry in self._entries.items()]
         heapq.heapify(self._queue)
         self._suspects: list[tuple[int, str]] = []
-        self._holders: dict[str, _Holder] = {}
+        self._holders: defaultdict[str, _Holder] = defaultdict(_Holder)
         self._counts = dict.fromkeys(UnitState, 0)
         self._counts[UnitState.QUEUED] = len(units)
 
@@ -102,7 +100,7 @@ class Ledger:
         None does not mean that the study is over: units of other workers may come back, and a suspect waits
         for a free worker.
         """
-        holder = self._holders.setdefault(worker, _Holder())
+        holder = self._holders[worker]
         if any(self._entries[unit_id].alone for unit_id in holder.units):
             return None
         suspect = self._first(self._suspects, alone=True)
@@ -110,7 +108,10 @@ class Ledger:
             heapq.heappop(self._suspects)
             holder.draining = False
             return self._hand_out(suspect, worker)
-        holder.draining = suspect is not None and (holder.draining or not self._another_drains(worker))
+        others = (other for name, other in self._holders.items() if name != worker)
+        holder.draining = suspect is not None and (
+            holder.draining or not any(other.draining for other in others)
+        )
         if holder.draining:
             return None
         unit_id = self._first(self._queue, alone=False)
@@ -135,43 +136,21 @@ class Ledger:
         entry = self._entries.get(unit_id)
         return () if entry is None else entry.open_runs
 
-    def settle(self, unit_id: str, run_names: Collection[str], *, failed: bool = False) -> bool:
+    def settle(self, unit_id: str, run_names: Collection[str]) -> bool:
         """Mark runs of a unit as done or quarantined; return whether they were the last ones."""
         entry = self._entries.get(unit_id)
         if entry is None or not entry.open_runs:
             return False
         entry.open_runs = tuple(name for name in entry.open_runs if name not in run_names)
-        entry.failed = entry.failed or failed
         if entry.open_runs:
             return False
-        if entry.failed:
-            self.quarantine(unit_id)
-        else:
-            self.complete(unit_id)
+        self._move(entry, UnitState.ENDED)
         return True
-
-    def complete(self, unit_id: str) -> bool:
-        """Mark all runs of a unit as done; return False if they were already."""
-        entry = self._entries.get(unit_id)
-        if entry is None or entry.state is UnitState.DONE:
-            return False
-        self._release(entry)
-        self._move(entry, UnitState.DONE)
-        return True
-
-    def quarantine(self, unit_id: str) -> None:
-        """Quarantine a unit, because a retry would not help."""
-        entry = self._entries[unit_id]
-        if entry.state is not UnitState.DONE:
-            self._release(entry)
-            self._move(entry, UnitState.QUARANTINED)
 
     def error(self, worker: str, unit_id: str) -> Blame:
         """Charge a unit for its error in a living worker; queue it again or quarantine it."""
         entry = self._entries[unit_id]
-        if entry.state is not UnitState.LEASED or entry.holder != worker:
-            return Blame(entry.unit, entry.attempts, charged=False, quarantined=False)
-        return self._charge(entry)
+        return self._charge(entry) if entry.holder == worker else _no_blame(entry)
 
     def worker_lost(self, worker: str, *, innocent: bool = False) -> list[Blame]:
         """Take back the units of a lost worker.
@@ -179,18 +158,17 @@ class Ledger:
         A unit that was alone in the worker is charged an attempt. Units that shared the worker are suspects:
         each runs alone next. With `innocent` (a preempted or lost node) no unit is charged or suspected.
         """
-        holder = self._holders.pop(worker, None)
-        if holder is None:
-            return []
-        held = sorted((self._entries[unit_id] for unit_id in holder.units), key=lambda entry: entry.rank)
+        units = self._holders[worker].units
+        held = sorted((self._entries[unit_id] for unit_id in units), key=lambda entry: entry.rank)
         blames = []
         for entry in held:
             if not innocent and len(held) == 1:
                 blames.append(self._charge(entry))
-                continue
-            entry.alone = entry.alone or not innocent
-            self._requeue(entry)
-            blames.append(Blame(entry.unit, entry.attempts, charged=False, quarantined=False))
+            else:
+                entry.alone = entry.alone or not innocent
+                self._requeue(entry)
+                blames.append(_no_blame(entry))
+        del self._holders[worker]
         return blames
 
     def reconcile(self, worker: str, held: Collection[str]) -> list[str]:
@@ -199,13 +177,12 @@ class Ledger:
         Leased units that it does not hold go back to the queue: their hand-out never reached it. Queued units
         that it holds are leased to it again: the coordinator restarted.
         """
-        holder = self._holders.setdefault(worker, _Holder())
-        for unit_id in sorted(holder.units - set(held)):
+        for unit_id in sorted(self._holders[worker].units - set(held)):
             self._requeue(self._entries[unit_id])
         drop = []
         for unit_id in held:
             entry = self._entries.get(unit_id)
-            if entry is None or entry.state in {UnitState.DONE, UnitState.QUARANTINED}:
+            if entry is None or entry.state is UnitState.ENDED:
                 drop.append(unit_id)
             elif entry.state is UnitState.QUEUED:
                 self._hand_out(unit_id, worker)
@@ -222,7 +199,7 @@ class Ledger:
     def holds(self, worker: str, unit_id: str) -> bool:
         """Whether the unit is leased to `worker`."""
         entry = self._entries.get(unit_id)
-        return entry is not None and entry.state is UnitState.LEASED and entry.holder == worker
+        return entry is not None and entry.holder == worker
 
     def unit(self, unit_id: str) -> WorkUnit:
         """Return a unit by its id."""
@@ -230,8 +207,7 @@ class Ledger:
 
     def held_by(self, worker: str) -> tuple[str, ...]:
         """Return the ids of the units leased to `worker`."""
-        holder = self._holders.get(worker)
-        return () if holder is None else tuple(sorted(holder.units))
+        return tuple(sorted(self._holders[worker].units))
 
     def attempts(self, unit_id: str) -> int:
         """Return the attempts charged to a unit."""
@@ -242,9 +218,14 @@ class Ledger:
         return self._counts[state]
 
     @property
+    def unfinished(self) -> int:
+        """Return how many units are neither done nor quarantined."""
+        return self._counts[UnitState.QUEUED] + self._counts[UnitState.LEASED]
+
+    @property
     def is_finished(self) -> bool:
         """Whether every unit is done or quarantined."""
-        return self._counts[UnitState.QUEUED] + self._counts[UnitState.LEASED] == 0
+        return self.unfinished == 0
 
     @property
     def is_queue_empty(self) -> bool:
@@ -255,8 +236,7 @@ class Ledger:
         entry.attempts += 1
         quarantined = entry.attempts >= self._max_attempts
         if quarantined:
-            self._release(entry)
-            self._move(entry, UnitState.QUARANTINED)
+            self._move(entry, UnitState.ENDED)
         else:
             entry.alone = True
             self._requeue(entry)
@@ -264,31 +244,22 @@ class Ledger:
 
     def _hand_out(self, unit_id: str, worker: str) -> WorkUnit:
         entry = self._entries[unit_id]
-        self._move(entry, UnitState.LEASED)
-        entry.holder = worker
-        self._holders.setdefault(worker, _Holder()).units.add(unit_id)
+        self._move(entry, UnitState.LEASED, worker)
         return entry.unit
 
     def _requeue(self, entry: _Entry) -> None:
-        self._release(entry)
         self._move(entry, UnitState.QUEUED)
         queue = self._suspects if entry.alone else self._queue
         heapq.heappush(queue, (entry.rank, entry.unit.unit_id))
 
-    def _release(self, entry: _Entry) -> None:
+    def _move(self, entry: _Entry, state: UnitState, holder: str | None = None) -> None:
         if entry.holder is not None:
-            holder = self._holders.get(entry.holder)
-            if holder is not None:
-                holder.units.discard(entry.unit.unit_id)
-            entry.holder = None
-
-    def _move(self, entry: _Entry, state: UnitState) -> None:
+            self._holders[entry.holder].units.discard(entry.unit.unit_id)
+        if holder is not None:
+            self._holders[holder].units.add(entry.unit.unit_id)
         self._counts[entry.state] -= 1
         self._counts[state] += 1
-        entry.state = state
-
-    def _another_drains(self, worker: str) -> bool:
-        return any(holder.draining for name, holder in self._holders.items() if name != worker)
+        entry.state, entry.holder = state, holder
 
     def _first(self, queue: list[tuple[int, str]], *, alone: bool) -> str | None:
         """Return the first unit of a queue; remove the entries before it whose state has changed."""
@@ -300,12 +271,14 @@ class Ledger:
         return None
 
 
+def _no_blame(entry: _Entry) -> Blame:
+    return Blame(entry.unit, entry.attempts, charged=False, quarantined=False)
+
+
 class FailureLimits:
     """Decides when failures should stop a study.
 
-    Args:
-        allowed: Samples that may be quarantined; None for any number.
-        quarantined: Samples that this call quarantined before a restart.
+    `allowed` samples may be quarantined, None for any number; `quarantined` ones are from before a restart.
     """
 
     def __init__(self, allowed: int | None, quarantined: int) -> None:

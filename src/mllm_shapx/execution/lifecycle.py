@@ -3,26 +3,35 @@
 import contextlib
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Protocol
 
 from mllm_shapx.errors import StorageError, StudyError
 from mllm_shapx.execution.messages import Study, StudyState
-from mllm_shapx.execution.options import RunOptions
 from mllm_shapx.execution.outcome import StudyOutcome, outcome_of
 from mllm_shapx.execution.preparation import OpenOutput, open_output
 from mllm_shapx.execution.progress import ProgressFeed
 from mllm_shapx.execution.signals import StopRequest
 from mllm_shapx.models.server_budget import Spent
-from mllm_shapx.records.runs import RunRecords
 from mllm_shapx.records.storage import open_storage
 from mllm_shapx.reporting.progress import ProgressReporter
 
 
-class Crew(Protocol):
-    """Explains the rows of a study and writes its results.
+@dataclass(frozen=True, slots=True)
+class Call:
+    """The display of a call, and the signal that may end it."""
 
-    `stopped` says that a signal came, so time is short.
-    """
+    reporter: ProgressReporter
+    request: StopRequest
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether a signal came, so that time is short."""
+        return self.request.signal is not None
+
+
+class Crew(Protocol):
+    """Explains the rows of a study and writes its results."""
 
     def step(self) -> StudyState | None:
         """Work or wait briefly; return the state of the study, None while the coordinator restarts."""
@@ -33,34 +42,32 @@ class Crew(Protocol):
     def stop(self) -> None:
         """Write the answers of the running rows and leave these rows unfinished."""
 
-    def finish(self, *, stopped: bool) -> StudyState:
+    def finish(self) -> StudyState:
         """Let the workers end, write the remaining results, and return the last state."""
 
     def save(self) -> StudyState | None:
         """Write the remaining results after a `StudyError` has ended the work; return the last state."""
 
-    def summarize(self, *, stopped: bool) -> tuple[str, ...]:
+    def summarize(self) -> tuple[str, ...]:
         """Write the summaries and end the tracking; return warnings."""
 
-    def close(self, *, stopped: bool) -> None:
+    def close(self) -> None:
         """Release processes and threads."""
 
 
 @contextlib.contextmanager
-def taken(
-    study: Study, options: RunOptions, reporter: ProgressReporter, request: StopRequest
-) -> Iterator[OpenOutput]:
+def taken(study: Study, call: Call) -> Iterator[OpenOutput]:
     """Hold the lock of the output directory, after repairing the directory.
 
     Raises:
         OutputError: If another driver holds it, or its results have other settings.
     """
-    output = open_output(study, options)
-    request.begun = True
+    output = open_output(study)
+    call.request.begun = True
     try:
         for note in output.notes:
-            reporter.message(note)
-        with request.at_the_last(output.lock.release):
+            call.reporter.message(note)
+        with call.request.at_the_last(output.lock.release):
             yield output
     finally:
         output.lock.release()
@@ -70,16 +77,13 @@ def run_to_end(
     crew: Crew,
     study: Study,
     output: OpenOutput,
-    *,
-    reporter: ProgressReporter,
-    request: StopRequest,
-    grace_s: float,
-    note_spent: Callable[[Spent], None] | None = None,
+    call: Call,
+    note_spent: Callable[[Spent], None] = lambda _: None,
 ) -> StudyOutcome:
     """Let `crew` explain the remaining rows; return the outcome.
 
-    At the first signal the running rows get `grace_s` seconds to finish. `crew` is always closed.
-    At the end `note_spent` gets what was asked of a server.
+    At the first signal the running rows get the grace period of the options to finish. `crew` is always
+    closed. At the end `note_spent` gets what was asked of a server.
 
     Raises:
         ModelError: When the model cannot be loaded.
@@ -88,33 +92,31 @@ def run_to_end(
         OutputError: When another driver has taken the output directory.
     """
     started = time.monotonic()
-    feed = ProgressFeed(reporter, open_storage(study.output_uri))
+    feed = ProgressFeed(call.reporter, open_storage(study.output_uri))
     try:
-        with request.draining(grace_s):
+        with call.request.draining(study.options.grace_s):
             try:
-                _watch(crew, output, feed, reporter=reporter, request=request, grace_s=grace_s)
-                state = crew.finish(stopped=request.signal is not None)
+                _watch(crew, output, feed, call)
+                state = crew.finish()
             except StudyError:
                 # The answers so far are valid: they come from the study's own model.
-                saved = crew.save()
-                if saved is not None and note_spent is not None:
+                if (saved := crew.save()) is not None:
                     note_spent(saved.spent)
                 raise
-            if note_spent is not None:
-                note_spent(state.spent)
+            note_spent(state.spent)
             feed.show(state)
             feed.close()
             if state.fatal is not None:
                 raise StorageError(state.fatal)
-            warnings = crew.summarize(stopped=request.signal is not None)
+            warnings = crew.summarize()
     finally:
-        crew.close(stopped=request.signal is not None)
+        crew.close()
     return outcome_of(
         study,
         state.done,
         state.failed,
         finished=state.finished,
-        stopped_by=request.signal,
+        stopped_by=call.request.signal,
         model_calls=state.model_calls,
         seconds=time.monotonic() - started,
         warnings=warnings,
@@ -122,15 +124,7 @@ def run_to_end(
     )
 
 
-def _watch(
-    crew: Crew,
-    output: OpenOutput,
-    feed: ProgressFeed,
-    *,
-    reporter: ProgressReporter,
-    request: StopRequest,
-    grace_s: float,
-) -> None:
+def _watch(crew: Crew, output: OpenOutput, feed: ProgressFeed, call: Call) -> None:
     """Return when the study has finished, drained or failed, or the grace period is over."""
     deadline: float | None = None
     while True:
@@ -140,9 +134,9 @@ def _watch(
             feed.show(state)
             if state.finished or state.fatal is not None or (state.draining and not state.busy_workers):
                 return
-        if request.signal is not None and deadline is None:
-            deadline = time.monotonic() + request.grace_s(grace_s)
-            reporter.message(request.announcement(grace_s))
+        if call.is_stopped and deadline is None:
+            deadline = time.monotonic() + (call.request.grace_s or 0.0)
+            call.reporter.message(call.request.announcement())
             crew.drain()
         if deadline is not None and time.monotonic() > deadline:
             crew.stop()
@@ -150,8 +144,5 @@ def _watch(
 
 
 def _samples_on_disk(study: Study) -> dict[str, int]:
-    storage = open_storage(study.output_uri)
     rows = frozenset(study.rows)
-    return {
-        run.name: len(rows.intersection(RunRecords(storage, run.name).sample_rows())) for run in study.runs
-    }
+    return {name: len(rows.intersection(found.sample_rows())) for name, found in study.records().items()}

@@ -19,7 +19,7 @@ from mllm_shapx.explaining.settings import plugins
 from mllm_shapx.explaining.unit import ModelAnswers, RowExplainer
 from mllm_shapx.models.base import Model, PromptEngine, SpeaksAudio
 from mllm_shapx.models.encoder import TextEncoder
-from mllm_shapx.models.registry import engine_for, load_model, load_version
+from mllm_shapx.models.registry import engine_for, load_version
 from mllm_shapx.planning.runs import RunSpec
 
 
@@ -39,11 +39,7 @@ class Loaded:
         return model.decode_audio if isinstance(model, SpeaksAudio) else None
 
     def open_row(self, row_index: int, run: RunSpec) -> RowExplainer:
-        """Read a row for the runs of one generation key; `run` is any of them.
-
-        Raises:
-            RowError: If it cannot be explained.
-        """
+        """Read a row for the runs of one generation key; `run` is any of them. See `RowExplainer`."""
         return RowExplainer(load_row(self.table, row_index, run.dataset, run.modality), run)
 
 
@@ -52,40 +48,30 @@ LoadModel = Callable[[Study], Model]
 
 
 def load_study_model(study: Study) -> Model:
-    """Load the model, in the version recorded at the start of the study, if any.
+    """Load the model, in the version of the start of the study.
 
     Raises:
         ModelError, ResourceError: When it cannot be loaded.
         ModelChangedError: When its files have changed since.
     """
     settings = study.runs[0].model_settings
-    if study.model_version is None:
-        return load_model(settings, study.model_path, study.model_commit, study.config_path)
     return load_version(settings, study.model_path, study.model_version, study.config_path)
 
 
 def model_key(study: Study) -> tuple[object, ...]:
     """Return a key that is equal for studies with the same model, loaded in the same way."""
-    return study.runs[0].model_settings, study.model_path, study.model_commit, study.model_version
+    return study.runs[0].model_settings, study.model_path, study.model_version
 
 
 class ModelShelf:
-    """Keeps the model of an ended study for the next one, in one process.
-
-    Args:
-        load: Loads the model of a study.
-    """
+    """Keeps the model of an ended study for the next one, in one process."""
 
     def __init__(self, load: LoadModel) -> None:
         self._load = load
         self._kept: tuple[tuple[object, ...], Model] | None = None
 
     def take(self, study: Study) -> Model:
-        """Return the kept model if it is the study's; else close it and load the study's.
-
-        Raises:
-            ModelError, ResourceError, ModelChangedError: When it cannot be loaded.
-        """
+        """Return the kept model if it is the study's; else close it and load the study's."""
         if self._kept is not None and self._kept[0] == model_key(study):
             model, self._kept = self._kept[1], None
             return model

@@ -30,22 +30,20 @@ def merge_shards(loaded: LoadedConfig) -> StudyOutcome:
         UsageError: When shards are missing, are being written, or do not fit together; nothing is changed.
         StorageError: When a file cannot be moved; calling it again continues.
     """
-    options = RunOptions(resume=True)
-    study, _ = prepare(loaded, options)
+    study, _ = prepare(loaded, RunOptions(resume=True))
     storage = open_storage(study.output_uri)
     shards = all_shards(storage)
     with contextlib.ExitStack() as stack:
         for place in ("", *(shard.folder for shard in shards)):
-            lock = OutputLock(open_storage(join_uri(study.output_uri, place) if place else study.output_uri))
-            lock.acquire()
-            stack.callback(lock.release)
+            uri = join_uri(study.output_uri, place) if place else study.output_uri
+            stack.enter_context(OutputLock(open_storage(uri)))
         merger = ShardMerger(storage, shards, [run.name for run in study.runs])
         specs = merger.check()
         refuse_other_settings(study, specs)
         for name, spec in specs.items():
             RunRecords(storage, name).write_spec(spec)
         merger.move()
-    output = open_output(study, options)
+    output = open_output(study)
     try:
         write_summaries(storage, study)
     finally:
@@ -53,5 +51,5 @@ def merge_shards(loaded: LoadedConfig) -> StudyOutcome:
     rows = set(study.rows)
     done = {name: len(rows & found.completed) for name, found in output.inspections.items()}
     failed = {name: len(rows & found.failed) for name, found in output.inspections.items()}
-    finished = all(done[name] + failed[name] == len(rows) for name in done)
+    finished = not study.units_left(output.inspections)
     return outcome_of(study, done, failed, finished=finished, warnings=output.notes)

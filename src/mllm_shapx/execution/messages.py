@@ -1,13 +1,14 @@
 """The messages between coordinator, workers and driver: plain data."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Protocol
 
 from mllm_shapx.config.models import DatasetConfig, EmbeddingConfig, RuntimeConfig
-from mllm_shapx.config.servers import CONNECTOR
 from mllm_shapx.execution.helping import HelpTask
+from mllm_shapx.execution.options import RunOptions
 from mllm_shapx.explaining.coalitions import RowCoalitions
 from mllm_shapx.explaining.similarity import Vector
 from mllm_shapx.models.base import Answer, ModelReport
@@ -17,6 +18,9 @@ from mllm_shapx.planning.runs import RunSpec
 from mllm_shapx.planning.units import WorkUnit, plan_units
 from mllm_shapx.records.environments import Environment
 from mllm_shapx.records.likelihood import Likelihood, LikelihoodKey
+from mllm_shapx.records.runs import RunRecords
+from mllm_shapx.records.storage import open_storage
+from mllm_shapx.reporting.study_progress import WorkerProgress
 from mllm_shapx.tracking.tracker import Placed
 
 
@@ -51,6 +55,18 @@ class Answers:
         }
 
 
+class HasRows(Protocol):
+    """The rows of a run's results."""
+
+    @property
+    def completed(self) -> AbstractSet[int]:
+        """Return the rows with a sample."""
+
+    @property
+    def failed(self) -> AbstractSet[int]:
+        """Return the quarantined rows."""
+
+
 @dataclass(frozen=True)
 class Study:
     """All that coordinator and workers need of one config."""
@@ -68,23 +84,14 @@ class Study:
     dataset_commit: str | None
     model_path: Path | None
     """Local directory of the model, None for a hub id."""
-    model_commit: str
-    """Hub commit, or digest of the directory."""
+    model_version: Version
+    """Version of the model's files at the start of the study."""
     runtime: RuntimeConfig
     trackers: tuple[Placed, ...] = ()
-    max_attempts: int = 3
-    failures_allowed: int | None = None
-    """Samples that may be quarantined in this call before it stops early; None for any number."""
-    rows_in_flight: int | None = None
-    """Rows that a worker explains at the same time; None for as many as fill its batches."""
-    flush_s: float = 30.0
-    """Seconds between two writes of a running row's answers."""
-    retry_rows: Mapping[str, tuple[int, ...]] | None = None
-    """For `retry`: run -> quarantined rows to try again, and no other rows."""
+    options: RunOptions = field(default_factory=RunOptions)
+    """The options of the call."""
     dataset_content: str | None = None
     """Hash of a local dataset's content; None for a hub dataset, which has a commit."""
-    model_version: Version | None = None
-    """Required version of the model's files; None for any."""
     encoders: Mapping[EmbeddingConfig, Version] = field(default_factory=dict)
     """The external encoders of the runs."""
 
@@ -95,20 +102,14 @@ class Study:
     """The config's JSON data, bases merged in."""
 
     @property
-    def worker_device(self) -> str | None:
-        """Return the device of its workers; the CPU if the model is behind a server.
+    def model_commit(self) -> str:
+        """Return the model's hub commit, or the digest of its directory."""
+        return self.model_version.commit
 
-        None for workers that start their own server on GPUs: any GPU is fine.
-        """
-        if self.runs[0].connector != CONNECTOR:
-            return self.runs[0].device
-        return "cpu" if self.worker_gpus is None else None
-
-    @property
-    def worker_gpus(self) -> float | None:
-        """Return the GPUs of a worker's own server, None if the config does not decide them."""
-        server = self.runs[0].connector_kwargs.server
-        return None if server is None or not server.gpus else server.gpus
+    def records(self) -> dict[str, RunRecords]:
+        """Return run -> its files."""
+        storage = open_storage(self.output_uri)
+        return {run.name: RunRecords(storage, run.name) for run in self.runs}
 
     def encoder_commit(self, run: RunSpec) -> str | None:
         """Return the commit of a run's external encoder, None if it has none."""
@@ -118,19 +119,15 @@ class Study:
         """Return a run by its name."""
         return next(run for run in self.runs if run.name == name)
 
-    def units_left(
-        self, completed: Mapping[str, Collection[int]], failed: Mapping[str, Collection[int]]
-    ) -> list[WorkUnit]:
-        """Return the units of rows that are neither done nor quarantined; for `retry`, of its rows only.
-
-        Args:
-            completed: Run -> rows with a sample.
-            failed: Run -> quarantined rows.
-        """
-        retried = {run.name: set((self.retry_rows or {}).get(run.name, ())) for run in self.runs}
-        settled = {name: {*completed[name], *(set(failed[name]) - rows)} for name, rows in retried.items()}
+    def units_left(self, results: Mapping[str, HasRows]) -> list[WorkUnit]:
+        """Return the units of rows that are neither completed nor failed; for `retry`, of its rows only."""
+        retry_rows = self.options.retry_rows
+        retried = {run.name: set((retry_rows or {}).get(run.name, ())) for run in self.runs}
+        settled = {
+            name: {*results[name].completed, *(results[name].failed - rows)} for name, rows in retried.items()
+        }
         units = plan_units(self.runs, self.rows, self.players, settled)
-        if self.retry_rows is None:
+        if retry_rows is None:
             return units
         return [unit for unit in units if any(unit.row_index in retried[name] for name in unit.run_names)]
 
@@ -158,6 +155,10 @@ class Lease:
     """Stored answers of the unit."""
 
 
+Order = Literal["go", "drain", "stop"]
+"""`drain`: finish the held units and take no more. `stop`: drop them; no work is left."""
+
+
 @dataclass(frozen=True, slots=True)
 class LeaseReply:
     """The coordinator's reply to a worker that asks for work."""
@@ -167,8 +168,7 @@ class LeaseReply:
     """Coalitions of another worker's row to answer, if there is no unit."""
     drop: tuple[str, ...] = ()
     """Units that the worker should drop: another worker holds them, or they are done."""
-    order: Literal["go", "drain", "stop"] = "go"
-    """`drain`: finish the held units and take no more. `stop`: drop them; no work is left."""
+    order: Order = "go"
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +185,7 @@ class Beat:
     generated: Mapping[str, int] = field(default_factory=dict)
     """Cost key -> answers generated since it started, also for other workers."""
     waiting_for: str = ""
-    """Reason why the worker waits, for example a silent server; empty otherwise."""
+    """Reason why the worker waits, for example a server that does not answer; empty otherwise."""
     report: ModelReport | None = None
     """The report of its model; None if unchanged."""
     gpu_memory: tuple[int, int] | None = None
@@ -202,51 +202,9 @@ class UnitFailure:
     run_names: tuple[str, ...]
     reason: str
     message: str
-    traceback: str | None
-    final: bool
+    traceback: str | None = None
+    final: bool = False
     """Whether a retry would not help."""
-
-    @classmethod
-    def of_lost_worker(cls, unit_id: str, run_names: tuple[str, ...], detail: str) -> Self:
-        """Return the failure of a unit whose worker died."""
-        message = f"the worker's process died while it explained this row: {detail}"
-        return cls(unit_id, run_names, "worker_died", message, traceback=None, final=False)
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerState:
-    """One worker, for display."""
-
-    name: str
-    node: str
-    device: str
-    rows: tuple[int, ...]
-    """Rows that it is explaining."""
-    answers: int
-    """Answers generated since it started."""
-    gpu_memory: tuple[int, int] | None
-    """Bytes in use and in all of its GPU; None without one."""
-    waiting_for: str
-    """Reason why it waits; empty while it works."""
-
-
-@dataclass(frozen=True, slots=True)
-class RunCalls:
-    """Counts of one run's samples, earlier calls included."""
-
-    coalitions: int = 0
-    answers: int = 0
-    """Answers generated for this run."""
-
-
-@dataclass(frozen=True, slots=True)
-class StudyTally:
-    """Counts for display; no decision depends on them."""
-
-    calls: Mapping[str, RunCalls] = field(default_factory=dict)
-    store_hits: int = 0
-    """Answers found in the store instead of generated."""
-    workers: tuple[WorkerState, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,4 +239,11 @@ class StudyState:
     """Why the coordinator cannot continue, for example a full disk."""
     spent: Spent = field(default_factory=Spent)
     """What this call has asked of a server, where requests or tokens are limited."""
-    tally: StudyTally = field(default_factory=StudyTally)
+    calls: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """Run -> coalitions and generated answers of its samples, earlier calls included."""
+    store_hits: int = 0
+    """Answers found in the store instead of generated."""
+    worker_list: tuple[WorkerProgress, ...] = ()
+    """The workers that have sent a heartbeat, for display, without their speed."""
+    worker_answers: Mapping[str, int] = field(default_factory=dict)
+    """Worker -> answers generated since it started."""

@@ -33,12 +33,14 @@ class RunOptions:
     nodes: int = 1
     """Nodes that the cluster must have before the work begins."""
     max_attempts: int = 3
+    """Attempts of a row after which it is quarantined."""
     fail_fast: bool = False
     max_failures: str | None = None
     """Stop after so many quarantined rows: a number, or a percentage such as `5%`."""
     stall_s: float = 1800.0
     """Seconds without progress after which a worker is replaced."""
     flush_s: float = 30.0
+    """Seconds between two writes of a running row's answers."""
     server_patience_s: float = 600.0
     """Seconds without an answer from a server after which the study stops."""
     max_requests: int | None = None

@@ -34,11 +34,7 @@ class StudyOutcome:
     """How to see or upload what trackers have left on this machine."""
 
     def to_text(self, go_on: str) -> str:
-        """Return the final message for the user: results, open work and the next step.
-
-        Args:
-            go_on: The command that continues the work.
-        """
+        """Return the final message for the user: results, open work and `go_on`, the command for it."""
         done, failed, total = (sum(counts.values()) for counts in (self.done, self.failed, self.total))
         line = f"{self.experiment_set_id}: {done} of {total} samples in {self.output_uri}"
         line += f" ({self.model_calls:,} model calls, {self.seconds:.0f} s)"
@@ -88,16 +84,8 @@ def outcome_of(
 ) -> StudyOutcome:
     """Return the outcome of a study.
 
-    Args:
-        study: The study.
-        done: Run -> number of written samples.
-        failed: Run -> quarantined rows.
-        finished: Whether no work is left.
-        stopped_by: The signal that stopped it, if any.
-        model_calls: Answers that the model gave.
-        seconds: Duration.
-        warnings: Warnings for the user.
-        on_disk: Run -> selected rows with a sample, if counted; fewer than `done` are an error.
+    `done` and `failed` have for each run the written samples and the quarantined rows, `on_disk` the selected
+    rows with a sample, if counted: fewer than `done` are an error. `stopped_by` is a signal.
     """
     found = done if on_disk is None else on_disk
     missing = {name: count - found[name] for name, count in done.items() if found[name] < count}
@@ -118,6 +106,6 @@ def outcome_of(
         exit_code=code,
         warnings=warnings,
         missing=missing,
-        # Not placed anew: MLflow changes the environment for moments.
+        # From the start of the study: MLflow changes the environment for short times.
         hints=hints(study.trackers),
     )

@@ -16,28 +16,31 @@ from mllm_shapx.errors import OutputError, ServerAwayError, UsageError
 from mllm_shapx.execution.answers import keys_in_use
 from mllm_shapx.execution.dataset import (
     OldPlayers,
+    changed_rows,
     content_of,
-    find_changed_rows,
     make_again,
     open_selection,
     pinned,
+    recorded_commit,
 )
-from mllm_shapx.execution.environment import library_versions
 from mllm_shapx.execution.messages import Study
 from mllm_shapx.execution.options import RunOptions
-from mllm_shapx.execution.spec_content import refuse_other_settings, run_spec, usable_specs
+from mllm_shapx.execution.spec_content import (
+    library_versions,
+    refuse_other_settings,
+    run_spec,
+    usable_specs,
+)
 from mllm_shapx.explaining.value_models import value_model
 from mllm_shapx.models.identity import MODEL_ID, Version, encoder_version
 from mllm_shapx.models.registry import model_version
 from mllm_shapx.models.server_budget import ServerLimits
-from mllm_shapx.planning.runs import RunSpec
 from mllm_shapx.planning.sweep import expand
 from mllm_shapx.records.environments import ENVIRONMENTS, MODEL, history
 from mllm_shapx.records.layout import GENERATIONS, SHARDS
 from mllm_shapx.records.lock import OutputLock
 from mllm_shapx.records.runs import RunInspection, RunRecords
 from mllm_shapx.records.shards import found_shards
-from mllm_shapx.records.spec import RESULT_SETTINGS
 from mllm_shapx.records.storage import Storage, join_uri, open_storage, write_json
 from mllm_shapx.records.store import CoalitionStore, PruneResult
 from mllm_shapx.reporting.reading import open_study
@@ -45,6 +48,8 @@ from mllm_shapx.tracking.trackers import placed_trackers
 
 CONFIG = "config.json"
 """Copy of the config, bases merged in, next to the runs' folders. `retry` reads it."""
+_SHOWN = 5
+"""Runs that a message names."""
 
 
 @dataclass(frozen=True)
@@ -64,18 +69,17 @@ def prepare(
 ) -> tuple[Study, tuple[str, ...]]:
     """Return the study of a config and warnings. Writes nothing.
 
-    Args:
-        loaded: The config.
-        options: The call's options.
-        may_do_without_server: Whether to assume that the model behind an unreachable server is the recorded
-            one. `resume` always assumes it. Workers compare the model before its first answer.
+    With `may_do_without_server` and with `options.resume`, the model behind an unreachable server is assumed
+    to be the recorded one. Workers compare the model before its first answer.
 
     Raises:
         UsageError: For all faults that the user can fix.
     """
     experiment_set = loaded.experiment_set
     sweep = expand(experiment_set, str(loaded.path))
-    output_uri = _absolute(join_uri(experiment_set.output_root, experiment_set.experiment_set_id))
+    output_uri = join_uri(experiment_set.output_root, experiment_set.experiment_set_id)
+    if "://" not in output_uri:
+        output_uri = str(real(Path(output_uri)))
     shard = options.shard
     if shard is not None:
         output_uri = join_uri(output_uri, shard.folder)
@@ -102,7 +106,7 @@ def prepare(
     try:
         model_path, model = model_version(sweep.runs[0].model_settings, loaded.path)
     except ServerAwayError as error:
-        commit = _recorded_commit(output_uri, sweep.runs)
+        commit = recorded_commit(output_uri, sweep.runs, "model_commit")
         if commit is None or not (options.resume or may_do_without_server):
             raise
         model_path, model = None, Version(MODEL_ID, (), commit)
@@ -117,35 +121,16 @@ def prepare(
         dataset=experiment_set.dataset,
         dataset_commit=table.commit,
         model_path=None if model_path is None else model_path.resolve(),
-        model_commit=model.commit,
+        model_version=model,
         trackers=placed_trackers(experiment_set, output_uri),
         runtime=experiment_set.runtime,
-        max_attempts=options.max_attempts,
-        failures_allowed=options.failures_allowed(len(rows) * len(sweep.runs)),
-        rows_in_flight=options.rows_in_flight,
-        flush_s=options.flush_s,
+        options=options,
         server_limits=_server_limits(options, sweep.runs[0].connector),
-        retry_rows=options.retry_rows,
         config={**loaded.data, "selection": chosen.model_dump(mode="json")},
         dataset_content=content_of(table, experiment_set),
-        model_version=model,
         encoders=encoders,
     )
     return study, (*loaded.warnings, *sweep.warnings, *selection.warnings, *away)
-
-
-def _recorded_commit(output_uri: str, runs: Sequence[RunSpec]) -> str | None:
-    """Return the model's commit if all specs of a directory record the same one, else None."""
-    storage = open_storage(output_uri)
-    found = set()
-    for run in runs:
-        try:
-            spec = RunRecords(storage, run.name).read_spec()
-        except ValueError:
-            continue  # opening the directory repairs or refuses a damaged file
-        if spec is not None:
-            found.add((spec.get(RESULT_SETTINGS) or {}).get("model_commit"))
-    return str(found.pop()) if len(found) == 1 and None not in found else None
 
 
 def _server_limits(options: RunOptions, connector: str) -> ServerLimits:
@@ -157,72 +142,65 @@ def _server_limits(options: RunOptions, connector: str) -> ServerLimits:
     return ServerLimits(options.server_patience_s, options.max_requests, options.max_tokens)
 
 
-def check_output(study: Study, options: RunOptions) -> None:
+def check_output(study: Study) -> None:
     """Refuse an output directory whose content the call does not expect. Reads only.
 
     Raises:
         OutputError: If it is not writable, or holds results without --resume or --overwrite.
     """
-    storage = open_storage(study.output_uri)
+    options, storage = study.options, open_storage(study.output_uri)
     storage.probe()
-    if not options.overwrite:
-        _refuse_older_runs(study, storage)
-    _check_shards(study, options, storage)
-    if options.resume and not options.overwrite:
-        refuse_other_settings(study, usable_specs(study, storage))
+    records = study.records()
+    # The older runner draws other coalitions and stores less.
+    older = [name for name, found in records.items() if found.is_of_older_runner()]
+    if older and not options.overwrite:
+        raise OutputError(
+            f"{study.output_uri} holds runs of the older runner: {_listed(older)}. They can be read (status, "
+            "verify, report), but neither resumed nor computed again from stored answers. Name another "
+            "experiment_set_id or output_root, or give --overwrite, which moves them aside"
+        )
+    _check_shards(study, storage)
+    if options.resume:
+        refuse_other_settings(study, usable_specs(study))
     if options.resume or options.overwrite:
         return
-    taken = {}
-    for run in study.runs:
-        records = RunRecords(storage, run.name)
-        if records.state() == "started" and (count := records.sample_count()):
-            taken[run.name] = count
-    if taken:
-        shown = ", ".join(f"{name} ({count})" for name, count in list(taken.items())[:5])
-        more = f" and {len(taken) - 5} more runs" if len(taken) > 5 else ""  # noqa: PLR2004
+    counts = {name: found.sample_count() for name, found in records.items() if found.state() == "started"}
+    if taken := [f"{name} ({count})" for name, count in counts.items() if count]:
         raise OutputError(
-            f"{study.output_uri} already holds finished samples: {shown}{more}. Give --resume to go on "
+            f"{study.output_uri} already holds finished samples: {_listed(taken)}. Give --resume to go on "
             "with what is missing, or --overwrite to start again"
         )
 
 
-def _refuse_older_runs(study: Study, storage: Storage) -> None:
-    """Refuse to add to samples of the older runner, which draws other coalitions and stores less."""
-    older = [run.name for run in study.runs if RunRecords(storage, run.name).is_of_older_runner()]
-    if older:
-        more = f" and {len(older) - 5} more" if len(older) > 5 else ""  # noqa: PLR2004
-        raise OutputError(
-            f"{study.output_uri} holds runs of the older runner: {', '.join(older[:5])}{more}. They can be "
-            "read (status, verify, report), but neither resumed nor computed again from stored answers. Name "
-            "another experiment_set_id or output_root, or give --overwrite, which moves them aside"
-        )
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 
 
-def _check_shards(study: Study, options: RunOptions, storage: Storage) -> None:
+def _check_shards(study: Study, storage: Storage) -> None:
     """Refuse to mix shards and the plain layout."""
-    if options.shard is None:
+    shard = study.options.shard
+    if shard is None:
         if found := found_shards(storage):
             raise OutputError(
                 f"{study.output_uri} holds {len(found)} shard(s) that are not merged; give --shard I/N, or "
                 f"`mllm-shapx merge {study.output_uri}` first"
             )
         return
-    whole = study.output_uri.removesuffix(f"/{options.shard.folder}")
-    above = open_storage(whole)
-    if any(RunRecords(above, run.name).state() != "empty" for run in study.runs):
+    whole = study.output_uri.removesuffix(f"/{shard.folder}")
+    if has_begun(study, whole):
         raise OutputError(
             f"{whole} holds samples of the whole set already; leave --shard out to go on with them, or name "
             "another experiment_set_id"
         )
 
 
-def has_begun(study: Study) -> bool:
-    """Return whether the output directory holds anything of the study's runs."""
-    storage = open_storage(study.output_uri)
+def has_begun(study: Study, uri: str | None = None) -> bool:
+    """Return whether the study's directory, or the one at `uri`, holds anything of its runs."""
+    storage = open_storage(study.output_uri if uri is None else uri)
     return any(RunRecords(storage, run.name).state() != "empty" for run in study.runs)
 
 
-def open_output(study: Study, options: RunOptions) -> OpenOutput:
+def open_output(study: Study) -> OpenOutput:
     """Lock the output directory, repair it, and write each run's `spec.json` and checkpoint.
 
     Raises:
@@ -233,7 +211,7 @@ def open_output(study: Study, options: RunOptions) -> OpenOutput:
     notes = lock.acquire()
     try:
         specs = {run.name: run_spec(study, run) for run in study.runs}
-        inspections, more = _take_over(study, options, storage, specs)
+        inspections, more = _take_over(study, storage, specs)
     except BaseException:
         lock.release()
         raise
@@ -242,17 +220,17 @@ def open_output(study: Study, options: RunOptions) -> OpenOutput:
 
 def inspected_again(study: Study, output: OpenOutput) -> OpenOutput:
     """Return the same output, inspected after new samples."""
-    storage = open_storage(study.output_uri)
     inspections = {
-        name: replace(RunRecords(storage, name).inspect(study.rows), created_at=before.created_at)
-        for name, before in output.inspections.items()
+        name: replace(records.inspect(study.rows), created_at=output.inspections[name].created_at)
+        for name, records in study.records().items()
     }
     return replace(output, inspections=inspections)
 
 
 def _take_over(
-    study: Study, options: RunOptions, storage: Storage, specs: dict[str, dict[str, Any]]
+    study: Study, storage: Storage, specs: dict[str, dict[str, Any]]
 ) -> tuple[dict[str, RunInspection], list[str]]:
+    options = study.options
     notes: list[str] = []
     if options.resume:
         notes += _check_settings(study, specs, storage)
@@ -276,17 +254,17 @@ def _take_over(
         # The time in the checkpoint: it identifies a run in W&B.
         created_at = time.time() if inspection.created_at is None else inspection.created_at
         inspections[run.name] = replace(inspection, created_at=created_at)
-    changed = find_changed_rows(study, inspections, accept=options.accept_changed_rows)
-    old_players.refuse(study.output_uri, changed.samples)
-    inspections, changes = make_again(study, inspections, changed)
-    notes += changes
+    made_from = {name: found.made_from for name, found in inspections.items()}
+    changed, changes = changed_rows(study, made_from, accept=options.accept_changed_rows)
+    old_players.refuse(study.output_uri, changed)
+    inspections, more = make_again(study, inspections, changed, changes)
+    notes += more
     if (count := CoalitionStore(storage).remove_leftovers()) > 0:
         notes.append(f"{GENERATIONS}: {count} unfinished file(s) of writes that were cut short removed")
     write_json(storage, CONFIG, study.config)
-    for run in study.runs:
-        records = RunRecords(storage, run.name)
-        records.write_spec(specs[run.name])
-        records.checkpoint_writer(study.rows, inspections[run.name]).write()
+    for name, records in study.records().items():
+        records.write_spec(specs[name])
+        records.checkpoint_writer(study.rows, inspections[name]).write()
     return inspections, notes
 
 
@@ -298,7 +276,11 @@ def _check_settings(study: Study, specs: dict[str, dict[str, Any]], storage: Sto
         old, found = RunRecords(storage, run.name).heal_spec()
         notes += found
         if old is None:
-            notes += _renamed(storage, run)
+            former = run.former_name
+            if former is not None and RunRecords(storage, former).state() != "empty":
+                notes.append(
+                    f"{run.name}: an earlier version has done it as {former}, which is kept; it is done again"
+                )
             continue
         recorded[run.name] = old
         specs[run.name] |= {
@@ -310,18 +292,6 @@ def _check_settings(study: Study, specs: dict[str, dict[str, Any]], storage: Sto
     return notes
 
 
-def _renamed(storage: Storage, run: RunSpec) -> list[str]:
-    """Return a note if an earlier version made the run under another name, with other draws."""
-    former = run.former_name
-    if former is None or RunRecords(storage, former).state() == "empty":
-        return []
-    return [f"{run.name}: an earlier version has done it as {former}, which is kept; it is done again"]
-
-
-def _absolute(uri: str) -> str:
-    return uri if "://" in uri else str(real(Path(uri)))
-
-
 def prune_answers(study: Study) -> PruneResult:
     """Remove stored answers that no run of the study needs: of other settings, models or rows.
 
@@ -329,13 +299,9 @@ def prune_answers(study: Study) -> PruneResult:
         OutputError: When a driver is running in the directory.
     """
     storage = open_storage(study.output_uri)
-    lock = OutputLock(storage)
-    lock.acquire()
-    try:
+    with OutputLock(storage):
         keys = keys_in_use(storage, study.runs, study.model_commit)
         return CoalitionStore(storage).prune(keys, frozenset(study.rows))
-    finally:
-        lock.release()
 
 
 def study_config(directory: str) -> Path:

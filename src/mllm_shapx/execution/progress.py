@@ -2,13 +2,15 @@
 
 import contextlib
 import time
+from collections import defaultdict
+from dataclasses import replace
 
 from mllm_shapx.errors import StorageError
 from mllm_shapx.execution.messages import StudyState
 from mllm_shapx.records.progress import ProgressNote, RunPace, write_progress
 from mllm_shapx.records.storage import Storage
 from mllm_shapx.reporting.progress import ProgressReporter
-from mllm_shapx.reporting.study_progress import RunProgress, StudyProgress, WorkerProgress
+from mllm_shapx.reporting.study_progress import RunProgress, StudyProgress
 from mllm_shapx.reporting.timing import Rate, TimeLeft, lasting_rate
 
 NOTE_S = 5.0
@@ -17,12 +19,7 @@ _WORKER_HALF_LIFE_S = 15.0
 
 
 class ProgressFeed:
-    """Shows the states of a study with a reporter, and writes `progress.json`.
-
-    Args:
-        reporter: Shows them.
-        storage: The experiment set's directory.
-    """
+    """Shows the states of a study, and writes `progress.json` into its directory."""
 
     def __init__(self, reporter: ProgressReporter, storage: Storage) -> None:
         self._reporter = reporter
@@ -31,8 +28,8 @@ class ProgressFeed:
         self._by_answers = TimeLeft()
         self._by_device_seconds = TimeLeft()
         self._rate = lasting_rate()
-        self._runs: dict[str, Rate] = {}
-        self._workers: dict[str, Rate] = {}
+        self._runs: defaultdict[str, Rate] = defaultdict(lasting_rate)
+        self._workers: defaultdict[str, Rate] = defaultdict(lambda: Rate(_WORKER_HALF_LIFE_S))
         self._noted: float | None = None
         self._latest: StudyState | None = None
         self._has_work = False
@@ -43,12 +40,16 @@ class ProgressFeed:
         self._has_work = self._has_work or not state.finished
         for note in state.notes:
             self._reporter.message(note)
+        runs = (
+            RunProgress(name, total, state.done[name], state.failed[name])
+            for name, total in state.total.items()
+        )
+        workers = (
+            replace(worker, per_second=self._workers[worker.name].per_second) for worker in state.worker_list
+        )
         self._reporter.update(
             StudyProgress(
-                runs=tuple(
-                    RunProgress(name, total, state.done[name], state.failed[name])
-                    for name, total in state.total.items()
-                ),
+                runs=tuple(runs),
                 coalitions_done=round(state.coalitions_done),
                 coalitions_total=round(state.coalitions_total),
                 model_calls=state.model_calls,
@@ -56,19 +57,8 @@ class ProgressFeed:
                 busy_workers=state.busy_workers,
                 elapsed_s=self._elapsed_s,
                 eta_s=self._seconds_left,
-                store_hits=state.tally.store_hits,
-                worker_list=tuple(
-                    WorkerProgress(
-                        name=worker.name,
-                        node=worker.node,
-                        device=worker.device,
-                        rows=worker.rows,
-                        per_second=self._workers[worker.name].per_second,
-                        gpu_memory=worker.gpu_memory,
-                        waiting_for=worker.waiting_for,
-                    )
-                    for worker in state.tally.workers
-                ),
+                store_hits=state.store_hits,
+                worker_list=tuple(workers),
             )
         )
         self._latest = state
@@ -82,18 +72,17 @@ class ProgressFeed:
         state = self._latest
         if state is None or not self._has_work:
             return
-        runs = {
-            name: RunPace(state.done[name], calls.coalitions, calls.answers, self._runs[name].per_second)
-            for name, calls in state.tally.calls.items()
-        }
         note = ProgressNote(
             at=time.time(),
             elapsed_s=self._elapsed_s,
             workers=len(state.workers),
-            store_hits=state.tally.store_hits,
+            store_hits=state.store_hits,
             coalitions_per_second=self._rate.per_second,
             seconds_left=self._seconds_left,
-            runs=runs,
+            runs={
+                name: RunPace(state.done[name], coalitions, answers, self._runs[name].per_second)
+                for name, (coalitions, answers) in state.calls.items()
+            },
         )
         # On a full disk the coordinator stops the study.
         with contextlib.suppress(StorageError, OSError):
@@ -108,10 +97,9 @@ class ProgressFeed:
                 self._by_device_seconds.update(state.device_seconds, total)
         self._rate.observe(elapsed, state.coalitions_done)
         for name, done in state.done.items():
-            self._runs.setdefault(name, lasting_rate()).observe(elapsed, done)
-        for worker in state.tally.workers:
-            rate = self._workers.setdefault(worker.name, Rate(_WORKER_HALF_LIFE_S))
-            rate.observe(elapsed, worker.answers)
+            self._runs[name].observe(elapsed, done)
+        for name, answers in state.worker_answers.items():
+            self._workers[name].observe(elapsed, answers)
 
     @property
     def _elapsed_s(self) -> float:

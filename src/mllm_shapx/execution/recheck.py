@@ -3,29 +3,26 @@
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from typing import Any
 
 from mllm_shapx.config.loading import load_config
-from mllm_shapx.data.conversations import load_row
 from mllm_shapx.data.sources import Table, open_table
-from mllm_shapx.errors import ModelError, OutputError, RowError
-from mllm_shapx.execution.answers import answer_settings
+from mllm_shapx.errors import ModelError, OutputError
+from mllm_shapx.execution.answers import answer_settings, stored_row
 from mllm_shapx.execution.messages import Answers, Study
 from mllm_shapx.execution.options import RunOptions
 from mllm_shapx.execution.preparation import prepare, study_config
-from mllm_shapx.explaining.coalitions import RowCoalitions
-from mllm_shapx.explaining.sample import open_row
 from mllm_shapx.explaining.settings import decoding
 from mllm_shapx.explaining.unit import seeds
-from mllm_shapx.models.base import Answer, Model, OutOfMemory
+from mllm_shapx.models.base import Model, OutOfMemory
 from mllm_shapx.models.registry import load_model
 from mllm_shapx.planning.precision import ROUNDED
 from mllm_shapx.planning.runs import RunSpec
 from mllm_shapx.records.runs import find_runs
 from mllm_shapx.records.storage import open_storage
-from mllm_shapx.records.store import CoalitionStore, StoredAnswers, StoreEntry
+from mllm_shapx.records.store import CoalitionStore, StoreEntry
 
 _SAY_S = 10.0
 """Seconds between two progress lines."""
@@ -38,13 +35,15 @@ class Difference:
     """An answer that differs."""
 
     row_index: int
-    mask: int
-    """The coalition: bit i is set when player i is present."""
+    coalition: int
+    """Bit i is set when player i is present."""
     stored: str
     now: str
 
     def __str__(self) -> str:
-        return f"row {self.row_index}, coalition {self.mask:#x}: stored {self.stored!r}, now {self.now!r}"
+        return (
+            f"row {self.row_index}, coalition {self.coalition:#x}: stored {self.stored!r}, now {self.now!r}"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,17 +72,7 @@ class Agreement:
 
     def to_json(self) -> dict[str, Any]:
         """Return the same as JSON data."""
-        return {
-            "runs": list(self.runs),
-            "dtype": self.dtype,
-            "device": self.device,
-            "answers": self.answers,
-            "agree": self.agree,
-            "differences": [
-                {"row_index": each.row_index, "coalition": each.mask, "stored": each.stored, "now": each.now}
-                for each in self.differences
-            ],
-        }
+        return {**asdict(self), "agree": self.agree}
 
     def to_text(self) -> str:
         """Return one line, and the first differences."""
@@ -164,7 +153,7 @@ def recheck(directory: str, number: int, seed: int, say: Callable[[str], None]) 
     drawn = _draw(_usable(store, study, runs, directory), number, seed)
     table = open_table(study.dataset, study.config_path)
     wanted = sum(len(each.numbers) for each in drawn)
-    asker = _Asker(study, store, table, _Progress(wanted, say))
+    asker = _Asker(study, store, table, wanted, say)
     drawn.sort(key=lambda each: (_dtype(each), each.run.generation_key, each.entry.row_index))
     agreements: list[Agreement] = []
     for dtype, of_dtype in groupby(drawn, key=_dtype):
@@ -179,11 +168,7 @@ def _dtype(drawn: _Drawn) -> str:
 def _usable(
     store: CoalitionStore, study: Study, runs: Sequence[RunSpec], directory: str
 ) -> list[tuple[StoreEntry, RunSpec]]:
-    """Return the entries of the store that belong to `runs`.
-
-    Raises:
-        OutputError: When the store is empty, or has no answers of the config's model.
-    """
+    """Return the entries of the store that belong to `runs`; refuse a store without any."""
     found, others = [], set()
     for entry in store.info():
         settings = {**entry.settings, "dtype": "", "model_commit": ""}
@@ -220,32 +205,19 @@ def _draw(stored: Sequence[tuple[StoreEntry, RunSpec]], number: int, seed: int) 
     return drawn
 
 
-class _Progress:
-    """Shows the progress every `_SAY_S` seconds."""
-
-    def __init__(self, wanted: int, say: Callable[[str], None]) -> None:
-        self._wanted = wanted
-        self._say = say
-        self._done = 0
-        self._said = time.monotonic()
-
-    def step(self) -> None:
-        """Count one more answer."""
-        self._done += 1
-        if time.monotonic() - self._said > _SAY_S:
-            self._said = time.monotonic()
-            self._say(f"{self._done} of {self._wanted} answers asked for again")
-
-
 class _Asker:
-    """Generates answers again, prompt by prompt."""
+    """Generates answers again, prompt by prompt, and says every `_SAY_S` seconds how many are done."""
 
-    def __init__(self, study: Study, store: CoalitionStore, table: Table, progress: _Progress) -> None:
+    def __init__(
+        self, study: Study, store: CoalitionStore, table: Table, wanted: int, say: Callable[[str], None]
+    ) -> None:
         self.changed = 0
         self._study = study
         self._store = store
         self._table = table
-        self._progress = progress
+        self._wanted, self._done = wanted, 0
+        self._say = say
+        self._said = time.monotonic()
 
     def compare(self, dtype: str, drawn: Sequence[_Drawn], runs: Sequence[RunSpec]) -> Iterator[Agreement]:
         """Yield the comparison of each generation key, with the model loaded in `dtype`."""
@@ -254,53 +226,36 @@ class _Asker:
         model = load_model(loaded.model_settings, self._study.model_path, self._study.model_commit)
         try:
             for key, of_key in groupby(drawn, key=lambda each: each.run.generation_key):
-                answers, differences = 0, list[Difference]()
-                for each in of_key:
-                    for found in self._of_row(model, each):
-                        answers += 1
-                        differences += found
-                if answers:
+                found = [difference for each in of_key for difference in self._of_row(model, each)]
+                if found:
                     names = tuple(run.name for run in runs if run.generation_key == key)
-                    yield Agreement(names, dtype, model.identity.device, answers, tuple(differences))
+                    differences = tuple(each for each in found if each is not None)
+                    yield Agreement(names, dtype, model.identity.device, len(found), differences)
         finally:
             model.close()
 
-    def _of_row(self, model: Model, drawn: _Drawn) -> Iterator[list[Difference]]:
-        """Yield for each comparable answer of a row a list with its difference, empty if equal."""
-        stored = self._store.peek(drawn.entry.row_index, drawn.entry.key)
-        row = self._row(drawn, stored)
+    def _of_row(self, model: Model, drawn: _Drawn) -> Iterator[Difference | None]:
+        """Yield the difference of each comparable answer of a row, None if they are equal."""
+        row_index = drawn.entry.row_index
+        stored = self._store.peek(row_index, drawn.entry.key)
+        belonging = Answers({}, stored.snapshot_id, stored.num_players)
+        row = stored_row(self._table, row_index, drawn.run, belonging)
         masks = sorted(stored.answers)
         if row is None or drawn.numbers[-1] >= len(masks):
             self.changed += len(drawn.numbers)
             return
-        for number in drawn.numbers:
-            mask = masks[number]
-            before, now = stored.answers[mask], self._ask(model, drawn, row, mask)
-            self._progress.step()
-            if (before.text, before.audio_frames) == (now.text, now.audio_frames):
-                yield []
-            else:
-                yield [Difference(drawn.entry.row_index, mask, before.text, now.text)]
-
-    def _row(self, drawn: _Drawn, stored: StoredAnswers) -> RowCoalitions | None:
-        """Return the row's coalitions; None if the stored answers belong to others."""
-        run, row_index = drawn.run, drawn.entry.row_index
-        if row_index >= self._table.num_rows:
-            return None
-        try:
-            row = open_row(load_row(self._table, row_index, run.dataset, run.modality), run)
-        except RowError:
-            return None
-        belongs = Answers({}, stored.snapshot_id, stored.num_players).belong_to(row)
-        return row if belongs else None
-
-    def _ask(self, model: Model, drawn: _Drawn, row: RowCoalitions, mask: int) -> Answer:
-        run = drawn.run
-        how = decoding(run)
-        try:
-            (answer,) = model.answer(
-                [model.encode(row.render(mask), how)], how, seeds(run, drawn.entry.row_index, [mask])
-            )
-        except OutOfMemory as error:
-            raise ModelError(f"one prompt alone does not fit in the device's memory ({error})") from error
-        return answer
+        how = decoding(drawn.run)
+        for mask in (masks[number] for number in drawn.numbers):
+            before = stored.answers[mask]
+            try:
+                (now,) = model.answer(
+                    [model.encode(row.coalitions.render(mask), how)], how, seeds(drawn.run, row_index, [mask])
+                )
+            except OutOfMemory as error:
+                raise ModelError(f"one prompt alone does not fit in the device's memory ({error})") from error
+            self._done += 1
+            if time.monotonic() - self._said > _SAY_S:
+                self._said = time.monotonic()
+                self._say(f"{self._done} of {self._wanted} answers asked for again")
+            is_equal = (before.text, before.audio_frames) == (now.text, now.audio_frames)
+            yield None if is_equal else Difference(row_index, mask, before.text, now.text)

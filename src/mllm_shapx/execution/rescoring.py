@@ -4,7 +4,7 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 
 from mllm_shap import ConversationSnapshot
@@ -13,41 +13,32 @@ from mllm_shapx.config.loading import LoadedConfig
 from mllm_shapx.data.conversations import load_row
 from mllm_shapx.data.table import Table
 from mllm_shapx.errors import OutputError, RowError, UsageError
-from mllm_shapx.execution.answers import AnswerFiles, stored_dtype, vector_kind
-from mllm_shapx.execution.dataset import open_study_table, refuse_changed_rows
+from mllm_shapx.execution.answers import (
+    AnswerFiles,
+    NotStoredError,
+    refuse_likelihoods,
+    stored_files,
+    vector_kind,
+)
+from mllm_shapx.execution.dataset import changed_rows, open_study_table
 from mllm_shapx.execution.inline import InProcessCrew
-from mllm_shapx.execution.lifecycle import run_to_end, taken
+from mllm_shapx.execution.lifecycle import Call, run_to_end, taken
 from mllm_shapx.execution.messages import Answers, Lease, Study, StudyState, UnitFailure, WorkerInfo
 from mllm_shapx.execution.options import RunOptions
 from mllm_shapx.execution.outcome import StudyOutcome
 from mllm_shapx.execution.preparation import OpenOutput, check_output, inspected_again, prepare
 from mllm_shapx.execution.signals import StopRequest
 from mllm_shapx.explaining.coalitions import Keep
-from mllm_shapx.explaining.forcing import Forcer, KeepLikelihood
-from mllm_shapx.explaining.similarity import Embedder, Vector
+from mllm_shapx.explaining.forcing import Forcer
 from mllm_shapx.explaining.unit import RowExplainer
-from mllm_shapx.models.base import Answer
-from mllm_shapx.planning.runs import RunSpec
 from mllm_shapx.planning.units import WorkUnit, plan_units
 from mllm_shapx.records.environments import sole_environment
 from mllm_shapx.records.results import SampleResult
-from mllm_shapx.records.runs import RunRecords
 from mllm_shapx.records.storage import open_storage
-from mllm_shapx.records.store import CoalitionStore
 from mllm_shapx.reporting.progress import ProgressReporter
 
 STEP_S = 0.25
 """Seconds of work between two checks of the lock and of signals; a longer row is finished first."""
-
-
-class _MissingError(Exception):
-    """An answer, a vector or a likelihood that a run needs is not stored."""
-
-    def __init__(self, coalitions: int = 0, vectors: int = 0, likelihoods: int = 0) -> None:
-        super().__init__(coalitions, vectors, likelihoods)
-        self.coalitions = coalitions
-        self.vectors = vectors
-        self.likelihoods = likelihoods
 
 
 class _Rescorer:
@@ -55,17 +46,13 @@ class _Rescorer:
 
     def __init__(self, study: Study, files: AnswerFiles, table: Table) -> None:
         self.study = study
-        self._files = files
+        self.files = files
         self._table = table
 
     async def results(
         self, unit: WorkUnit, known: Answers | None = None
     ) -> AsyncIterator[tuple[tuple[str, ...], SampleResult | RowError]]:
-        """Yield the sample of each run, or the error of runs that cannot explain the row.
-
-        Raises:
-            _MissingError: When an answer, a vector or a likelihood is not stored.
-        """
+        """Yield the sample of each run, or the error of runs that cannot explain the row."""
         runs = [self.study.run(name) for name in unit.run_names]
         try:
             row = load_row(self._table, unit.row_index, runs[0].dataset, runs[0].modality)
@@ -73,39 +60,22 @@ class _Rescorer:
         except RowError as error:
             yield unit.run_names, error
             return
-        stored = self._files.read(unit)[0] if known is None else known
+        stored = self.files.read(unit)[0] if known is None else known
         stored.give_to(explainer.coalitions)
         for run in runs:
             found: SampleResult | RowError
             try:
-                forcer = Forcer(explainer.coalitions, run.name, _refuse_likelihoods)
-                found = await explainer.explain(run, _refuse, self._embedder(unit, run), forcer=forcer)
+                kind = vector_kind(run, self.study.encoder_commit(run))
+                embed = self.files.embedder(unit, kind, explainer.coalitions.stored)
+                forcer = Forcer(explainer.coalitions, run.name, refuse_likelihoods)
+                found = await explainer.explain(run, _refuse, embed, forcer=forcer)
             except RowError as error:
                 found = error
             yield (run.name,), found
 
-    def _embedder(self, unit: WorkUnit, run: RunSpec) -> Embedder:
-        kind = vector_kind(run, self.study.encoder_commit(run))
-
-        async def embed(answers: Sequence[Answer]) -> list[Vector]:
-            vectors = self._files.vectors(unit, kind)
-            keys = [answer.content_id for answer in answers]
-            missing = sum(key not in vectors for key in keys)
-            if missing:
-                raise _MissingError(vectors=missing)
-            return [vectors[key] for key in keys]
-
-        return embed
-
 
 async def _refuse(prompts: Mapping[int, ConversationSnapshot], _keep: Keep) -> None:
-    raise _MissingError(coalitions=len(prompts))
-
-
-async def _refuse_likelihoods(
-    prompts: Sequence[object], _forced: object, _top_k: int, _keep: KeepLikelihood
-) -> None:
-    raise _MissingError(likelihoods=len(prompts))
+    raise NotStoredError("coalition(s)", prompts)
 
 
 def rescore_config(
@@ -116,45 +86,34 @@ def rescore_config(
 ) -> StudyOutcome:
     """Compute a config's missing samples from stored answers; with `overwrite`, all samples.
 
-    Args:
-        loaded: The config.
-        options: The options of the call.
-        reporter: Shows progress.
-        request: Reports a signal; if None, the caller handles signals.
+    Without a `request`, the caller handles signals.
 
     Raises:
         UsageError: When coalitions, vectors or likelihoods are missing, with their number; nothing is
             written.
     """
     study, warnings = prepare(loaded, options, may_do_without_server=True)
-    check_output(study, options)
+    check_output(study)
     for warning in warnings:
         reporter.message(f"warning: {warning}")
     storage = open_storage(study.output_uri)
-    dtype = stored_dtype(storage, study.runs, study.model_commit)
-    if dtype is None:
+    files = stored_files(storage, study.runs, study.model_commit)
+    if files is None:
         raise OutputError(
             f"{study.output_uri} holds no answers of this model and these generation settings; run "
             f"`mllm-shapx run --config {loaded.path}` first"
         )
-    files = AnswerFiles(storage, study.runs, study.model_commit, dtype)
     rescorer = _Rescorer(study, files, open_study_table(study))
     if not options.overwrite:
-        refuse_changed_rows(study)
+        made_from = {name: records.read_made_from() for name, records in study.records().items()}
+        changed_rows(study, made_from, accept=False)
     asyncio.run(_check(study, rescorer, loaded, overwrite=options.overwrite))
-    request = request or StopRequest()
-    with taken(study, options, reporter, request) as output:
-        crew = _StoredCrew(output, rescorer, dtype)
-        return run_to_end(crew, study, output, reporter=reporter, request=request, grace_s=options.grace_s)
+    call = Call(reporter, request or StopRequest())
+    with taken(study, call) as output:
+        return run_to_end(_StoredCrew(output, call, rescorer), study, output, call)
 
 
-def finish_from_stored(
-    study: Study,
-    output: OpenOutput,
-    reporter: ProgressReporter,
-    request: StopRequest,
-    grace_s: float,
-) -> StudyOutcome | OpenOutput:
+def finish_from_stored(study: Study, output: OpenOutput, call: Call) -> StudyOutcome | OpenOutput:
     """Finish a study whose samples are done or can be computed from stored answers.
 
     Returns:
@@ -166,49 +125,39 @@ def finish_from_stored(
         OutputError: When another driver has taken the output directory.
     """
     storage = open_storage(study.output_uri)
-    completed = {name: found.completed for name, found in output.inspections.items()}
-    failed = {name: found.failed for name, found in output.inspections.items()}
-    units = study.units_left(completed, failed)
-    dtype = stored_dtype(storage, study.runs, study.model_commit) if units else "none"
-    # Only the model's decoder turns a spoken answer into audio.
-    if dtype is None or (units and study.runs[0].modality.output_modality != "text"):
-        return output
-    files = AnswerFiles(storage, study.runs, study.model_commit, dtype)
-    places = CoalitionStore(storage).places() if units else set()
-    if not all(files.holds(unit, places) for unit in units):
-        return output
-    rescorer = _Rescorer(study, files, open_study_table(study))
-    crew = _StoredCrew(output, rescorer, dtype)
+    units = study.units_left(output.inspections)
+    files = AnswerFiles(storage, study.runs, study.model_commit, "none")
+    if units:
+        found = stored_files(storage, study.runs, study.model_commit)
+        # Only the model's decoder turns a spoken answer into audio.
+        if found is None or study.runs[0].modality.output_modality != "text" or found.held(units) != units:
+            return output
+        files = found
+    crew = _StoredCrew(output, call, _Rescorer(study, files, open_study_table(study)))
     try:
-        outcome = run_to_end(crew, study, output, reporter=reporter, request=request, grace_s=grace_s)
-    except _MissingError:
+        outcome = run_to_end(crew, study, output, call)
+    except NotStoredError:
         for note in crew.leave():
-            reporter.message(note)
+            call.reporter.message(note)
         return inspected_again(study, output)
     what = f"{len(units)} row(s) are computed from stored answers" if units else "everything is done"
-    reporter.message(f"{what}: no model is loaded")
+    call.reporter.message(f"{what}: no model is loaded")
     return outcome
 
 
 async def _check(study: Study, rescorer: _Rescorer, loaded: LoadedConfig, *, overwrite: bool) -> None:
     """Compute all units without writing; raise an error if anything is missing."""
-    storage = open_storage(study.output_uri)
-    done = {
-        run.name: set() if overwrite else set(RunRecords(storage, run.name).sample_rows())
-        for run in study.runs
-    }
-    coalitions = vectors = likelihoods = rows = 0
+    done = {} if overwrite else {name: found.sample_rows() for name, found in study.records().items()}
+    counts = {"coalition(s)": 0, "vector(s)": 0, "likelihood(s)": 0}
+    rows = 0
     for unit in plan_units(study.runs, study.rows, study.players, done):
         try:
             async for _ in rescorer.results(unit):
                 pass
-        except _MissingError as missing:
-            coalitions += missing.coalitions
-            vectors += missing.vectors
-            likelihoods += missing.likelihoods
+        except NotStoredError as missing:
+            counts[missing.what] += missing.count
             rows += 1
     if rows:
-        counts = {"coalition(s)": coalitions, "vector(s)": vectors, "likelihood(s)": likelihoods}
         what = [f"{count:,} {name}" for name, count in counts.items() if count]
         raise UsageError(
             f"{study.output_uri}: {' and '.join(what)} of {rows} row(s) are not stored; nothing was changed. "
@@ -219,20 +168,18 @@ async def _check(study: Study, rescorer: _Rescorer, loaded: LoadedConfig, *, ove
 class _StoredCrew(InProcessCrew):
     """Explains rows from stored answers."""
 
-    def __init__(self, output: OpenOutput, rescorer: _Rescorer, dtype: str) -> None:
-        super().__init__(rescorer.study, output)
+    def __init__(self, output: OpenOutput, call: Call, rescorer: _Rescorer) -> None:
+        super().__init__(rescorer.study, output, call)
         self._rescorer = rescorer
         # The stored answers come from the one recorded environment.
         environment = sole_environment(output.specs.values())
         self._environment = None if environment is None else environment.id
-        self._me = WorkerInfo("rescore", socket.gethostname(), os.getpid(), "none", dtype, environment)
+        self._me = WorkerInfo(
+            "rescore", socket.gethostname(), os.getpid(), "none", rescorer.files.dtype, environment
+        )
 
     def step(self) -> StudyState:
-        """See `Crew.step`.
-
-        Raises:
-            _MissingError: When an answer, a vector or a likelihood of a unit is not stored.
-        """
+        """See `Crew.step`. Raises a `NotStoredError` when something that a unit needs is not stored."""
         started = time.monotonic()
         while lease := self._coordinator.lease(self._me, ()).lease:
             self._runner.run(self._explain(lease))

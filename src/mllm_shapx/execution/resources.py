@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mllm_shapx.config.servers import CONNECTOR
 from mllm_shapx.errors import ResourceError
+from mllm_shapx.execution.messages import Study
 from mllm_shapx.execution.options import RunOptions
 
 _GPU_DEVICES = (
@@ -47,17 +49,23 @@ def _too_many_gpus(asked: float, have: str) -> str:
     )
 
 
-def plan_resources(options: RunOptions, device: str | None, *, grows: bool = False) -> WorkerResources:
+def plan_resources(study: Study, *, grows: bool = False) -> WorkerResources:
     """Return the workers to start, from the options and the resources of the cluster.
 
-    `--num-gpus all` uses every GPU of the cluster; without --num-gpus it is the same, unless `device` is the
-    CPU. A cluster that `grows` may get requests beyond its size.
+    `--num-gpus all` uses every GPU of the cluster; without --num-gpus it is the same, unless the workers work
+    on the CPU. A cluster that `grows` may get requests beyond its size.
 
     Raises:
         ResourceError: When the cluster lacks the requested resources.
     """
     import ray
 
+    options, run = study.options, study.runs[0]
+    device, server = run.device, run.connector_kwargs.server
+    server_gpus = None if server is None else server.gpus or None
+    if run.connector == CONNECTOR:
+        # A worker that starts its own server on GPUs takes any GPU.
+        device = "cpu" if server_gpus is None else None
     have: dict[str, Any] = ray.cluster_resources()
     gpus = float(have.get("GPU", 0.0))
     cpus = [float(node["Resources"].get("CPU", 0.0)) for node in ray.nodes() if node["Alive"]]
@@ -80,7 +88,7 @@ def plan_resources(options: RunOptions, device: str | None, *, grows: bool = Fal
         workers = options.num_workers or 1
         share = _cpu_share(cpus, workers)
         return WorkerResources(workers, 0.0, max(share, 1.0) if grows else share)
-    per_worker = options.gpus_per_worker or 1.0 / options.workers_per_gpu
+    per_worker = options.gpus_per_worker or server_gpus or 1.0 / options.workers_per_gpu
     fits = int(wants_gpus / per_worker + 1e-9)
     if fits < 1:
         raise ResourceError(f"--gpus-per-worker {per_worker:g} is more than the {wants_gpus:g} GPU(s) to use")

@@ -5,7 +5,6 @@ import contextlib
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, Self
 
 from mllm_shap import ConversationSnapshot
@@ -96,9 +95,7 @@ class RowAnswerer:
         """Start nothing yet: a run with all answers stored needs no engine."""
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         """Stop; remove all coalitions from the pool."""
         # Not during an exchange: its answers would be lost.
         async with self._exchanging:

@@ -2,14 +2,14 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
 from dataclasses import replace
 
 from mllm_shapx.config.loading import LoadedConfig
-from mllm_shapx.errors import DatasetError, ModelError, OutputError
+from mllm_shapx.errors import OutputError
+from mllm_shapx.execution.dataset import naming
 from mllm_shapx.execution.inline import InlineCrew
 from mllm_shapx.execution.kept import Kept
-from mllm_shapx.execution.lifecycle import Crew, run_to_end, taken
+from mllm_shapx.execution.lifecycle import Call, Crew, run_to_end, taken
 from mllm_shapx.execution.loading import LoadModel, load_study_model
 from mllm_shapx.execution.messages import Study
 from mllm_shapx.execution.options import RunOptions, check_one_worker
@@ -50,13 +50,13 @@ def run_config(
         UsageError: For all faults that the user can fix; nothing is written then.
         StorageError: When results could no longer be written.
     """
-    request = request or StopRequest()
-    with _naming(loaded):
+    call = Call(reporter, request or StopRequest())
+    with naming(loaded):
         study, warnings = prepare(loaded, options)
         outlook = Outlook(study.output_uri, study.runs, study.rows, study.players)
         outlook.refuse_hopeless(all_runs=True)
         _check_that_it_stays(study)
-        check_output(study, options)
+        check_output(study)
     for warning in (*warnings, *outlook.warnings()):
         reporter.message(f"warning: {warning}")
     load = load or load_study_model
@@ -64,52 +64,35 @@ def run_config(
         output: OpenOutput | None = None
         if options.resume and has_begun(study):
             # Before Ray starts: errors come at once, and a finished study needs no worker.
-            output = stack.enter_context(taken(study, options, reporter, request))
-            found = finish_from_stored(study, output, reporter, request, options.grace_s)
+            output = stack.enter_context(taken(study, call))
+            found = finish_from_stored(study, output, call)
             if isinstance(found, StudyOutcome):
                 return found
-            if request.signal is not None:
-                raise StopNow(request.exit_code)
+            if call.is_stopped:
+                raise StopNow(call.request.exit_code)
             output = found
         kept = kept or stack.enter_context(Kept(workers=False))
         study = replace(study, server_limits=replace(study.server_limits, spent=kept.spent))
         if inline:
-            output = output or stack.enter_context(taken(study, options, reporter, request))
-            crew: Crew = InlineCrew(study, options, output, load, kept.shelf(load))
+            output = output or stack.enter_context(taken(study, call))
+            crew: Crew = InlineCrew(study, output, call, load, kept.shelf(load))
         else:
-            folder = stack.enter_context(kept.joined(options, request))
-            from mllm_shapx.execution.autoscaling import is_autoscaling, node_request
+            folder = stack.enter_context(kept.joined(options, call.request))
+            from mllm_shapx.execution.autoscaling import NodeRequest, is_autoscaling
             from mllm_shapx.execution.driver import Driver
 
-            asked, grows = options, is_autoscaling()
-            if options.gpus_per_worker is None and study.worker_gpus is not None:
-                asked = replace(options, gpus_per_worker=study.worker_gpus)
-            resources = plan_resources(asked, study.worker_device, grows=grows)
+            grows = is_autoscaling()
+            resources = plan_resources(study, grows=grows)
             if study.server_limits.are_counted:
                 check_one_worker(resources.workers)
-            output = output or stack.enter_context(taken(study, options, reporter, request))
-            nodes = stack.enter_context(node_request(resources, request)) if grows else None
-            idle = None if grows else kept.idle_workers  # idle workers would hold nodes
-            crew = Driver(
-                study,
-                options,
-                resources,
-                output,
-                reporter,
-                folder=folder,
-                load=load,
-                nodes=nodes,
-                idle=idle,
-            )
-        return run_to_end(
-            crew,
-            study,
-            output,
-            reporter=reporter,
-            request=request,
-            grace_s=options.grace_s,
-            note_spent=kept.note_spent,
-        )
+            output = output or stack.enter_context(taken(study, call))
+            nodes, idle = None, kept.idle_workers
+            if grows:
+                nodes, idle = NodeRequest(resources), None  # idle workers would hold nodes
+                stack.enter_context(call.request.at_the_last(nodes.clear))
+                stack.callback(nodes.clear)
+            crew = Driver(study, output, call, resources, folder=folder, load=load, nodes=nodes, idle=idle)
+        return run_to_end(crew, study, output, call, kept.note_spent)
 
 
 def _check_that_it_stays(study: Study) -> None:
@@ -120,12 +103,3 @@ def _check_that_it_stays(study: Study) -> None:
             "copy of the working directory, which is removed and which the next job does not have. Name an "
             "absolute path, or a URL, that is there for the next job too"
         )
-
-
-@contextlib.contextmanager
-def _naming(loaded: LoadedConfig) -> Iterator[None]:
-    """Prefix errors of the dataset, the model and the output with the config's path."""
-    try:
-        yield
-    except (DatasetError, ModelError, OutputError) as error:
-        raise type(error)(f"{loaded.path}: {error}") from error

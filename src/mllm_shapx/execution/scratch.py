@@ -14,8 +14,7 @@ from mllm_shapx.errors import ResourceError
 PREFIX = "shapx-run-"
 _LONGEST_SOCKET = 107 if sys.platform == "linux" else 103
 _RAY_NEEDS = len("/r/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
-_NAME = len(f"/{PREFIX}12345678")
-LONGEST_BASE = _LONGEST_SOCKET - _RAY_NEEDS - _NAME
+_LONGEST_BASE = _LONGEST_SOCKET - _RAY_NEEDS - len(f"/{PREFIX}12345678")
 """Maximum length of the parent folder's path: socket paths are limited."""
 
 _USUAL = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 -- folders are made in them by mkdtemp
@@ -33,7 +32,7 @@ def scratch_folder() -> Iterator[Path]:
     """
     base = _base()
     for old in base.glob(f"{PREFIX}*"):
-        remove_abandoned(old)
+        _remove_abandoned(old)
     folder, lock = _make(base)
     try:
         yield folder
@@ -42,7 +41,7 @@ def scratch_folder() -> Iterator[Path]:
         os.close(lock)
 
 
-def remove_abandoned(folder: Path) -> None:
+def _remove_abandoned(folder: Path) -> None:
     """Remove the folder of an ended run, if it is this user's."""
     try:
         found = folder.lstat()
@@ -92,15 +91,13 @@ def _make(base: Path) -> tuple[Path, int]:
 def _base() -> Path:
     """Return the first existing, writable folder with a short path."""
     asked = os.environ.get("RAY_TMPDIR")
-    for name in (asked, os.environ.get("TMPDIR"), *_USUAL):
-        if not name:
-            continue
+    for name in filter(None, (asked, os.environ.get("TMPDIR"), *_USUAL)):
         base = Path(name).absolute()
-        fits = len(os.fsencode(base)) <= LONGEST_BASE
+        fits = len(os.fsencode(base)) <= _LONGEST_BASE
         if fits and base.is_dir() and os.access(base, os.W_OK | os.X_OK):
             return base
     raise ResourceError(
         f"there is no place for Ray's temporary files: none of RAY_TMPDIR, TMPDIR, {', '.join(_USUAL)} is "
-        f"a folder that can be written and whose path has at most {LONGEST_BASE} characters; name one in "
+        f"a folder that can be written and whose path has at most {_LONGEST_BASE} characters; name one in "
         "RAY_TMPDIR"
     )

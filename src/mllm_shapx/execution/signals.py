@@ -5,7 +5,6 @@ thread sees every signal at once, and ends the process if the main thread does n
 """
 
 import contextlib
-import itertools
 import os
 import select
 import signal
@@ -56,7 +55,6 @@ class StopRequest:
         self._at = 0.0
         self._grace_s: float | None = None
         self._last: list[Callable[[], object]] = []
-        self._told = itertools.count()
 
     @property
     def go_on(self) -> str:
@@ -73,9 +71,11 @@ class StopRequest:
         """Return the signal's name."""
         return "" if self.signal is None else signal.Signals(self.signal).name
 
-    def grace_s(self, wanted: float) -> float:
-        """Return the seconds that running rows get; in a Ray job at most Ray's limit."""
-        if JOB_VARIABLE not in os.environ or self.signal != signal.SIGTERM:
+    @property
+    def grace_s(self) -> float | None:
+        """Return the seconds that running rows get, in a Ray job at most Ray's; None while no study runs."""
+        wanted = self._grace_s
+        if wanted is None or JOB_VARIABLE not in os.environ or self.signal != signal.SIGTERM:
             return wanted
         try:
             left = float(os.environ.get("RAY_JOB_STOP_WAIT_TIME_S", JOB_STOP_S))
@@ -83,12 +83,13 @@ class StopRequest:
             left = JOB_STOP_S
         return min(wanted, left)
 
-    def announcement(self, wanted_s: float) -> str:
+    def announcement(self) -> str:
         """Return the message for the first signal of a drain."""
         self.announced = True
-        text = f"{self.name}: finishing the rows under way, for {self.grace_s(wanted_s):g} s at most; "
-        text += "a second signal stops at once"
-        return f"{text}; to go on: {self.go_on}" if self.go_on else text
+        return self._with_command(
+            f"{self.name}: finishing the rows under way, for {self.grace_s:g} s at most; "
+            "a second signal stops at once"
+        )
 
     @contextlib.contextmanager
     def draining(self, grace_s: float) -> Iterator[None]:
@@ -114,30 +115,16 @@ class StopRequest:
         if self.signal is None:
             self.signal, self._at = number, now
             if self._grace_s is None:
-                self.tell(number)
+                self.announced = True
+                self._write(f"{self.name}: stopped")
                 raise StopNow(128 + number)
         elif self.is_second(number, self._at, now):
             self._write("stopped at once; what was written is valid")
             raise StopNow(128 + number)
 
-    def install(self) -> None:
-        """Set the handlers; SIGHUP stays ignored under `nohup`."""
-        for number in self.watched():
-            signal.signal(number, self.handle)
-
-    def watched(self) -> list[signal.Signals]:
-        """Return the handled signals."""
-        return [number for number in SIGNALS if number != signal.SIGHUP or not _is_ignored(number)]
-
     def is_second(self, number: int, first_at: float, now: float) -> bool:
         """Return whether a further signal counts as a second one."""
         return number != signal.SIGHUP and (self.announced or now - first_at > SAME_S)
-
-    def tell(self, number: int) -> None:
-        """Tell the user once that the command ends, and how to continue."""
-        self.announced = True
-        if next(self._told) == 0:
-            self._write(f"{signal.Signals(number).name}: stopped")
 
     def force(self, code: int) -> None:
         """End the process, even if its threads do not return."""
@@ -146,11 +133,6 @@ class StopRequest:
         last.start()
         last.join(LAST_S)
         os._exit(code)
-
-    @property
-    def grace(self) -> float | None:
-        """Return the grace period while a study runs."""
-        return None if self._grace_s is None else self.grace_s(self._grace_s)
 
     def _clean_up(self) -> None:
         for action in reversed(self._last):
@@ -161,9 +143,11 @@ class StopRequest:
 
     def _write(self, text: str) -> None:
         """Write a line. Not with print: the interrupted code may hold its lock."""
-        line = f"\n{text}; to go on: {self.go_on}\n" if self.go_on else f"\n{text}\n"
         with contextlib.suppress(OSError):  # the terminal may be gone
-            os.write(2, line.encode(errors="replace"))
+            os.write(2, f"\n{self._with_command(text)}\n".encode(errors="replace"))
+
+    def _with_command(self, text: str) -> str:
+        return f"{text}; to go on: {self.go_on}" if self.go_on else text
 
 
 @contextlib.contextmanager
@@ -174,16 +158,16 @@ def stop_requests(request: StopRequest) -> Iterator[StopRequest]:
         return
     receiver, sender = os.pipe()
     os.set_blocking(sender, False)
-    watched = request.watched()
+    under_nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    watched = [number for number in SIGNALS if number != signal.SIGHUP or not under_nohup]
     # A closed terminal sends SIGHUP to all its processes. Child processes inherit the mask, so they live
     # until the drain is done. Only the watching thread receives the signal.
     masked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP} & set(watched))
     watcher = threading.Thread(target=_watch, args=(request, receiver), name="signals", daemon=True)
     watcher.start()
     fd = signal.set_wakeup_fd(sender, warn_on_full_buffer=False)
-    before = {number: signal.getsignal(number) for number in watched}
+    before = {number: signal.signal(number, request.handle) for number in watched}
     try:
-        request.install()
         yield request
     finally:
         for number, handler in before.items():
@@ -213,11 +197,7 @@ def _watch(request: StopRequest, receiver: int) -> None:
             now = time.monotonic()
             if deadline is None:
                 request.seen = number
-                first_at, code, grace = now, 128 + number, request.grace
+                first_at, code, grace = now, 128 + number, request.grace_s
                 deadline = now + (ABORT_S if grace is None else grace + LATE_S)
             elif request.is_second(number, first_at, now):
                 deadline = min(deadline, now + SECOND_S)
-
-
-def _is_ignored(number: signal.Signals) -> bool:
-    return signal.getsignal(number) is signal.SIG_IGN

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import resources
 
 from mllm_shapx.errors import ShapxError, UsageError
 
@@ -15,6 +16,15 @@ CPUS_PER_GPU = 4
 """CPUs per GPU if the call gives no number; also the CPUs of a node without GPUs."""
 _TIME = re.compile(r"\d+(:\d{1,2}){0,2}|\d+-\d{1,2}(:\d{1,2}){0,2}")
 _SUBMITTED = re.compile(r"Submitted batch job (\d+)")
+
+
+_ELEMENT = "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"
+"""One element of a job array. The last element's SLURM_JOB_ID is also the id of the whole array."""
+
+_ABOUT = """
+# Printed by `mllm-shapx slurm`. Print it anew with other options instead of editing it.
+set -uo pipefail
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,9 +80,16 @@ class SlurmJob:
 
 def script(job: SlurmJob) -> str:
     """Return the batch script of a job. Deterministic."""
-    parts = [_directives(job), _ABOUT, _environment(job), _study(job), _SIGNALS]
-    parts.append(_ONE_NODE if job.nodes == 1 else _MANY_NODES)
-    return "\n".join([*parts, _END.replace("JOB_TO_REQUEUE", _ELEMENT if job.shards else "$SLURM_JOB_ID")])
+    nodes = "one_node" if job.nodes == 1 else "many_nodes"
+    parts = [_directives(job), _ABOUT, _environment(job), _study(job), _part("signals"), _part(nodes)]
+    return "\n".join(
+        [*parts, _part("end").replace("JOB_TO_REQUEUE", _ELEMENT if job.shards else "$SLURM_JOB_ID")]
+    )
+
+
+def _part(name: str) -> str:
+    """Return a part that is the same for all jobs."""
+    return resources.files(__package__).joinpath("sbatch", f"{name}.sh").read_text(encoding="utf-8")
 
 
 def submit(text: str) -> str:
@@ -145,108 +162,3 @@ def job_name(configs: Sequence[str]) -> str:
     """Return a job's name: that of its first config, in characters allowed in file names."""
     stem = configs[0].rpartition("/")[2].rpartition(".")[0] or "study"
     return re.sub(r"[^A-Za-z0-9._-]", "_", stem)
-
-
-_ELEMENT = "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"
-"""One element of a job array. The last element's SLURM_JOB_ID is also the id of the whole array."""
-
-_ABOUT = """
-# Printed by `mllm-shapx slurm`. Print it anew with other options instead of editing it.
-set -uo pipefail
-"""
-
-_SIGNALS = """\
-# --- Signals
-# USR1 comes before the time limit and at a preemption: the study drains and the job is requeued.
-# TERM comes when Slurm ends the job: the study drains, and Slurm decides what becomes of the job.
-asked='' woken='' driver=''
-ask() {
-  woken=1
-  [ -z "$asked" ] || return 0
-  asked=$1
-  [ -z "$driver" ] || kill -TERM "$driver" 2> /dev/null
-}
-trap 'ask USR1' USR1
-trap 'ask TERM' TERM
-
-# Runs the study and leaves its exit code in $code. A signal ends `wait` early, which is then called again.
-run_study() {
-  code=143
-  [ -z "$asked" ] || return 0
-  "$@" &
-  driver=$!
-  [ -z "$asked" ] || kill -TERM "$driver" 2> /dev/null
-  while :; do
-    woken=''
-    wait "$driver"
-    code=$?
-    [ -n "$woken" ] || return 0
-  done
-}
-"""
-
-_ONE_NODE = """\
-# --- One node: the study starts a Ray instance of its own, closed to other users
-export RAY_OVERRIDE_RESOURCES="{\\"CPU\\": $SLURM_CPUS_ON_NODE, \\"GPU\\": ${SLURM_GPUS_ON_NODE:-0}}"
-run_study "${study[@]}" --address local
-"""
-
-_MANY_NODES = """\
-# --- Many nodes: Ray on each of them, with a token, ports and folders of this job
-read -r -d '' -a nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
-others=$((SLURM_JOB_NUM_NODES - 1))
-folder=/tmp/shapx-$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}
-port=$((20000 + SLURM_JOB_ID % 4000 * 3))
-ray_log=$SLURM_JOB_NAME-$SLURM_JOB_ID-ray.log
-export SLURM_EXPORT_ENV=ALL RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0
-export RAY_AUTH_MODE=token RAY_AUTH_TOKEN
-RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \\n')
-
-step() { # step NODES OPTION... COMMAND...
-  srun --overlap --nodes="$1" --ntasks="$1" --ntasks-per-node=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" \\
-    --kill-on-bad-exit=0 "${@:2}"
-}
-# Ray opens its own folder to everybody; the one around it is closed. Slurm ends the steps with the job.
-ray_node='
-  mkdir -m 700 "$0" || exit
-  trap : TERM
-  ray start --block --num-cpus="$SLURM_CPUS_ON_NODE" --num-gpus="${SLURM_GPUS_ON_NODE:-0}" \\
-    --min-worker-port=0 --max-worker-port=0 --dashboard-agent-listen-port="$1" \\
-    --object-store-memory=1000000000 --disable-usage-stats "${@:2}"
-  code=$?
-  rm -rf "$0"
-  exit "$code"'
-
-# The address of the first node as the second one sees it.
-head=$(step 1 --nodelist="${nodes[1]}" getent ahostsv4 "${nodes[0]}" | awk 'NR == 1 {print $1}')
-if [ -z "$head" ]; then
-  echo "error: ${nodes[1]} finds no IPv4 address of ${nodes[0]}" >&2
-  exit 1
-fi
-step 1 --nodelist="${nodes[0]}" bash -c "$ray_node" "$folder" "$((port + 1))" --head --port="$port" \\
-  --node-ip-address="$head" --ray-client-server-port="$((port + 2))" \\
-  --temp-dir="$folder/r" --include-dashboard=false >> "$ray_log" 2>&1 &
-head_step=$!
-until ray health-check --address "$head:$port" > /dev/null 2>&1; do
-  if ! kill -0 "$head_step" 2> /dev/null; then
-    echo "error: Ray did not start on ${nodes[0]}; see $ray_log" >&2
-    exit 1
-  fi
-  sleep 1
-done
-step "$others" --exclude="${nodes[0]}" bash -c "$ray_node" "$folder" "$((port + 1))" \\
-  --address="$head:$port" >> "$ray_log" 2>&1 &
-run_study "${study[@]}" --address "$head:$port" --wait-for-nodes "$SLURM_JOB_NUM_NODES"
-"""
-
-_END = """\
-# --- The end: 143 says that the study was interrupted and can go on
-if [ "$asked" = USR1 ] && [ "$code" -eq 143 ]; then
-  if scontrol requeue "JOB_TO_REQUEUE"; then
-    echo "requeued; the next start goes on with the study (starts so far: $((${SLURM_RESTART_COUNT:-0} + 1)))"
-  else
-    echo "the job could not be requeued; submit it again to go on" >&2
-  fi
-fi
-exit "$code"
-"""

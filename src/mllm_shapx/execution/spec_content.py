@@ -1,8 +1,11 @@
-"""A run's `spec.json`: resolved settings with the config's keys, versions, and settings that must match."""
+"""A run's `spec.json`: resolved settings, those that must match, versions and environments."""
 
 import contextlib
 import os
-from collections.abc import Mapping
+import platform
+import time
+from collections.abc import Iterable, Mapping
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +14,18 @@ from mllm_shapx.config.paths import exists
 from mllm_shapx.config.vocabulary import VALUE_FUNCTIONS
 from mllm_shapx.errors import OutputError
 from mllm_shapx.execution.dataset import dataset_path
-from mllm_shapx.execution.environment import library_versions
 from mllm_shapx.execution.messages import Study
+from mllm_shapx.models.base import ModelIdentity, ModelReport
 from mllm_shapx.planning.bounds import budget_bounds
 from mllm_shapx.planning.runs import RunSpec
-from mllm_shapx.records.environments import ENVIRONMENTS, MODEL
+from mllm_shapx.records.environments import (
+    ENVIRONMENTS,
+    MODEL,
+    Environment,
+    decisive_changes,
+    with_environment,
+    with_model_report,
+)
 from mllm_shapx.records.runs import RunRecords
 from mllm_shapx.records.spec import (
     DATASET_COMMIT,
@@ -25,8 +35,18 @@ from mllm_shapx.records.spec import (
     differences,
     selected_rows,
 )
-from mllm_shapx.records.storage import Storage
 
+_LIBRARIES = (
+    "mllm-shapx",
+    "mllm-shap",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "liquid-audio",
+    "ray",
+    "datasets",
+    "numpy",
+)
 ENCODER_COMMIT = "embedding_commit"
 """Key in the result settings for the version of the external encoder."""
 
@@ -52,7 +72,20 @@ def run_spec(study: Study, run: RunSpec) -> dict[str, Any]:
         "run_name": run.name,
         "run_slug": run.name,
         "explainer_type": run.explainer_type,
-        **_config_blocks(study, run),
+        # The blocks include the variant's overrides. Local paths are absolute; hub revisions are the used
+        # commits.
+        "connector": run.connector,
+        "connector_kwargs": _connector_kwargs(study, run),
+        "device": run.device,
+        "dataset": _dataset(study, run),
+        "selection": study.config["selection"],
+        "generation": run.generation.model_dump(mode="json"),
+        "modality": run.modality.model_dump(mode="json"),
+        "audio_segmentation": run.audio_segmentation.model_dump(mode="json"),
+        "shap": _shap(run),
+        "embedding": _embedding(study, run),
+        "chat": run.chat.model_dump(mode="json"),
+        "variant": dict(run.variant),
         RESULT_SETTINGS: run_settings(study, run),
         "budget_bounds": budget_bounds(run, study.rows, study.players),
         "generation_key": run.generation_key,
@@ -69,22 +102,18 @@ def run_spec(study: Study, run: RunSpec) -> dict[str, Any]:
     }
 
 
-def usable_specs(study: Study, storage: Storage) -> dict[str, dict[str, Any]]:
+def usable_specs(study: Study) -> dict[str, dict[str, Any]]:
     """Return run -> its spec, for runs with a readable one."""
     found = {}
-    for run in study.runs:
+    for name, records in study.records().items():
         with contextlib.suppress(ValueError):  # opening the directory sets a damaged file aside
-            if (spec := RunRecords(storage, run.name).read_usable_spec()) is not None:
-                found[run.name] = spec
+            if (spec := records.read_usable_spec()) is not None:
+                found[name] = spec
     return found
 
 
 def refuse_other_settings(study: Study, specs: Mapping[str, Mapping[str, Any]]) -> None:
-    """Refuse to mix results of different settings.
-
-    Args:
-        study: The study to run now.
-        specs: Run -> the recorded spec of its results.
+    """Refuse to mix the study's results with those of other settings; `specs` are the recorded ones.
 
     Raises:
         OutputError: With the keys that differ.
@@ -105,27 +134,6 @@ def refuse_other_settings(study: Study, specs: Mapping[str, Mapping[str, Any]]) 
             f"These keys differ:\n{listed}\n"
             "Put them back, name another experiment_set_id, or give --overwrite"
         )
-
-
-def _config_blocks(study: Study, run: RunSpec) -> dict[str, Any]:
-    """Return the config blocks for this run alone, and its entry of `experiments` as `variant`.
-
-    The blocks include the variant's overrides. Local paths are absolute; hub revisions are the used commits.
-    """
-    return {
-        "connector": run.connector,
-        "connector_kwargs": _connector_kwargs(study, run),
-        "device": run.device,
-        "dataset": _dataset(study, run),
-        "selection": study.config["selection"],
-        "generation": run.generation.model_dump(mode="json"),
-        "modality": run.modality.model_dump(mode="json"),
-        "audio_segmentation": run.audio_segmentation.model_dump(mode="json"),
-        "shap": _shap(run),
-        "embedding": _embedding(study, run),
-        "chat": run.chat.model_dump(mode="json"),
-        "variant": dict(run.variant),
-    }
 
 
 def _shap(run: RunSpec) -> dict[str, Any]:
@@ -169,3 +177,69 @@ def _absolute(written: str, config_path: Path) -> str:
     """Return an existing path as an absolute path, and a hub id unchanged."""
     path = resolve_path(written, config_path)
     return os.path.abspath(path) if exists(path) else written  # noqa: PTH100 -- keeps symbolic links
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions of Python and of the installed libraries."""
+    found = {"python": platform.python_version()}
+    for name in _LIBRARIES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def environment_of(identity: ModelIdentity, run: RunSpec) -> Environment:
+    """Return the environment of a model in this process."""
+    kind = identity.device.partition(":")[0]
+    device_name = None
+    if kind == "cuda":
+        import torch
+
+        device_name = str(torch.cuda.get_device_name(identity.device))
+    return Environment(
+        libraries=library_versions(),
+        device=kind,
+        device_name=device_name,
+        dtype=identity.dtype,
+        attn_implementation=run.connector_kwargs.attn_implementation,
+    )
+
+
+def record_report(runs: Iterable[RunRecords], report: ModelReport) -> None:
+    """Add a model's report to the specs of runs. Notes of earlier workers stay."""
+    for records in runs:
+        spec = _spec_of(records)
+        updated = None if spec is None else with_model_report(spec, report.notes, report.settings)
+        if updated is not None and updated != spec:
+            records.write_spec(updated)
+
+
+def _spec_of(records: RunRecords) -> dict[str, Any] | None:
+    with contextlib.suppress(ValueError):  # `verify` reports a damaged file
+        return records.read_spec()
+    return None
+
+
+def record_environment(runs: Iterable[tuple[RunRecords, int]], environment: Environment) -> str | None:
+    """Add the environment of the samples from now on to the specs of runs (files, number of samples).
+
+    Returns:
+        A warning if a run then has samples of environments whose answers may differ; else None.
+    """
+    changes: dict[str, None] = {}
+    mixed = 0
+    for records, samples in runs:
+        spec = _spec_of(records)
+        updated = None if spec is None else with_environment(spec, environment, samples, time.time())
+        if spec is None or updated is None:
+            continue
+        if samples and (found := decisive_changes(spec, environment)):
+            changes.update(dict.fromkeys(found))
+            mixed += samples
+        records.write_spec(updated)
+    if not changes:
+        return None
+    return (
+        f"warning: {mixed} sample(s) were made with something else ({', '.join(changes)}): the model's texts "
+        "may differ from here on. Every sample names its environment; spec.json lists them"
+    )

@@ -1,25 +1,28 @@
 """A study's stored coalitions with their values and answers as one CSV or Parquet file (`store export`)."""
 
 import asyncio
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import batched
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mllm_shap import ConversationSnapshot
-
 from mllm_shapx.config.loading import load_config
-from mllm_shapx.data.conversations import load_row
 from mllm_shapx.data.sources import Table
 from mllm_shapx.errors import OutputError, RowError
-from mllm_shapx.execution.answers import AnswerFiles, stored_dtype, vector_kind
+from mllm_shapx.execution.answers import (
+    AnswerFiles,
+    NotStoredError,
+    refuse_likelihoods,
+    stored_files,
+    stored_row,
+    vector_kind,
+)
 from mllm_shapx.execution.dataset import open_study_table
 from mllm_shapx.execution.messages import Study
 from mllm_shapx.execution.options import RunOptions
 from mllm_shapx.execution.preparation import prepare, study_config
-from mllm_shapx.explaining.forcing import Forcer, KeepLikelihood
-from mllm_shapx.explaining.similarity import Vector
+from mllm_shapx.explaining.forcing import Forcer
 from mllm_shapx.explaining.unit import RowExplainer
 from mllm_shapx.explaining.values import Sources, build_value
 from mllm_shapx.models.base import Answer
@@ -27,7 +30,6 @@ from mllm_shapx.planning.runs import RunSpec, settings_digest
 from mllm_shapx.planning.units import WorkUnit, plan_units
 from mllm_shapx.records.runs import find_runs
 from mllm_shapx.records.storage import open_storage
-from mllm_shapx.records.store import CoalitionStore
 from mllm_shapx.reporting.output import TableForm, new_output, table_file
 from mllm_shapx.reporting.values_table import encodable
 
@@ -44,7 +46,7 @@ type Line = tuple[Any, ...]
 
 @dataclass(frozen=True, slots=True)
 class StoreExported:
-    """What `store export` wrote."""
+    """The file that `store export` wrote."""
 
     path: Path
     rows: int
@@ -52,7 +54,7 @@ class StoreExported:
     columns: tuple[str, ...]
     """One for each value function."""
     changed: int
-    """Rows that are left out, because they are no longer what was answered."""
+    """Rows that are left out, because they have changed since they were answered."""
     damaged: int
     """Files that are left out, because they cannot be read or do not fit."""
 
@@ -89,8 +91,7 @@ def export_store(
     """
     config = study_config(directory)
     study, _ = prepare(load_config(config), RunOptions(resume=True), may_do_without_server=True)
-    uri = str(config.parent)
-    storage = open_storage(uri)
+    storage = open_storage(str(config.parent))
     output = new_output(storage, output, f"{study.experiment_set_id}_coalitions.{form}", overwrite=overwrite)
     names = set(find_runs(directory)[1])
     runs = tuple(run for run in study.runs if run.name in names)
@@ -98,27 +99,22 @@ def export_store(
         raise OutputError(
             f"{directory}: {config} names none of its runs, so that their settings are not known"
         )
-    dtype = stored_dtype(storage, runs, study.model_commit)
-    if dtype is None:
+    files = stored_files(storage, runs, study.model_commit, reads_only=True)
+    if files is None:
         raise OutputError(
             f"{directory} holds no answers of its runs by this model and these generation settings; "
             f"`mllm-shapx store info {directory}` says what is stored"
         )
-    files = AnswerFiles(storage, runs, study.model_commit, dtype, reads_only=True)
-    places = CoalitionStore(storage).places()
-    units = [unit for unit in plan_units(runs, study.rows, study.players, {}) if files.holds(unit, places)]
+    units = files.held(plan_units(runs, study.rows, study.players, {}))
+    units.sort(key=lambda unit: (unit.row_index, unit.generation_key))
     exporter = _Exporter(study, runs, files, open_study_table(study))
     columns = exporter.columns
     with table_file(output, form, _frame((), columns)) as write:
-        for some in batched(exporter.lines(sorted(units, key=_in_order)), _AT_ONCE):
+        for some in batched(exporter.lines(units), _AT_ONCE):
             write(_frame(some, columns))
     return StoreExported(
         output, len(exporter.rows), exporter.count, columns, len(exporter.changed), exporter.damaged
     )
-
-
-def _in_order(unit: WorkUnit) -> tuple[int, str]:
-    return unit.row_index, unit.generation_key
 
 
 def _frame(lines: Sequence[Line], columns: Sequence[str]) -> "pd.DataFrame":
@@ -131,8 +127,8 @@ def _frame(lines: Sequence[Line], columns: Sequence[str]) -> "pd.DataFrame":
 def value_columns(runs: Sequence[RunSpec]) -> dict[str, str]:
     """Return the digest of each way to score that runs have -> its column.
 
-    The name is that of the value function or similarity. Where several have it, which differ in options or
-    vectors, the first run of each stands behind it.
+    The column is named after the value function or similarity. Several ways with the same name, which differ
+    in options or vectors, also have the name of their first run.
     """
     first = _first_of_each(runs)
     names = [_name(run) for run in first.values()]
@@ -161,14 +157,6 @@ def _scoring(run: RunSpec) -> str:
     return settings_digest(
         {"name": _name(run), "options": run.shap.value_options, "vectors": vectors, "encoder": encoder}
     )
-
-
-class _LackingError(Exception):
-    """What a value function needs of some coalitions is not stored."""
-
-    def __init__(self, masks: Collection[int]) -> None:
-        super().__init__(masks)
-        self.masks = frozenset(masks)
 
 
 class _Exporter:
@@ -202,14 +190,10 @@ class _Exporter:
         run = self._runs[unit.run_names[0]]
         stored, notes = self._files.read(unit)
         self.damaged += len(notes)
-        try:
-            row = RowExplainer(load_row(self._table, unit.row_index, run.dataset, run.modality), run)
-        except RowError:
-            row = None
-        if row is None or not stored.belong_to(row.coalitions):
+        row = stored_row(self._table, unit.row_index, run, stored)
+        if row is None:
             self.changed.add(unit.row_index)
             return []
-        stored.give_to(row.coalitions)
         masks = sorted({*stored.by_mask, *(mask for _, mask in stored.likelihoods)})
         values = {
             column: await self._values(unit, row, runs[digest], masks) if digest in runs else {}
@@ -232,10 +216,10 @@ class _Exporter:
         while everyone in masks:
             try:
                 return dict(zip(masks, await value.payoffs(everyone, masks), strict=True))
-            except _LackingError as lacking:
-                if lacking.masks.isdisjoint(masks):
+            except NotStoredError as missing:
+                if missing.masks.isdisjoint(masks):
                     break
-                masks = [mask for mask in masks if mask not in lacking.masks]
+                masks = [mask for mask in masks if mask not in missing.masks]
             except RowError:
                 break
         return {}
@@ -243,33 +227,17 @@ class _Exporter:
     def _sources(self, unit: WorkUnit, row: RowExplainer, run: RunSpec) -> Sources:
         answers = row.coalitions.stored
         kind = vector_kind(run, self._study.encoder_commit(run))
-        forcer = Forcer(row.coalitions, run.name, _refuse_likelihoods)
+        forcer = Forcer(row.coalitions, run.name, refuse_likelihoods)
 
         async def ask(masks: Sequence[int]) -> list[Answer]:
-            _refuse([mask for mask in masks if mask not in answers])
+            if missing := [mask for mask in masks if mask not in answers]:
+                raise NotStoredError("coalition(s)", missing)
             found = [answers[mask] for mask in masks]
             if run.shap.reads == "log_probabilities":
                 found = await forcer.with_logprobs(masks, found)
             return found
 
-        async def embed(texts: Sequence[Answer]) -> list[Vector]:
-            vectors = self._files.vectors(unit, kind)
-            without = {answer.content_id for answer in texts} - vectors.keys()
-            _refuse([mask for mask, answer in answers.items() if answer.content_id in without])
-            return [vectors[answer.content_id] for answer in texts]
-
-        return Sources(ask, embed, forcer.force)
-
-
-def _refuse(masks: Collection[int]) -> None:
-    if masks:
-        raise _LackingError(masks)
-
-
-async def _refuse_likelihoods(
-    prompts: Sequence[tuple[int, ConversationSnapshot]], _forced: object, _top_k: int, _keep: KeepLikelihood
-) -> None:
-    _refuse([mask for mask, _ in prompts])
+        return Sources(ask, self._files.embedder(unit, kind, answers), forcer.force)
 
 
 def _text(answer: Answer | None) -> str | None:

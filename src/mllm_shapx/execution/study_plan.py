@@ -5,8 +5,7 @@ from typing import Any
 
 from mllm_shapx.config.loading import LoadedConfig
 from mllm_shapx.data.selection import Selection
-from mllm_shapx.errors import DatasetError
-from mllm_shapx.execution.dataset import open_selection, pinned
+from mllm_shapx.execution.dataset import naming, open_selection, pinned
 from mllm_shapx.execution.options import RunOptions
 from mllm_shapx.planning.plan import Plan, make_plan
 from mllm_shapx.planning.sweep import Sweep, expand
@@ -47,64 +46,40 @@ class CheckedConfig:
 
 
 def checked_config(loaded: LoadedConfig, *, dataset: bool, model: bool) -> CheckedConfig:
-    """Check the runs, encoders, and on request the dataset and the model of a config.
-
-    Args:
-        loaded: The config.
-        dataset: Whether to open the dataset and select rows.
-        model: Whether to check the model, or ask its server.
+    """Check a config's runs and encoders; on request its rows, and its model or the model's server.
 
     Raises:
         UsageError: When a part is unusable; the message names the config.
     """
     sweep = expand(loaded.experiment_set, str(loaded.path))
-    encoders = dict.fromkeys(run.embedding for run in sweep.runs if run.embedding is not None)
-    warnings = [*loaded.warnings, *sweep.warnings]
-    if encoders:
+    warnings: list[str | None] = [*loaded.warnings, *sweep.warnings]
+    for encoder in dict.fromkeys(run.embedding for run in sweep.runs if run.embedding is not None):
         from mllm_shapx.models.identity import check_encoder  # imports mllm_shap: takes a second
 
-        warnings += [text for config in encoders if (text := check_encoder(config, loaded.path)) is not None]
-    scorers = [run for run in sweep.runs if run.shap.value_function is not None]
-    if scorers:
-        from mllm_shapx.explaining.value_models import check_value_model
+        warnings.append(check_encoder(encoder, loaded.path))
+    for run in sweep.runs:
+        if run.shap.value_function is not None:
+            from mllm_shapx.explaining.value_models import check_value_model
 
-        found_models = dict.fromkeys(check_value_model(run, loaded.path) for run in scorers)
-        warnings += [text for text in found_models if text is not None]
+            warnings.append(check_value_model(run, loaded.path))
     rows = None
     if dataset:
-        selection = _selected(loaded, sweep)
+        with naming(loaded):
+            selection = _selection(loaded, sweep)
+            outlook = _outlook(loaded, sweep, selection)
+            outlook.refuse_hopeless(all_runs=False)
         rows = len(selection.rows)
-        warnings += [*selection.warnings, *_foreseen(loaded, sweep, selection)]
+        warnings += [*selection.warnings, *outlook.warnings()]
     found = None
     if model:
         from mllm_shapx.models.registry import check_model
 
         found = check_model(sweep.runs[0].model_settings, loaded.path)
-    return CheckedConfig(len(sweep.runs), rows, found, tuple(warnings))
+    return CheckedConfig(len(sweep.runs), rows, found, tuple(dict.fromkeys(filter(None, warnings))))
 
 
-@dataclass(frozen=True, slots=True)
-class DryRun:
-    """Summary of a call of `run`, without its work."""
-
-    to_make: int
-    """Samples that are neither on disk nor quarantined."""
-    samples: int
-    runs: int
-    rows: int
-    output_uri: str
-    warnings: tuple[str, ...]
-
-    def to_text(self) -> str:
-        """Return it as a sentence."""
-        return (
-            f"would make {self.to_make:,} of {self.samples:,} samples, of {self.runs:,} run(s) "
-            f"and {self.rows:,} row(s), in {self.output_uri}"
-        )
-
-
-def dry_run(loaded: LoadedConfig, options: RunOptions) -> DryRun:
-    """Return the work of `run` with these options, without doing it.
+def dry_run(loaded: LoadedConfig, options: RunOptions) -> tuple[str, tuple[str, ...]]:
+    """Return what `run` would make with these options, as a sentence, and warnings.
 
     Raises:
         UsageError: When `run` would refuse the call.
@@ -114,26 +89,19 @@ def dry_run(loaded: LoadedConfig, options: RunOptions) -> DryRun:
     study, warnings = prepare(loaded, options)
     outlook = Outlook(study.output_uri, study.runs, study.rows, study.players)
     outlook.refuse_hopeless(all_runs=True)
-    check_output(study, options)
+    check_output(study)
     there = standing(study.output_uri, study.runs, study.rows, study.players)
-    samples = len(study.runs) * len(study.rows)
+    runs, rows = len(study.runs), len(study.rows)
     kept = 0 if there is None or options.overwrite else there.samples_done + there.samples_failed
-    return DryRun(
-        to_make=samples - kept,
-        samples=samples,
-        runs=len(study.runs),
-        rows=len(study.rows),
-        output_uri=study.output_uri,
-        warnings=(*warnings, *outlook.warnings()),
+    text = (
+        f"would make {runs * rows - kept:,} of {runs * rows:,} samples, of {runs:,} run(s) and {rows:,} "
+        f"row(s), in {study.output_uri}"
     )
+    return text, (*warnings, *outlook.warnings())
 
 
 def study_plan(loaded: LoadedConfig, *, skip_data: bool = False) -> StudyPlan:
-    """Return the plan of a config.
-
-    Args:
-        loaded: The config.
-        skip_data: Do not read the dataset; the plan then has runs but no figures.
+    """Return the plan of a config; with `skip_data`, without the figures that its rows decide.
 
     Raises:
         UsageError: When the runs contradict each other or the dataset cannot be used.
@@ -143,41 +111,26 @@ def study_plan(loaded: LoadedConfig, *, skip_data: bool = False) -> StudyPlan:
     if skip_data:
         plan = make_plan(settings.experiment_set_id, sweep.runs, None, None, [])
         return StudyPlan(plan, None, (*loaded.warnings, *sweep.warnings))
-    chosen = _selected(loaded, sweep)
-    uri = join_uri(settings.output_root, settings.experiment_set_id)
-    notes = Outlook(uri, sweep.runs, chosen.rows, chosen.players).large_games()
+    with naming(loaded):
+        chosen = _selection(loaded, sweep)
+    notes = _outlook(loaded, sweep, chosen).large_games()
     return StudyPlan(
         make_plan(settings.experiment_set_id, sweep.runs, chosen.rows, chosen.players, notes),
-        standing(uri, sweep.runs, chosen.rows, chosen.players),
+        standing(_uri(loaded), sweep.runs, chosen.rows, chosen.players),
         (*loaded.warnings, *sweep.warnings, *chosen.warnings),
     )
 
 
-def _selected(loaded: LoadedConfig, sweep: Sweep) -> Selection:
-    """Return a config's selected rows, from the dataset at the commit of its results.
+def _uri(loaded: LoadedConfig) -> str:
+    return join_uri(loaded.experiment_set.output_root, loaded.experiment_set.experiment_set_id)
 
-    Raises:
-        DatasetError: When the dataset cannot be used; the message names the config.
-    """
+
+def _selection(loaded: LoadedConfig, sweep: Sweep) -> Selection:
+    """Return a config's selected rows, from the dataset at the commit of its results."""
     settings = loaded.experiment_set
-    dataset = pinned(settings.dataset, join_uri(settings.output_root, settings.experiment_set_id), sweep.runs)
-    try:
-        return open_selection(loaded, sweep, dataset, settings.selection)[1]
-    except DatasetError as error:
-        raise DatasetError(f"{loaded.path}: {error}") from error
+    dataset = pinned(settings.dataset, _uri(loaded), sweep.runs)
+    return open_selection(loaded, sweep, dataset, settings.selection)[1]
 
 
-def _foreseen(loaded: LoadedConfig, sweep: Sweep, selection: Selection) -> list[str]:
-    """Return warnings on rows that cannot be explained or take very long.
-
-    Raises:
-        DatasetError: When a run can explain no row.
-    """
-    settings = loaded.experiment_set
-    uri = join_uri(settings.output_root, settings.experiment_set_id)
-    outlook = Outlook(uri, sweep.runs, selection.rows, selection.players)
-    try:
-        outlook.refuse_hopeless(all_runs=False)
-    except DatasetError as error:
-        raise DatasetError(f"{loaded.path}: {error}") from error
-    return outlook.warnings()
+def _outlook(loaded: LoadedConfig, sweep: Sweep, selection: Selection) -> Outlook:
+    return Outlook(_uri(loaded), sweep.runs, selection.rows, selection.players)

@@ -16,10 +16,8 @@ from typing import Concatenate, Protocol
 from mllm_shap import ConversationSnapshot
 
 from mllm_shapx.errors import RowError, StudyError, first_of
-from mllm_shapx.execution.answers import vector_kind
+from mllm_shapx.execution.answers import HeldUnit, vector_kind
 from mllm_shapx.execution.coordinator import Coordinator
-from mllm_shapx.execution.environment import environment_of
-from mllm_shapx.execution.held import HeldUnit
 from mllm_shapx.execution.helping import HelpOffer, HelpReply, HelpTask
 from mllm_shapx.execution.loading import (
     DeviceLostError,
@@ -32,8 +30,9 @@ from mllm_shapx.execution.loading import (
     load_all,
     load_study_model,
 )
-from mllm_shapx.execution.messages import Answers, Beat, LeaseReply, Study, UnitFailure, WorkerInfo
+from mllm_shapx.execution.messages import Beat, LeaseReply, Study, UnitFailure, WorkerInfo
 from mllm_shapx.execution.row_answers import OnAnswer, RowAnswerer
+from mllm_shapx.execution.spec_content import environment_of
 from mllm_shapx.explaining.similarity import Embedder, Vector
 from mllm_shapx.explaining.unit import RowExplainer
 from mllm_shapx.models.base import Answer, EngineStoppedError, ModelReport
@@ -63,12 +62,8 @@ class Desk(Protocol):
 class Worker:
     """Explains units until the coordinator has none left.
 
-    Args:
-        worker: Its name, unique in the study.
-        study: The study.
-        desk: The connection to the coordinator.
-        load: Loads the model.
-        shelf: Used instead of `load`; keeps the model for the next study if all went well.
+    `worker` is its name, unique in the study. A `shelf` is used instead of `load`; it keeps the model for the
+    next study if all went well.
     """
 
     def __init__(
@@ -87,7 +82,9 @@ class Worker:
         self._shelf = shelf
         self._held: dict[str, HeldUnit] = {}
         self._generated: dict[str, int] = {}
-        self._flight = Flight(study.rows_in_flight, self._batch_size, lambda: self._loaded.engine.most_rows)
+        self._flight = Flight(
+            study.options.rows_in_flight, self._batch_size, lambda: self._loaded.engine.most_rows
+        )
         self._group: asyncio.TaskGroup | None = None
         self._ask_for_more_at = 0.0
         self._asking = asyncio.Lock()
@@ -177,9 +174,9 @@ class Worker:
         """Take and explain one more unit, if there is one."""
         reply, held = await self._ask(further=True)
         self._obey(reply)
-        self._ask_for_more_at = time.monotonic() + (0.0 if reply.lease is not None else IDLE_S)
-        if reply.lease is not None and held is not None:
-            await self._explain(held, reply.lease.known)
+        self._ask_for_more_at = time.monotonic() + (0.0 if held is not None else IDLE_S)
+        if held is not None:
+            await self._explain(held)
 
     async def _work(self) -> None:
         """Take units one after another."""
@@ -187,10 +184,10 @@ class Worker:
         while not self._stopping.is_set():
             reply, held = await self._ask()
             self._obey(reply)
-            if reply.order == "stop" or (self._draining and reply.lease is None):
+            if reply.order == "stop" or (self._draining and held is None):
                 return
-            if reply.lease is not None and held is not None:
-                await self._explain(held, reply.lease.known)
+            if held is not None:
+                await self._explain(held)
             elif reply.help is not None:
                 await self._help(reply.help)
             else:
@@ -208,9 +205,9 @@ class Worker:
             reply = await self._desk.call(Coordinator.lease, self._me, tuple(self._held))
             if reply.lease is None:
                 return reply, None
-            unit = reply.lease.unit
-            held = self._held[unit.unit_id] = HeldUnit(unit)
-            self._flight.begin(unit.unit_id, unit.cost)
+            held = HeldUnit(reply.lease)
+            self._held[held.unit.unit_id] = held
+            self._flight.begin(held.unit.unit_id, held.unit.cost)
             return reply, held
 
     def _obey(self, reply: LeaseReply) -> None:
@@ -225,10 +222,10 @@ class Worker:
 
     # --- explaining a unit
 
-    async def _explain(self, held: HeldUnit, known: Answers) -> None:
+    async def _explain(self, held: HeldUnit) -> None:
         """Explain one unit. Errors of its row are reported, not raised."""
         unit = held.unit
-        held.task = asyncio.create_task(self._explain_unit(held, known))
+        held.task = asyncio.create_task(self._explain_unit(held))
         try:
             await asyncio.shield(held.task)
         except asyncio.CancelledError:
@@ -251,14 +248,14 @@ class Worker:
             free_memory(self._study.runtime, self._ended_units)
         self._take_more()
 
-    async def _explain_unit(self, held: HeldUnit, known: Answers) -> None:
+    async def _explain_unit(self, held: HeldUnit) -> None:
         unit = held.unit
         runs = [self._study.run(name) for name in unit.run_names]
         explainer = held.explainer = await asyncio.to_thread(self._loaded.open_row, unit.row_index, runs[0])
         possible = [run for run in runs if not run.is_hopeless(explainer.num_players)]
         self._flight.begin(unit.unit_id, expected_answers(possible, explainer.num_players))
         self._take_more()
-        await asyncio.to_thread(known.give_to, explainer.coalitions)
+        await asyncio.to_thread(held.known.give_to, explainer.coalitions)
         failed: dict[str, Exception] = {}
         for run in runs:
             try:
@@ -380,7 +377,7 @@ class Worker:
             await asyncio.sleep(BEAT_S)
             await self._send_beat()
             for held in list(self._held.values()):
-                if time.monotonic() - held.flushed_at >= self._study.flush_s:
+                if time.monotonic() - held.flushed_at >= self._study.options.flush_s:
                     await self._flush_unit(held)
 
     async def _send_beat(self) -> None:

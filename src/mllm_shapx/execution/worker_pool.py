@@ -65,11 +65,7 @@ class WorkerPool:
     """The actors of the workers.
 
     Args:
-        study: The study.
         load: Loads the model in a worker's process.
-        coordinator: The connection to the coordinator.
-        resources: Number of workers, and CPUs and GPUs of each.
-        stall_s: Seconds without progress after which a worker is replaced.
         say: Shows a line to the user.
         idle: Workers of earlier studies; takes this study's workers at its end. None to end them.
     """
@@ -81,7 +77,6 @@ class WorkerPool:
         coordinator: CoordinatorClient,
         *,
         resources: WorkerResources,
-        stall_s: float,
         say: Callable[[str], None],
         idle: IdleWorkers | None = None,
     ) -> None:
@@ -91,7 +86,7 @@ class WorkerPool:
         self._load = load
         self._coordinator = coordinator
         self._resources = resources
-        self._stall_s = stall_s
+        self._stall_s = study.options.stall_s
         self._say = say
         self._here = ray.get_runtime_context().get_node_id()
         self._members: dict[str, _Member] = {}
@@ -103,24 +98,18 @@ class WorkerPool:
 
     def grow(self, wanted: int) -> None:
         """Start workers until there are `wanted`, or no free place is left."""
+        cpus, gpus = self._resources.cpus, self._resources.gpus
+        new = ray.remote(WorkerActor).options(
+            num_cpus=cpus, num_gpus=gpus, max_restarts=0, scheduling_strategy="SPREAD"
+        )
         while len(self._members) < min(wanted, self._resources.workers):
             self._started += 1
             name = f"worker-{self._started}"
             kept = self._idle.take(self._key) if self._idle is not None else None
-            actor = kept or self._new_actor()
+            actor = kept or new.remote(self._load, keeps_model=self._idle is not None)
             work = actor.run.remote(name, self._study_ref, self._coordinator.actor)
-            member = _Member(name, actor, work, actor.place.remote(), is_kept=kept is not None)
-            self._members[name] = member
-
-    def _new_actor(self) -> Any:
-        options = {
-            "num_cpus": self._resources.cpus,
-            "num_gpus": self._resources.gpus,
-            "max_restarts": 0,
-            "scheduling_strategy": "SPREAD",
-        }
-        worker = ray.remote(WorkerActor).options(**options)
-        return worker.remote(self._load, keeps_model=self._idle is not None)
+            place = actor.place.remote()
+            self._members[name] = _Member(name, actor, work, place, is_kept=kept is not None)
 
     def look(self) -> None:
         """Wait for a tick; remove ended workers, and record the nodes of new ones.
@@ -142,11 +131,7 @@ class WorkerPool:
                 self._release(member)
 
     def _has_ended(self, member: _Member) -> bool:
-        """Return whether a worker whose reference is ready has ended; report a loss.
-
-        Raises:
-            ShapxError: When the model or the dataset cannot be loaded, or workers die before they have.
-        """
+        """Return whether a worker whose reference is ready has ended; report a loss."""
         try:
             ray.get(member.run)
         except ActorUnavailableError as error:
@@ -205,11 +190,7 @@ class WorkerPool:
             ray.kill(member.actor, no_restart=True)
 
     def _ask_again(self, member: _Member) -> bool:
-        """Check whether an unreachable worker is alive.
-
-        Returns:
-            False when it has been unreachable for too long, or its node is lost.
-        """
+        """Check an unreachable worker again; return False when that lasts too long, or its node is lost."""
         now = time.monotonic()
         member.unreachable_since = member.unreachable_since or now
         if now - member.unreachable_since > UNREACHABLE_S or self._is_node_lost(member):
@@ -240,11 +221,10 @@ class WorkerPool:
         """
         node_lost = "node has died" in str(error) or self._is_node_lost(member)
         has_died = isinstance(error, ActorDiedError) or isinstance(_cause(error), ServerDiedError)
-        is_crash = has_died and not _is_preempted(error) and not node_lost
-        detail = _describe(error, node_lost=node_lost)
+        is_crash = has_died and not getattr(error, "preempted", False) and not node_lost
+        detail = "its node was lost" if node_lost else _describe(error)
         if member.stuck:
-            detail = "it showed no progress and was replaced"
-            is_crash = True
+            is_crash, detail = True, "it showed no progress and was replaced"
         if member.name not in self._loaded and not node_lost and not member.is_kept:
             self._start_failures += 1
             allowed = LATER_START_FAILURES if self._loaded else START_FAILURES
@@ -293,37 +273,35 @@ class WorkerPool:
         node = _node(member.node_id)
         if node is None or not node["Alive"]:
             return True
+        if member.unreachable_since is None:
+            return False
         # Ray notices only after 15 s; the rows of the node's workers would wait that long.
-        return member.unreachable_since is not None and _is_refused(
-            node["NodeManagerAddress"], node["NodeManagerPort"]
-        )
+        address = node["NodeManagerAddress"], node["NodeManagerPort"]
+        try:
+            socket.create_connection(address, timeout=CONNECT_S).close()
+        except OSError as error:
+            return isinstance(error, ConnectionRefusedError)
+        return False
 
     def _replace_stuck(self, state: StudyState) -> None:
-        now = time.monotonic()
-        loading_too_long = {
-            member.name
-            for member in self._members.values()
-            if member.node_id is not None
-            and member.name not in self._loaded
-            and now - member.placed_at > max(self._stall_s, LOADING_S)
-        }
-        for name in sorted({*state.stalled, *loading_too_long}):
-            member = self._members.get(name)
-            if member is not None and not member.stuck:
-                member.stuck = True
-                self._say(f"{name} has shown no progress for {self._stall_s:g} s; it is replaced")
-                ray.kill(member.actor, no_restart=True)
+        placed_before = time.monotonic() - max(self._stall_s, LOADING_S)
+        for name, member in sorted(self._members.items()):
+            loads = member.node_id is not None and name not in self._loaded
+            if member.stuck or not (name in state.stalled or (loads and member.placed_at < placed_before)):
+                continue
+            member.stuck = True
+            self._say(f"{name} has shown no progress for {self._stall_s:g} s; it is replaced")
+            ray.kill(member.actor, no_restart=True)
 
 
 def _has_done_all(member: _Member) -> bool:
     """Return whether a worker ended because no work was left."""
     if member.unreachable_since is not None:
         return False
-    try:
+    with contextlib.suppress(RayError, ShapxError):
         ray.get(member.run, timeout=0)
-    except (RayError, ShapxError):
-        return False
-    return True
+        return True
+    return False
 
 
 def _node(node_id: str | None) -> dict[str, Any] | None:
@@ -331,30 +309,13 @@ def _node(node_id: str | None) -> dict[str, Any] | None:
     return next((node for node in ray.nodes() if node["NodeID"] == node_id), None)
 
 
-def _is_refused(host: str, port: int) -> bool:
-    """Return whether a port refuses a connection; False without a reply."""
-    try:
-        socket.create_connection((host, port), timeout=CONNECT_S).close()
-    except ConnectionRefusedError:
-        return True
-    except OSError:
-        return False
-    return False
-
-
-def _is_preempted(error: RayError) -> bool:
-    return bool(getattr(error, "preempted", False))
-
-
 def _cause(error: RayError) -> BaseException:
     """Return the exception that a worker raised; the error itself if Ray raised it."""
     return first_of(getattr(error, "cause", error))
 
 
-def _describe(error: RayError, *, node_lost: bool) -> str:
+def _describe(error: RayError) -> str:
     """Return in one line why a worker ended."""
-    if node_lost:
-        return "its node was lost"
     text = str(error).strip()
     if isinstance(error, RayTaskError):
         cause = _cause(error)

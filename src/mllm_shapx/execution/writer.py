@@ -1,13 +1,12 @@
 """The results of a study on disk: samples, failures, checkpoints, stored answers, the pace."""
 
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from mllm_shapx.execution.answers import AnswerFiles
-from mllm_shapx.execution.environment import record_environment, record_report
 from mllm_shapx.execution.messages import Answers, Study, UnitFailure, WorkerInfo
-from mllm_shapx.execution.tally import Tally
+from mllm_shapx.execution.spec_content import record_environment, record_report
 from mllm_shapx.explaining.coalitions import REUSED
 from mllm_shapx.models.base import ModelReport
 from mllm_shapx.planning.precision import loaded_warnings
@@ -23,7 +22,7 @@ OnSample = Callable[[SampleResult], None]
 
 
 @dataclass(slots=True)
-class _Run:
+class RunResults:
     """One run's files and rows."""
 
     records: RunRecords
@@ -38,6 +37,10 @@ class _Run:
     """Selected rows among `completed`. Cached: recounting is O(rows) for each state."""
     failed_now: int
     """The same for `failed`."""
+    coalitions: int
+    """Coalitions of the samples of selected rows."""
+    answers: int
+    """Answers that the model gave for these samples."""
 
 
 class ResultWriter:
@@ -46,11 +49,9 @@ class ResultWriter:
     Methods raise `StorageError` when a file cannot be written or read.
 
     Args:
-        study: The study.
         inspections: Inspection of each run's directory; None to inspect the directories now.
         on_sample: Called with each new sample, once it is on disk.
         note: Called with each message for the user, a sentence.
-        tally: Counts the written results.
     """
 
     def __init__(
@@ -59,22 +60,20 @@ class ResultWriter:
         inspections: Mapping[str, RunInspection] | None,
         on_sample: OnSample | None,
         note: Callable[[str], None],
-        tally: Tally,
     ) -> None:
         self.model_calls = 0
         """Written answers and likelihoods that the model gave since the start."""
         self._study = study
         self._on_sample = on_sample
         self._note = note
-        self._tally = tally
         self._storage = open_storage(study.output_uri)
         self._rows = frozenset(study.rows)
-        self._runs = {run.name: self._open(run.name, inspections) for run in study.runs}
+        self.runs = {run.name: self._open(run.name, inspections) for run in study.runs}
         self._answers: AnswerFiles | None = None
         self._environments: set[str] = set()
         self._model_notes: set[str] = set()
 
-    def _open(self, name: str, inspections: Mapping[str, RunInspection] | None) -> _Run:
+    def _open(self, name: str, inspections: Mapping[str, RunInspection] | None) -> RunResults:
         records = RunRecords(self._storage, name)
         if inspections is None:
             inspection = records.inspect(self._study.rows)
@@ -82,8 +81,8 @@ class ResultWriter:
                 self._note(note)
         else:
             inspection = inspections[name]
-        self._tally.begin(name, inspection.calls, self._study.rows)
-        return _Run(
+        calls = [counts for row, counts in inspection.calls.items() if row in self._rows]
+        return RunResults(
             records,
             records.checkpoint_writer(self._study.rows, inspection),
             completed=set(inspection.completed),
@@ -92,33 +91,15 @@ class ResultWriter:
             failure_files=set(inspection.attempts),
             done_now=len(inspection.completed & self._rows),
             failed_now=len(inspection.failed & self._rows),
+            coalitions=sum(coalitions for coalitions, _ in calls),
+            answers=sum(answers for _, answers in calls),
         )
 
     # --- state
 
-    @property
-    def completed(self) -> dict[str, Collection[int]]:
-        """Return run -> rows with a sample."""
-        return {name: run.completed for name, run in self._runs.items()}
-
-    @property
-    def failed(self) -> dict[str, Collection[int]]:
-        """Return run -> quarantined rows."""
-        return {name: run.failed for name, run in self._runs.items()}
-
-    @property
-    def done_now(self) -> dict[str, int]:
-        """Return run -> selected rows with a sample."""
-        return {name: run.done_now for name, run in self._runs.items()}
-
-    @property
-    def failed_now(self) -> dict[str, int]:
-        """Return run -> selected quarantined rows."""
-        return {name: run.failed_now for name, run in self._runs.items()}
-
     def attempts(self, unit: WorkUnit) -> int:
         """Return the attempts of a unit in earlier calls."""
-        return max(self._runs[name].attempts.get(unit.row_index, 0) for name in unit.run_names)
+        return max(self.runs[name].attempts.get(unit.row_index, 0) for name in unit.run_names)
 
     def known(self, unit: WorkUnit) -> Answers:
         """Return the stored answers of a unit."""
@@ -143,9 +124,8 @@ class ResultWriter:
         if environment is None or environment.id in self._environments:
             return
         self._environments.add(environment.id)
-        counts = [(run.records, len(run.completed)) for run in self._runs.values()]
-        warning = record_environment(counts, environment)
-        if warning is not None:
+        counts = [(run.records, len(run.completed)) for run in self.runs.values()]
+        if (warning := record_environment(counts, environment)) is not None:
             self._note(warning)
 
     def record_report(self, report: ModelReport) -> None:
@@ -154,11 +134,11 @@ class ResultWriter:
             if note not in self._model_notes:
                 self._model_notes.add(note)
                 self._note(f"note: {note}")
-        record_report((run.records for run in self._runs.values()), report)
+        record_report((run.records for run in self.runs.values()), report)
 
     def write_sample(self, sample: SampleResult) -> None:
         """Write a sample, unless the row has one, and add it to the checkpoint."""
-        row, run = sample.row_index, self._runs[sample.run_name]
+        row, run = sample.row_index, self.runs[sample.run_name]
         if row in run.completed:
             return
         run.records.write_sample(sample)
@@ -166,7 +146,8 @@ class ResultWriter:
             run.records.clear_failure(row)
             run.failure_files.discard(row)
         run.completed.add(row)
-        self._tally.written(sample)
+        run.coalitions += sample.n_calls
+        run.answers += sample.model_calls
         if row in run.failed:
             run.failed.discard(row)
             run.failed_now -= row in self._rows
@@ -180,17 +161,9 @@ class ResultWriter:
         """Write a unit's new answers; with the last ones, pack all into one file."""
         if self._answers is None:
             return
-        notes: tuple[str, ...] = ()
-        if is_last:
-            notes += self._answers.close(unit, answers)
-        elif answers.by_mask:
-            self._answers.add(unit, answers)
+        notes = self._answers.write(unit, answers, is_last=is_last)
         self.model_calls += sum(stored.asked_by != REUSED for stored in answers.by_mask.values())
         self.model_calls += len(answers.likelihoods)
-        if answers.likelihoods:
-            notes += self._answers.add_likelihoods(unit, answers)
-        if answers.vectors:
-            notes += self._answers.add_vectors(unit, answers)
         for note in notes:
             self._note(note)
 
@@ -201,14 +174,13 @@ class ResultWriter:
         *,
         attempts: int,
         quarantined: bool,
-        worker: str,
-        node: str | None,
-        log_tail: tuple[str, ...] = (),
+        by: WorkerInfo,
+        log_tail: tuple[str, ...],
     ) -> None:
-        """Write the failure of a unit's runs, one file per run."""
+        """Write the failure of a unit's runs in the worker `by`, one file per run."""
         row = unit.row_index
         for name in failure.run_names:
-            run = self._runs[name]
+            run = self.runs[name]
             run.records.write_failure(
                 FailureRecord(
                     row_index=row,
@@ -217,8 +189,8 @@ class ResultWriter:
                     message=failure.message,
                     attempts=attempts,
                     quarantined=quarantined,
-                    node=node,
-                    worker=worker,
+                    node=by.node or None,
+                    worker=by.worker,
                     traceback=failure.traceback,
                     log_tail=log_tail,
                     at=time.time(),
@@ -234,7 +206,7 @@ class ResultWriter:
 
     def write_checkpoints(self, *, all_of_them: bool) -> None:
         """Write the checkpoints that are due, or all of them."""
-        for run in self._runs.values():
+        for run in self.runs.values():
             if all_of_them:
                 run.checkpoint.write()
             else:

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from mllm_shapx.planning.costs import AnswerCost
+from mllm_shapx.execution.forecast import AnswerCost
 
 
 @pytest.mark.parametrize("seed", range(3))
