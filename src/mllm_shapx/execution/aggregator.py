@@ -8,7 +8,7 @@ from mllm_shapx.records.results import SampleResult
 from mllm_shapx.records.runs import RunInspection, RunRecords
 from mllm_shapx.records.storage import Storage, open_storage
 from mllm_shapx.records.summary import N_CONSTANT
-from mllm_shapx.reporting.against_exact import AGAINST_EXACT, against_exact
+from mllm_shapx.reporting.comparison import AGAINST_EXACT, against_exact
 from mllm_shapx.tracking.trackers import Trackers
 
 

@@ -5,7 +5,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mllm_shapx.reporting.study_figures import BINS, RunSeries, StudyFigures, quantiles
+import numpy as np
+
+from mllm_shapx.reporting.study_figures import BINS, RunSeries, StudyFigures
 
 type Spec = dict[str, Any]
 
@@ -238,7 +240,7 @@ def _values(runs: Sequence[RunSeries]) -> Chart | None:
     for run in runs:
         if not run.values:
             continue
-        low, first, middle, third, high = quantiles(run.values, (0.05, 0.25, 0.5, 0.75, 0.95))
+        low, first, middle, third, high = np.quantile(run.values, (0.05, 0.25, 0.5, 0.75, 0.95)).tolist()
         tip = (
             f"{run.name}: 5% {low:.3g}, 25% {first:.3g}, median {middle:.3g}, 75% {third:.3g}, 95% {high:.3g}"
         )

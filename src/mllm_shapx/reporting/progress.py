@@ -100,10 +100,13 @@ class ProgressReporter:
 
 def is_interactive(stream: TextIO) -> bool:
     """Return whether a live display makes sense: a terminal that can move its cursor and draw a bar."""
-    if stream.closed or not stream.isatty():
-        return False
-    knows_unicode = (getattr(stream, "encoding", None) or "").lower().startswith("utf")
-    return knows_unicode and os.environ.get("TERM", "").lower() not in {"", "dumb", "unknown"}
+    return is_capable(stream) and (getattr(stream, "encoding", None) or "").lower().startswith("utf")
+
+
+def is_capable(stream: TextIO) -> bool:
+    """Return whether the stream is a terminal that takes control sequences."""
+    is_dumb = os.environ.get("TERM", "").lower() in {"", "dumb", "unknown"}
+    return not stream.closed and stream.isatty() and not is_dumb
 
 
 class _View(Protocol):
