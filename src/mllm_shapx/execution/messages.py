@@ -17,7 +17,7 @@ from mllm_shapx.planning.runs import RunSpec
 from mllm_shapx.planning.units import WorkUnit, plan_units
 from mllm_shapx.records.environments import Environment
 from mllm_shapx.records.likelihood import Likelihood, LikelihoodKey
-from mllm_shapx.tracking.tracker import Placed
+from mllm_shapx.tracking.tracker import Backend
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ class Study:
     model_commit: str
     """Hub commit, or digest of the directory."""
     runtime: RuntimeConfig
-    trackers: tuple[Placed, ...] = ()
+    trackers: tuple[Backend, ...] = ()
     max_attempts: int = 3
     failures_allowed: int | None = None
     """Samples that may be quarantined in this call before it stops early; None for any number."""
