@@ -1,4 +1,4 @@
-"""What a running command says to programs: one JSON object a line (docs/running.md, Events)."""
+"""Events of a running command for programs: one JSON object a line (docs/running.md, Events)."""
 
 import json
 import threading
@@ -13,7 +13,7 @@ Kind = Literal["started", "progress", "message", "outcome", "error"]
 
 
 class Events:
-    """Writes events to a stream. May be called from several threads; a stream that fails is left alone.
+    """Writes events to a stream. May be called from several threads.
 
     Args:
         stream: Where to write, usually `sys.stdout`.
@@ -37,8 +37,12 @@ class Events:
             self._stream.write(text + "\n")
             self._stream.flush()
 
-    def progress(self, progress: StudyProgress, per_second: float | None) -> None:
-        """Write how far the study is."""
+    def message(self, text: str) -> None:
+        """Write a message."""
+        self.write("message", text=text)
+
+    def progress(self, progress: StudyProgress, rate: float | None) -> None:
+        """Write the progress of the study."""
         self.write(
             "progress",
             samples_done=progress.samples_done,
@@ -46,7 +50,7 @@ class Events:
             samples_total=progress.samples_total,
             coalitions_done=progress.coalitions_done,
             coalitions_total=progress.coalitions_total,
-            coalitions_per_second=per_second,
+            coalitions_per_second=rate,
             model_calls=progress.model_calls,
             store_hits=progress.store_hits,
             elapsed_s=progress.elapsed_s,
