@@ -47,8 +47,7 @@ def export(
         StorageError: When the file cannot be written.
     """
     study = open_study(directory)
-    name = f"{study.storage.uri.rstrip('/').rpartition('/')[2]}.{form}"
-    output = new_output(study.storage, output, name, overwrite=overwrite)
+    output = new_output(study.storage, output, f"{study.folder}.{form}", overwrite=overwrite)
     lines = _Lines(study)
     with table_file(output, form, table_of(())) as write:
         for some in batched(lines, _AT_ONCE):

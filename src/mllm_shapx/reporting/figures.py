@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mllm_shapx.reporting.charts import PAPER, charts
-from mllm_shapx.reporting.drawing import pdf, svg
 from mllm_shapx.reporting.html import refuse_changed_rows
 from mllm_shapx.reporting.output import refuse_inside, write_output
 from mllm_shapx.reporting.reading import open_study
@@ -52,8 +51,8 @@ def write_figures(directory: str, folder: Path, *, accept_changed_rows: bool = F
     figures = study_figures(study)
     contents: dict[str, bytes] = {}
     for chart in charts(figures, PAPER):
-        contents[f"{chart.name}.svg"] = svg(chart.spec).encode()
-        contents[f"{chart.name}.pdf"] = pdf(chart.spec)
+        contents[f"{chart.name}.svg"] = chart.svg().encode()
+        contents[f"{chart.name}.pdf"] = chart.pdf()
     if errors := figures.errors():
         table = _table(errors)
         contents["errors.csv"] = table.to_csv(index=False, lineterminator="\n").encode(errors="replace")
