@@ -11,7 +11,7 @@ from mllm_shapx.records.progress import ProgressNote, read_progress
 from mllm_shapx.records.storage import LocalStorage
 from mllm_shapx.reporting.grid import grid, names, numbers, words
 from mllm_shapx.reporting.reading import RunFiles, open_study
-from mllm_shapx.reporting.timing import format_duration, format_rate
+from mllm_shapx.reporting.timing import count_workers, format_duration, format_rate
 
 State = Literal["done", "done, some failed", "under way", "stopped", "not begun", "unknown"]
 
@@ -232,7 +232,7 @@ def _calls(run: RunFiles, note: ProgressNote | None) -> tuple[int | None, int | 
 
 
 def _pace_in_words(note: ProgressNote, now: float) -> str:
-    parts = ["one worker" if note.workers == 1 else f"{note.workers} workers"]
+    parts = [count_workers(note.workers)]
     if note.coalitions_per_second:
         parts.append(f"{format_rate(note.coalitions_per_second)} coalitions")
     if note.store_hits:

@@ -144,3 +144,8 @@ def format_rate(per_second: float) -> str:
         return f"{per_second:.1f}/s"
     per_minute = per_second * 60.0
     return f"{per_minute:.0f}/min" if per_minute >= 10.0 else f"{per_minute:.1f}/min"  # noqa: PLR2004
+
+
+def count_workers(count: int | None) -> str:
+    """Return a number of workers in words."""
+    return "one worker" if count == 1 else f"{count} workers"
