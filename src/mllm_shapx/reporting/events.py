@@ -4,10 +4,11 @@ import json
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any, Literal, TextIO
 
 from mllm_shapx.plaintext import printable_json, redacted
-from mllm_shapx.reporting.study_progress import StudyProgress
+from mllm_shapx.reporting.study_progress import StudyProgress, WorkerProgress
 
 Kind = Literal["started", "progress", "message", "outcome", "error"]
 
@@ -56,21 +57,13 @@ class Events:
             elapsed_s=progress.elapsed_s,
             seconds_left=progress.eta_s,
             workers_busy=progress.busy_workers,
-            workers=[
-                {
-                    "name": worker.name,
-                    "node": worker.node,
-                    "device": worker.device,
-                    "rows": list(worker.rows),
-                    "coalitions_per_second": worker.per_second,
-                    "gpu_memory_used": None if worker.gpu_memory is None else worker.gpu_memory[0],
-                    "gpu_memory_total": None if worker.gpu_memory is None else worker.gpu_memory[1],
-                    "waiting_for": worker.waiting_for,
-                }
-                for worker in progress.worker_list
-            ],
-            runs=[
-                {"name": run.name, "done": run.done, "failed": run.failed, "total": run.total}
-                for run in progress.runs
-            ],
+            workers=[_worker(worker) for worker in progress.worker_list],
+            runs=[asdict(run) for run in progress.runs],
         )
+
+
+def _worker(worker: WorkerProgress) -> dict[str, Any]:
+    data = asdict(worker)
+    data["coalitions_per_second"] = data.pop("per_second")
+    data["gpu_memory_used"], data["gpu_memory_total"] = data.pop("gpu_memory") or (None, None)
+    return data
