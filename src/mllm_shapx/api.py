@@ -21,8 +21,8 @@ from mllm_shapx.execution.signals import StopNow, StopRequest
 from mllm_shapx.planning.plan import Plan
 from mllm_shapx.records.results import SampleResult
 from mllm_shapx.records.shards import Shard
+from mllm_shapx.reporting.export import players_of, values_table
 from mllm_shapx.reporting.reading import RunFiles, StudyFiles, open_study
-from mllm_shapx.reporting.values_table import players_of, values_table
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -18,7 +18,7 @@ from mllm_shapx.cli import main
 from mllm_shapx.records.runs import RunRecords
 from mllm_shapx.records.storage import open_storage
 from mllm_shapx.records.summary import SampleMetrics
-from mllm_shapx.reporting.against_exact import AGAINST_EXACT, against_exact
+from mllm_shapx.reporting.comparison import AGAINST_EXACT, against_exact
 from mllm_shapx.reporting.reading import open_study
 
 SOURCE = Path(mllm_shapx.__file__).parent

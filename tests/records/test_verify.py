@@ -40,7 +40,7 @@ def test_a_sound_directory_is_sound_from_the_sets_folder_and_from_the_runs_and_i
     CoalitionStore(LocalStorage(tmp_path / "set")).merge(4, "aa", StoreHeader({}), {1: Answer("x")})
     before = files_below(tmp_path)
     report = verify([str(tmp_path / "set")])
-    assert report.problems == ()
+    assert report.problems == []
     assert report.ok
     assert [(run.planned, run.completed, run.failed) for run in report.runs] == [(4, 4, 0)] * 2
     assert report.text() == "2 run(s), 8 sample(s), 0 quarantined row(s): all sound"
@@ -57,7 +57,7 @@ def test_summaries_and_samples_of_earlier_versions_are_sound_without_the_constan
     _edit_json(tmp_path / records.layout.summary, lambda data: data.pop("n_constant"))
     report = verify([str(tmp_path)])
     assert report.ok, report.text()
-    assert report.warnings == (), "samples that do not say how many answers they saw are not judged"
+    assert report.warnings == [], "samples that do not say how many answers they saw are not judged"
 
 
 def test_a_wrong_number_of_constant_rows_is_a_problem(tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_quarantined_rows_are_accounted_for(tmp_path: Path) -> None:
     records.write_summary(summary.to_json())
     records.write_spec({**(records.read_spec() or {}), "selected_rows": selected_rows(rows)})
     report = verify([str(tmp_path)])
-    assert report.problems == ()
+    assert report.problems == []
     assert report.runs[0].failed == 1
 
 

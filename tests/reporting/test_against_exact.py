@@ -14,9 +14,9 @@ from small_study import Study
 from mllm_shapx.cli import main
 from mllm_shapx.records.runs import RunRecords
 from mllm_shapx.records.storage import open_storage
-from mllm_shapx.reporting.against_exact import against_exact
+from mllm_shapx.reporting.agreement import Obstacle
 from mllm_shapx.reporting.compare import compare
-from mllm_shapx.reporting.comparison import compare_runs
+from mllm_shapx.reporting.comparison import against_exact, compare_runs
 from mllm_shapx.reporting.html import report
 from mllm_shapx.reporting.reading import open_study
 from mllm_shapx.reporting.study_figures import study_figures
@@ -128,8 +128,8 @@ def test_rows_that_are_not_compared_are_counted_alike_everywhere(tmp_path: Path)
     assert summed is not None
     assert (summed["n_samples"], summed["n_left_out"]) == (2, 3)
     (compared,) = compare([str(directory)]).pairs
-    assert (compared.found.rows, compared.found.only_first) == (2, 1)
-    assert compared.found.left_out == 3 + compared.found.only_first
+    assert (compared.found.rows, compared.found.not_compared[Obstacle.ONLY_FIRST]) == (2, 1)
+    assert compared.found.left_out == 4
     _, run = compare_runs(open_study(str(directory)))
     assert (run.agreement.rows, run.agreement.left_out) == (2, 3)
     reasons = [

@@ -14,7 +14,7 @@ from small_study import untouched
 from mllm_shapx.cli import main
 from mllm_shapx.reporting.charts import PAPER, charts
 from mllm_shapx.reporting.reading import open_study
-from mllm_shapx.reporting.study_figures import quantiles, study_figures
+from mllm_shapx.reporting.study_figures import study_figures
 
 RUNS = {
     "exact": 0.0,
@@ -145,10 +145,3 @@ def test_what_cannot_be_written_is_refused_in_words(
     missing = CliRunner().invoke(main, ["report", str(study), "--figures", str(tmp_path / "out")])
     assert (missing.exit_code, "pip install 'mllm-shapx[plots]'" in missing.output) == (2, True)
     assert not (tmp_path / "out").exists()
-
-
-def test_quantiles_are_numpy_s() -> None:
-    values = [3.0, 1.0, 2.0, 10.0]
-    shares = (0.0, 0.05, 0.5, 0.75, 1.0)
-    assert quantiles(values, shares) == pytest.approx(list(np.quantile(values, shares)))
-    assert np.isnan(quantiles([], (0.5,))).all()

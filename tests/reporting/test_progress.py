@@ -19,13 +19,14 @@ from datetime import datetime
 from typing import TextIO
 
 from mllm_shapx.reporting.events import Events
-from mllm_shapx.reporting.progress import (
-    ProgressReporter,
+from mllm_shapx.reporting.progress import ProgressReporter, is_interactive
+from mllm_shapx.reporting.study_progress import (
     RunProgress,
     StudyProgress,
-    is_interactive,
+    WorkerProgress,
+    choose_runs,
+    plain_line,
 )
-from mllm_shapx.reporting.study_progress import WorkerProgress, choose_runs, plain_line
 
 STUDY = StudyProgress(
     runs=(RunProgress("exact", 30, 10), RunProgress("mc", 30, 8), RunProgress("cc", 60, 16)),
@@ -189,7 +190,8 @@ def test_plain_lines_come_at_intervals_and_only_with_news() -> None:
 def test_each_line_is_one_write_with_its_time() -> None:
     """A line is written whole, newline included, so that lines of other processes do not cut it."""
     setup = Setup()
-    setup.update(0.0, replace(STUDY, notes=("resumed: 3 samples were damaged",)))
+    setup.reporter.message("resumed: 3 samples were damaged")
+    setup.update(0.0, STUDY)
     setup.reporter.message("worker 2 died")
     assert len(setup.stream.writes) == 3
     for line in setup.stream.writes:
@@ -219,14 +221,6 @@ def test_the_end_is_not_written_twice() -> None:
     setup.update(0.5, replace(STUDY, runs=runs, elapsed_s=25.2))
     setup.reporter.close()
     assert len(setup.stream.writes) == 1
-
-
-def test_notes_are_shown_once() -> None:
-    """A note that stays in the progress is printed the first time only."""
-    setup = Setup()
-    for second in range(20):
-        setup.update(float(second), replace(STUDY, coalitions_done=second, notes=("coordinator restarted",)))
-    assert "".join(setup.stream.writes).count("coordinator restarted") == 1
 
 
 def test_rate_is_measured_from_the_updates() -> None:
@@ -286,7 +280,8 @@ def test_threads_do_not_mix_their_lines() -> None:
 
 LIVE = """
     import logging, sys, time
-    from mllm_shapx.reporting.progress import ProgressReporter, RunProgress, StudyProgress
+    from mllm_shapx.reporting.progress import ProgressReporter
+    from mllm_shapx.reporting.study_progress import RunProgress, StudyProgress
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     with ProgressReporter(sys.stderr, every_s=0.2) as reporter:
         for step in range(101):
@@ -343,7 +338,8 @@ def test_live_display_redraws_calmly_and_keeps_messages_whole() -> None:
 
 INSIDE_A_REDIRECT = """
     import contextlib, io, sys
-    from mllm_shapx.reporting.progress import ProgressReporter, RunProgress, StudyProgress
+    from mllm_shapx.reporting.progress import ProgressReporter
+    from mllm_shapx.reporting.study_progress import RunProgress, StudyProgress
     with ProgressReporter(sys.stderr) as reporter:
         with contextlib.redirect_stdout(io.StringIO()):
             reporter.update(StudyProgress((RunProgress("exact", 10, 10),), 10, 10, 5, 1, 0, 2.0, 0.0))

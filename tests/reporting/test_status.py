@@ -16,7 +16,8 @@ from mllm_shapx.records.lock import OutputLock
 from mllm_shapx.records.progress import ProgressNote, RunPace, write_progress
 from mllm_shapx.records.runs import RunRecords
 from mllm_shapx.records.storage import encode_json, open_storage
-from mllm_shapx.reporting.status import failures, status
+from mllm_shapx.reporting.failures import failures
+from mllm_shapx.reporting.status import status
 from mllm_shapx.reporting.watch import watch
 
 FAILED = {"exact": {6: "worker_died", 7: "no_players"}, "limited_mc_frac0_3": {6: "worker_died"}}

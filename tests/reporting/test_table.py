@@ -3,17 +3,21 @@
 import io
 import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from results_on_disk import PLANTED, make_sample, planted_word, text_entry, write_study
 from rich.cells import cell_len
+from small_study import Study
 
+from mllm_shapx.cli import main
 from mllm_shapx.errors import UsageError
 from mllm_shapx.records.results import AUDIO, USER, AudioPiece, ConversationEntry
 from mllm_shapx.records.runs import RunRecords
 from mllm_shapx.records.storage import open_storage
-from mllm_shapx.reporting.agreement import pearson
+from mllm_shapx.reporting.agreement import correlation
 from mllm_shapx.reporting.comparison import Mark, compare_runs, evenly
 from mllm_shapx.reporting.pieces import prompt_pieces, rank_of
 from mllm_shapx.reporting.reading import open_study
@@ -134,6 +138,7 @@ def test_rank_looks_past_case_and_punctuation() -> None:
 
 def test_pearson_is_the_textbook_one() -> None:
     """Correlation is 1 for a rising line, -1 for a falling one, and undefined for a constant."""
+    pearson = partial(correlation, method="linear")
     assert pearson([1.0, 2.0, 3.0], [2.0, 4.0, 6.0]) == pytest.approx(1.0)
     assert pearson([1.0, 2.0, 3.0], [3.0, 2.0, 1.0]) == pytest.approx(-1.0)
     assert pearson([1.0, 2.0, 4.0], [1.0, 3.0, 2.0]) == pytest.approx(0.3273268)
@@ -157,3 +162,15 @@ def test_values_are_written_with_the_digits_they_need() -> None:
 def test_colour_is_for_terminals() -> None:
     """What is no terminal gets no colour."""
     assert not wants_color(io.StringIO())
+
+
+def test_a_terminal_gets_colours_and_not_their_codes_as_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What `run --table` prints on a terminal has control sequences, none of them written out."""
+    monkeypatch.setattr("mllm_shapx.reporting.table.wants_color", lambda _: True)
+    study = Study(tmp_path, rows=1, words=3)
+    call = ["run", "--config", str(study.config), "--inline", "--table"]
+    output = CliRunner().invoke(main, call, color=True).output
+    assert "\x1b[1;30;42m" in output
+    assert "\\x1b" not in output

@@ -17,12 +17,12 @@ from typing import Any
 
 import httpx
 import pytest
-from tracking_kit import make_sample, silent_server
+from tracking_kit import TRACK_TWO_RUNS, make_sample, mlflow_tracker, records_of, silent_server
 
 from mllm_shapx.config.models import MlflowConfig
 from mllm_shapx.records.runs import RunRecords
 from mllm_shapx.records.storage import open_storage
-from mllm_shapx.tracking.mlflow import MlflowTracker, located
+from mllm_shapx.tracking.mlflow import located
 
 HERE = [str(Path(__file__).parents[1] / "support")]
 SPEC = {
@@ -64,7 +64,7 @@ def track(
 ) -> list[str]:
     """Start the run, write and log these rows, end; return the warnings."""
     warnings: list[str] = []
-    tracker = MlflowTracker(config, set_id, warn=warnings.append)
+    tracker = mlflow_tracker(config, set_id, warn=warnings.append)
     tracker.start("exact", SPEC, records=records, salt="1")
     for row in rows:
         records.write_sample(make_sample("exact", row))
@@ -136,7 +136,7 @@ def test_resumed_runs_continue_and_complete_the_same_run(store: MlflowConfig, re
     records.write_sample(make_sample("exact", 1))  # of a start without MLflow
     assert runs_of(store, "two")[0].info.status == "FAILED"
     warnings: list[str] = []
-    tracker = MlflowTracker(store, "two", warn=warnings.append)
+    tracker = mlflow_tracker(store, "two", warn=warnings.append)
     changed = {**SPEC, "rows_total": 9}
     tracker.start("exact", changed, records=records, salt="1")
     tracker.log_sample(replace(make_sample("exact", 5), runtime_sec=9.0))
@@ -148,19 +148,19 @@ def test_resumed_runs_continue_and_complete_the_same_run(store: MlflowConfig, re
     (run,) = runs_of(store, "two")
     assert run.info.status == "FINISHED"
     assert steps_of(store, run) == [(1, 5), (2, 1), (3, 6), (4, 5)]  # row 5 has other values at the end
-    fresh = MlflowTracker(store, "two")
-    fresh.start("exact", SPEC, salt="2")
+    fresh = mlflow_tracker(store, "two")
+    fresh.start("exact", SPEC, records=records, salt="2")
     fresh.close()
     assert len(runs_of(store, "two")) == 2
 
 
-def test_runs_stand_below_one_parent_if_asked(store: MlflowConfig) -> None:
+def test_runs_stand_below_one_parent_if_asked(store: MlflowConfig, tmp_path: Path) -> None:
     """With `nested_per_variant` the runs are children of one that is named after the set."""
     nested = store.model_copy(update={"nested_per_variant": True, "system_metrics_enabled": True})
     for _ in range(2):
-        tracker = MlflowTracker(nested, "nested")
+        tracker = mlflow_tracker(nested, "nested")
         for name in ("exact", "mc"):
-            tracker.start(name, {})
+            tracker.start(name, {}, records=records_of(tmp_path, name))
             tracker.finish(name, {})
         tracker.close()
     by_name = {run.info.run_name: run for run in runs_of(store, "nested")}
@@ -173,13 +173,12 @@ def test_runs_stand_below_one_parent_if_asked(store: MlflowConfig) -> None:
 DIE_WHILE_LOGGING = """
     import os, signal, sys, time
     sys.path[:0] = {path!r}
-    from tracking_kit import make_sample
+    from tracking_kit import make_sample, mlflow_tracker
     from mllm_shapx.config.models import MlflowConfig
     from mllm_shapx.records.runs import RunRecords
     from mllm_shapx.records.storage import open_storage
-    from mllm_shapx.tracking.mlflow import MlflowTracker
     records = RunRecords(open_storage({folder!r}), "exact")
-    tracker = MlflowTracker(MlflowConfig(tracking_uri={uri!r}), "killed")
+    tracker = mlflow_tracker(MlflowConfig(tracking_uri={uri!r}), "killed")
     tracker.start("exact", {{}}, records=records, salt="1")
     for row in range(80):
         records.write_sample(make_sample("exact", row))
@@ -220,31 +219,18 @@ def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str
     )
 
 
-TRACK_TWO_RUNS = """
-    import sys
-    from mllm_shapx.config.models import MlflowConfig
-    from mllm_shapx.tracking.mlflow import MlflowTracker, located
-    config = located({config}, {folder!r})
-    tracker = MlflowTracker(config, "study", warn=lambda text: print("WARNED", text))
-    for name in ("a", "b"):
-        tracker.start(name, {{}})
-        tracker.finish(name, {{}})
-    tracker.close()
-    print("IMPORTED", "mlflow" in sys.modules)
-"""
-
-
 def test_switched_off_does_not_import_mlflow(tmp_path: Path) -> None:
     """With tracking off in the block, mlflow is never imported."""
-    done = run_python(TRACK_TWO_RUNS.format(config="MlflowConfig(enabled=False)", folder=str(tmp_path)))
-    assert (done.stdout.split(), done.stderr) == (["IMPORTED", "False"], "")
+    blocks = {"wandb": {"enabled": False}, "mlflow": {"enabled": False}}
+    done = run_python(TRACK_TWO_RUNS.format(blocks=blocks, folder=str(tmp_path)))
+    assert (done.stdout.split(), done.stderr) == (["IMPORTED"], "")
 
 
 def test_missing_package_costs_one_warning(tmp_path: Path) -> None:
     """Where mlflow cannot be imported, two runs cost one warning that says what to install."""
     (tmp_path / "mlflow.py").write_text("raise ModuleNotFoundError(\"No module named 'mlflow'\")\n")
     path = os.pathsep.join([str(tmp_path), *sys.path])
-    code = TRACK_TWO_RUNS.format(config="MlflowConfig()", folder=str(tmp_path))
+    code = TRACK_TWO_RUNS.format(blocks={"wandb": {"enabled": False}, "mlflow": {}}, folder=str(tmp_path))
     done = run_python(code, PYTHONPATH=path)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.count("WARNED") == 1
@@ -263,16 +249,16 @@ def test_a_store_that_cannot_be_written_costs_one_warning(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_a_server_that_does_not_answer_never_blocks() -> None:
+def test_a_server_that_does_not_answer_never_blocks(tmp_path: Path) -> None:
     """While a server stays silent, logging returns at once; after the timeout it is one warning."""
     with silent_server() as port:
         # A config with a login is refused; the environment's address may have one.
         config = MlflowConfig().model_copy(update={"tracking_uri": f"http://user:sesame@127.0.0.1:{port}"})
         warnings: list[str] = []
-        tracker = MlflowTracker(config, "study", warn=warnings.append, timeout_s=2.0, close_timeout_s=40.0)
+        tracker = mlflow_tracker(config, "study", warn=warnings.append, timeout_s=2.0, close_timeout_s=40.0)
         began = time.monotonic()
         for number in range(20):
-            tracker.start(f"run{number}", {})
+            tracker.start(f"run{number}", {}, records=records_of(tmp_path, f"run{number}"))
             tracker.log_sample(make_sample(f"run{number}", 1))
         assert time.monotonic() - began < 1.0
         tracker.close()
@@ -345,7 +331,7 @@ def test_a_real_server_gets_each_sample_once_also_when_it_goes_away(
     port = free_port()
     warnings: list[str] = []
     config = MlflowConfig(tracking_uri=f"http://127.0.0.1:{port}")
-    tracker = MlflowTracker(config, "study", warn=warnings.append, timeout_s=5.0)
+    tracker = mlflow_tracker(config, "study", warn=warnings.append, timeout_s=5.0)
 
     def log(row: int) -> None:
         records.write_sample(make_sample("exact", row))

@@ -8,33 +8,20 @@ from types import ModuleType
 
 import pytest
 from small_study import Study
-from tracking_kit import make_sample
+from tracking_kit import make_sample, records_of
 from wandb_files import whole_history
 
 import mllm_shapx.tracking
 from mllm_shapx.config.models import ExperimentSet, TrackingBlock, WandbConfig
+from mllm_shapx.tracking.background import BackgroundTracker
 from mllm_shapx.tracking.trackers import placed_trackers
 from mllm_shapx.tracking.wandb import place
 
 JSON_LINES = """
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
-from mllm_shapx.tracking.background import BackgroundTracker
 from mllm_shapx.tracking.history import COUNTER, History
-
-
-@dataclass(frozen=True)
-class JsonLinesPlace:
-    folder: Path
-    set_id: str
-
-    def open(self, *, warn):
-        return BackgroundTracker(JsonLines(self.folder), self.set_id, warn=warn)
-
-    def hint(self):
-        return f"to read it: jq . {self.folder}/*.jsonl"
 
 
 class JsonLines:
@@ -49,6 +36,9 @@ class JsonLines:
 
     def close(self):
         (self.folder / "closed").touch()
+
+    def hint(self):
+        return f"to read it: jq . {self.folder}/*.jsonl"
 
 
 class JsonLinesRun:
@@ -72,7 +62,7 @@ class JsonLinesRun:
 
 
 def place(block, experiment_set_id, output_uri):
-    return JsonLinesPlace(Path(output_uri) / "json_lines", experiment_set_id)
+    return JsonLines(Path(output_uri) / "json_lines")
 """
 
 
@@ -115,7 +105,7 @@ def test_blocks_and_modules_have_the_same_names() -> None:
     experiment_set = ExperimentSet.model_validate(config)
     assert list(experiment_set.trackers) == ["wandb", "mlflow"]
     names = {type(each).__name__ for each in placed_trackers(experiment_set, "/data/study")}
-    assert names == {"WandbPlace", "MlflowPlace"}
+    assert names == {"Wandb", "Mlflow"}
     assert (
         placed_trackers(
             experiment_set.model_copy(update={"mlflow": None, "wandb": WandbConfig(enabled=False)}), "/x"
@@ -142,10 +132,11 @@ def test_the_command_that_is_printed_names_the_offline_runs(
     for name in ("study", "study2"):
         uri = str(tmp_path / name) if kind == "local" else f"memory://bucket/{name}"
         placed = place(offline, name, uri)
+        assert placed is not None
         assert placed.hint() is None
         warnings: list[str] = []
-        tracker = placed.open(warn=warnings.append)
-        tracker.start("exact", {})
+        tracker = BackgroundTracker(placed, name, warn=warnings.append)
+        tracker.start("exact", {}, records=records_of(tmp_path, name))
         tracker.log_sample(make_sample("exact", 1))
         tracker.finish("exact", {})
         tracker.close()

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-from tracking_kit import make_sample, silent_server
+from tracking_kit import TRACK_TWO_RUNS, make_sample, records_of, silent_server, wandb_tracker
 from wandb_files import history_of, read_records, whole_history
 
 from mllm_shapx.config.models import WandbConfig
@@ -24,7 +24,7 @@ from mllm_shapx.data.audio import encode_wav
 from mllm_shapx.records.runs import RunRecords
 from mllm_shapx.records.storage import open_storage
 from mllm_shapx.tracking.content import run_id, sample_metrics, without_secrets
-from mllm_shapx.tracking.wandb import WandbTracker, effective_mode
+from mllm_shapx.tracking.wandb import effective_mode
 
 HERE = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "support")]
 OFFLINE = WandbConfig(mode="offline", tags=("a-tag",))
@@ -43,15 +43,18 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_offline_runs_side_by_side(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Runs open at once in one process each leave a folder with config, samples, summary and artifact."""
     warnings: list[str] = []
-    tracker = WandbTracker(OFFLINE, "study", directory=tmp_path, warn=warnings.append)
+    tracker = wandb_tracker(OFFLINE, tmp_path, warn=warnings.append)
     names = ["exact", "limited_mc_ns50", "limited_cc_frac0_1"]
     for name in names:
-        tracker.start(name, {"name": name, "hf_token": "hf_verysecret", "budget": {"value": 1.0}})
+        spec = {"name": name, "hf_token": "hf_verysecret", "budget": {"value": 1.0}}
+        tracker.start(name, spec, records=records_of(tmp_path, name))
     for row in (7, 3):
         for name in names:
             tracker.log_sample(make_sample(name, row))
     for name in names:
-        tracker.finish(name, {"n_samples": 2, "runtime_sec_total": 1.0})
+        summary = {"n_samples": 2, "runtime_sec_total": 1.0}
+        records_of(tmp_path, name).write_summary(summary)
+        tracker.finish(name, summary)
     tracker.close()
 
     assert warnings == []
@@ -95,7 +98,7 @@ def records(tmp_path: Path) -> RunRecords:
 def track(folder: Path, records: RunRecords, *rows: int, finish: bool = False) -> list[str]:
     """Start the run, write and log these rows, end; return the warnings."""
     warnings: list[str] = []
-    tracker = WandbTracker(OFFLINE, "study", directory=folder, warn=warnings.append)
+    tracker = wandb_tracker(OFFLINE, folder, warn=warnings.append)
     tracker.start("exact", {}, records=records)
     for row in rows:
         records.write_sample(make_sample("exact", row))
@@ -121,7 +124,7 @@ def test_samples_that_no_history_has_are_logged_once(tmp_path: Path, records: Ru
     """Samples of a start without W&B, and such as were never handed over, are read from their files."""
     for row in (3, 1):
         records.write_sample(make_sample("exact", row))
-    tracker = WandbTracker(OFFLINE, "study", directory=tmp_path)
+    tracker = wandb_tracker(OFFLINE, tmp_path)
     tracker.start("exact", {}, records=records)
     tracker.log_sample(make_sample("exact", 3))  # known from its file already
     records.write_sample(make_sample("exact", 7))  # and never said
@@ -136,7 +139,7 @@ def test_samples_that_no_history_has_are_logged_once(tmp_path: Path, records: Ru
 def test_a_row_with_other_values_is_logged_again(tmp_path: Path, records: RunRecords) -> None:
     """A row done again is logged again when its values differ, not when only its time does."""
     assert track(tmp_path, records, 4) == []
-    again = WandbTracker(OFFLINE, "study", directory=tmp_path)
+    again = wandb_tracker(OFFLINE, tmp_path)
     again.start("exact", {}, records=records)
     again.log_sample(replace(make_sample("exact", 4), runtime_sec=9.0, model_calls=0))
     again.log_sample(make_sample("exact", 4, grand=2.0))
@@ -153,7 +156,7 @@ DIE_WHILE_LOGGING = """
     sys.path[:0] = {path!r}
     from test_wandb_tracker import *
     records = RunRecords(open_storage({folder!r}), "exact")
-    tracker = WandbTracker(OFFLINE, "study", directory=Path({folder!r}))
+    tracker = wandb_tracker(OFFLINE, Path({folder!r}))
     tracker.start("exact", {{}}, records=records)
     deadline = time.monotonic() + 60
     while tracker._session.open_runs == 0 and time.monotonic() < deadline:
@@ -200,32 +203,19 @@ def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str
     )
 
 
-TRACK_TWO_RUNS = """
-    import sys
-    from mllm_shapx.config.models import WandbConfig
-    from mllm_shapx.tracking.wandb import WandbTracker
-    tracker = WandbTracker(WandbConfig(**{config}), "study", warn=lambda text: print("WARNED", text))
-    for name in ("a", "b"):
-        tracker.start(name, {{}})
-    for name in ("a", "b"):
-        tracker.finish(name, {{}})
-    tracker.close()
-    print("IMPORTED", "wandb" in sys.modules)
-"""
-
-
 @pytest.mark.parametrize("config", [{"enabled": False}, {"mode": "disabled"}])
-def test_switched_off_does_not_import_wandb(config: dict[str, Any]) -> None:
+def test_switched_off_does_not_import_wandb(config: dict[str, Any], tmp_path: Path) -> None:
     """With tracking off in the config, wandb is never imported."""
-    done = run_python(TRACK_TWO_RUNS.format(config=config))
-    assert (done.stdout.split(), done.stderr) == (["IMPORTED", "False"], "")
+    done = run_python(TRACK_TWO_RUNS.format(blocks={"wandb": config}, folder=str(tmp_path)))
+    assert (done.stdout.split(), done.stderr) == (["IMPORTED"], "")
 
 
 def test_missing_package_costs_one_warning(tmp_path: Path) -> None:
     """Where wandb cannot be imported, two runs cost one warning that says what to install."""
     (tmp_path / "wandb.py").write_text("raise ModuleNotFoundError(\"No module named 'wandb'\")\n")
     path = os.pathsep.join([str(tmp_path), *sys.path])
-    done = run_python(TRACK_TWO_RUNS.format(config={"mode": "offline"}), PYTHONPATH=path)
+    code = TRACK_TWO_RUNS.format(blocks={"wandb": {"mode": "offline"}}, folder=str(tmp_path))
+    done = run_python(code, PYTHONPATH=path)
     assert done.returncode == 0
     assert done.stdout.count("WARNED") == 1
     assert "install the extra `wandb`" in done.stdout
@@ -234,7 +224,8 @@ def test_missing_package_costs_one_warning(tmp_path: Path) -> None:
 
 def test_no_key_costs_one_warning(tmp_path: Path) -> None:
     """Online without a key: one warning, no prompt, nothing printed by wandb."""
-    done = run_python(TRACK_TWO_RUNS.format(config={}), HOME=str(tmp_path))
+    code = TRACK_TWO_RUNS.format(blocks={"wandb": {}}, folder=str(tmp_path))
+    done = run_python(code, HOME=str(tmp_path))
     assert done.returncode == 0
     assert done.stdout.count("WARNED") == 1
     assert "API key" in done.stdout
@@ -251,16 +242,18 @@ def silent_port() -> Iterator[int]:
 @pytest.mark.slow
 def test_unreachable_server_never_blocks(silent_port: int, tmp_path: Path) -> None:
     """While W&B does not answer, logging returns at once; after its timeout it is one warning."""
-    code = """
-        import time
-        from mllm_shapx.config.models import WandbConfig
-        from mllm_shapx.tracking.wandb import WandbTracker
+    code = f"""
+        import sys, time
+        sys.path[:0] = {HERE!r}
+        from test_wandb_tracker import *
         def warn(text):
             print("WARNED", text)
-        tracker = WandbTracker(WandbConfig(), "study", warn=warn, timeout_s=2, close_timeout_s=20)
+        folder = Path({str(tmp_path)!r})
+        tracker = wandb_tracker(WandbConfig(), folder, warn=warn, timeout_s=2, close_timeout_s=20)
         began = time.monotonic()
         for number in range(20):
-            tracker.start(f"run{number}", {})
+            name = "run" + str(number)
+            tracker.start(name, {{}}, records=records_of(folder, name))
         print("STARTED", time.monotonic() - began < 2)
         tracker.close()
         print("CLOSED", time.monotonic() - began < 40)
@@ -269,7 +262,6 @@ def test_unreachable_server_never_blocks(silent_port: int, tmp_path: Path) -> No
         code,
         WANDB_BASE_URL=f"http://127.0.0.1:{silent_port}",
         WANDB_API_KEY="0123456789" * 4,
-        WANDB_DIR=str(tmp_path),
     )
     assert done.stderr == ""
     assert "STARTED True" in done.stdout
@@ -376,7 +368,7 @@ TRACK_ONLINE = """
     sys.path[:0] = {path!r}
     from test_wandb_tracker import *
     records = RunRecords(open_storage({folder!r}), "exact")
-    tracker = WandbTracker(WandbConfig(), "study", warn=lambda text: print("WARNED", text))
+    tracker = wandb_tracker(WandbConfig(), Path({folder!r}), warn=lambda text: print("WARNED", text))
     tracker.start("exact", {{}}, records=records)
     for row in {rows}:
         records.write_sample(make_sample("exact", row))
@@ -396,7 +388,6 @@ def test_online_samples_reach_the_server(tmp_path: Path, server: str) -> None:
             TRACK_ONLINE.format(path=HERE, folder=str(tmp_path), rows=rows),
             WANDB_BASE_URL=server,
             WANDB_API_KEY="0123456789" * 4,
-            WANDB_DIR=str(tmp_path),
         )
         assert (done.stdout, done.stderr) == ("", "")
     lines = logged_lines("exact")
@@ -439,9 +430,9 @@ def test_raising_wandb_drops_one_run_only(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(Run, "log", log)
     warnings: list[str] = []
-    tracker = WandbTracker(OFFLINE, "study", directory=tmp_path, warn=warnings.append)
+    tracker = wandb_tracker(OFFLINE, tmp_path, warn=warnings.append)
     for name in ("bad", "good"):
-        tracker.start(name, {})
+        tracker.start(name, {}, records=records_of(tmp_path, name))
     for row in range(3):
         for name in ("bad", "good"):
             tracker.log_sample(make_sample(name, row))

@@ -11,7 +11,7 @@ from mllm_shapx.benchmark.probes import Recommendation
 from mllm_shapx.benchmark.rounds import Contest, Tally
 from mllm_shapx.benchmark.sharing import Sharing
 from mllm_shapx.models.base import ModelIdentity
-from mllm_shapx.reporting.grid import Column, grid
+from mllm_shapx.reporting.grid import grid, numbers, words
 
 _WIDTH = 100
 
@@ -156,8 +156,8 @@ class BenchReport:
             for name, tally in rows
             if tally.median_rate is not None and tally.total_rate is not None
         ]
-        titles = ("coalitions/s", "all rounds", "ours is")
-        return grid([Column(""), *(Column(title, right=True) for title in titles)], cells, _WIDTH)
+        columns = [*words(""), *numbers("coalitions/s", "all rounds", "ours is")]
+        return grid(columns, cells, _WIDTH)
 
     def _sentences(self) -> list[str]:
         contest, sharing, best = self.contest, self.sharing, self.recommended

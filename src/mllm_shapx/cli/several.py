@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import click
+
 from mllm_shapx.cli.go_on import no_audience_needed, note_left, say_what_is_left, stop_request
 from mllm_shapx.cli.group import leave
 from mllm_shapx.config.loading import LoadedConfig
@@ -160,7 +162,9 @@ def _print_table(config: LoadedConfig, directory: str, column: str | None) -> No
     if column is not None and column in table.columns:
         words = table.column(column)
         marks = {index: Mark(column, str(word)) for index, word in enumerate(words) if word is not None}
-    say(results_table(directory, marks=marks, width=terminal_width(), color=wants_color(sys.stdout)))
+    # Not with `say`, which would write its colours out as text.
+    color = wants_color(sys.stdout)
+    click.echo(results_table(directory, marks=marks, width=terminal_width(), color=color))
 
 
 def _write_outcome(events: Events, config: LoadedConfig, result: ConfigResult) -> None:

@@ -8,8 +8,8 @@ from mllm_shapx.records.results import SampleResult
 from mllm_shapx.records.runs import RunInspection, RunRecords
 from mllm_shapx.records.storage import Storage, open_storage
 from mllm_shapx.records.summary import N_CONSTANT
-from mllm_shapx.reporting.against_exact import AGAINST_EXACT, against_exact
-from mllm_shapx.tracking.trackers import Trackers
+from mllm_shapx.reporting.comparison import AGAINST_EXACT, against_exact
+from mllm_shapx.tracking.background import BackgroundTracker
 
 
 class Aggregator:
@@ -24,14 +24,19 @@ class Aggregator:
         self._study = study
         self._storage = open_storage(study.output_uri)
         self._warnings: list[str] = []
-        self._tracker = Trackers(study.trackers, warn=self._warnings.append)
+        self._trackers = [
+            BackgroundTracker(backend, study.experiment_set_id, warn=self._warnings.append)
+            for backend in study.trackers
+        ]
         for name, spec in specs.items():
             records = RunRecords(self._storage, name)
-            self._tracker.start(name, spec, records=records, salt=str(inspections[name].created_at))
+            for tracker in self._trackers:
+                tracker.start(name, spec, records=records, salt=str(inspections[name].created_at))
 
     def log(self, sample: SampleResult) -> None:
-        """Pass a sample's metrics to the tracker."""
-        self._tracker.log_sample(sample)
+        """Pass a sample's metrics to the trackers."""
+        for tracker in self._trackers:
+            tracker.log_sample(sample)
 
     def finish(self) -> tuple[str, ...]:
         """Write each run's `aggregate_metrics.json` and end the tracking; return warnings."""
@@ -39,8 +44,12 @@ class Aggregator:
         for run, summary in write_summaries(self._storage, self._study):
             samples += summary["n_samples"]
             constant += summary[N_CONSTANT]
-            self._tracker.finish(run, summary)
-        self._tracker.close()
+            for tracker in self._trackers:
+                tracker.finish(run, summary)
+        for tracker in self._trackers:
+            tracker.begin_close()  # no tracker waits for another one
+        for tracker in self._trackers:
+            tracker.close()
         if constant:
             self._warnings.append(
                 f"in {constant:,} of {samples:,} sample(s) every coalition has the same answer, so that the "

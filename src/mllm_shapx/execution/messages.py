@@ -21,7 +21,7 @@ from mllm_shapx.records.likelihood import Likelihood, LikelihoodKey
 from mllm_shapx.records.runs import RunRecords
 from mllm_shapx.records.storage import open_storage
 from mllm_shapx.reporting.study_progress import WorkerProgress
-from mllm_shapx.tracking.tracker import Placed
+from mllm_shapx.tracking.tracker import Backend
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ class Study:
     model_version: Version
     """Version of the model's files at the start of the study."""
     runtime: RuntimeConfig
-    trackers: tuple[Placed, ...] = ()
+    trackers: tuple[Backend, ...] = ()
     options: RunOptions = field(default_factory=RunOptions)
     """The options of the call."""
     dataset_content: str | None = None

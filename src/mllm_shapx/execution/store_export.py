@@ -30,8 +30,8 @@ from mllm_shapx.planning.runs import RunSpec, settings_digest
 from mllm_shapx.planning.units import WorkUnit, plan_units
 from mllm_shapx.records.runs import find_runs
 from mllm_shapx.records.storage import open_storage
+from mllm_shapx.reporting.export import encodable
 from mllm_shapx.reporting.output import TableForm, new_output, table_file
-from mllm_shapx.reporting.values_table import encodable
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -1,4 +1,4 @@
-"""What the numbers of a sample must satisfy: counts, sums and the axioms of its explainer."""
+"""Checks of the numbers of a sample: counts, sums and the axioms of its explainer."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -25,9 +25,9 @@ def value_checks(spec: dict[str, Any]) -> list[ValueCheck]:
         checks.append(_efficiency)
     checks.append(partial(_stopped, stop_at(settings)))
     shap = settings.get("shap")
-    normalizer = _NORMALIZED.get(shap.get("normalizer", "")) if isinstance(shap, dict) else None
-    if normalizer is not None:
-        checks.append(normalizer)
+    normalizer = shap.get("normalizer") if isinstance(shap, dict) else None
+    if normalizer in _NORMALIZERS:
+        checks.append(partial(_normalized, normalizer))
     return checks
 
 
@@ -116,30 +116,25 @@ def _attribution(sample: SampleResult) -> Iterator[str]:
         yield f"attr_summary's shares sum to {shares:.9g}"
 
 
-def _identity(sample: SampleResult) -> Iterator[str]:
-    values = _known_values(sample)
-    if values and not _close(math.fsum(values), sample.values_sum):
+def _identity(values: list[float], sample: SampleResult) -> Iterator[str]:
+    if not _close(math.fsum(values), sample.values_sum):
         yield f"the values sum to {math.fsum(values):.9g}, values_sum says {sample.values_sum:.9g}"
 
 
-def _abs_sum(sample: SampleResult) -> Iterator[str]:
-    values = _known_values(sample)
-    total = math.fsum(abs(value) for value in values)
+def _abs_sum(values: list[float], _: SampleResult) -> Iterator[str]:
+    total = math.fsum(map(abs, values))
     if any(values) and not _close(total, 1.0):
         yield f"the absolute values sum to {total:.9g}, not to 1 as AbsSumNormalizer leaves them"
 
 
-def _shares(sample: SampleResult) -> Iterator[str]:
+def _shares(values: list[float], _: SampleResult) -> Iterator[str]:
     """MinMax and PowerShift leave shares of 1; equal values may stay as they were."""
-    values = _known_values(sample)
-    if not values or max(values) == min(values):
-        return
-    total = math.fsum(values)
-    if min(values) < -TOLERANCE or not _close(total, 1.0):
-        yield f"the values are no shares of 1: they sum to {total:.9g}, the least is {min(values):.9g}"
+    total, least = math.fsum(values), min(values)
+    if max(values) != least and (least < -TOLERANCE or not _close(total, 1.0)):
+        yield f"the values are no shares of 1: they sum to {total:.9g}, the least is {least:.9g}"
 
 
-_NORMALIZED: dict[str, ValueCheck] = {
+_NORMALIZERS: dict[str, Callable[[list[float], SampleResult], Iterator[str]]] = {
     "IdentityNormalizer": _identity,
     "AbsSumNormalizer": _abs_sum,
     "MinMaxNormalizer": _shares,
@@ -147,10 +142,11 @@ _NORMALIZED: dict[str, ValueCheck] = {
 }
 
 
-def _known_values(sample: SampleResult) -> list[float]:
-    """Return all the players' values, none when one of them is no number."""
+def _normalized(name: str, sample: SampleResult) -> Iterator[str]:
+    """The values are what the normalizer leaves; not checked when one of them is no number."""
     values = [value for value in sample.player_values() if value is not None]
-    return values if len(values) == sample.num_players and math.isfinite(sample.values_sum) else []
+    if values and len(values) == sample.num_players and math.isfinite(sample.values_sum):
+        yield from _NORMALIZERS[name](values, sample)
 
 
 def _close(one: float, other: float) -> bool:

@@ -1,15 +1,13 @@
 """What became of several configs: one line each."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mllm_shapx.reporting.grid import Column, grid
+from mllm_shapx.reporting.grid import grid, words
 
 _OUTCOMES = {0: "done", 1: "stopped", 2: "refused", 3: "done, with quarantined samples"}
-_COLUMNS = tuple(map(Column, ("config", "outcome", "samples", "tries", "time")))
-_UNBOUNDED = 1 << 20
-"""Columns of text; paths of configs are never cut."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +44,11 @@ class BatchItem:
 
 
 def batch_table(items: Sequence[BatchItem]) -> str:
-    """Return a table of configs, outcomes and times (hours:minutes:seconds)."""
-    return "\n".join(grid(_COLUMNS, [_row(item) for item in items], _UNBOUNDED))
-
-
-def _row(item: BatchItem) -> tuple[str, ...]:
-    samples = f"{item.done:,}/{item.total:,}" if item.total else "-"
-    minutes, seconds = divmod(round(item.seconds), 60)
-    time = f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}" if item.tries else "-"
-    return item.config, item.outcome, samples, str(item.tries), time
+    """Return a table of configs, outcomes and times (hours:minutes:seconds); paths are never cut."""
+    rows = []
+    for item in items:
+        samples = f"{item.done:,}/{item.total:,}" if item.total else "-"
+        minutes, seconds = divmod(round(item.seconds), 60)
+        time = f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}" if item.tries else "-"
+        rows.append((item.config, item.outcome, samples, str(item.tries), time))
+    return "\n".join(grid(words("config", "outcome", "samples", "tries", "time"), rows, sys.maxsize))

@@ -1,13 +1,25 @@
-"""The plots of a study as Vega-Lite specifications, for the report and for papers."""
+"""The plots of a study for the report and for papers: Vega-Lite specifications, drawn by vl-convert."""
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from statistics import fmean
 from typing import Any
 
-from mllm_shapx.reporting.study_figures import BINS, RunSeries, StudyFigures, quantiles
+import numpy as np
+
+from mllm_shapx.errors import UsageError
+from mllm_shapx.reporting.study_figures import BINS, RunSeries, StudyFigures
 
 type Spec = dict[str, Any]
+
+INSTALL = "pip install 'mllm-shapx[plots]'"
+
+_VERSION = "6.1"
+"""Of Vega-Lite; vl-convert brings several."""
+_TIP: Spec = {"description": {"field": "tip"}}
+_BAR: Spec = {"type": "bar", "height": 11}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,16 +68,43 @@ class Chart:
     spec: Spec
     """Vega-Lite, with its data."""
 
+    def svg(self) -> str:
+        """Return the plot as SVG.
+
+        Raises:
+            UsageError: When vl-convert is not installed.
+        """
+        drawn: str = _library().vegalite_to_svg(self.spec, vl_version=_VERSION)
+        return drawn
+
+    def pdf(self) -> bytes:
+        """Return the plot as PDF.
+
+        Raises:
+            UsageError: When vl-convert is not installed.
+        """
+        drawn: bytes = _library().vegalite_to_pdf(self.spec, vl_version=_VERSION)
+        return drawn
+
+
+def can_draw() -> bool:
+    """Return whether vl-convert is installed, which draws without a browser or a network."""
+    return find_spec("vl_convert") is not None
+
+
+def _library() -> Any:
+    try:
+        import vl_convert
+    except ImportError as error:
+        raise UsageError(f"plots need the package vl-convert-python; install it with: {INSTALL}") from error
+    return vl_convert
+
 
 def charts(figures: StudyFigures, theme: Theme) -> list[Chart]:
     """Return the plots for which a study has data."""
     runs = sorted((run for run in figures.runs if run.n_calls), key=_in_order)
     made = [_errors(figures), _costs(runs), _modalities(runs), _values(runs), _positions(runs)]
-    return [
-        Chart(chart.name, chart.title, chart.caption, _themed(chart.spec, theme))
-        for chart in made
-        if chart is not None
-    ]
+    return [replace(chart, spec=_themed(chart.spec, theme)) for chart in made if chart is not None]
 
 
 def _in_order(run: RunSeries) -> tuple[bool, list[tuple[int, str]]]:
@@ -110,9 +149,6 @@ def _themed(spec: Spec, theme: Theme) -> Spec:
 
 
 def _errors(figures: StudyFigures) -> Chart | None:
-    rows = figures.errors()
-    if not rows:
-        return None
     data = [
         {
             "estimator": row.estimator,
@@ -123,40 +159,28 @@ def _errors(figures: StudyFigures) -> Chart | None:
             "tip": f"{row.group}: error {row.found.difference:.3g} with {row.n_calls:,.1f} coalitions, "
             f"half of {row.found.rows:,} samples from {row.error_low:.3g} to {row.error_high:.3g}",
         }
-        for row in rows
+        for row in figures.errors()
     ]
-    color = {
-        "field": "estimator",
-        "type": "nominal",
-        "legend": {"title": None, "orient": "bottom", "columns": 2, "direction": "horizontal"},
-    }
-    encoding = {
-        "x": _number(
-            "calls",
-            "coalitions evaluated per sample (mean)",
-            scale={"type": "log", "nice": False, "padding": 12},
-        ),
-        "color": color,
-    }
-    tip = {"description": {"field": "tip"}}
+    if not data:
+        return None
+    title = "mean |error| per player"
+    scale = {"type": "log", "nice": False, "padding": 12}
+    legend = {"title": None, "orient": "bottom", "columns": 2, "direction": "horizontal"}
+    line = {"type": "line", "strokeWidth": 1.5}
+    rule = {"type": "rule", "strokeWidth": 1.5, "opacity": 0.55}
+    point = {"type": "point", "filled": True, "size": 55, "opacity": 1}
     spec: Spec = {
         "width": 340,
         "height": 210,
         "data": {"values": data},
-        "encoding": encoding,
+        "encoding": {
+            "x": _number("calls", "coalitions evaluated per sample (mean)", scale=scale),
+            "color": {"field": "estimator", "type": "nominal", "legend": legend},
+        },
         "layer": [
-            {
-                "mark": {"type": "line", "strokeWidth": 1.5},
-                "encoding": {"y": _number("error", "mean |error| per player")},
-            },
-            {
-                "mark": {"type": "rule", "strokeWidth": 1.5, "opacity": 0.55},
-                "encoding": {"y": _number("low", "mean |error| per player"), "y2": {"field": "high"}, **tip},
-            },
-            {
-                "mark": {"type": "point", "filled": True, "size": 55, "opacity": 1},
-                "encoding": {"y": _number("error", "mean |error| per player"), **tip},
-            },
+            {"mark": line, "encoding": {"y": _number("error", title)}},
+            {"mark": rule, "encoding": {"y": _number("low", title), "y2": {"field": "high"}, **_TIP}},
+            {"mark": point, "encoding": {"y": _number("error", title), **_TIP}},
         ],
     }
     caption = (
@@ -173,15 +197,14 @@ def _costs(runs: Sequence[RunSeries]) -> Chart | None:
     for run in runs:
         entry: dict[str, Any] = {"run": run.name}
         for title, read, _ in _MEASURES:
-            values = read(run)
-            entry[title] = sum(values) / len(values)
+            entry[title] = fmean(read(run))
             entry[f"{title} tip"] = f"{run.name}: {entry[title]:,.3g} {title} per sample"
         data.append(entry)
     parts = [
         {
             "width": 105,
             "height": {"step": 18},
-            "mark": {"type": "bar", "height": 11},
+            "mark": _BAR,
             "encoding": {
                 "y": _runs(runs, shows_names=position == 0),
                 "x": _number(title, title, axis={"tickCount": 2, "format": form}),
@@ -190,11 +213,11 @@ def _costs(runs: Sequence[RunSeries]) -> Chart | None:
         }
         for position, (title, _, form) in enumerate(_MEASURES)
     ]
-    spec: Spec = {"data": {"values": data}, "hconcat": parts, "spacing": 14}
     caption = (
         "Per sample: coalitions that the run evaluated; answers that were generated for it rather than for "
         "another run; runtime."
     )
+    spec: Spec = {"data": {"values": data}, "hconcat": parts, "spacing": 14}
     return Chart("costs", "Calls and runtime", caption, spec)
 
 
@@ -213,67 +236,37 @@ def _modalities(runs: Sequence[RunSeries]) -> Chart | None:
     data = [
         {"run": run.name, "modality": name, "share": share, "tip": f"{run.name}: {share:.1%} on {name}"}
         for run in known
-        for name, share in (
-            ("text", sum(run.text) / len(run.text)),
-            ("audio", sum(run.audio) / len(run.audio)),
-        )
+        for name, share in (("text", fmean(run.text)), ("audio", fmean(run.audio)))
     ]
-    spec: Spec = {
-        "width": 300,
-        "height": {"step": 18},
-        "data": {"values": data},
-        "mark": {"type": "bar", "height": 11},
-        "encoding": {
-            "y": _runs(known),
-            "x": _number("share", "share of the absolute values", axis={"format": "%", "tickCount": 5}),
-            "color": {"field": "modality", "type": "nominal", "legend": {"title": None, "orient": "bottom"}},
-            "description": {"field": "tip"},
-        },
+    encoding = {
+        "x": _number("share", "share of the absolute values", axis={"format": "%", "tickCount": 5}),
+        "color": {"field": "modality", "type": "nominal", "legend": {"title": None, "orient": "bottom"}},
     }
+    spec = _by_run(known, data, encoding, mark=_BAR)
     return Chart("share_by_modality", "Share by modality", "Mean over samples.", spec)
 
 
 def _values(runs: Sequence[RunSeries]) -> Chart | None:
     data = []
     for run in runs:
-        if not run.values:
-            continue
-        low, first, middle, third, high = quantiles(run.values, (0.05, 0.25, 0.5, 0.75, 0.95))
-        tip = (
-            f"{run.name}: 5% {low:.3g}, 25% {first:.3g}, median {middle:.3g}, 75% {third:.3g}, 95% {high:.3g}"
-        )
-        data.append(
-            {
-                "run": run.name,
-                "low": low,
-                "first": first,
-                "middle": middle,
-                "third": third,
-                "high": high,
-                "tip": tip,
-            }
-        )
+        if run.values:
+            low, first, middle, third, high = np.quantile(run.values, (0.05, 0.25, 0.5, 0.75, 0.95)).tolist()
+            quantiles = {"low": low, "first": first, "middle": middle, "third": third, "high": high}
+            tip = (
+                f"{run.name}: 5% {low:.3g}, 25% {first:.3g}, median {middle:.3g}, 75% {third:.3g}, "
+                f"95% {high:.3g}"
+            )
+            data.append({"run": run.name, **quantiles, "tip": tip})
     if not data:
         return None
-    tip_of = {"description": {"field": "tip"}}
-    spec: Spec = {
-        "width": 300,
-        "height": {"step": 18},
-        "data": {"values": data},
-        "encoding": {"y": _runs(runs), **tip_of},
-        "layer": [
-            {"mark": "rule", "encoding": {"x": _number("low", "value"), "x2": {"field": "high"}}},
-            {
-                "mark": {"type": "bar", "height": 11},
-                "encoding": {"x": _number("first", "value"), "x2": {"field": "third"}},
-            },
-            {
-                "mark": {"type": "tick", "size": 13, "thickness": 2},
-                "encoding": {"x": _number("middle", "value")},
-            },
-        ],
-    }
+    tick = {"type": "tick", "size": 13, "thickness": 2}
+    layer = [
+        {"mark": "rule", "encoding": {"x": _number("low", "value"), "x2": {"field": "high"}}},
+        {"mark": _BAR, "encoding": {"x": _number("first", "value"), "x2": {"field": "third"}}},
+        {"mark": tick, "encoding": {"x": _number("middle", "value")}},
+    ]
     caption = "Over all players of all samples: median, the middle half, and the range from 5% to 95%."
+    spec = _by_run(runs, data, {}, layer=layer)
     return Chart("distribution_of_values", "Distribution of values", caption, spec)
 
 
@@ -281,32 +274,18 @@ def _positions(runs: Sequence[RunSeries]) -> Chart | None:
     data = list(_position_cells(runs))
     if not data:
         return None
-    spec: Spec = {
-        "width": 300,
-        "height": {"step": 18},
-        "data": {"values": data},
-        "mark": {"type": "rect"},
-        "encoding": {
-            "y": _runs([run for run in runs if any(run.positions)]),
-            "x": {
-                "field": "bin",
-                "type": "ordinal",
-                "axis": {
-                    "title": "place in the prompt, in tenths",
-                    "labelAngle": 0,
-                    "labelExpr": f"datum.value == 1 ? 'first' : datum.value == {BINS} ? 'last' : ''",
-                    "ticks": False,
-                },
-            },
-            "fillOpacity": {
-                "field": "share",
-                "type": "quantitative",
-                "scale": {"range": [0.04, 1]},
-                "legend": None,
-            },
-            "description": {"field": "tip"},
-        },
+    axis = {
+        "title": "place in the prompt, in tenths",
+        "labelAngle": 0,
+        "labelExpr": f"datum.value == 1 ? 'first' : datum.value == {BINS} ? 'last' : ''",
+        "ticks": False,
     }
+    opacity = {"type": "quantitative", "scale": {"range": [0.04, 1]}, "legend": None}
+    encoding = {
+        "x": {"field": "bin", "type": "ordinal", "axis": axis},
+        "fillOpacity": {"field": "share", **opacity},
+    }
+    spec = _by_run([run for run in runs if any(run.positions)], data, encoding, mark={"type": "rect"})
     caption = "Where in the prompt the value of largest size is: the stronger the colour, the more samples."
     return Chart("position_of_largest", "Position of the largest value", caption, spec)
 
@@ -319,6 +298,17 @@ def _position_cells(runs: Sequence[RunSeries]) -> Iterator[Spec]:
                 f"{run.name}: {count / total:.0%} of {total:,.0f} samples in tenth {place + 1} of the prompt"
             )
             yield {"run": run.name, "bin": place + 1, "share": count / total, "tip": said}
+
+
+def _by_run(runs: Sequence[RunSeries], data: list[Spec], encoding: Spec, **marks: Any) -> Spec:
+    """Return a plot with a line for each run."""
+    return {
+        "width": 300,
+        "height": {"step": 18},
+        "data": {"values": data},
+        "encoding": {"y": _runs(runs), **encoding, **_TIP},
+        **marks,
+    }
 
 
 def _number(field: str, title: str, **more: Any) -> Spec:

@@ -1,19 +1,18 @@
 """Runs against each other on the rows that they share, of one set or of several (`compare`)."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
 from mllm_shapx.errors import UsageError
-from mllm_shapx.records.results import SampleResult
 from mllm_shapx.records.spec import differences, result_settings
 from mllm_shapx.reporting.agreement import TOP_K, AgreementSummary, AgreementTally, mean, summary
-from mllm_shapx.reporting.grid import Column, grid
+from mllm_shapx.reporting.grid import grid, names, numbers
 from mllm_shapx.reporting.html import PageSettings, page
 from mllm_shapx.reporting.page_audio import MOST_SOUND
 from mllm_shapx.reporting.reading import RunFiles, StudyFiles, open_study
-from mllm_shapx.reporting.study_figures import StudyRows
+from mllm_shapx.reporting.study_figures import Costs, StudyRows
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,16 +45,14 @@ class PairFigures:
 
     def to_json(self) -> dict[str, Any]:
         """Return the pair as JSON data."""
-        return {
-            "first": self.first,
-            "second": self.second,
-            **asdict(self.found),
-            "settings": list(self.settings),
-        }
+        found = asdict(self.found)
+        not_compared = found.pop("not_compared")
+        names = {"first": self.first, "second": self.second}
+        return {**names, **found, **not_compared, "settings": list(self.settings)}
 
     @property
     def notes(self) -> list[str]:
-        """What of the pair is not compared, and what makes it more than a comparison of estimators."""
+        """Return which rows of the pair are not compared, and which other settings differ."""
         said = self.found.left_out_in_words(self.first)
         if self.settings:
             said.append(f"settings differ from {self.first}: {', '.join(self.settings)}")
@@ -110,7 +107,6 @@ class Comparison:
         return page(self.study, settings)
 
     def _costs(self, width: int) -> list[str]:
-        columns = [Column("run", shrinks=True), *(Column(title, right=True) for title in _COSTS)]
         cells = [
             [
                 run.name,
@@ -121,11 +117,10 @@ class Comparison:
             ]
             for run in self.runs
         ]
-        return grid(columns, cells, width)
+        titles = numbers("samples", "coalitions each", "generated each", "s each")
+        return grid([*names("run"), *titles], cells, width)
 
     def _agreements(self, width: int) -> list[str]:
-        titles = ("rows", "r rank", "r", f"top {self.top_k}", "first", "signs", "|diff|", "answer")
-        columns = [Column("run", shrinks=True), *(Column(title, right=True) for title in titles)]
         cells = [
             [
                 pair.second,
@@ -140,10 +135,8 @@ class Comparison:
             ]
             for pair in self.pairs
         ]
-        return grid(columns, cells, width)
-
-
-_COSTS = ("samples", "coalitions each", "generated each", "s each")
+        titles = numbers("rows", "r rank", "r", f"top {self.top_k}", "first", "signs", "|diff|", "answer")
+        return grid([*names("run"), *titles], cells, width)
 
 
 def compare(directories: Sequence[str], top_k: int = TOP_K) -> Comparison:
@@ -162,53 +155,36 @@ def compare(directories: Sequence[str], top_k: int = TOP_K) -> Comparison:
             "compare needs two runs or more: give the directories of runs, or of an experiment set"
         )
     study = StudyFiles(runs[0].records.storage, tuple(runs))
-    names = _names(runs)
+    called = _names(runs)
     samples_of = StudyRows(study)
     tallies = [AgreementTally(top_k) for _ in runs[1:]]
-    totals = [_Costs() for _ in runs]
+    costs = [Costs() for _ in runs]
     for _, samples in samples_of:
-        for total, sample in zip(totals, samples, strict=True):
-            total.add(sample)
+        for of_run, sample in zip(costs, samples, strict=True):
+            if sample is not None:
+                of_run.add(sample)
         for tally, sample in zip(tallies, samples[1:], strict=True):
             tally.add(samples[0], sample)
     return Comparison(
         study,
         tuple(
-            total.figures(name, run, unreadable)
-            for total, name, run, unreadable in zip(totals, names, runs, samples_of.unreadable, strict=True)
+            RunCosts(
+                name=name,
+                place=run.records.storage.locate(run.name),
+                samples=len(of_run.n_calls),
+                unreadable=unreadable,
+                n_calls=mean(of_run.n_calls),
+                model_calls=None if run.is_of_older_runner else mean(of_run.model_calls),
+                seconds=mean(of_run.seconds),
+            )
+            for name, run, of_run, unreadable in zip(called, runs, costs, samples_of.unreadable, strict=True)
         ),
         tuple(
-            PairFigures(names[0], name, summary(tally), tuple(_settings(runs[0], run)))
-            for tally, name, run in zip(tallies, names[1:], runs[1:], strict=True)
+            PairFigures(called[0], name, summary(tally), tuple(_settings(runs[0], run)))
+            for tally, name, run in zip(tallies, called[1:], runs[1:], strict=True)
         ),
         top_k,
     )
-
-
-@dataclass
-class _Costs:
-    """The costs of one run's samples."""
-
-    n_calls: list[float] = field(default_factory=list)
-    model_calls: list[float] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
-
-    def add(self, sample: SampleResult | None) -> None:
-        if sample is not None:
-            self.n_calls.append(sample.n_calls)
-            self.model_calls.append(sample.model_calls)
-            self.seconds.append(sample.runtime_sec)
-
-    def figures(self, name: str, run: RunFiles, unreadable: int) -> RunCosts:
-        return RunCosts(
-            name=name,
-            place=run.records.storage.locate(run.name),
-            samples=len(self.n_calls),
-            unreadable=unreadable,
-            n_calls=mean(self.n_calls),
-            model_calls=None if run.is_of_older_runner else mean(self.model_calls),
-            seconds=mean(self.seconds),
-        )
 
 
 def _runs(directories: Sequence[str]) -> list[RunFiles]:

@@ -1,19 +1,20 @@
-"""What a running command says to programs: one JSON object a line (docs/running.md, Events)."""
+"""Events of a running command for programs: one JSON object a line (docs/running.md, Events)."""
 
 import json
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any, Literal, TextIO
 
 from mllm_shapx.plaintext import printable_json, redacted
-from mllm_shapx.reporting.study_progress import StudyProgress
+from mllm_shapx.reporting.study_progress import StudyProgress, WorkerProgress
 
 Kind = Literal["started", "progress", "message", "outcome", "error"]
 
 
 class Events:
-    """Writes events to a stream. May be called from several threads; a stream that fails is left alone.
+    """Writes events to a stream. May be called from several threads.
 
     Args:
         stream: Where to write, usually `sys.stdout`.
@@ -37,8 +38,12 @@ class Events:
             self._stream.write(text + "\n")
             self._stream.flush()
 
-    def progress(self, progress: StudyProgress, per_second: float | None) -> None:
-        """Write how far the study is."""
+    def message(self, text: str) -> None:
+        """Write a message."""
+        self.write("message", text=text)
+
+    def progress(self, progress: StudyProgress, rate: float | None) -> None:
+        """Write the progress of the study."""
         self.write(
             "progress",
             samples_done=progress.samples_done,
@@ -46,27 +51,19 @@ class Events:
             samples_total=progress.samples_total,
             coalitions_done=progress.coalitions_done,
             coalitions_total=progress.coalitions_total,
-            coalitions_per_second=per_second,
+            coalitions_per_second=rate,
             model_calls=progress.model_calls,
             store_hits=progress.store_hits,
             elapsed_s=progress.elapsed_s,
             seconds_left=progress.eta_s,
             workers_busy=progress.busy_workers,
-            workers=[
-                {
-                    "name": worker.name,
-                    "node": worker.node,
-                    "device": worker.device,
-                    "rows": list(worker.rows),
-                    "coalitions_per_second": worker.per_second,
-                    "gpu_memory_used": None if worker.gpu_memory is None else worker.gpu_memory[0],
-                    "gpu_memory_total": None if worker.gpu_memory is None else worker.gpu_memory[1],
-                    "waiting_for": worker.waiting_for,
-                }
-                for worker in progress.worker_list
-            ],
-            runs=[
-                {"name": run.name, "done": run.done, "failed": run.failed, "total": run.total}
-                for run in progress.runs
-            ],
+            workers=[_worker(worker) for worker in progress.worker_list],
+            runs=[asdict(run) for run in progress.runs],
         )
+
+
+def _worker(worker: WorkerProgress) -> dict[str, Any]:
+    data = asdict(worker)
+    data["coalitions_per_second"] = data.pop("per_second")
+    data["gpu_memory_used"], data["gpu_memory_total"] = data.pop("gpu_memory") or (None, None)
+    return data

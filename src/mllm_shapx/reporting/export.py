@@ -1,16 +1,46 @@
-"""A study's values as one CSV or Parquet file, for pandas, R and DuckDB (`export`)."""
+"""The table of a study's values, in memory or as a file: one line for each player of each sample."""
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import batched
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from mllm_shapx.records.results import SampleResult
 from mllm_shapx.reporting.output import TableForm, new_output, table_file
-from mllm_shapx.reporting.reading import StudyFiles, open_study
-from mllm_shapx.reporting.values_table import Line, lines_of, table_of
+from mllm_shapx.reporting.pieces import Piece, prompt_pieces
+from mllm_shapx.reporting.reading import open_study
 
-_AT_ONCE = 50_000
-"""Lines that are held in memory."""
+if TYPE_CHECKING:
+    import pandas as pd
+
+_AT_ONCE = 1000
+"""Samples that are held in memory."""
+
+COLUMNS = (
+    "run",
+    "row",
+    "position",
+    "piece",
+    "modality",
+    "value",
+    "raw_value",
+    "language",
+    "turn",
+    "n_calls",
+    "base_value",
+    "grand_value",
+    "standard_error",
+)
+"""Columns of the table, in order."""
+
+_TYPES = {
+    **dict.fromkeys(("row", "position", "turn", "n_calls"), "int64"),
+    **dict.fromkeys(("value", "raw_value", "base_value", "grand_value", "standard_error"), "float64"),
+}
+
+type _Line = tuple[str, int, int, str, str, float, float, str, int, int, float, float, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +64,7 @@ class Exported:
 def export(
     directory: str, form: TableForm, output: Path | None = None, *, overwrite: bool = False
 ) -> Exported:
-    """Write the table of a study's values, which `values_table` describes.
+    """Write the table of a study's values to one file, for pandas, R and DuckDB.
 
     Args:
         directory: An experiment set's directory or one run's.
@@ -47,30 +77,62 @@ def export(
         StorageError: When the file cannot be written.
     """
     study = open_study(directory)
-    name = f"{study.storage.uri.rstrip('/').rpartition('/')[2]}.{form}"
-    output = new_output(study.storage, output, name, overwrite=overwrite)
-    lines = _Lines(study)
-    with table_file(output, form, table_of(())) as write:
-        for some in batched(lines, _AT_ONCE):
-            write(table_of(some))
-    return Exported(output, lines.samples, lines.count, lines.left_out)
+    output = new_output(study.storage, output, f"{study.folder}.{form}", overwrite=overwrite)
+    named = [(run, row) for run in study.runs for row in run.sample_rows]
+    readable = (sample for run, row in named if (sample := run.sample(row)) is not None)
+    samples = lines = 0
+    with table_file(output, form, values_table(())) as write:
+        for some in batched(readable, _AT_ONCE):
+            table = values_table(some)
+            write(table)
+            samples += len(some)
+            lines += len(table)
+    return Exported(output, samples, lines, len(named) - samples)
 
 
-class _Lines(Iterable[Line]):
-    """The lines of all samples, counted as they are read."""
+def values_table(samples: Iterable[SampleResult]) -> "pd.DataFrame":
+    """Return the table of some samples, typed also without lines (docs/python.md has its columns)."""
+    import pandas as pd
 
-    def __init__(self, study: StudyFiles) -> None:
-        self._study = study
-        self.samples = self.count = self.left_out = 0
+    lines = [line for sample in samples for line in _lines_of(sample)]
+    return pd.DataFrame.from_records(lines, columns=list(COLUMNS)).astype(_TYPES)
 
-    def __iter__(self) -> Iterator[Line]:
-        for run in self._study.runs:
-            for row in run.sample_rows:
-                sample = run.sample(row)
-                if sample is None:
-                    self.left_out += 1
-                    continue
-                self.samples += 1
-                for line in lines_of(sample):
-                    self.count += 1
-                    yield line
+
+def _lines_of(sample: SampleResult) -> Iterator[_Line]:
+    players = players_of(sample)
+    errors = sample.standard_errors
+    if errors is None or len(errors) != len(players):
+        errors = (math.nan,) * len(players)
+    for position, ((piece, value, raw), error) in enumerate(zip(players, errors, strict=True)):
+        yield (
+            sample.run_name,
+            sample.row_index,
+            position,
+            encodable(piece.text.strip()),
+            piece.modality,
+            value,
+            raw,
+            encodable(sample.language),
+            piece.turn,
+            sample.n_calls,
+            sample.base_value,
+            sample.grand_value,
+            error,
+        )
+
+
+def players_of(sample: SampleResult) -> list[tuple[Piece, float, float]]:
+    """Return each player with its value and its value before the normalizer, NaN where that is not known."""
+    pieces = [piece for piece in prompt_pieces(sample) if piece.value is not None]
+    raw = sample.raw_values
+    if raw is None or len(raw) != len(pieces):
+        raw = (math.nan,) * len(pieces)
+    return [
+        (piece, math.nan if piece.value is None else float(piece.value), float(before))
+        for piece, before in zip(pieces, raw, strict=True)
+    ]
+
+
+def encodable(text: str) -> str:
+    """Return the text with a question mark for each half of a surrogate pair, which no file can hold."""
+    return text.encode(errors="replace").decode()

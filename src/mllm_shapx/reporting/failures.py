@@ -1,4 +1,4 @@
-"""The samples that were given up: which, why, and where the whole story is."""
+"""The samples that were given up: which, why, and the file with the details."""
 
 from collections import Counter
 from collections.abc import Collection
@@ -6,8 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from mllm_shapx.records.failures import FailureRecord
-from mllm_shapx.reporting.grid import Column, cut, grid
+from mllm_shapx.reporting.grid import cut, grid, names, numbers, words
 from mllm_shapx.reporting.reading import open_study
+
+_SHOWN = ("row_index", "run_name", "reason", "attempts", "node", "worker", "message", "at")
+"""Fields of a failure in the list's JSON data."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,18 +29,7 @@ class ListedFailure:
 
     def to_json(self) -> dict[str, Any]:
         """Return what the list shows and the whole message; traceback and log stay in the file."""
-        record = self.record
-        return {
-            "row_index": record.row_index,
-            "run_name": record.run_name,
-            "reason": record.reason,
-            "attempts": record.attempts,
-            "node": record.node,
-            "worker": record.worker,
-            "message": record.message,
-            "at": record.at,
-            "path": self.path,
-        }
+        return {**{key: getattr(self.record, key) for key in _SHOWN}, "path": self.path}
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,18 +66,19 @@ class FailureList:
         if not self.failures:
             of_reason = f" because of {' or '.join(self.reasons)}" if self.reasons else ""
             return f"{self.directory}: no sample was given up{of_reason}\n"
-        columns = (
-            Column("row", right=True),
-            Column("run", shrinks=True),
-            Column("reason"),
-            Column("tries", right=True),
-            Column("node", shrinks=True),
-        )
-        header, *lines = grid(columns, [_cells(failure) for failure in self.failures], width)
+        columns = [
+            *numbers("row"), *names("run"), *words("reason"), *numbers("tries"), *names("node"),
+        ]  # fmt: skip
+        cells = [
+            [str(each.row_index), each.run_name, each.reason, str(each.attempts), each.node or "-"]
+            for each in (failure.record for failure in self.failures)
+        ]
+        header, *lines = grid(columns, cells, width)
         counts = ", ".join(f"{count} {reason}" for reason, count in self.by_reason().items())
         text = [f"{self.directory}: {len(self.failures)} given up ({counts})", "", header]
         for line, failure in zip(lines, self.failures, strict=True):
-            text += [line, *_details(failure, width)]
+            message = [cut(f"     {failure.first_line}", width)] if failure.first_line else []
+            text += [line, *message, f"     {failure.path}"]
         only = f" --only {self.reasons[0]}" if len(self.reasons) == 1 else ""
         text += ["", f"to try them again: mllm-shapx retry {self.directory}{only}"]
         return "\n".join(text) + "\n"
@@ -112,13 +105,3 @@ def failures(directory: str, *, reasons: Collection[str] = ()) -> FailureList:
                 path = study.locate(run.records.layout.failure(record.row_index))
                 listed.append(ListedFailure(record, path))
     return FailureList(directory, tuple(listed), tuple(sorted(reasons)))
-
-
-def _cells(failure: ListedFailure) -> list[str]:
-    record = failure.record
-    return [str(record.row_index), record.run_name, record.reason, str(record.attempts), record.node or "-"]
-
-
-def _details(failure: ListedFailure, width: int) -> list[str]:
-    message = [cut(f"     {failure.first_line}", width)] if failure.first_line else []
-    return [*message, f"     {failure.path}"]

@@ -1,11 +1,10 @@
 """A study's plots and its table of errors as files for a paper (`report --figures`)."""
 
-import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mllm_shapx.reporting.charts import PAPER, charts
-from mllm_shapx.reporting.drawing import pdf, svg
 from mllm_shapx.reporting.html import refuse_changed_rows
 from mllm_shapx.reporting.output import refuse_inside, write_output
 from mllm_shapx.reporting.reading import open_study
@@ -14,19 +13,23 @@ from mllm_shapx.reporting.study_figures import ErrorRow, study_figures
 if TYPE_CHECKING:
     import pandas as pd
 
-_TITLES = {
+_COLUMNS = {
     "group": "run",
+    "estimator": None,
+    "seeds": None,
     "rows": "samples",
     "n_calls": "coalitions",
     "error": "error",
     "error_sd": "sd",
+    "error_low": None,
+    "error_high": None,
     "pearson": "r",
     "spearman": "rank r",
     "top": "top 3",
     "same_first": "first",
     "sign_changes": "signs",
 }
-"""Columns of the LaTeX table, and their titles."""
+"""Columns of the errors -> their titles in the LaTeX table; None for those of the CSV file alone."""
 
 _CAPTION = (
     "Errors against the exact values. Error: mean over players of the absolute difference, averaged over "
@@ -52,8 +55,8 @@ def write_figures(directory: str, folder: Path, *, accept_changed_rows: bool = F
     figures = study_figures(study)
     contents: dict[str, bytes] = {}
     for chart in charts(figures, PAPER):
-        contents[f"{chart.name}.svg"] = svg(chart.spec).encode()
-        contents[f"{chart.name}.pdf"] = pdf(chart.spec)
+        contents[f"{chart.name}.svg"] = chart.svg().encode()
+        contents[f"{chart.name}.pdf"] = chart.pdf()
     if errors := figures.errors():
         table = _table(errors)
         contents["errors.csv"] = table.to_csv(index=False, lineterminator="\n").encode(errors="replace")
@@ -66,39 +69,24 @@ def write_figures(directory: str, folder: Path, *, accept_changed_rows: bool = F
 def _table(errors: list[ErrorRow]) -> "pd.DataFrame":
     import pandas as pd
 
-    return pd.DataFrame(
-        [
-            {
-                "group": row.group,
-                "estimator": row.estimator,
-                "seeds": row.seeds,
-                "rows": row.found.rows,
-                "n_calls": row.n_calls,
-                "error": row.found.difference,
-                "error_sd": math.nan if row.error_sd is None else row.error_sd,
-                "error_low": row.error_low,
-                "error_high": row.error_high,
-                "pearson": row.found.pearson,
-                "spearman": row.found.spearman,
-                "top": row.found.top,
-                "same_first": row.found.same_first,
-                "sign_changes": row.found.sign_changes,
-            }
-            for row in errors
-        ]
-    )
+    rows = [{**asdict(row), **asdict(row.found), "error": row.found.difference} for row in errors]
+    return pd.DataFrame(rows, columns=list(_COLUMNS)).astype({"error_sd": float})
 
 
 def _latex(table: "pd.DataFrame") -> str:
     """Return a table for the package booktabs."""
-    shown = table[list(_TITLES)].set_axis(list(_TITLES.values()), axis="columns")
-    text: str = shown.to_latex(
-        index=False,
-        escape=True,
-        na_rep="--",
-        float_format="%.3f",
-        caption=_CAPTION,
-        label="tab:errors",
-        column_format="l" + "r" * (len(_TITLES) - 1),
+    titles = {name: title for name, title in _COLUMNS.items() if title is not None}
+    text: str = (
+        table[list(titles)]
+        .rename(columns=titles)
+        .to_latex(
+            index=False,
+            escape=True,
+            na_rep="--",
+            float_format="%.3f",
+            caption=_CAPTION,
+            label="tab:errors",
+            column_format="l" + "r" * (len(titles) - 1),
+        )
     )
     return f"% \\usepackage{{booktabs}}\n{text}"

@@ -1,69 +1,73 @@
-"""Plain text in columns that fit a width; for terminals and pipes alike."""
+"""Tables of plain text that fit a width, laid out by rich; for terminals and pipes alike."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import io
+from collections.abc import Iterable, Sequence
 
-from rich.cells import cell_len, set_cell_size
+from rich.cells import cell_len
+from rich.console import Console
+from rich.table import Column, Table
+from rich.text import Text
 
-from mllm_shapx.plaintext import printable
+from mllm_shapx.plaintext import shown
 
-_ELLIPSIS = "…"
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """One column of a grid."""
-
-    title: str
-    right: bool = False
-    """Whether cells are aligned to the right."""
-    shrinks: bool = False
-    """Whether the column gives way, with an ellipsis, when the grid is too wide."""
+_GAP = 2
+"""Blanks between two columns."""
+_LEAST = 8
+"""Cells that a column of names keeps."""
 
 
-def grid(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int, gap: int = 2) -> list[str]:
+def numbers(*titles: str) -> list[Column]:
+    """Return columns of numbers, aligned to the right."""
+    return [Column(title, justify="right", no_wrap=True) for title in titles]
+
+
+def words(*titles: str) -> list[Column]:
+    """Return columns of text that is never shortened."""
+    return [Column(title, no_wrap=True) for title in titles]
+
+
+def names(*titles: str) -> list[Column]:
+    """Return columns of text that is shortened, with an ellipsis, where the table is too wide."""
+    return [Column(title) for title in titles]
+
+
+def grid(columns: Iterable[Column], rows: Iterable[Sequence[str]], width: int) -> list[str]:
     """Return the header and one line per row, none longer than `width` cells.
 
-    Columns that may shrink share what is missing, the widest giving first; where that is not enough, lines
-    are cut at the end.
+    Columns of names are shortened first. Where that is not enough, lines are cut at the end.
     """
-    table = [[column.title for column in columns], *[[_one_line(cell) for cell in row] for row in rows]]
-    widths = [max(cell_len(row[position]) for row in table) for position in range(len(columns))]
-    _shrink(widths, columns, width - gap * (len(columns) - 1))
-    return [cut(_line(columns, row, widths, gap), width) for row in table]
+    table = Table(*columns, box=None, padding=(0, _GAP, 0, 0), pad_edge=False, header_style="none")
+    for row in rows:
+        table.add_row(*map(_line, row))
+    for column in table.columns:
+        widest = max(cell_len(str(cell)) for cell in (column.header, *column.cells))
+        column.min_width = widest if column.no_wrap else min(widest, _LEAST)
+    least = sum((column.min_width or 0) + _GAP for column in table.columns) - _GAP
+    console = text_console(max(width, least))
+    with console.capture() as capture:
+        console.print(table)
+    return [cut(line.rstrip(), width) for line in capture.get().splitlines()]
 
 
 def cut(text: str, width: int) -> str:
-    """Return the text in at most `width` cells, with an ellipsis where something was cut off."""
-    text = _one_line(text)
-    if cell_len(text) <= width:
-        return text
-    return set_cell_size(text, max(0, width - 1)).rstrip() + _ELLIPSIS
+    """Return the text in one line of at most `width` cells, with an ellipsis where something was cut off."""
+    line = _line(text)
+    line.truncate(width, overflow="ellipsis")
+    return line.plain.rstrip()
 
 
-def pad(text: str, width: int, *, right: bool = False) -> str:
-    """Return the text filled with blanks to `width` cells, aligned to the right or to the left."""
-    blanks = " " * max(0, width - cell_len(text))
-    return blanks + text if right else text + blanks
+def text_console(width: int, *, color: bool = False) -> Console:
+    """Return a console whose output is captured, the same whatever the environment says of terminals."""
+    return Console(
+        file=io.StringIO(),
+        width=width,
+        force_terminal=color,
+        force_jupyter=False,
+        color_system="standard" if color else None,
+        no_color=not color,
+        highlight=False,
+    )
 
 
-def _one_line(text: str) -> str:
-    return printable(text.replace("\n", " ").replace("\t", " "))
-
-
-def _shrink(widths: list[int], columns: Sequence[Column], available: int) -> None:
-    least = {position: max(8, cell_len(column.title)) for position, column in enumerate(columns)}
-    while sum(widths) > available:
-        willing = [p for p, column in enumerate(columns) if column.shrinks and widths[p] > least[p]]
-        if not willing:
-            return
-        widest = max(willing, key=lambda position: widths[position])
-        widths[widest] -= 1
-
-
-def _line(columns: Sequence[Column], row: Sequence[str], widths: Sequence[int], gap: int) -> str:
-    cells = [
-        pad(cut(cell, widths[position]), widths[position], right=columns[position].right)
-        for position, cell in enumerate(row)
-    ]
-    return (" " * gap).join(cells).rstrip()
+def _line(text: str) -> Text:
+    return Text(shown(text.replace("\n", " ").replace("\t", " ")), no_wrap=True, overflow="ellipsis")

@@ -14,10 +14,9 @@ from mllm_shapx.errors import UsageError
 from mllm_shapx.records.storage import LocalStorage
 from mllm_shapx.reporting.agreement import TOP_K, mean, summary
 from mllm_shapx.reporting.changed_rows import compare_with_dataset
+from mllm_shapx.reporting.charts import INSTALL, can_draw, charts
 from mllm_shapx.reporting.charts import PAGE as PAGE_THEME
-from mllm_shapx.reporting.charts import charts
 from mllm_shapx.reporting.comparison import evenly
-from mllm_shapx.reporting.drawing import INSTALL, can_draw, svg
 from mllm_shapx.reporting.output import PAGE, refuse_inside, refuse_special, write_output
 from mllm_shapx.reporting.page_audio import MOST_SOUND, Recordings
 from mllm_shapx.reporting.page_rows import PageRows
@@ -107,45 +106,31 @@ def refuse_changed_rows(study: StudyFiles) -> None:
 
 def page(study: StudyFiles, settings: PageSettings | None = None) -> str:
     """Return the page's HTML."""
+    from jinja2 import Environment, PackageLoader
+
     content, figures = _content(study, settings or PageSettings())
     data = json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     # In a script element only "<" could end it; the escape means the same to JSON.
     data = data.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
-    # The data comes last: it may hold anything.
-    parts = {
-        "/*STYLE*/": _template("report.css"),
-        "<!--PLOTS-->": _plots(figures),
-        "/*SCRIPT*/": _template("report.js"),
-        "/*DATA*/": data,
-    }
-    made = _template("report.html")
-    for place, part in parts.items():
-        made = made.replace(place, part, 1)
-    return made
-
-
-def _template(name: str) -> str:
-    return resources.files(__package__).joinpath("page", name).read_text(encoding="utf-8")
-
-
-def _plots(figures: StudyFigures) -> str:
-    if not can_draw():
-        return ""
-    return "".join(
-        f"<figure><h3>{html.escape(chart.title)}</h3><figcaption>{html.escape(chart.caption)}</figcaption>"
-        f"{_inline(svg(chart.spec), chart.title)}</figure>"
-        for chart in charts(figures, PAGE_THEME)
+    plots = charts(figures, PAGE_THEME) if can_draw() else []
+    folder = resources.files(__package__).joinpath("page")
+    templates = Environment(
+        loader=PackageLoader("mllm_shapx.reporting", "page"), autoescape=True, keep_trailing_newline=True
+    )
+    return templates.get_template("report.html").render(
+        style=folder.joinpath("report.css").read_text(encoding="utf-8"),
+        script=folder.joinpath("report.js").read_text(encoding="utf-8"),
+        plots=[(chart, _inline(chart.svg(), chart.title)) for chart in plots],
+        data=data,
     )
 
 
 def _inline(drawn: str, title: str) -> str:
     """Return an SVG document as an element of the page."""
-    element = re.sub(r' (?:xmlns(?::\w+)?|version|class)="[^"]*"', "", drawn[: drawn.index(">")])
+    tag, rest = drawn.split(">", 1)
+    tag = re.sub(r' (?:xmlns(?::\w+)?|version|class)="[^"]*"', "", tag)
     name = html.escape(title, quote=True)
-    return (
-        element.replace("<svg", f'<svg class="plot" role="group" aria-label="{name}"', 1)
-        + drawn[drawn.index(">") :]
-    )
+    return tag.replace("<svg", f'<svg class="plot" role="group" aria-label="{name}"', 1) + ">" + rest
 
 
 def _content(study: StudyFiles, settings: PageSettings) -> tuple[dict[str, Any], StudyFigures]:
@@ -159,22 +144,17 @@ def _content(study: StudyFiles, settings: PageSettings) -> tuple[dict[str, Any],
         figures.add(samples)
         if index in wanted and (row := rows.row(index, samples)) is not None:
             made.append(row)
-    notes = [
-        *settings.notes,
-        *_notes(study, len(shown), figures),
-        *samples_of.notes(names),
-        *recordings.notes(),
-    ]
+    notes = [*settings.notes, *_notes(study, len(shown), figures), *samples_of.notes(names)]
     place = settings.subtitle or study.storage.uri
     return {
-        "title": settings.title or _title(study),
+        "title": settings.title or str(study.runs[0].spec.get("experiment_set_id") or study.folder),
         "subtitle": f"{len(study.rows):,} row(s), {len(study.runs):,} run(s) · {place}",
-        "notes": notes,
+        "notes": [*notes, *recordings.notes()],
         "runs": [_run(run, series) for run, series in zip(study.runs, figures.runs, strict=True)],
         "pairs": [dict(pair) for pair in settings.pairs],
         "top_k": settings.top_k,
         "side": settings.side_by_side,
-        "answers": rows.answers.texts,
+        "answers": list(rows.answers),
         "recordings": recordings.entries,
         "rows": made,
     }, figures
@@ -185,13 +165,8 @@ def _rows_that_fit(study: StudyFiles) -> int:
     probe, samples_of = PageRows(study.runs, Recordings(0)), StudyRows(study)
     probed = evenly(study.rows, _PROBED)
     found = [probe.row(index, samples_of.read(index)) for index in probed]
-    size = len(json.dumps([found, probe.answers.texts], ensure_ascii=False).encode(errors="replace"))
+    size = len(json.dumps([found, list(probe.answers)], ensure_ascii=False).encode(errors="replace"))
     return max(1, int(MOST_DATA / (size / max(1, len(probed)))))
-
-
-def _title(study: StudyFiles) -> str:
-    named = study.runs[0].spec.get("experiment_set_id")
-    return str(named) if named else study.storage.uri.rstrip("/").rpartition("/")[2]
 
 
 def _notes(study: StudyFiles, shown: int, figures: StudyFigures) -> list[str]:

@@ -3,13 +3,13 @@
 import contextlib
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, TextIO
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from mllm_shapx.reporting.study_progress import (
@@ -75,31 +75,32 @@ class LiveView:
 
 
 def render(progress: StudyProgress, rate: float | None, height: int) -> RenderableType:
-    """Return the picture, with as many runs as a terminal of `height` lines has room for."""
+    """Return the picture, with as many runs and workers as a terminal of `height` lines has room for."""
     lines: list[RenderableType] = [_bar(progress), _counts(progress, rate)]
     if len(progress.runs) > 1:
         taken = _FRAME_LINES + min(len(progress.worker_list), _MOST_WORKERS)
-        most = max(_LEAST_RUNS, min(_MOST_RUNS, height - taken))
-        shown, rest = choose_runs(progress.runs, most)
+        shown, rest = choose_runs(progress.runs, max(_LEAST_RUNS, min(_MOST_RUNS, height - taken)))
         lines.append(_run_lines(shown))
         if rest:
-            lines.append(Text(f"  … {summarize_rest(rest)}", style="dim", no_wrap=True, overflow="ellipsis"))
+            lines.append(_line(f"  … {summarize_rest(rest)}", "dim"))
     lines.append(_workers(progress))
     most = max(0, min(_MOST_WORKERS, height - _FRAME_LINES - _LEAST_RUNS))
     if progress.worker_list and most:
         lines.append(_worker_lines(progress.worker_list[:most]))
         if (hidden := len(progress.worker_list) - most) > 0:
-            lines.append(Text(f"  … and {hidden} more workers", style="dim"))
+            lines.append(_line(f"  … and {hidden} more workers", "dim"))
     return Group(*lines)
+
+
+def _line(text: str, style: str = "") -> Text:
+    return Text(text, style=style, no_wrap=True, overflow="ellipsis")
 
 
 def _bar(progress: StudyProgress) -> RenderableType:
     done, total = progress.coalitions_done, progress.coalitions_total
     if not total:
         done, total = progress.samples_done + progress.samples_failed, progress.samples_total
-    grid = Table.grid(padding=(0, 1), expand=True)
-    grid.add_column(ratio=1)
-    grid.add_column(justify="right", no_wrap=True)
+    grid = Table.grid(Column(ratio=1), Column(justify="right", no_wrap=True), padding=(0, 1), expand=True)
     bar = ProgressBar(total=max(1, total), completed=done if total else 1)
     grid.add_row(bar, Text(percent(done, total), style="bold"))
     return grid
@@ -111,49 +112,43 @@ def _counts(progress: StudyProgress, rate: float | None) -> Text:
         *pace(progress, rate)[::-1],
         f"{progress.coalitions_done:,}/{progress.coalitions_total:,} coalitions",
     ]
-    text = Text(" · ".join(parts), no_wrap=True, overflow="ellipsis")
+    text = _line(" · ".join(parts))
     if progress.samples_failed:
         text.append(f" · {progress.samples_failed:,} failed", style="red")
     return text
 
 
-def _run_lines(runs: tuple[RunProgress, ...]) -> RenderableType:
-    grid = Table.grid(padding=(0, 1))
-    grid.add_column(no_wrap=True, overflow="ellipsis")
-    grid.add_column(justify="right", no_wrap=True)
-    grid.add_column(no_wrap=True)
+def _run_lines(runs: Sequence[RunProgress]) -> RenderableType:
+    counts = Column(justify="right", no_wrap=True)
+    grid = Table.grid(Column(no_wrap=True, overflow="ellipsis"), counts, Column(no_wrap=True), padding=(0, 1))
     for run in runs:
-        note = Text(f"{run.failed} failed", style="red") if run.failed else Text("")
+        note = Text(f"{run.failed} failed" if run.failed else "", style="red")
         style = "green" if run.is_finished else "" if run.done + run.failed else "dim"
         grid.add_row(Text(f"  {run.name}", style=style), Text(f"{run.done}/{run.total}", style=style), note)
     return grid
 
 
 def _workers(progress: StudyProgress) -> Text:
-    parts = [
-        workers_in_words(progress),
-        f"{progress.model_calls:,} model calls",
-        f"{format_duration(progress.elapsed_s)} so far",
-    ]
+    parts = [workers_in_words(progress), f"{progress.model_calls:,} model calls"]
     if progress.store_hits:
-        parts.insert(2, f"{progress.store_hits:,} from the store")
-    return Text(" · ".join(parts), style="dim", no_wrap=True, overflow="ellipsis")
+        parts.append(f"{progress.store_hits:,} from the store")
+    parts.append(f"{format_duration(progress.elapsed_s)} so far")
+    return _line(" · ".join(parts), "dim")
 
 
-def _worker_lines(workers: tuple[WorkerProgress, ...]) -> RenderableType:
-    grid = Table.grid(padding=(0, 1))
-    grid.add_column(no_wrap=True)
-    grid.add_column(justify="right", no_wrap=True)
-    grid.add_column(no_wrap=True)
-    grid.add_column(no_wrap=True, overflow="ellipsis")
+def _worker_lines(workers: Sequence[WorkerProgress]) -> RenderableType:
+    grid = Table.grid(
+        Column(no_wrap=True),
+        Column(justify="right", no_wrap=True),
+        Column(no_wrap=True),
+        Column(no_wrap=True, overflow="ellipsis"),
+        padding=(0, 1),
+    )
     for worker in workers:
         rate = format_rate(worker.per_second) if worker.per_second else ""
-        grid.add_row(
-            Text(f"  {worker.name} {worker.device}", style="dim"),
-            Text(rate, style="dim"),
-            Text(_memory(worker), style="dim"),
-            Text(worker.waiting_for or _rows(worker), style="yellow" if worker.waiting_for else "dim"),
-        )
+        about = (f"  {worker.name} {worker.device}", rate, _memory(worker))
+        work = Text(worker.waiting_for or _rows(worker), style="yellow" if worker.waiting_for else "dim")
+        grid.add_row(*(Text(cell, style="dim") for cell in about), work)
     return grid
 
 

@@ -1,25 +1,25 @@
-"""What a study cannot do, or takes very long for: said before anything is loaded."""
+"""Warnings before a study starts: rows that cannot be explained, and games that take very long."""
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 
 from mllm_shapx.errors import DatasetError
-from mllm_shapx.planning.hopeless import Hopeless, hopeless_runs, without_players
+from mllm_shapx.planning.hopeless import hopeless_runs, without_players
 from mllm_shapx.planning.players import players_under
 from mllm_shapx.planning.runs import RunSpec
 from mllm_shapx.planning.units import expected_answers, runs_by_key
 from mllm_shapx.records.pace import Pace, read_pace
 from mllm_shapx.records.storage import open_storage
-from mllm_shapx.reporting.timing import format_duration
+from mllm_shapx.reporting.timing import count_workers, format_duration
 
-LARGE_LOG2 = 20
-"""A game of 2^20 coalitions is worth a warning: it takes hours on most machines."""
-NOMINAL_PER_SECOND = 100.0
-"""Answers per second for which a time is stated where none was measured."""
+_LARGE_LOG2 = 20
+"""A game of 2^20 coalitions takes hours on most machines."""
+_NOMINAL_PER_SECOND = 100.0
+"""Answers per second for an estimate without a measurement."""
 
 
 class Outlook:
-    """What `runs` cannot do on `rows`, and what takes very long.
+    """The rows that runs cannot explain, and those that take very long.
 
     Args:
         uri: The experiment set's directory, for the pace that was measured there.
@@ -43,31 +43,31 @@ class Outlook:
         return [*nobody, *(each.to_text() for each in self._hopeless), *self.large_games()]
 
     def large_games(self) -> list[str]:
-        """Return a warning of games of 2^20 coalitions and more, with what they take; none without such."""
-        groups = [
-            (sharing, large)
-            for sharing in runs_by_key(self._runs).values()
-            if (large := list(_large(sharing, self._rows, self._players)))
-        ]
-        if not groups:
-            return []
-        pace = read_pace(open_storage(self._uri))
-        answers, seconds = 0.0, 0.0
+        """Return a warning of games of 2^20 coalitions and more, with their time; empty without such."""
+        answers = defaultdict[str, float](float)  # by cost key
         rows, names = set[int](), dict[str, None]()
-        for sharing, large in groups:
-            each = math.nan if pace is None else pace.seconds.get(sharing[0].cost_key, math.nan)
-            for row, count, runs in large:
-                asked = expected_answers([run for run in sharing if not run.is_hopeless(count)], count)
-                answers += asked
-                seconds += asked * each
-                rows.add(row)
-                names.update(dict.fromkeys(run.name for run in runs))
+        for sharing in runs_by_key(self._runs).values():
+            of_rows = players_under(self._players, sharing[0].player_rule) or {}
+            by_count = defaultdict[int, list[int]](list)
+            for row in self._rows:
+                if of_rows.get(row, 0) >= _LARGE_LOG2:
+                    by_count[of_rows[row]].append(row)
+            for count, members in by_count.items():
+                possible = [run for run in sharing if not run.is_hopeless(count)]
+                large = [run.name for run in possible if run.coalitions(count) >= 1 << _LARGE_LOG2]
+                if large:
+                    answers[sharing[0].cost_key] += expected_answers(possible, count) * len(members)
+                    rows.update(members)
+                    names.update(dict.fromkeys(large))
+        if not names:
+            return []
         first, *more = names
         others = f" and {len(more)} more run(s)" if more else ""
         text = (
-            f"{first}{others}: {len(rows):,} row(s) of {len(self._rows):,} have games of 2^{LARGE_LOG2} = "
-            f"{1 << LARGE_LOG2:,} coalitions or more; they take {answers:,.0f} answers, "
-            f"{_time(answers, seconds, pace)}. selection.max_prompt_tokens bounds the players of a row"
+            f"{first}{others}: {len(rows):,} row(s) of {len(self._rows):,} have games of 2^{_LARGE_LOG2} = "
+            f"{1 << _LARGE_LOG2:,} coalitions or more; they take {sum(answers.values()):,.0f} answers, "
+            f"{_time(answers, read_pace(open_storage(self._uri)))}. selection.max_prompt_tokens bounds the "
+            "players of a row"
         )
         return [text]
 
@@ -84,38 +84,15 @@ class Outlook:
             raise DatasetError(f"no row can be explained: {without_players(self._rows, self._players)[0]}")
         useless = [each for each in self._hopeless if each.rows == each.rows_in_all]
         if useless and (len(useless) == len(self._runs) or not all_runs):
-            raise DatasetError("\n".join(map(_refusal, useless)))
+            raise DatasetError("\n".join(f"no row can be explained by {each.to_text()}" for each in useless))
 
 
-def _refusal(useless: Hopeless) -> str:
-    return f"no row can be explained by {useless.to_text()}"
-
-
-def _large(
-    sharing: Sequence[RunSpec], rows: Sequence[int], players: Mapping[int, int] | None
-) -> Iterator[tuple[int, int, list[RunSpec]]]:
-    """Yield each row with a large game, its players, and the runs that play one."""
-    of_rows = players_under(players, sharing[0].player_rule) or {}
-    by_count: dict[int, list[RunSpec]] = {}
-    for row in rows:
-        count = of_rows.get(row, 0)
-        if count < LARGE_LOG2:
-            continue
-        if count not in by_count:
-            by_count[count] = [
-                run
-                for run in sharing
-                if not run.is_hopeless(count) and run.coalitions(count) >= 1 << LARGE_LOG2
-            ]
-        if by_count[count]:
-            yield row, count, by_count[count]
-
-
-def _time(answers: float, seconds: float, pace: Pace | None) -> str:
-    if pace is None or math.isnan(seconds):
+def _time(answers: Mapping[str, float], pace: Pace | None) -> str:
+    """Return how long answers take, in words; they are counted by cost key."""
+    if pace is None or any(key not in pace.seconds for key in answers):
         return (
-            f"{format_duration(answers / NOMINAL_PER_SECOND)} at {NOMINAL_PER_SECOND:.0f} a second "
-            "(`mllm-shapx bench` measures how many a second it is here)"
+            f"{format_duration(sum(answers.values()) / _NOMINAL_PER_SECOND)} at {_NOMINAL_PER_SECOND:.0f} a "
+            "second (`mllm-shapx bench` measures how many a second it is here)"
         )
-    workers = "one worker" if pace.workers == 1 else f"{pace.workers} workers"
-    return f"about {format_duration(seconds / pace.workers)} on {workers} at the pace measured here"
+    seconds = sum(count * pace.seconds[key] for key, count in answers.items()) / pace.workers
+    return f"about {format_duration(seconds)} on {count_workers(pace.workers)} at the pace measured here"

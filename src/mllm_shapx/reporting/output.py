@@ -1,9 +1,8 @@
 """Files that a user asks for: pages, exports and figures, each written whole or not at all."""
 
 import contextlib
-import os
+import secrets
 import stat
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -19,7 +18,7 @@ type TableForm = Literal["csv", "parquet"]
 PAGE = "report.html"
 """The only file that a reading command writes into a study."""
 _DEEPEST = 6
-"""Folders that are looked at for a study around a path: its deepest files are recordings of a sample."""
+"""Folders above a path that may be a study's directory: its deepest files are recordings of a sample."""
 
 
 def write_output(output: Path, content: bytes) -> None:
@@ -30,36 +29,28 @@ def write_output(output: Path, content: bytes) -> None:
         StorageError: When the file cannot be written.
     """
     refuse_special(output)
-    try:
-        LocalStorage(output.parent).write_bytes(output.name, content)
-    except StorageError as error:
-        raise StorageError(f"{output} cannot be written: {_cause(error)}; name another file") from error
+    with written_whole(output) as path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
 
 
 @contextlib.contextmanager
 def written_whole(output: Path) -> Iterator[Path]:
-    """Give a path beside `output` to write to, which takes its place at the end; nothing stays of a failure.
+    """Give a path beside `output` to write to. At the end it replaces `output`; a failure leaves nothing.
 
     Raises:
         StorageError: When the file cannot be written.
     """
-    try:
-        handle, name = tempfile.mkstemp(prefix=f".{output.name}.", dir=output.parent)
-        os.close(handle)
-    except OSError as error:
-        raise StorageError(f"{output} cannot be written: {error.strerror}; name another file") from error
-    temporary = Path(name)
+    temporary = output.with_name(f".{output.name}.{secrets.token_hex(4)}")
     try:
         yield temporary
-        # mkstemp makes a file that only its owner reads.
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)
         temporary.replace(output)
     except OSError as error:
-        raise StorageError(f"{output} cannot be written: {error.strerror or error}") from error
+        reason = error.strerror or error
+        raise StorageError(f"{output} cannot be written: {reason}; name another file") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def new_output(storage: Storage, output: Path | None, name: str, *, overwrite: bool) -> Path:
@@ -82,10 +73,10 @@ def new_output(storage: Storage, output: Path | None, name: str, *, overwrite: b
 def table_file(
     output: Path, form: TableForm, empty: "pd.DataFrame"
 ) -> Iterator[Callable[["pd.DataFrame"], object]]:
-    """Give what adds lines to a new file, which is written whole or not at all (see `written_whole`).
+    """Give a function that adds lines to a new file, which is written whole or not at all (`written_whole`).
 
-    `empty` is a table without lines: its columns make the header, which a file without lines has too, and
-    its types those of Parquet, in which NaN and None are null.
+    `empty` is a table without lines. Its columns are the header, which a file without lines has too. Its
+    types are those of Parquet, where NaN and None are null.
     """
     with written_whole(output) as path:
         if form == "csv":
@@ -162,8 +153,3 @@ def _study_around(path: Path) -> Path | None:
 def _is_run(folder: Path) -> bool:
     """Whether a folder has what every run's has; a folder `samples` alone may be anybody's."""
     return (folder / "spec.json").is_file() and (folder / "samples").is_dir()
-
-
-def _cause(error: StorageError) -> str:
-    cause = error.__cause__
-    return (cause.strerror if isinstance(cause, OSError) else None) or str(error)

@@ -19,26 +19,12 @@ _BYTES_PER_SAMPLE = 2
 """Of `num_bytes` of a piece of sound."""
 
 
-class Answers:
-    """Every answer once: most runs of a row have the same."""
-
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-        self._places: dict[str, int] = {}
-
-    def place(self, text: str) -> int:
-        """Return the answer's position in `texts`."""
-        if text not in self._places:
-            self._places[text] = len(self.texts)
-            self.texts.append(text)
-        return self._places[text]
-
-
 class PageRows:
     """Turns one row after the other into the page's data; report.js says what each letter means."""
 
     def __init__(self, runs: Sequence[RunFiles], recordings: Recordings) -> None:
-        self.answers = Answers()
+        self.answers: dict[str, int] = {}
+        """Every answer's position: most runs of a row have the same."""
         self._runs = runs
         self._recordings = recordings
         self._stored = StoredAnswersOfRuns(runs)
@@ -54,12 +40,11 @@ class PageRows:
             None if sample is None else self._sample(run, sample, prompts, answer)
             for run, sample, answer in zip(self._runs, samples, without, strict=True)
         ]
-        modality = first.input_modality
         return {
             "i": index,
             "l": first.language,
             "o": first.original_language,
-            "m": modality,
+            "m": first.input_modality,
             "p": prompts,
             "r": runs,
         }
@@ -75,7 +60,7 @@ class PageRows:
         data: dict[str, Any] = {
             "q": prompts.index(prompt),
             "v": [_finite(piece.value) for piece in pieces if piece.value is not None],
-            "a": self.answers.place(sample.response),
+            "a": self._answer(sample.response),
             "b": _finite(sample.base_value),
             "g": _finite(sample.grand_value),
             "n": sample.n_calls,
@@ -90,11 +75,14 @@ class PageRows:
         if sample.interactions is not None and sample.interactions.order > 1:
             data["x"] = _pairs(sample.interactions, len(data["v"]))
         if without is not None:
-            data["w"] = self.answers.place(without)
+            data["w"] = self._answer(without)
         spoken = _artifacts(sample, "answer")
         if spoken and (place := self._recording(run, spoken[0])) is not None:
             data["k"] = place
         return data
+
+    def _answer(self, text: str) -> int:
+        return self.answers.setdefault(text, len(self.answers))
 
     def _prompt(self, run: RunFiles, sample: SampleResult, pieces: Sequence[Piece]) -> dict[str, Any]:
         """Return `t`, the pieces, and `a`, for each stretch of sound its recording or null.
@@ -107,17 +95,14 @@ class PageRows:
         recordings = _artifacts(sample, "inputs")
         stretches = [place for place, _ in groupby(places) if place[1] is not None]
         rates = {place: about.get("sample_rate") for place, about in zip(stretches, recordings, strict=False)}
-        shown = [
-            [piece.text, int(piece.value is not None), begin]
-            if piece.num_bytes is None
-            else [
-                piece.text or None,
-                int(piece.value is not None),
-                begin,
-                _seconds(piece.num_bytes, rates.get(place)),
-            ]
-            for piece, begin, place in zip(pieces, begins, places, strict=False)
-        ]
+        shown = []
+        for piece, begin, place in zip(pieces, begins, places, strict=False):
+            is_player = int(piece.value is not None)
+            if piece.num_bytes is None:
+                shown.append([piece.text, is_player, begin])
+            else:
+                seconds = _seconds(piece.num_bytes, rates.get(place))
+                shown.append([piece.text or None, is_player, begin, seconds])
         if not recordings or len(recordings) != len(stretches):
             return {"t": shown}
         return {"t": shown, "a": [self._recording(run, about) for about in recordings]}

@@ -131,6 +131,11 @@ class StudyFiles:
     storage: Storage
     runs: tuple[RunFiles, ...]
 
+    @property
+    def folder(self) -> str:
+        """The name of the experiment set's directory."""
+        return self.storage.uri.rstrip("/").rpartition("/")[2]
+
     def locate(self, path: str) -> str:
         """Return the full path or URI of a file below the experiment set."""
         return self.storage.locate(path)

@@ -1,4 +1,4 @@
-"""How much of a plan is done already, from the files, and how long the rest will take."""
+"""How much of a plan is done, from the files, and how long the rest takes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -9,21 +9,21 @@ from mllm_shapx.planning.units import WorkUnit, plan_units
 from mllm_shapx.records.pace import Pace, read_pace
 from mllm_shapx.records.run_reader import RunReader
 from mllm_shapx.records.storage import open_storage
-from mllm_shapx.reporting.timing import format_duration
+from mllm_shapx.reporting.timing import count_workers, format_duration
 
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """How far a plan is."""
+    """How much of a plan is done."""
 
     samples_done: int
     samples_failed: int
-    """Given up; they are no part of the time left."""
+    """Given up; the time left does not count them."""
     samples: int
     seconds_left: float | None
-    """What the rest takes with as many workers as before; None where too little was measured."""
+    """Time for the rest with as many workers as before; None without measurements of all its costs."""
     workers: int | None
-    """Workers that the time left counts on."""
+    """Workers for which the time left is computed."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the same as JSON data."""
@@ -38,8 +38,8 @@ class Standing:
             return f"{text}: nothing is left."
         if self.seconds_left is None:
             return f"{text}."
-        workers = "one worker" if self.workers == 1 else f"{self.workers} workers"
-        return f"{text}; the rest takes about {format_duration(self.seconds_left)} on {workers}, as before."
+        left = f"{format_duration(self.seconds_left)} on {count_workers(self.workers)}"
+        return f"{text}; the rest takes about {left}, as before."
 
 
 def standing(
@@ -48,10 +48,10 @@ def standing(
     rows: Sequence[int],
     players: Mapping[int, int] | None,
 ) -> Standing | None:
-    """Return how far the plan is in the experiment set's directory `uri`; None when nothing of it is there.
+    """Return how much of a plan is done in the experiment set's directory `uri`; None without any sample.
 
-    The time left is computed from what answers cost when the study last ran (`pace.json`), for the rows and
-    runs that the plan has now. Answers stored for rows that are not done make it less.
+    The time left is that of the open rows and runs of this plan, at the cost of an answer in the study's last
+    run (`pace.json`). It does not know of stored answers for open rows, which need no time.
 
     Raises:
         StorageError: When the directory cannot be read.
@@ -75,7 +75,6 @@ def standing(
 
 
 def _seconds(units: Sequence[WorkUnit], pace: Pace) -> float | None:
-    """Return the time that units take with as many workers as before; None when some cost is not known."""
     if any(unit.cost_key not in pace.seconds for unit in units):
         return None
     return sum(unit.cost * pace.seconds[unit.cost_key] for unit in units) / pace.workers

@@ -1,39 +1,22 @@
-"""The progress of a study on disk: rows done, failed and left per run, and who is running it."""
+"""The progress of a study on disk: rows done, failed and left per run, and the driver that is running."""
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from mllm_shapx.records.lock import lock_holder
 from mllm_shapx.records.progress import ProgressNote, read_progress
 from mllm_shapx.records.storage import LocalStorage
-from mllm_shapx.reporting.failures import failures
-from mllm_shapx.reporting.grid import Column, grid
+from mllm_shapx.reporting.grid import grid, names, numbers, words
 from mllm_shapx.reporting.reading import RunFiles, open_study
-from mllm_shapx.reporting.timing import format_duration, format_rate
-
-__all__ = ["RunStatus", "StudyStatus", "failures", "status"]
+from mllm_shapx.reporting.timing import count_workers, format_duration, format_rate
 
 State = Literal["done", "done, some failed", "under way", "stopped", "not begun", "unknown"]
 
-
-_COLUMNS: tuple[Column, ...] = (
-    Column("run", shrinks=True),
-    Column("done", right=True),
-    Column("failed", right=True),
-    Column("left", right=True),
-    Column("state"),
-    Column("coalitions", right=True),
-    Column("answers", right=True),
-    Column("rate", right=True),
-    Column("time left", right=True),
-    Column("last activity"),
-)
-_ONLY_WIDE = {"coalitions", "answers", "rate", "time left"}
 _WIDE = 100
-"""Columns from which on the table has all of them."""
+"""Columns of a terminal that the table needs to show coalitions, answers, rate and time left too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +33,13 @@ class RunStatus:
     """When something was written last, seconds since 1970."""
     state: State
     of_older_runner: bool = False
-    """Whether the older runner wrote it, so that it cannot be resumed."""
+    """Whether the older runner wrote it; such a run cannot be resumed."""
     coalitions: int | None = None
     """Coalitions that the done samples evaluated; None where no file counts them."""
     answers: int | None = None
     """Answers that were generated for the done samples of this run; None where no file counts them."""
     samples_per_second: float | None = None
-    """As a driver measured it last; None where it did not."""
+    """The rate of a driver's last measurement; None without one."""
     damaged: int | None = None
     """Samples that cannot be read, which `done` leaves out; None where they were counted by name alone."""
 
@@ -82,7 +65,7 @@ class StudyStatus:
     holder: str | None
     """The driver that is running it, in words; None when there is none."""
     note: ProgressNote | None = None
-    """How far a driver was when it last wrote; None where none of this version did."""
+    """A driver's progress at its last write; None without a readable note."""
 
     @property
     def damaged(self) -> int:
@@ -110,6 +93,9 @@ class StudyStatus:
 
     def to_json(self) -> dict[str, Any]:
         """Return the same as JSON data."""
+        progress = None if self.note is None else asdict(self.note)
+        if progress is not None:
+            del progress["runs"]  # these figures are in the runs below
         return {
             "directory": self.directory,
             "running": self.holder,
@@ -117,8 +103,8 @@ class StudyStatus:
             "done": sum(run.done for run in self.runs),
             "failed": sum(run.failed for run in self.runs),
             "damaged": self.damaged if self.is_checked else None,
-            "total": self._total(),
-            "progress": None if self.note is None else _without_runs(self.note),
+            "total": self._total,
+            "progress": progress,
             "runs": [
                 {**asdict(run), "left": run.left, "seconds_left": run.seconds_left} for run in self.runs
             ],
@@ -134,16 +120,15 @@ class StudyStatus:
         """
         now = time.time() if now is None else now
         shown = self.runs
-        if most_runs is not None and len(shown) > max(1, most_runs):
+        if most_runs is not None and len(shown) > most_runs:
             shown = tuple(sorted(shown, key=lambda run: run.state != "under way")[: max(1, most_runs)])
-        rows = [_cells(run, now) for run in shown]
+        cells = [_cells(run, now) for run in shown]
         if len(self.runs) > 1:
-            rows.append(self._sum_cells())
-        columns = _COLUMNS
-        if width < _WIDE:
-            kept = [number for number, column in enumerate(columns) if column.title not in _ONLY_WIDE]
-            columns = tuple(columns[number] for number in kept)
-            rows = [[row[number] for number in kept] for row in rows]
+            cells.append(self._sums())
+        wide = numbers("coalitions", "answers", "rate", "time left") if width >= _WIDE else []
+        counts = numbers("done", "failed", "left")
+        columns = [*names("run"), *counts, *words("state"), *wide, *words("last activity")]
+        rows = [[of_run.get(str(column.header), "") for column in columns] for of_run in cells]
         lines = [self.directory, "", *grid(columns, rows, width), ""]
         if hidden := len(self.runs) - len(shown):
             lines.insert(-1, f"... and {hidden} more")
@@ -164,36 +149,30 @@ class StudyStatus:
             f"{self.damaged} sample(s) are damaged: {runs}; `verify` names them, --resume makes them again"
         ]
 
+    @property
     def _total(self) -> int | None:
-        totals = [run.total for run in self.runs]
-        return None if None in totals else sum(total for total in totals if total is not None)
+        return _sum(run.total for run in self.runs)
 
-    def _sum_cells(self) -> list[str]:
-        lefts = [run.left for run in self.runs]
-        left = "?" if None in lefts else str(sum(item for item in lefts if item is not None))
-        done = f"{sum(run.done for run in self.runs)}/{_or_unknown(self._total())}"
-        counts = ([run.coalitions for run in self.runs], [run.answers for run in self.runs])
-        calls, answers = (None if None in each else sum(map(int, filter(None, each))) for each in counts)
-        left_s = None if self.note is None or left == "0" else self.note.seconds_left
-        return [
-            "in all",
-            done,
-            str(sum(run.failed for run in self.runs)),
-            left,
-            "",
-            _thousands(calls),
-            _thousands(answers),
-            "",
-            "" if left_s is None else format_duration(left_s),
-            "",
-        ]
+    def _sums(self) -> dict[str, str]:
+        """Return the cells of all runs together."""
+        left = _sum(run.left for run in self.runs)
+        seconds_left = None if self.note is None or left == 0 else self.note.seconds_left
+        return {
+            "run": "in all",
+            "done": f"{sum(run.done for run in self.runs)}/{_or_unknown(self._total)}",
+            "failed": str(sum(run.failed for run in self.runs)),
+            "left": _or_unknown(left),
+            "coalitions": _thousands(_sum(run.coalitions for run in self.runs)),
+            "answers": _thousands(_sum(run.answers for run in self.runs)),
+            "time left": "" if seconds_left is None else format_duration(seconds_left),
+        }
 
 
 def status(directory: str, *, check: bool = False) -> StudyStatus:
     """Return the progress of the study in an experiment set's directory, or in one run's.
 
-    Sample files are counted by name and not opened, so that a large study answers at once; with `check`
-    every one is read, and those that are damaged are not done.
+    Sample files are counted by name and not opened, which takes a moment even in a large study. With `check`
+    each one is read, and damaged ones do not count as done.
 
     Raises:
         UsageError: When the directory is neither.
@@ -252,19 +231,15 @@ def _calls(run: RunFiles, note: ProgressNote | None) -> tuple[int | None, int | 
     return int(summary["n_calls_total"]), None if answers is None else int(answers)
 
 
-def _without_runs(note: ProgressNote) -> dict[str, Any]:
-    return {key: value for key, value in asdict(note).items() if key != "runs"}
-
-
 def _pace_in_words(note: ProgressNote, now: float) -> str:
-    parts = ["one worker" if note.workers == 1 else f"{note.workers} workers"]
+    parts = [count_workers(note.workers)]
     if note.coalitions_per_second:
         parts.append(f"{format_rate(note.coalitions_per_second)} coalitions")
     if note.store_hits:
         parts.append(f"{note.store_hits:,} answers from the store")
     if note.seconds_left is not None:
         parts.append(f"{format_duration(note.seconds_left)} left")
-    return f"{', '.join(parts)} ({format_duration(now - note.at)} ago)"
+    return f"{', '.join(parts)} ({_ago(note.at, now)})"
 
 
 def _activities(run: RunFiles) -> Iterator[float]:
@@ -284,20 +259,29 @@ def _activities(run: RunFiles) -> Iterator[float]:
                 continue
 
 
-def _cells(run: RunStatus, now: float) -> list[str]:
-    ago = "never" if run.last_activity is None else f"{format_duration(now - run.last_activity)} ago"
-    return [
-        run.name,
-        f"{run.done}/{_or_unknown(run.total)}",
-        str(run.failed),
-        _or_unknown(run.left),
-        run.state,
-        _thousands(run.coalitions),
-        _thousands(run.answers),
-        format_rate(run.samples_per_second) if run.samples_per_second and run.left else "",
-        "" if run.seconds_left is None else format_duration(run.seconds_left),
-        ago,
-    ]
+def _cells(run: RunStatus, now: float) -> dict[str, str]:
+    return {
+        "run": run.name,
+        "done": f"{run.done}/{_or_unknown(run.total)}",
+        "failed": str(run.failed),
+        "left": _or_unknown(run.left),
+        "state": run.state,
+        "coalitions": _thousands(run.coalitions),
+        "answers": _thousands(run.answers),
+        "rate": format_rate(run.samples_per_second) if run.samples_per_second and run.left else "",
+        "time left": "" if run.seconds_left is None else format_duration(run.seconds_left),
+        "last activity": "never" if run.last_activity is None else _ago(run.last_activity, now),
+    }
+
+
+def _ago(at: float, now: float) -> str:
+    return f"{format_duration(now - at)} ago"
+
+
+def _sum(counts: Iterable[int | None]) -> int | None:
+    """Return the sum, None when a count is not known."""
+    known = list(counts)
+    return None if None in known else sum(filter(None, known))
 
 
 def _thousands(number: int | None) -> str:

@@ -1,27 +1,27 @@
 """What answers a study keeps in its coalition store (`store info`)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from mllm_shapx.records.store import CoalitionStore
-from mllm_shapx.reporting.grid import Column, grid
+from mllm_shapx.reporting.grid import grid, names, numbers, words
 from mllm_shapx.reporting.reading import open_study
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class StoredKey:
-    """The answers of one generation key."""
+    """The answers of one generation key, added up over its rows."""
 
     key: str
     rows: int
     answers: int
     vectors: int
+    likelihoods: int
+    """Likelihoods of given texts after coalitions' prompts."""
     num_bytes: int
     settings: Mapping[str, Any]
     """Generation settings, model commit and dtype."""
-    likelihoods: int = 0
-    """Likelihoods of given texts behind coalitions' prompts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,34 +34,10 @@ class StoredReport:
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON data."""
-        return {
-            "directory": self.directory,
-            "keys": [
-                {
-                    "key": key.key,
-                    "rows": key.rows,
-                    "answers": key.answers,
-                    "vectors": key.vectors,
-                    "likelihoods": key.likelihoods,
-                    "num_bytes": key.num_bytes,
-                    "settings": dict(key.settings),
-                }
-                for key in self.keys
-            ],
-            "problems": list(self.problems),
-        }
+        return asdict(self)
 
     def to_text(self, width: int) -> str:
         """Return a table of at most `width` columns."""
-        columns = (
-            Column("key"),
-            Column("model", shrinks=True),
-            Column("rows", right=True),
-            Column("answers", right=True),
-            Column("vectors", right=True),
-            Column("likelihoods", right=True),
-            Column("MB", right=True),
-        )
         cells = [
             [
                 key.key,
@@ -74,8 +50,9 @@ class StoredReport:
             ]
             for key in self.keys
         ]
-        table = grid(columns, cells, width) if cells else ["no answers are stored"]
-        lines = [self.directory, "", *table, *self.problems]
+        counts = numbers("rows", "answers", "vectors", "likelihoods", "MB")
+        table = grid([*words("key"), *names("model"), *counts], cells, width)
+        lines = [self.directory, "", *(table if cells else ["no answers are stored"]), *self.problems]
         return "\n".join(lines) + "\n"
 
 
@@ -89,16 +66,13 @@ def stored(directory: str) -> StoredReport:
     keys: dict[str, StoredKey] = {}
     problems = []
     for entry in CoalitionStore(study.storage).info():
-        before = keys.get(entry.key, StoredKey(entry.key, 0, 0, 0, 0, entry.settings))
-        keys[entry.key] = StoredKey(
-            entry.key,
-            before.rows + 1,
-            before.answers + entry.answers,
-            before.vectors + entry.embeddings,
-            before.num_bytes + entry.num_bytes,
-            before.settings or entry.settings,
-            before.likelihoods + entry.likelihoods,
-        )
+        of_key = keys.setdefault(entry.key, StoredKey(entry.key, 0, 0, 0, 0, 0, entry.settings))
+        of_key.rows += 1
+        of_key.answers += entry.answers
+        of_key.vectors += entry.embeddings
+        of_key.likelihoods += entry.likelihoods
+        of_key.num_bytes += entry.num_bytes
+        of_key.settings = of_key.settings or entry.settings
         if entry.problem is not None:
             problems.append(entry.problem)
     return StoredReport(directory, tuple(keys.values()), tuple(problems))

@@ -1,5 +1,6 @@
-"""What the model says without a row's most important player, from the answers that a study keeps."""
+"""The model's answer without a row's most important player, from the stored answers of a study."""
 
+import functools
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import get_args
@@ -8,7 +9,6 @@ from mllm_shapx.config.models import ConnectorKwargs
 from mllm_shapx.errors import StorageError
 from mllm_shapx.planning.runs import settings_digest
 from mllm_shapx.records.results import SampleResult
-from mllm_shapx.records.storage import Storage
 from mllm_shapx.records.store import CoalitionStore
 from mllm_shapx.reporting.agreement import most_important
 from mllm_shapx.reporting.reading import RunFiles
@@ -22,7 +22,8 @@ class StoredAnswersOfRuns:
 
     def __init__(self, runs: Sequence[RunFiles]) -> None:
         self._runs = runs
-        self._stores = {run.records.storage.uri: _Store(run.records.storage) for run in runs}
+        self._stores = {run.records.storage.uri: CoalitionStore(run.records.storage) for run in runs}
+        self._keys = {uri: _keys(store) for uri, store in self._stores.items()}
 
     def without_most_important(self, row: int, samples: Sequence[SampleResult | None]) -> list[str | None]:
         """Return the answer to a row's prompt without each run's most important player.
@@ -35,51 +36,41 @@ class StoredAnswersOfRuns:
             One text per run; None where it is not stored, or the answers belong to another prompt or model.
         """
         wanted = [None if sample is None else _masks(sample) for sample in samples]
-        together = frozenset(mask for pair in wanted if pair is not None for mask in pair)
-        stored: dict[tuple[str, str], dict[int, str]] = {}
+        masks = frozenset(mask for pair in wanted if pair is not None for mask in pair)
+
+        @functools.cache
+        def stored(uri: str, key: str) -> tuple[dict[int, str], int]:
+            return self._stores[uri].texts(row, key, masks)
+
         found: list[str | None] = []
-        for run, sample, masks in zip(self._runs, samples, wanted, strict=True):
+        for run, sample, pair in zip(self._runs, samples, wanted, strict=True):
             answer = None
-            if sample is not None and masks is not None:
-                whole, part = masks
-                store = self._stores[run.records.storage.uri]
-                for key in store.keys_of(run):
-                    place = (run.records.storage.uri, key)
-                    if place not in stored:
-                        stored[place] = store.answers(row, key, sample.num_players, together)
-                    if stored[place].get(whole) == sample.response:
-                        answer = stored[place].get(part)
+            uri, generation_key = run.records.storage.uri, run.spec.get("generation_key")
+            if sample is not None and pair is not None and isinstance(generation_key, str):
+                whole, part = pair
+                for key in self._keys[uri].get(generation_key, ()):
+                    texts, players = stored(uri, key)
+                    if players in {0, sample.num_players} and texts.get(whole) == sample.response:
+                        answer = texts.get(part)
             found.append(answer)
         return found
 
 
-class _Store:
-    """The answers of one experiment set."""
-
-    def __init__(self, storage: Storage) -> None:
-        self._store = CoalitionStore(storage)
-        self._keys: dict[str, list[str]] = defaultdict(list)
-        try:
-            first = dict(sorted(((key, row) for row, key in self._store.places()), reverse=True))
-        except StorageError:
-            first = {}
-        for key, row in first.items():
-            settings = self._store.settings(row, key)
-            if settings is not None:
-                # A run's generation key covers no commit, and the dtype as the config says it.
-                asked = {name: value for name, value in settings.items() if name != "model_commit"}
-                for dtype in _DTYPES:
-                    self._keys[settings_digest({**asked, "dtype": dtype})].append(key)
-
-    def keys_of(self, run: RunFiles) -> Sequence[str]:
-        """Return the store's keys of a run: one for each model version and dtype."""
-        key = run.spec.get("generation_key")
-        return self._keys.get(key, ()) if isinstance(key, str) else ()
-
-    def answers(self, row: int, key: str, players: int, masks: frozenset[int]) -> dict[int, str]:
-        """Return the texts of some coalitions of a row; nothing where its players are others."""
-        texts, of_row = self._store.texts(row, key, masks)
-        return texts if of_row in {0, players} else {}
+def _keys(store: CoalitionStore) -> dict[str, list[str]]:
+    """Return a run's generation key -> the store's keys of it: one for each model version and dtype."""
+    keys: dict[str, list[str]] = defaultdict(list)
+    try:
+        first = dict(sorted(((key, row) for row, key in store.places()), reverse=True))
+    except StorageError:
+        return keys
+    for key, row in first.items():
+        settings = store.settings(row, key)
+        if settings is not None:
+            # A run's generation key covers no commit, and the dtype as the config says it.
+            asked = {name: value for name, value in settings.items() if name != "model_commit"}
+            for dtype in _DTYPES:
+                keys[settings_digest({**asked, "dtype": dtype})].append(key)
+    return keys
 
 
 def _masks(sample: SampleResult) -> tuple[int, int] | None:

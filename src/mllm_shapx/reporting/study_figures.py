@@ -6,6 +6,8 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from mllm_shapx.records.results import SampleResult
 from mllm_shapx.records.spec import explainer_type, result_settings
 from mllm_shapx.reporting.agreement import (
@@ -26,7 +28,22 @@ MOST_VALUES = 200_000
 
 
 @dataclass
-class RunSeries:
+class Costs:
+    """The costs of one run's samples, one entry per sample."""
+
+    n_calls: list[int] = field(default_factory=list)
+    model_calls: list[int] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+
+    def add(self, sample: SampleResult) -> None:
+        """Add one sample."""
+        self.n_calls.append(sample.n_calls)
+        self.model_calls.append(sample.model_calls)
+        self.seconds.append(sample.runtime_sec)
+
+
+@dataclass(kw_only=True)
+class RunSeries(Costs):
     """What the plots need of one run."""
 
     name: str
@@ -34,12 +51,8 @@ class RunSeries:
     """The run's name without its seed."""
     estimator: str
     """What runs of other budgets and seeds have in common with it."""
-    tally: AgreementTally = field(default_factory=AgreementTally)
+    tally: AgreementTally
     """The comparison with the exact run."""
-    seconds: list[float] = field(default_factory=list)
-    """Runtime of each sample."""
-    n_calls: list[int] = field(default_factory=list)
-    model_calls: list[int] = field(default_factory=list)
     text: list[float] = field(default_factory=list)
     """Share of the absolute values that is on text, of each sample in which values are not all 0."""
     audio: list[float] = field(default_factory=list)
@@ -50,13 +63,11 @@ class RunSeries:
 
     def add(self, sample: SampleResult) -> None:
         """Add one sample."""
-        self.seconds.append(sample.runtime_sec)
-        self.n_calls.append(sample.n_calls)
-        self.model_calls.append(sample.model_calls)
-        summary = sample.attr_summary
-        if math.isfinite(summary.frac_text) and summary.frac_text + summary.frac_audio > 0.0:
-            self.text.append(summary.frac_text)
-            self.audio.append(summary.frac_audio)
+        super().add(sample)
+        shares = sample.attr_summary
+        if math.isfinite(shares.frac_text) and shares.frac_text + shares.frac_audio > 0.0:
+            self.text.append(shares.frac_text)
+            self.audio.append(shares.frac_audio)
         values = [value for value in sample.player_values() if value is not None]
         if len(self.values) < MOST_VALUES:
             self.values += values
@@ -91,10 +102,10 @@ class StudyFigures:
         """Begin without rows; `names` are what the runs are called, their own names when None."""
         called = names or [run.name for run in study.runs]
         self._against = AgainstExact(study)
-        self.runs = [
-            RunSeries(name, *_group_and_estimator(run, name), tally=tally)
-            for run, name, tally in zip(study.runs, called, self._against.tallies, strict=True)
-        ]
+        self.runs = []
+        for run, name, tally in zip(study.runs, called, self._against.tallies, strict=True):
+            group, estimator = _group_and_estimator(run, name)
+            self.runs.append(RunSeries(name=name, group=group, estimator=estimator, tally=tally))
 
     def add(self, samples: Sequence[SampleResult | None]) -> None:
         """Add one row: a sample per run, None where there is none."""
@@ -130,10 +141,9 @@ class StudyRows:
     def read(self, row: int) -> list[SampleResult | None]:
         """Return a row's samples, None where a run has none."""
         samples: list[SampleResult | None] = []
-        for position, run in enumerate(self._study.runs):
-            sample = run.sample(row) if row in self._rows[position] else None
-            self.unreadable[position] += sample is None and row in self._rows[position]
-            samples.append(sample)
+        for position, (run, rows) in enumerate(zip(self._study.runs, self._rows, strict=True)):
+            samples.append(run.sample(row) if row in rows else None)
+            self.unreadable[position] += row in rows and samples[-1] is None
         return samples
 
     def notes(self, names: Sequence[str]) -> list[str]:
@@ -160,22 +170,9 @@ def _tenths(position: int, players: int) -> Iterator[tuple[int, float]]:
         yield place, (min(end, place + 1) - max(start, place)) / (end - start)
 
 
-def quantiles(values: Sequence[float], shares: Sequence[float]) -> list[float]:
-    """Return the values below which the given shares lie, interpolated; NaN for no values."""
-    ordered = sorted(values)
-    if not ordered:
-        return [math.nan] * len(shares)
-    places = [share * (len(ordered) - 1) for share in shares]
-    return [
-        ordered[int(place)]
-        + (place % 1) * (ordered[min(int(place) + 1, len(ordered) - 1)] - ordered[int(place)])
-        for place in places
-    ]
-
-
 def _error_row(group: str, runs: Sequence[RunSeries]) -> ErrorRow:
     errors = [agreement.difference for run in runs for agreement in run.tally.agreements]
-    low, high = quantiles(errors, (0.25, 0.75))
+    low, high = np.quantile(errors, (0.25, 0.75)).tolist()
     return ErrorRow(
         group=group,
         estimator=runs[0].estimator,

@@ -4,26 +4,26 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TextIO
 
-from rich.cells import cell_len
+from rich.text import Text
 
 from mllm_shapx.plaintext import shown
 from mllm_shapx.records.layout import RunLayout
 from mllm_shapx.records.results import SampleResult
 from mllm_shapx.reporting.comparison import Mark, RunFigures, compare_runs, evenly, left_out_notes
-from mllm_shapx.reporting.grid import Column, cut, grid
+from mllm_shapx.reporting.grid import cut, grid, names, numbers, text_console
 from mllm_shapx.reporting.pieces import Piece, prompt_pieces, rank_of
+from mllm_shapx.reporting.progress import is_capable
 from mllm_shapx.reporting.reading import RunFiles, StudyFiles, open_study
 
 _INDENT = "  "
 _WIDEST_WORD = 20
 _MOST_PLAYERS = 60
-_RESET, _BOLD, _DIM, _RISING, _FALLING = "\x1b[0m", "\x1b[1m", "\x1b[2m", "\x1b[1;30;42m", "\x1b[1;30;43m"
+_RAISES, _LOWERS = "bold black on green", "bold black on yellow"
 
 
 def wants_color(stream: TextIO) -> bool:
-    """Return whether colour belongs on the stream: a capable terminal, and no NO_COLOR."""
-    is_capable = os.environ.get("TERM", "").lower() not in {"", "dumb", "unknown"}
-    return not os.environ.get("NO_COLOR") and not stream.closed and stream.isatty() and is_capable
+    """Return whether the stream takes colour: it is a capable terminal, and NO_COLOR is not set."""
+    return not os.environ.get("NO_COLOR") and is_capable(stream)
 
 
 def results_table(
@@ -35,7 +35,7 @@ def results_table(
     width: int = 80,
     color: bool = False,
 ) -> str:
-    """Return a readable picture of a study's results.
+    """Return a study's results as text that is safe to print.
 
     Args:
         directory: An experiment set's directory or one run's.
@@ -43,7 +43,7 @@ def results_table(
         rows: Row indices to show; when None, `most_rows` of those with a sample, evenly spread.
         most_rows: How many rows to show when `rows` is None.
         width: Columns of the terminal; file paths may be longer.
-        color: Whether to highlight with terminal colours; without, only the brackets tell.
+        color: Whether to use terminal colours. The text is the same without.
 
     Raises:
         UsageError: When the directory is neither.
@@ -51,28 +51,32 @@ def results_table(
     study = open_study(directory)
     marks = marks or {}
     chosen = evenly(study.rows, most_rows) if rows is None else rows
-    blocks = [_row_block(study, row, marks.get(row), width, color=color) for row in chosen]
-    paragraphs = ["\n".join(block) for block in blocks if block]
-    figures = compare_runs(study, marks)
-    paragraphs.append("\n".join([*_figure_lines(figures, width, color=color), *left_out_notes(figures)]))
-    paragraphs.append(f"{len(study.rows)} row(s), {len(study.runs)} run(s) in {shown(study.storage.uri)}")
-    return "\n\n".join(paragraphs) + "\n"
+    blocks = [_row_block(study, row, marks.get(row), width) for row in chosen]
+    blocks.append(_figure_lines(compare_runs(study, marks), width))
+    blocks.append([Text(f"{len(study.rows)} row(s), {len(study.runs)} run(s) in {shown(study.storage.uri)}")])
+    paragraphs = [Text("\n").join(block) for block in blocks if block]
+    console = text_console(width, color=color)
+    with console.capture() as capture:
+        console.print(Text("\n\n").join(paragraphs), soft_wrap=True)
+    return capture.get()
 
 
-def _row_block(study: StudyFiles, row: int, mark: Mark | None, width: int, *, color: bool) -> list[str]:
+def _row_block(study: StudyFiles, row: int, mark: Mark | None, width: int) -> list[Text]:
     found = [(run, sample) for run in study.runs if (sample := run.sample(row)) is not None]
     if not found:
         return []
     run, sample = found[0]
     language = "" if sample.language == "unknown" else f" · {sample.language}"
-    head = cut(f"row {row}{language} · values of {run.name}", width)
-    lines = [_styled(head, _BOLD, color=color), *_prompt_lines(prompt_pieces(sample), width, color=color)]
     answer = " ".join(sample.response.split()) or "(no text)"
-    lines.append(cut(f"{_INDENT}answer: {answer}", width))
+    lines = [
+        Text(cut(f"row {row}{language} · values of {run.name}", width), "bold"),
+        *_prompt_lines(prompt_pieces(sample), width),
+        Text(cut(f"{_INDENT}answer: {answer}", width)),
+    ]
     if mark is not None:
-        lines.append(cut(_INDENT + _rank_line(mark, found), width))
+        lines.append(Text(cut(_INDENT + _rank_line(mark, found), width)))
     path = study.locate(RunLayout(run.name).sample(row))
-    return [*lines, _styled(f"{_INDENT}{shown(path)}", _DIM, color=color)]
+    return [*lines, Text(f"{_INDENT}{shown(path)}", "dim")]
 
 
 def _rank_line(mark: Mark, found: Sequence[tuple[RunFiles, SampleResult]]) -> str:
@@ -87,18 +91,24 @@ def _rank_line(mark: Mark, found: Sequence[tuple[RunFiles, SampleResult]]) -> st
     return said
 
 
-def _prompt_lines(pieces: Sequence[Piece], width: int, *, color: bool) -> list[str]:
+def _prompt_lines(pieces: Sequence[Piece], width: int) -> list[Text]:
     """Return the prompt with each player's value under it, in as many pairs of lines as it takes."""
-    values = [piece.value for piece in pieces if piece.value is not None]
-    largest = max((abs(value) for value in values), default=0.0)
+    largest = max((abs(piece.value) for piece in pieces if piece.value is not None), default=0.0)
     strongest = _strongest(pieces)
-    cells = [_cell(piece, largest, color=color) for piece in strongest]
-    lines: list[str] = []
-    for first, last in _breaks([cell[2] for cell in cells], width - len(_INDENT)):
-        lines.append(_INDENT + " ".join(cell[0] for cell in cells[first:last]).rstrip())
-        lines.append(_INDENT + " ".join(cell[1] for cell in cells[first:last]).rstrip())
+    pairs = [(Text(_INDENT), Text(_INDENT))]
+    for piece in strongest:
+        cell = _cell(piece, largest)
+        cells = max(text.cell_len for text in cell)
+        used = pairs[-1][0].cell_len
+        if used + cells > width and used > len(_INDENT):
+            pairs.append((Text(_INDENT), Text(_INDENT)))
+        for line, text in zip(pairs[-1], cell, strict=True):
+            line.append_text(text).append(" " * (cells + 1 - text.cell_len))
+    lines = [line for pair in pairs for line in pair]
+    for line in lines:
+        line.rstrip()
     if len(strongest) < len(pieces):
-        lines.append(f"{_INDENT}(the {len(strongest)} strongest of {len(pieces)} pieces)")
+        lines.append(Text(f"{_INDENT}(the {len(strongest)} strongest of {len(pieces)} pieces)"))
     return lines
 
 
@@ -109,22 +119,16 @@ def _strongest(pieces: Sequence[Piece]) -> list[Piece]:
     return [piece for position, piece in enumerate(pieces) if position in kept]
 
 
-def _cell(piece: Piece, largest: float, *, color: bool) -> tuple[str, str, int]:
-    """Return a piece, its value and the width of both; the strongest value stands in brackets."""
+def _cell(piece: Piece, largest: float) -> tuple[Text, Text]:
+    """Return a piece and its value; the strongest value is in brackets."""
     word = cut(piece.label, _WIDEST_WORD)
-    is_strongest = piece.value is not None and abs(piece.value) == largest > 0.0
-    value = "" if piece.value is None else format_value(piece.value, largest)
-    value = f"[{value}]" if is_strongest else value
-    cells = max(cell_len(word), cell_len(value))
-    styles = ("", _DIM)
-    if is_strongest and piece.value is not None:
-        styles = (_RISING, _RISING) if piece.value > 0 else (_FALLING, _FALLING)
-    over, under = (
-        # Blanks stay outside the style, so that the end of a line can lose them.
-        _styled(text, style, color=color) + " " * (cells - cell_len(text))
-        for text, style in zip((word, value), styles, strict=True)
-    )
-    return over, under, cells
+    if piece.value is None:
+        return Text(word), Text()
+    value = format_value(piece.value, largest)
+    if abs(piece.value) == largest > 0.0:
+        style = _RAISES if piece.value > 0 else _LOWERS
+        return Text(word, style), Text(f"[{value}]", style)
+    return Text(word), Text(value, "dim")
 
 
 def format_value(value: float, largest: float) -> str:
@@ -135,36 +139,17 @@ def format_value(value: float, largest: float) -> str:
     return f"{value:+.{decimals}f}" if round(value, decimals) else f"{0.0:.{decimals}f}"
 
 
-def _breaks(widths: Sequence[int], available: int) -> list[tuple[int, int]]:
-    """Return the first and the last position (excluded) of each line."""
-    lines: list[tuple[int, int]] = []
-    start, used = 0, -1
-    for position, cells in enumerate(widths):
-        if used + 1 + cells > available and position > start:
-            lines.append((start, position))
-            start, used = position, -1
-        used += 1 + cells
-    return [*lines, (start, len(widths))] if widths else lines
-
-
-def _figure_lines(figures: Sequence[RunFigures], width: int, *, color: bool) -> list[str]:
-    columns = [Column("run", shrinks=True), *(Column(title, right=True) for title, _, _ in _FIGURES)]
-    rows = [[run.name, *(read(run) for _, _, read in _FIGURES)] for run in figures]
+def _figure_lines(figures: Sequence[RunFigures], width: int) -> list[Text]:
+    rows = [[read(run) for _, _, read in _FIGURES] for run in figures]
     # A column that says nothing in any row is left out.
-    kept = [0, *(n for n in range(1, len(columns)) if any(row[n] not in {"-", "0"} for row in rows))]
-    columns = [columns[position] for position in kept]
-    rows = [[row[position] for position in kept] for row in rows]
-    header, *lines = grid(columns, rows, width)
-    return [_styled(header, _BOLD, color=color), *lines, *_legend(columns, width)]
-
-
-def _legend(columns: Sequence[Column], width: int) -> list[str]:
-    present = {column.title for column in columns}
-    return [
-        cut(f"{_INDENT}{title}: {meaning}", width)
-        for title, meaning, _ in _FIGURES
-        if meaning and title in present
-    ]
+    kept = [n for n in range(len(_FIGURES)) if any(row[n] not in {"-", "0"} for row in rows)]
+    columns = [*names("run"), *numbers(*(_FIGURES[n][0] for n in kept))]
+    cells = [[run.name, *(row[n] for n in kept)] for run, row in zip(figures, rows, strict=True)]
+    header, *lines = grid(columns, cells, width)
+    legend = [f"{_INDENT}{_FIGURES[n][0]}: {_FIGURES[n][1]}" for n in kept if _FIGURES[n][1]]
+    lines += [cut(line, width) for line in legend]
+    notes = map(shown, left_out_notes(figures))
+    return [Text(header, "bold"), *map(Text, [*lines, *notes])]
 
 
 def _count(value: float | None) -> str:
@@ -211,7 +196,3 @@ _FIGURES: tuple[tuple[str, str, Callable[[RunFigures], str]], ...] = (
     ("random", "both areas for players in a random order", lambda run: _number(run.random_area, ".3f")),
 )
 """Title, meaning where the title does not say it, and how a run's cell reads."""
-
-
-def _styled(text: str, style: str, *, color: bool) -> str:
-    return f"{style}{text}{_RESET}" if color and style and text else text

@@ -1,19 +1,19 @@
-"""How fast the work goes and how long the rest takes, from what was done and when."""
+"""The rate of the work and the time left, from what was done and when."""
 
 import math
 import time
 from collections.abc import Callable
 
 SHORT_GAP_S = 2.0
-"""Seconds without news that are usual in every study."""
+"""Seconds between two updates with new work that are usual in every study."""
 
 
 class Rate:
-    """Work per second, the recent past weighing most (exponential smoothing over unequal steps).
+    """Work per second by exponential smoothing: recent seconds weigh most.
 
     Args:
-        half_life_s: Age at which a second of the past weighs half; a callable gets the seconds since the
-            first observation.
+        half_life_s: Age at which a second weighs half. It may be a function of the seconds since the first
+            observation.
     """
 
     def __init__(self, half_life_s: float | Callable[[float], float]) -> None:
@@ -24,9 +24,9 @@ class Rate:
         self._seconds = 0.0
 
     def observe(self, at: float, done: float) -> None:
-        """Take in that `done` units of work stood finished at second `at`; neither may shrink.
+        """Record that `done` units of work were finished at second `at`. Both only grow.
 
-        The first observation is where counting starts: what was done before it is no part of the rate.
+        Work that is done at the first observation is not part of the rate.
         """
         if self._first is None:
             self._first, self._last = at, (at, done)
@@ -34,9 +34,10 @@ class Rate:
         seconds, work = at - self._last[0], max(0.0, done - self._last[1])
         if seconds <= 0.0:
             return
-        keep = 0.5 ** (seconds / self._half_life(at - self._first))
-        # A long step is itself the past: its own work decays over it, evenly spread.
-        fresh = (1.0 - keep) / (math.log(2.0) * seconds / self._half_life(at - self._first))
+        half_lives = seconds / self._half_life(at - self._first)
+        keep = 0.5**half_lives
+        # The work of a step is spread evenly over its seconds, and the older ones already weigh less.
+        fresh = (1.0 - keep) / (math.log(2.0) * half_lives)
         self._work = self._work * keep + work * fresh
         self._seconds = self._seconds * keep + seconds * fresh
         self._last = (at, max(done, self._last[1]))
@@ -50,64 +51,65 @@ class Rate:
 class TimeLeft:
     """Seconds until all expected work is done.
 
-    Work is counted in *expected* model calls: a finished unit counts for what was expected of it, not for
-    what it took, so that an expectation that is off by a factor is corrected by the measured rate. The
-    memory grows with the run (half-life half of its length, at least 20 s): a start-up hiccup is
-    forgotten, and one heavy unit does not make the estimate jump.
+    Work is counted in *expected* model calls: a finished unit counts as much as was expected of it. The
+    measured rate corrects an expectation that is wrong by a factor. The rate is a `lasting_rate`: it forgets
+    a slow start, and one large unit does not make the estimate jump.
 
-    Work is heard of in lumps. The rate is taken from lump to lump, so that neither the wait for the first
-    one nor the time since the last one counts as slowness, as long as the latter is no longer than usual.
+    Work arrives in lumps. The rate is measured from lump to lump. The time since the last lump only counts
+    once it is longer than usual.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._from_start = lasting_rate()
-        self._from_first_lump = lasting_rate()
-        self._start_done: float | None = None
+        self._rate = lasting_rate()
+        self._start: tuple[float, float] | None = None
+        """Time and work of the first update."""
         self._done = 0.0
         self._lost = 0.0
         self._heard = 0.0
+        """Time of the last lump."""
         self._longest_gap = 0.0
         self._left: float | None = None
 
     def update(self, done: float, total: float) -> None:
-        """Take in the expected calls that are done (parts of running units included) and those in all.
+        """Record the expected calls that are done (parts of running units included) and the total.
 
-        Call it at least every few seconds, also when nothing was done: standing still is a rate too. The
-        first call sets the start; make it when the workers are ready.
+        Call it at least every few seconds, also without new work: a standstill lowers the rate. The first
+        call sets the start; make it when the workers are ready.
         """
         now = self._clock()
         self._left = max(0.0, total - done)
-        # What was done can be lost: with a worker, or with what a coordinator knew that was restarted.
+        # Work can be lost, with a worker or when the coordinator is started again.
         self._lost = max(self._lost, self._done - done)
         done += self._lost
-        if self._start_done is None:
-            self._start_done = self._done = done
-            self._heard = now
-            self._from_start.observe(now, done)
+        if self._start is None:
+            self._start, self._done, self._heard = (now, done), done, now
         elif done > self._done:
-            if self._done > self._start_done:
+            if self._has_lump:
                 self._longest_gap = max(self._longest_gap, now - self._heard)
             self._done, self._heard = done, now
-            self._observe(now)
-        elif now - self._heard > self._usual_gap:
-            self._observe(now)
+            self._rate.observe(now, done)
+        elif self._has_lump and now - self._heard > self._usual_gap:
+            self._rate.observe(now, done)
 
     @property
     def seconds(self) -> float | None:
         """Return the seconds left, None while nothing was measured."""
-        if not self._left:
+        if not self._left or self._start is None:
             return self._left
-        rate = self._from_first_lump.per_second or self._from_start.per_second
+        now = self._clock()
+        is_usual = now - self._heard <= self._usual_gap
+        rate = self._rate.per_second
+        if not rate:  # there is one lump at most, which is measured from the start
+            elapsed = (self._heard if is_usual else now) - self._start[0]
+            rate = (self._done - self._start[1]) / elapsed if elapsed else 0.0
         if not rate:
             return None
-        waited = self._clock() - self._heard
-        return max(0.0, self._left / rate - (waited if waited <= self._usual_gap else 0.0))
+        return max(0.0, self._left / rate - (now - self._heard if is_usual else 0.0))
 
-    def _observe(self, now: float) -> None:
-        self._from_start.observe(now, self._done)
-        if self._start_done is not None and self._done > self._start_done:
-            self._from_first_lump.observe(now, self._done)
+    @property
+    def _has_lump(self) -> bool:
+        return self._start is not None and self._done > self._start[1]
 
     @property
     def _usual_gap(self) -> float:
@@ -142,3 +144,8 @@ def format_rate(per_second: float) -> str:
         return f"{per_second:.1f}/s"
     per_minute = per_second * 60.0
     return f"{per_minute:.0f}/min" if per_minute >= 10.0 else f"{per_minute:.1f}/min"  # noqa: PLR2004
+
+
+def count_workers(count: int | None) -> str:
+    """Return a number of workers in words."""
+    return "one worker" if count == 1 else f"{count} workers"

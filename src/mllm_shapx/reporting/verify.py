@@ -1,21 +1,25 @@
 """Checks a directory of results: every file is readable, none is missing, and the numbers add up."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from mllm_shapx.records.lock import lock_holder
 from mllm_shapx.records.run_reader import RunReader, decode_failure
 from mllm_shapx.records.spec import is_of_older_runner, planned_rows
-from mllm_shapx.records.storage import Storage
 from mllm_shapx.records.store import CoalitionStore
 from mllm_shapx.records.summary import N_CONSTANT, OLDER_KEYS, RunSummary
 from mllm_shapx.reporting.axioms import ValueCheck, value_checks
 from mllm_shapx.reporting.changed_rows import MadeFrom, compare_with_dataset, mixed_rows
-from mllm_shapx.reporting.differing import different_keys
 from mllm_shapx.reporting.reading import StudyFiles, open_study
 
 _SHOWN_ROWS = 5
+_LARGEST = 1e300
+"""Larger numbers of a damaged file cannot be computed with."""
+_GO_ON = "`mllm-shapx run --config CONFIG --resume` does again what is missing or damaged, --overwrite all"
+
+_NO_SPEC = "it is missing, so that counts cannot be held against the plan"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +37,7 @@ class VerifyProblem:
 
 @dataclass(frozen=True, slots=True)
 class VerifiedRun:
-    """What was found of one run."""
+    """The counts of one run."""
 
     directory: str
     planned: int | None
@@ -44,16 +48,16 @@ class VerifiedRun:
     """Quarantined rows."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class VerifyReport:
     """The outcome of `verify`."""
 
-    runs: tuple[VerifiedRun, ...]
-    problems: tuple[VerifyProblem, ...]
-    notes: tuple[str, ...]
-    """What the reader should know; these are not faults."""
-    warnings: tuple[str, ...] = ()
+    runs: list[VerifiedRun] = field(default_factory=list)
+    problems: list[VerifyProblem] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     """Findings that a sound study may have, and that may also be the sign of a broken model."""
+    notes: list[str] = field(default_factory=list)
+    """What the reader should know; these are not faults."""
 
     @property
     def ok(self) -> bool:
@@ -62,21 +66,7 @@ class VerifyReport:
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON data."""
-        return {
-            "ok": self.ok,
-            "runs": [
-                {
-                    "directory": run.directory,
-                    "planned": run.planned,
-                    "completed": run.completed,
-                    "failed": run.failed,
-                }
-                for run in self.runs
-            ],
-            "problems": [{"file": problem.file, "message": problem.message} for problem in self.problems],
-            "warnings": list(self.warnings),
-            "notes": list(self.notes),
-        }
+        return {"ok": self.ok, **asdict(self)}
 
     def text(self) -> str:
         """Return the report as lines for the terminal."""
@@ -88,13 +78,9 @@ class VerifyReport:
         verdict = "all sound" if self.ok else f"{len(self.problems)} problem(s)"
         if self.warnings:
             verdict += f", {len(self.warnings)} warning(s)"
-        go_on = (
-            "`mllm-shapx run --config CONFIG --resume` does again what is missing or damaged, --overwrite all"
-        )
-        fix = "" if self.ok else f"; {go_on}"
-        lines.append(
-            f"{len(self.runs)} run(s), {samples} sample(s), {failed} quarantined row(s): {verdict}{fix}"
-        )
+        if not self.ok:
+            verdict += f"; {_GO_ON}"
+        lines.append(f"{len(self.runs)} run(s), {samples} sample(s), {failed} quarantined row(s): {verdict}")
         return "\n".join(lines)
 
 
@@ -105,47 +91,36 @@ def verify(directories: Sequence[str]) -> VerifyReport:
         UsageError: When a directory holds no results.
         StorageError: When a directory cannot be read.
     """
-    runs: list[VerifiedRun] = []
-    problems: list[VerifyProblem] = []
-    notes: list[str] = []
-    warnings: list[str] = []
+    report = VerifyReport()
     for directory in directories:
         study = open_study(directory)
         holder = lock_holder(study.storage)
         if holder is not None:
-            notes.append(
+            report.notes.append(
                 f"{study.storage.uri} is being written by {holder}; verify it again when that is done"
             )
-        made_from: dict[str, MadeFrom] = {}
-        for run in study.runs:
-            check = _RunCheck(run.records)
-            runs.append(check.check())
-            problems += check.problems
-            notes += check.notes
-            warnings += check.warnings
-            made_from[run.name] = check.made_from
-        found, remarks = _content_problems(study, made_from)
-        problems += found
-        notes += remarks
-        problems += _store_problems(study.storage)
-    return VerifyReport(tuple(runs), tuple(problems), tuple(notes), tuple(warnings))
+        made_from = {run.name: _RunCheck(run.records, report).check() for run in study.runs}
+        _check_content(study, made_from, report)
+        for path, message in CoalitionStore(study.storage).problems():
+            fix = "a run that needs it moves it aside, else remove it by hand"
+            report.problems.append(VerifyProblem(study.locate(path), f"{message}; {fix}"))
+    return report
 
 
 class _RunCheck:
-    """The checks of one run."""
+    """The checks of one run, which add to a report."""
 
-    def __init__(self, records: RunReader) -> None:
+    def __init__(self, records: RunReader, report: VerifyReport) -> None:
         self._records = records
         self._storage = records.storage
         self._layout = records.layout
-        self.problems: list[VerifyProblem] = []
-        self.warnings: list[str] = []
-        self.notes: list[str] = []
-        self.made_from: dict[int, str] = {}
-        """Row -> what its sample was made from."""
+        self._directory = records.storage.locate(records.run_name)
+        self._report = report
+        self._made_from: dict[int, str] = {}
 
-    def check(self) -> VerifiedRun:
-        spec = self._spec()
+    def check(self) -> MadeFrom:
+        """Check everything; return what each row's sample was made from."""
+        spec = self._read(self._layout.spec, self._records.read_spec, _NO_SPEC) or {}
         planned = self._planned(spec)
         summary = RunSummary()
         completed = self._samples(value_checks(spec), summary)
@@ -157,17 +132,14 @@ class _RunCheck:
             self._rows(self._layout.samples, missing, "planned row(s) have neither a sample nor a failure")
         self._checkpoint(completed, failed, planned)
         self._summary(summary, spec)
-        self._constant(summary)
-        self._leftovers()
-        return VerifiedRun(
-            directory=self._storage.locate(self._records.run_name),
-            planned=None if planned is None else len(planned),
-            completed=len(completed),
-            failed=len(failed),
-        )
+        for path in self._records.temp_files():
+            self._add(path, "it is left over from a write that was cut short")
+        total = None if planned is None else len(planned)
+        self._report.runs.append(VerifiedRun(self._directory, total, len(completed), len(failed)))
+        return self._made_from
 
     def _add(self, path: str, message: str) -> None:
-        self.problems.append(VerifyProblem(self._storage.locate(path), message))
+        self._report.problems.append(VerifyProblem(self._storage.locate(path), message))
 
     def _rows(self, path: str, rows: frozenset[int], what: str) -> None:
         """Add one problem for all the rows of a kind."""
@@ -177,15 +149,16 @@ class _RunCheck:
         more = f" and {len(rows) - _SHOWN_ROWS} more" if len(rows) > _SHOWN_ROWS else ""
         self._add(path, f"{len(rows)} {what}: row {shown}{more}")
 
-    def _spec(self) -> dict[str, Any]:
+    def _read[T](self, path: str, read: Callable[[], T | None], missing: str = "it is missing") -> T | None:
+        """Return a file's content; None, and a problem, when it is missing or damaged."""
         try:
-            spec = self._records.read_spec()
+            found = read()
         except ValueError as error:
-            self._add(self._layout.spec, str(error))
-            return {}
-        if spec is None:
-            self._add(self._layout.spec, "it is missing, so that counts cannot be held against the plan")
-        return spec or {}
+            self._add(path, str(error))
+            return None
+        if found is None:
+            self._add(path, missing)
+        return found
 
     def _planned(self, spec: dict[str, Any]) -> frozenset[int] | None:
         try:
@@ -194,9 +167,9 @@ class _RunCheck:
             self._add(self._layout.spec, str(error))
             return None
         if is_of_older_runner(spec):
-            self.notes.append(
-                f"{self._storage.locate(self._records.run_name)} was written by the older runner, which does "
-                "not record which rows were selected: counts were not held against a plan"
+            self._report.notes.append(
+                f"{self._directory} was written by the older runner, which does not record which rows were "
+                "selected: counts were not held against a plan"
             )
         elif planned is None and spec:
             self._add(self._layout.spec, "it does not say which rows were selected")
@@ -204,7 +177,6 @@ class _RunCheck:
 
     def _samples(self, checks: Sequence[ValueCheck], summary: RunSummary) -> frozenset[int]:
         rows = self._records.sample_paths()
-        completed = set()
         for path, content in self._storage.read_many(list(rows)):
             if isinstance(content, OSError):
                 self._add(path, f"it cannot be read ({content.strerror or content})")
@@ -214,13 +186,12 @@ class _RunCheck:
             except ValueError as error:
                 self._add(path, str(error))
                 continue
-            completed.add(sample.row_index)
-            self.made_from[sample.row_index] = sample.made_from
+            self._made_from[sample.row_index] = sample.made_from
             summary.add(sample)
             for check in checks:
                 for message in check(sample):
                     self._add(path, message)
-        return frozenset(completed)
+        return frozenset(self._made_from)
 
     def _failures(self, completed: frozenset[int]) -> frozenset[int]:
         failed = set()
@@ -240,13 +211,8 @@ class _RunCheck:
         self, completed: frozenset[int], failed: frozenset[int], planned: frozenset[int] | None
     ) -> None:
         path = self._layout.checkpoint
-        try:
-            checkpoint = self._records.read_checkpoint()
-        except ValueError as error:
-            self._add(path, str(error))
-            return
+        checkpoint = self._read(path, self._records.read_checkpoint)
         if checkpoint is None:
-            self._add(path, "it is missing")
             return
         named, named_failed = frozenset(checkpoint.completed_indices), frozenset(checkpoint.failed_indices)
         if len(named) != len(checkpoint.completed_indices):
@@ -257,72 +223,66 @@ class _RunCheck:
         self._rows(path, failed - named_failed, "failed row(s) are not named")
         if planned is None:
             return
-        is_done = planned <= completed
-        if not 0 <= checkpoint.next_index <= len(planned) or is_done != (
-            checkpoint.next_index == len(planned)
-        ):
+        is_done, next_index = planned <= completed, checkpoint.next_index
+        if not 0 <= next_index <= len(planned) or is_done != (next_index == len(planned)):
             state = "all" if is_done else "not all"
             self._add(
-                path,
-                f"next_index is {checkpoint.next_index}, though {state} of {len(planned)} rows are completed",
+                path, f"next_index is {next_index}, though {state} of {len(planned)} rows are completed"
             )
 
     def _summary(self, summary: RunSummary, spec: dict[str, Any]) -> None:
-        path = self._layout.summary
-        try:
-            found = self._records.read_summary()
-        except ValueError as error:
-            self._add(path, str(error))
-            return
+        if summary.n_constant:
+            self._report.warnings.append(
+                f"{self._directory}: in {summary.n_constant} of {summary.n_samples} sample(s) every "
+                "coalition has the same answer, so that the values are equal and say nothing of the words"
+            )
+        found = self._read(self._layout.summary, self._records.read_summary)
         if found is None:
-            self._add(path, "it is missing")
             return
         expected = summary.to_json()
         if N_CONSTANT not in found:
             del expected[N_CONSTANT]  # written by an earlier version
         if is_of_older_runner(spec):
             expected = {key: expected[key] for key in OLDER_KEYS}
-        different = different_keys(found, expected)
-        if different:
-            self._add(path, f"it differs from what the samples give: {', '.join(different)}")
-
-    def _constant(self, summary: RunSummary) -> None:
-        if summary.n_constant:
-            self.warnings.append(
-                f"{self._storage.locate(self._records.run_name)}: in {summary.n_constant} of "
-                f"{summary.n_samples} sample(s) every coalition has the same answer, so that the values are "
-                "equal and say nothing of the words"
-            )
-
-    def _leftovers(self) -> None:
-        for path in self._records.temp_files():
-            self._add(path, "it is left over from a write that was cut short")
+        if different := _differing(found, expected):
+            what = f"it differs from what the samples give: {', '.join(different)}"
+            self._add(self._layout.summary, what)
 
 
-def _content_problems(
-    study: StudyFiles, made_from: Mapping[str, MadeFrom]
-) -> tuple[list[VerifyProblem], tuple[str, ...]]:
-    """Return samples whose rows differ from the dataset's or from the other runs', and notes."""
+def _check_content(study: StudyFiles, made_from: Mapping[str, MadeFrom], report: VerifyReport) -> None:
+    """Add samples whose rows differ from the dataset's or from the other runs'."""
+    place = study.storage.uri
     changes, notes = compare_with_dataset([(run, made_from[run.name]) for run in study.runs])
-    problems = [
-        VerifyProblem(
-            study.storage.uri,
-            f"{found}; put the dataset back, or let `run --resume --accept-changed-rows` explain these rows "
-            "again",
+    fix = "put the dataset back, or let `run --resume --accept-changed-rows` explain these rows again"
+    report.problems += [VerifyProblem(place, f"{found}; {fix}") for found in changes]
+    report.notes += [f"{place}: {note}" for note in notes]
+    if mixed := mixed_rows(made_from):
+        rows = ", ".join(map(str, mixed[:_SHOWN_ROWS]))
+        message = (
+            f"{len(mixed)} row(s) were explained from other content in some runs than in others: row {rows}"
         )
-        for found in changes
-    ]
-    mixed = mixed_rows(made_from)
-    if mixed:
-        message = f"{len(mixed)} row(s) were explained from other content in some runs than in others: row "
-        problems.append(VerifyProblem(study.storage.uri, message + ", ".join(map(str, mixed[:_SHOWN_ROWS]))))
-    return problems, tuple(f"{study.storage.uri}: {note}" for note in notes)
+        report.problems.append(VerifyProblem(place, message))
 
 
-def _store_problems(storage: Storage) -> list[VerifyProblem]:
-    return [
-        VerifyProblem(
-            storage.locate(path), f"{message}; a run that needs it moves it aside, else remove it by hand"
-        )
-        for path, message in CoalitionStore(storage).problems()
-    ]
+def _differing(found: Any, expected: Any, prefix: str = "") -> list[str]:
+    """Return the keys of `expected` with another value in `found`, which may have more keys."""
+    if isinstance(expected, dict):
+        if not isinstance(found, dict):
+            return [prefix or "not a JSON object"]
+        return [
+            key
+            for name, value in expected.items()
+            for key in _differing(found.get(name), value, f"{prefix}.{name}" if prefix else name)
+        ]
+    if isinstance(expected, list):
+        if not isinstance(found, list) or len(found) != len(expected):
+            return [prefix]
+        return [
+            key
+            for index, (one, other) in enumerate(zip(found, expected, strict=True))
+            for key in _differing(one, other, f"{prefix}[{index}]")
+        ]
+    if isinstance(expected, float) and isinstance(found, int | float):
+        is_close = abs(found) < _LARGEST and math.isclose(found, expected, rel_tol=1e-9, abs_tol=1e-12)
+        return [] if is_close else [prefix]
+    return [] if found == expected else [prefix]

@@ -28,14 +28,14 @@ _CLOSE_S_PER_RUN = 10.0
 
 
 class BackgroundTracker:
-    """Sends what happens to a backend. What goes wrong is said once through `warn`.
+    """Sends what happens to a backend. No method waits for a server or raises because of it, except `close`.
 
-    Every sample on disk is logged once, whatever was killed before: at the start and at the end of a run the
-    samples that its history lacks are read from their files. A row that was explained again with other
-    values is logged again.
+    What goes wrong is said once through `warn`. Every sample on disk is logged once, whatever was killed
+    before: at the start and at the end of a run the samples that its history lacks are read from their files.
+    A row that was explained again with other values is logged again.
 
     Args:
-        backend: The tracker's library; None for a tracker that is switched off.
+        backend: The tracker's library.
         experiment_set_id: Part of every run's id.
         warn: Takes the one warning. It is called from another thread.
         close_timeout_s: Seconds that `close` waits for what is still to be sent, and ten more per open run.
@@ -43,102 +43,104 @@ class BackgroundTracker:
 
     def __init__(
         self,
-        backend: Backend | None,
+        backend: Backend,
         experiment_set_id: str,
         *,
         warn: Callable[[str], None] = logger.warning,
         close_timeout_s: float = 60.0,
     ) -> None:
         self._set_id = experiment_set_id
-        self._session = None if backend is None else _Session(backend, warn)
+        self._session = _Session(backend, warn)
         self._close_timeout_s = close_timeout_s
         self._calls: queue.Queue[Callable[[], None] | None] = queue.Queue(_MAX_WAITING)
         self._thread: threading.Thread | None = None
-        self._closed = backend is None
         self._ending = False
 
-    @property
-    def enabled(self) -> bool:
-        """Whether what is logged can still reach the tracker."""
-        return self._session is not None and not self._closed and not self._session.is_off
+    def start(self, run_name: str, spec: Mapping[str, Any], *, records: RunRecords, salt: str = "") -> None:
+        """Open one run with `spec` as its config; secrets in it are left out.
 
-    def start(
-        self, run_name: str, spec: Mapping[str, Any], *, records: RunRecords | None = None, salt: str = ""
-    ) -> None:
-        """See `Tracker.start`."""
+        Args:
+            run_name: The run's name in the sweep and in the tracker.
+            spec: JSON data, such as the content of `spec.json`.
+            records: The run's files. Samples that the history lacks are read from them.
+            salt: Part of the id. Give what a fresh start changes and a resumed one keeps, such as the
+                checkpoint's `created_at`, so that a run that is done again does not append to the old one.
+        """
         run = RunStart(run_name, run_id(self._set_id, run_name, salt), without_secrets(spec), records)
-        self._submit(lambda session: session.start(run))
+        self._submit(lambda: self._session.start(run))
 
     def log_sample(self, result: SampleResult) -> None:
-        """See `Tracker.log_sample`."""
+        """Log one sample of a started run."""
         metrics = sample_metrics(result)
-        self._submit(lambda session: session.log(result.run_name, metrics))
+        self._submit(lambda: self._session.log(result.run_name, metrics))
 
     def finish(self, run_name: str, summary: Mapping[str, Any]) -> None:
-        """See `Tracker.finish`."""
+        """Close one run with its summary and its files; an unknown run is ignored.
+
+        Args:
+            run_name: A started run.
+            summary: JSON data, such as the content of `aggregate_metrics.json`.
+        """
         content = dict(summary)
-        self._submit(lambda session: session.finish(run_name, content))
+        self._submit(lambda: self._session.finish(run_name, content))
 
     def begin_close(self) -> None:
         """Let the thread end once it has sent what is left, without waiting for it."""
-        session = self._session
-        if session is None or self._thread is None or self._ending:
-            return
+        if self._thread is not None and not self._ending:
+            self._put(self._session.stop)
+            self._put(None)
         self._ending = True
-        self._put(session.stop)
-        self._put(None)
 
     def close(self) -> None:
-        """See `Tracker.close`. Calling it twice is harmless."""
-        if self._closed:
-            return
-        self.begin_close()
-        self._closed = True
-        session = self._session
-        if self._thread is None or session is None:
-            return
-        patience_s = self._close_timeout_s + _CLOSE_S_PER_RUN * session.open_runs
-        self._thread.join(patience_s)
-        if self._thread.is_alive():
-            session.warn_once(f"it was still sending after {patience_s:g} s; {session.after_timeout}")
+        """Send what is left for a limited time, mark unfinished runs as failed, and stop.
 
-    def _submit(self, call: "Callable[[_Session], None]") -> None:
-        session = self._session
-        if session is None or not self.enabled or self._ending:
+        Calling it twice is harmless.
+        """
+        self.begin_close()
+        thread, self._thread = self._thread, None
+        if thread is None:
+            return
+        patience_s = self._close_timeout_s + _CLOSE_S_PER_RUN * self._session.open_runs
+        thread.join(patience_s)
+        if thread.is_alive():
+            after = self._session.backend.after_timeout
+            self._session.warn_once(f"it was still sending after {patience_s:g} s; {after}")
+
+    def _submit(self, call: Callable[[], None]) -> None:
+        if self._ending or self._session.is_off:
             return
         if self._thread is None:
-            name = f"{session.extra}-tracker"
-            self._thread = threading.Thread(target=self._work, args=(session,), name=name, daemon=True)
+            name = f"{self._session.backend.extra}-tracker"
+            self._thread = threading.Thread(target=self._work, name=name, daemon=True)
             self._thread.start()
-        self._put(lambda: call(session))
+        self._put(call)
 
     def _put(self, call: Callable[[], None] | None) -> None:
         try:
             self._calls.put_nowait(call)
         except queue.Full:
-            if self._session is not None:
-                self._session.switch_off(f"{_MAX_WAITING} calls are waiting for it")
+            self._session.switch_off(f"{_MAX_WAITING} calls are waiting for it")
 
-    def _work(self, session: "_Session") -> None:
+    def _work(self) -> None:
         flushed = time.monotonic()
         while True:
             try:
                 call = self._calls.get(timeout=FLUSH_S)
             except queue.Empty:
-                session.flush()
+                self._session.flush()
                 continue
             if call is None:
                 return
             call()
             if time.monotonic() - flushed > FLUSH_S:
-                session.flush()
+                self._session.flush()
                 flushed = time.monotonic()
 
 
 @dataclass
 class _OpenRun:
     run: TrackedRun
-    records: RunRecords | None
+    records: RunRecords
     is_behind: bool = False
     """Whether the tracker did not take a sample: the rest is logged at the end of the run."""
 
@@ -147,23 +149,14 @@ class _Session:
     """The side that talks to the backend, one call after the other, in the tracker's thread."""
 
     def __init__(self, backend: Backend, warn: Callable[[str], None]) -> None:
+        self.backend = backend
         self.is_off = False
+        """Whether it takes no further calls."""
         self._takes_runs = True
-        self._backend = backend
         self._warn = warn
         self._runs: dict[str, _OpenRun] = {}
         self._warned = False
         self._warn_lock = threading.Lock()
-
-    @property
-    def extra(self) -> str:
-        """Return the backend's extra."""
-        return self._backend.extra
-
-    @property
-    def after_timeout(self) -> str:
-        """Return what becomes of the rest when the server is gone."""
-        return self._backend.after_timeout
 
     @property
     def open_runs(self) -> int:
@@ -174,9 +167,9 @@ class _Session:
         if not self._takes_runs or run.name in self._runs:
             return
         try:
-            self._runs[run.name] = _OpenRun(self._backend.open(run), run.records)
+            self._runs[run.name] = _OpenRun(self.backend.open(run), run.records)
         except ImportError as error:
-            extra = self._backend.extra
+            extra = self.backend.extra
             self._refuse_runs(f"{error}; install the extra `{extra}` or set {extra}.enabled to false")
         except Exception as error:  # noqa: BLE001 -- whatever the library raises is said and costs no sample
             self._refuse_runs(_describe(error))
@@ -224,7 +217,7 @@ class _Session:
         for run_name in list(self._runs):
             self._end(run_name, failed=True)
         try:
-            self._backend.close()
+            self.backend.close()
         except Exception as error:  # noqa: BLE001 -- as above
             self.warn_once(f"it did not end properly: {_describe(error)}")
 
@@ -236,15 +229,15 @@ class _Session:
     def warn_once(self, reason: str) -> None:
         with self._warn_lock:
             if self._warned:
-                logger.debug("%s: %s", self._backend.name, reason)
+                logger.debug("%s: %s", self.backend.name, reason)
                 return
             self._warned = True
-        self._warn(f"{self._backend.name}: {redacted(reason)}. The results on disk are not affected")
+        self._warn(f"{self.backend.name}: {redacted(reason)}. The results on disk are not affected")
 
     def _catch_up(self, run_name: str) -> None:
         """Log the samples on disk that the history lacks."""
         opened = self._runs.get(run_name)
-        if opened is None or opened.records is None:
+        if opened is None:
             return
         try:
             rows = opened.run.history.rows
@@ -283,7 +276,7 @@ class _Session:
         except TimeoutError as error:
             # The server is gone: waiting as long for every other run would hold up the end of the job.
             self._runs.clear()
-            self.switch_off(f"run {run_name} could not be sent: {error}; {self._backend.after_timeout}")
+            self.switch_off(f"run {run_name} could not be sent: {error}; {self.backend.after_timeout}")
         except Exception as error:  # noqa: BLE001 -- as above
             self.warn_once(f"run {run_name} may be incomplete: {_describe(error)}")
 

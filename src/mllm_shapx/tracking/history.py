@@ -4,7 +4,7 @@ import json
 import logging
 import math
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,11 +43,6 @@ class History:
             self.rows[int(row)] = fingerprint(metrics)
             self.counter = max(self.counter, int(metrics.get(COUNTER) or 0))
 
-    def merge(self, other: "History") -> None:
-        """Add another history of the same run."""
-        self.rows.update(other.rows)
-        self.counter = max(self.counter, other.counter)
-
 
 def fingerprint(metrics: Mapping[str, Any]) -> int:
     """Return a number that stays the same when a row is computed again with the same values.
@@ -64,52 +59,33 @@ def fingerprint(metrics: Mapping[str, Any]) -> int:
 
 
 def logged_before(wandb: Any, run: Any, *, online: bool, timeout_s: float) -> History:
-    """Return what earlier starts of a run have logged.
+    """Return what earlier starts of a run have logged to W&B.
 
-    With a server, its answer counts, and what waits in the logs of offline starts for `wandb sync`. Where it
-    cannot be asked, every local log counts.
+    With a server, its answer counts, and the logs of offline starts, which wait for `wandb sync`. The log of
+    an online start does not say which lines arrived. Where the server cannot be asked, every log counts.
     """
     history = History()
     if online and run.resumed:
         try:
-            history.merge(server_history(wandb, run, timeout_s))
+            for line in _server_lines(wandb, run, timeout_s):
+                history.add(line)
         except Exception as error:  # noqa: BLE001 -- whatever wandb raises
             logger.debug("the history of %s cannot be asked for: %s", run.id, error)
             online = False
-    history.merge(local_history(Path(run.dir).parents[1], run.id, offline_only=online))
+    folder = Path(run.dir).parents[1]
+    for kind in ("offline-run",) if online else ("offline-run", "run"):
+        # Each start has a folder of its own.
+        for path in sorted(folder.glob(f"{kind}-*-{run.id}/run-{run.id}.wandb")):
+            for line in _history_lines(path):
+                history.add(line)
     return history
 
 
-def local_history(directory: Path, run_id: str, *, offline_only: bool) -> History:
-    """Return what the logs of all earlier starts of a run hold, as far as they were written.
-
-    Args:
-        directory: The folder `wandb`, where each start has a folder of its own.
-        run_id: The run's W&B id.
-        offline_only: Leave out the logs of starts with a server: whether a line of theirs arrived is not
-            in the file.
-    """
-    history = History()
-    kinds = ("offline-run",) if offline_only else ("offline-run", "run")
-    for kind in kinds:
-        for path in sorted(directory.glob(f"{kind}-*-{run_id}/run-{run_id}.wandb")):
-            for metrics in _history_lines(path):
-                history.add(metrics)
-    return history
-
-
-def server_history(wandb: Any, run: Any, timeout_s: float) -> History:
-    """Return what the server has of a run.
-
-    Raises:
-        Exception: Whatever wandb raises when the server does not answer.
-    """
+def _server_lines(wandb: Any, run: Any, timeout_s: float) -> Iterator[dict[str, Any]]:
     api = wandb.Api(timeout=math.ceil(timeout_s))
-    history = History()
     found = api.run(f"{run.entity}/{run.project}/{run.id}")
     for line in found.scan_history(use_cache=False):
-        history.add({key: value for key, value in line.items() if value is not None})
-    return history
+        yield {key: value for key, value in line.items() if value is not None}
 
 
 def _history_lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -121,13 +97,12 @@ def _history_lines(path: Path) -> Iterator[dict[str, Any]]:
         try:
             record.ParseFromString(payload)
             if record.HasField("history"):
-                yield _metrics(record.history.item)
+                yield {
+                    item.key or item.nested_key[0]: json.loads(item.value_json)
+                    for item in record.history.item
+                }
         except (DecodeError, ValueError):
             continue
-
-
-def _metrics(items: Iterable[Any]) -> dict[str, Any]:
-    return {item.key or item.nested_key[0]: json.loads(item.value_json) for item in items}
 
 
 def _payloads(path: Path) -> Iterator[bytes]:

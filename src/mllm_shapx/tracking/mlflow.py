@@ -8,21 +8,17 @@ import re
 import shlex
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from mllm_shapx.config.models import MlflowConfig
 from mllm_shapx.records.runs import RunRecords
-from mllm_shapx.tracking.background import BackgroundTracker
 from mllm_shapx.tracking.content import NUMBERS, run_id
 from mllm_shapx.tracking.history import COUNTER, ROW, History
 from mllm_shapx.tracking.prompts import page, prompt_rows
 from mllm_shapx.tracking.staging import sample_files, stage, summary_files
 from mllm_shapx.tracking.tracker import Line, RunStart
-
-logger = logging.getLogger(__name__)
 
 FOLDER = "mlflow"
 """Folder of the local store, in the experiment set's directory."""
@@ -52,30 +48,6 @@ _SETTINGS = {
 """Environment of MLflow, where the user has not set it."""
 
 
-class MlflowTracker(BackgroundTracker):
-    """Sends what happens to MLflow. With tracking switched off, mlflow is not imported.
-
-    Args:
-        config: The config's `mlflow` block with its `tracking_uri` (`located`).
-        experiment_set_id: Part of every run's id, and the name of the parent run.
-        warn: Takes the one warning. It is called from another thread.
-        timeout_s: Seconds that a server may take to answer.
-        close_timeout_s: Seconds that `close` waits for what is still to be sent, and ten more per open run.
-    """
-
-    def __init__(
-        self,
-        config: MlflowConfig,
-        experiment_set_id: str,
-        *,
-        warn: Callable[[str], None] = logger.warning,
-        timeout_s: float = 15.0,
-        close_timeout_s: float = 60.0,
-    ) -> None:
-        backend = _Mlflow(config, experiment_set_id, timeout_s) if config.enabled else None
-        super().__init__(backend, experiment_set_id, warn=warn, close_timeout_s=close_timeout_s)
-
-
 def located(config: MlflowConfig, directory: str) -> MlflowConfig:
     """Return the block with its store: the config's, else MLFLOW_TRACKING_URI's, else a SQLite file.
 
@@ -93,40 +65,25 @@ def located(config: MlflowConfig, directory: str) -> MlflowConfig:
     return config.model_copy(update={"tracking_uri": uri})
 
 
-@dataclass(frozen=True, slots=True)
-class MlflowPlace:
-    """The `Placed` of MLflow."""
-
-    config: MlflowConfig
-    """With its store."""
-    set_id: str
-
-    def open(self, *, warn: Callable[[str], None]) -> MlflowTracker:
-        """See `Placed.open`."""
-        return MlflowTracker(self.config, self.set_id, warn=warn)
-
-    def hint(self) -> str | None:
-        """See `Placed.hint`."""
-        uri = self.config.tracking_uri or ""
-        file = re.fullmatch(r"sqlite:///(.+)", uri)
-        if file is None or not Path(file[1]).exists():
-            return None
-        return f"to see it in MLflow: mlflow ui --backend-store-uri {shlex.quote(uri)}"
-
-
-def place(config: MlflowConfig, experiment_set_id: str, output_uri: str) -> MlflowPlace:
+def place(config: MlflowConfig, experiment_set_id: str, output_uri: str) -> "Mlflow":
     """Return the tracker with its store."""
-    return MlflowPlace(located(config, output_uri), experiment_set_id)
+    return Mlflow(located(config, output_uri), experiment_set_id)
 
 
-class _Mlflow:
-    """The `Backend` of MLflow."""
+class Mlflow:
+    """The `Backend` of MLflow.
+
+    Args:
+        config: The config's `mlflow` block with its `tracking_uri` (`located`).
+        set_id: The experiment set's name: that of the parent run.
+        timeout_s: Seconds that a server may take to answer.
+    """
 
     name = "MLflow"
     extra = "mlflow"
     after_timeout = "`mllm-shapx run --resume` sends what is missing"
 
-    def __init__(self, config: MlflowConfig, set_id: str, timeout_s: float) -> None:
+    def __init__(self, config: MlflowConfig, set_id: str, timeout_s: float = 15.0) -> None:
         self._config = config
         self._set_id = set_id
         self._timeout_s = timeout_s
@@ -136,24 +93,30 @@ class _Mlflow:
         self._monitors: list[Any] = []
 
     def open(self, start: RunStart) -> "_MlflowRun":
+        """See `Backend.open`."""
         if self._client is None:
             self._connect()
-        tags = {**self._tags(), IDENTITY: start.identity, "experiment_set_id": self._set_id}
-        if self._config.nested_per_variant:
-            tags["mlflow.parentRunId"] = self._parent_run()
-        number = self._run(start.identity, start.name, tags)
-        if self._config.system_metrics_enabled and self._parent is None:
-            self._watch_system(number)
+        if self._config.nested_per_variant and self._parent is None:
+            self._parent = self._begin(run_id(self._set_id, ""), self._set_id)
+        number = self._begin(start.identity, start.name)
         run = _MlflowRun(self._client, number, start, self._config)
         run.reload()
         run.describe()
         return run
 
     def close(self) -> None:
+        """See `Backend.close`."""
         for monitor in self._monitors:
             monitor.finish()
         if self._parent is not None:
             self._client.set_terminated(self._parent)
+
+    def hint(self) -> str | None:
+        """See `Backend.hint`."""
+        file = self._database
+        if file is None or not file.exists():
+            return None
+        return f"to see it in MLflow: mlflow ui --backend-store-uri {shlex.quote(f'sqlite:///{file}')}"
 
     def _connect(self) -> None:
         for name, value in _SETTINGS.items():
@@ -163,10 +126,9 @@ class _Mlflow:
 
         for noisy in ("mlflow", "alembic"):
             logging.getLogger(noisy).setLevel(logging.ERROR)
-        uri = self._config.tracking_uri
-        if uri is not None and (file := re.fullmatch(r"sqlite:///(.+)", uri)):
-            Path(file[1]).parent.mkdir(parents=True, exist_ok=True)
-        client = MlflowClient(tracking_uri=uri)
+        if self._database is not None:
+            self._database.parent.mkdir(parents=True, exist_ok=True)
+        client = MlflowClient(tracking_uri=self._config.tracking_uri)
         self._experiment = self._experiment_id(client)
         self._client = client
 
@@ -174,8 +136,10 @@ class _Mlflow:
         name = self._config.experiment_name
         found = client.get_experiment_by_name(name)
         if found is None:
+            # The files go beside a local database. A server and a folder know their own place.
+            files = None if self._database is None else (self._database.parent / "artifacts").as_uri()
             try:
-                return str(client.create_experiment(name, artifact_location=self._artifacts))
+                return str(client.create_experiment(name, artifact_location=files))
             except Exception:
                 found = client.get_experiment_by_name(name)  # another process was faster
                 if found is None:
@@ -183,38 +147,34 @@ class _Mlflow:
         return str(found.experiment_id)
 
     @property
-    def _artifacts(self) -> str | None:
-        """Where files of a local database go: beside it. A server and a folder know their own place."""
-        uri = self._config.tracking_uri or ""
-        if not uri.startswith("sqlite:"):
-            return None
-        return (Path(uri.removeprefix("sqlite:///")).parent / "artifacts").as_uri()
+    def _database(self) -> Path | None:
+        """The local SQLite file, None for any other store."""
+        found = re.fullmatch(r"sqlite:///(.+)", self._config.tracking_uri or "")
+        return None if found is None else Path(found[1])
 
-    def _run(self, identity: str, name: str, tags: Mapping[str, str]) -> str:
-        """Return the id of the run with an identity; it is made where there is none."""
+    def _begin(self, identity: str, name: str) -> str:
+        """Return the id of the run with an identity; it is made where there is none.
+
+        Every run is a child of the parent run once there is one. Only a run without a parent is monitored.
+        """
         text = f"tags.`{IDENTITY}` = '{identity}'"
         found = self._client.search_runs([self._experiment], filter_string=text, max_results=1)
-        if not found:
-            run = self._client.create_run(self._experiment, run_name=name, tags=dict(tags))
-            return str(run.info.run_id)
-        number = str(found[0].info.run_id)
-        self._client.update_run(number, status="RUNNING")
+        if found:
+            number = str(found[0].info.run_id)
+            self._client.update_run(number, status="RUNNING")
+        else:
+            run = self._client.create_run(self._experiment, run_name=name, tags=self._tags(identity))
+            number = str(run.info.run_id)
+        if self._config.system_metrics_enabled and self._parent is None:
+            self._watch_system(number)
         return number
 
-    def _parent_run(self) -> str:
-        if self._parent is None:
-            identity = run_id(self._set_id, "")
-            tags = {**self._tags(), IDENTITY: identity, "experiment_set_id": self._set_id}
-            number = self._run(identity, self._set_id, tags)
-            if self._config.system_metrics_enabled:
-                self._watch_system(number)
-            self._parent = number
-        return self._parent
-
-    def _tags(self) -> dict[str, str]:
-        tags = self._config.tags
-        named = tags if isinstance(tags, dict) else dict.fromkeys(tags, "true")
-        return {key: str(value)[:_LONGEST_TAG] for key, value in named.items()}
+    def _tags(self, identity: str) -> dict[str, str]:
+        asked = self._config.tags
+        named = asked if isinstance(asked, dict) else dict.fromkeys(asked, "true")
+        tags = {key: str(value)[:_LONGEST_TAG] for key, value in named.items()}
+        parent = {} if self._parent is None else {"mlflow.parentRunId": self._parent}
+        return {**tags, IDENTITY: identity, "experiment_set_id": self._set_id, **parent}
 
     def _watch_system(self, number: str) -> None:
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
@@ -295,18 +255,14 @@ class _MlflowRun:
         ]
         self._client.log_batch(self._number, metrics=metrics)
         with tempfile.TemporaryDirectory(prefix="mllm-shapx-mlflow-") as folder:
-            self._add_files(Path(folder), summary)
+            self._add_files(Path(folder))
 
     def close(self, *, failed: bool) -> None:
         self._client.set_terminated(self._number, status="FAILED" if failed else "FINISHED")
 
-    def _add_files(self, folder: Path, summary: Mapping[str, Any]) -> None:
+    def _add_files(self, folder: Path) -> None:
         records = self._start.records
-        names = [] if records is None else summary_files(records)
-        if records is None or not names:
-            text = json.dumps(summary, indent=2) + "\n"
-            self._client.log_text(self._number, text, "summary/aggregate_metrics.json")
-            return
+        names = summary_files(records)
         if self._config.upload_samples:
             names += sample_files(records)
         rows = list(prompt_rows(records, self._config.table_rows))

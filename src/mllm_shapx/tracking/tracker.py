@@ -1,66 +1,18 @@
-"""What the study asks of a tracker, and what the module of a tracker has: `place`, a `Placed`, a `Backend`.
+"""What the module of a tracker has: a function `place`, which returns a `Backend` with its `TrackedRun`s.
 
-`place(block, experiment_set_id, output_uri)` is called where the command is. It gets the config's block, the
-name of the set and its directory, and returns a `Placed`.
+`place(block, experiment_set_id, output_uri)` is called in the process of the command. It gets the config's
+block, the name of the set and its directory. It returns None where nothing is to be tracked.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from mllm_shapx.records.results import SampleResult
 from mllm_shapx.records.runs import RunRecords
 from mllm_shapx.tracking.history import History
 
 Line = Mapping[str, float | str]
 """One sample's metrics, with the counter `history.COUNTER`."""
-
-
-class Tracker(Protocol):
-    """Follows the runs of a study. No method waits for a server or raises because of it, except `close`."""
-
-    def start(
-        self, run_name: str, spec: Mapping[str, Any], *, records: RunRecords | None = None, salt: str = ""
-    ) -> None:
-        """Open one run with `spec` as its config; secrets in it are left out.
-
-        Args:
-            run_name: The run's name in the sweep and in the tracker.
-            spec: JSON data, such as the content of `spec.json`.
-            records: The run's files. Samples that the history lacks are read from them.
-            salt: Part of the id. Give what a fresh start changes and a resumed one keeps, such as the
-                checkpoint's `created_at`, so that a run that is done anew does not append to the old one.
-        """
-
-    def log_sample(self, result: SampleResult) -> None:
-        """Log one sample of a started run."""
-
-    def finish(self, run_name: str, summary: Mapping[str, Any]) -> None:
-        """Close one run with its summary and its files; an unknown run is ignored.
-
-        Args:
-            run_name: A started run.
-            summary: JSON data, such as the content of `aggregate_metrics.json`.
-        """
-
-    def begin_close(self) -> None:
-        """Let it end once it has sent what is left, without waiting for it."""
-
-    def close(self) -> None:
-        """Send what is left for a limited time, mark unfinished runs as failed, and stop."""
-
-
-class Placed(Protocol):
-    """A tracker that a config asks for, with every path and address that depends on where the command is.
-
-    It is pickled: samples are tracked in another process than the command's, maybe in another directory.
-    """
-
-    def open(self, *, warn: Callable[[str], None]) -> Tracker:
-        """Return the tracker, which a `BackgroundTracker` does. `warn` may be called from other threads."""
-
-    def hint(self) -> str | None:
-        """Return how to see or upload what it has left on this machine, in words; None for nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +24,7 @@ class RunStart:
     """The same for every start of the run (`content.run_id`)."""
     config: Mapping[str, Any]
     """The spec without secrets."""
-    records: RunRecords | None
+    records: RunRecords
 
 
 class TrackedRun(Protocol):
@@ -102,14 +54,18 @@ class TrackedRun(Protocol):
 
 
 class Backend(Protocol):
-    """One tracker's library. All calls come from one thread, which no worker waits for."""
+    """One tracker's library, with every path and address that depends on where the command is.
+
+    It is pickled before its first `open`: samples are tracked in another process, maybe in another directory.
+    There all calls come from one thread, for which no worker waits.
+    """
 
     name: str
     """The tracker's name in messages."""
     extra: str
     """The extra of the package and the key of the config that it needs."""
     after_timeout: str
-    """What becomes of the rest when the server is gone; the end of a sentence."""
+    """What happens to the rest when the server is gone; the end of a sentence."""
 
     def open(self, run: RunStart) -> TrackedRun:
         """Open a run, or go on with the one that has its identity.
@@ -121,3 +77,6 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Write or send everything; called last."""
+
+    def hint(self) -> str | None:
+        """Return how to see or upload what it has left on this machine, in words; None for nothing."""

@@ -2,27 +2,23 @@
 
 import contextlib
 import io
-import json
 import logging
 import os
 import shlex
+import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from mllm_shapx.config.models import WandbConfig
 from mllm_shapx.errors import ShapxError
 from mllm_shapx.records.runs import RunRecords
-from mllm_shapx.tracking.background import BackgroundTracker
 from mllm_shapx.tracking.content import set_prefix
 from mllm_shapx.tracking.history import COUNTER, History, logged_before
 from mllm_shapx.tracking.prompts import PromptRow, prompt_rows
 from mllm_shapx.tracking.staging import sample_files, stage, summary_files
 from mllm_shapx.tracking.tracker import Line, RunStart
-
-logger = logging.getLogger(__name__)
 
 Mode = Literal["online", "offline", "disabled"]
 
@@ -30,93 +26,63 @@ PROMPTS = "prompts"
 """Key of the table in the run's summary. A line of the history would count as a sample."""
 
 _FLUSH_S = 1.0
-"""Seconds between two writes of W&B's log: what is younger is lost with the process, and logged again."""
+"""Seconds between two writes of W&B's log. Newer lines are lost with the process, and logged again."""
 
 _FLUSH_SETTING = "x_transaction_log_flush_interval"
 """Older releases of wandb do not have it."""
 _SECOND_S = 0.1
 
 
-class WandbTracker(BackgroundTracker):
-    """Sends what happens to W&B. With tracking switched off, wandb is not imported.
-
-    A run keeps its W&B id over restarts, so that a resumed run goes on in the same place. Offline, each
-    start leaves a folder `wandb/offline-run-*` of its own; `wandb sync` uploads them.
-
-    Args:
-        config: The config's `wandb` block. The environment's `WANDB_MODE` wins over its `mode`.
-        experiment_set_id: Part of every id, and the group where the config names none.
-        directory: Local folder that gets wandb's own files; wandb's default when None.
-        warn: Takes the one warning. It is called from another thread.
-        timeout_s: Seconds that W&B may take to accept a run, and to take the rest of it at its end.
-        close_timeout_s: Seconds that `close` waits for what is still to be sent, and ten more per open run.
-    """
-
-    def __init__(
-        self,
-        config: WandbConfig,
-        experiment_set_id: str,
-        *,
-        directory: Path | None = None,
-        warn: Callable[[str], None] = logger.warning,
-        timeout_s: float = 30.0,
-        close_timeout_s: float = 60.0,
-    ) -> None:
-        self.mode = effective_mode(config)
-        off = self.mode == "disabled"
-        backend = None if off else _Wandb(config, self.mode, experiment_set_id, directory, timeout_s)
-        super().__init__(backend, experiment_set_id, warn=warn, close_timeout_s=close_timeout_s)
-
-
-@dataclass(frozen=True, slots=True)
-class WandbPlace:
-    """The `Placed` of W&B."""
-
-    config: WandbConfig
-    set_id: str
-    directory: Path
-    """Where wandb makes its folder `wandb`."""
-    is_shared: bool
-    """Whether other sets may write there too."""
-
-    def open(self, *, warn: Callable[[str], None]) -> WandbTracker:
-        """See `Placed.open`."""
-        return WandbTracker(self.config, self.set_id, directory=self.directory, warn=warn)
-
-    def hint(self) -> str | None:
-        """See `Placed.hint`."""
-        folder = self.directory / "wandb"
-        starts = f"offline-run-*-{set_prefix(self.set_id)}*" if self.is_shared else "offline-run-*"
-        if effective_mode(self.config) != "offline" or next(folder.glob(starts), None) is None:
-            return None
-        return f"to upload it to Weights & Biases: wandb sync {shlex.quote(str(folder))}/{starts}"
-
-
-def place(config: WandbConfig, experiment_set_id: str, output_uri: str) -> WandbPlace:
-    """Return where W&B is to write: the set's directory; where that is a bucket, WANDB_DIR or here."""
+def place(config: WandbConfig, experiment_set_id: str, output_uri: str) -> "Wandb | None":
+    """Return W&B, which writes to the set's directory; where that is a bucket, to WANDB_DIR or to here."""
+    mode = effective_mode(config)
+    if mode == "disabled":
+        return None
     is_shared = "://" in output_uri
     directory = Path((os.environ.get("WANDB_DIR") or ".") if is_shared else output_uri)
-    return WandbPlace(config, experiment_set_id, directory.expanduser().absolute(), is_shared)
+    return Wandb(config, mode, experiment_set_id, directory.expanduser().absolute(), is_shared=is_shared)
 
 
-class _Wandb:
-    """The `Backend` of W&B."""
+class Wandb:
+    """The `Backend` of W&B.
+
+    A run keeps its W&B id over restarts: a resumed run goes on in the same place. Offline, each start leaves
+    a folder `wandb/offline-run-*` of its own; `wandb sync` uploads them.
+
+    Args:
+        config: The config's `wandb` block.
+        mode: Whether there is a server.
+        set_id: The experiment set's name: the group where the config names none.
+        directory: Local folder that gets wandb's folder `wandb`.
+        is_shared: Whether other sets may write there too.
+        timeout_s: Seconds that W&B may take to accept a run, and to take the rest of it at its end.
+    """
 
     name = "Weights & Biases"
     extra = "wandb"
     after_timeout = "`wandb sync` uploads what it wrote"
 
     def __init__(
-        self, config: WandbConfig, mode: Mode, set_id: str, directory: Path | None, timeout_s: float
+        self,
+        config: WandbConfig,
+        mode: Mode,
+        set_id: str,
+        directory: Path,
+        *,
+        is_shared: bool = False,
+        timeout_s: float = 30.0,
     ) -> None:
         self._config = config
         self._mode = mode
         self._set_id = set_id
         self._directory = directory
+        self._folder = directory / "wandb"
+        self._is_shared = is_shared
         self._timeout_s = timeout_s
         self._wandb: Any = None
 
     def open(self, start: RunStart) -> "_WandbRun":
+        """See `Backend.open`."""
         run = self._init(start)
         run.define_metric(COUNTER, hidden=True, summary="none")
         # The summary is that of the whole run, not of the last sample.
@@ -125,16 +91,23 @@ class _Wandb:
         return _WandbRun(self._wandb, run, history, start.records, self._config)
 
     def close(self) -> None:
+        """See `Backend.close`."""
         if self._wandb is not None:
             # Left to the end of ours, it would not happen in a Ray actor, which ends without a farewell.
             self._wandb.teardown(exit_code=0)
 
+    def hint(self) -> str | None:
+        """See `Backend.hint`."""
+        starts = f"offline-run-*-{set_prefix(self._set_id)}*" if self._is_shared else "offline-run-*"
+        if self._mode != "offline" or next(self._folder.glob(starts), None) is None:
+            return None
+        return f"to upload it to Weights & Biases: wandb sync {shlex.quote(str(self._folder))}/{starts}"
+
     def _init(self, start: RunStart) -> Any:
         wandb = self._import()
-        if self._directory is not None:
-            # wandb takes a temporary folder instead of one that it cannot write to, without a word.
-            (self._directory / "wandb").mkdir(parents=True, exist_ok=True)
-            _check_writable(self._directory / "wandb")
+        # wandb takes a temporary folder instead of one that it cannot write to, without a word.
+        self._folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=self._folder).close()
         self._await_own_second(start.identity)
         run = wandb.init(
             project=self._config.project,
@@ -143,7 +116,7 @@ class _Wandb:
             tags=self._config.tags,
             name=start.name,
             id=start.identity,
-            dir=None if self._directory is None else str(self._directory),
+            dir=str(self._directory),
             config=dict(start.config),
             mode=self._mode,
             # Offline it is a word for `wandb sync`, which would else write each start over the one before.
@@ -158,8 +131,7 @@ class _Wandb:
 
     def _await_own_second(self, identity: str) -> None:
         """Wait while an earlier start has the folder that wandb would take: it is named by the second."""
-        folder = (self._directory or Path(os.environ.get("WANDB_DIR") or ".")) / "wandb"
-        while next(folder.glob(f"*run-{time.strftime('%Y%m%d_%H%M%S')}-{identity}"), None) is not None:
+        while next(self._folder.glob(f"*run-{time.strftime('%Y%m%d_%H%M%S')}-{identity}"), None) is not None:
             time.sleep(_SECOND_S)
 
     def _import(self) -> Any:
@@ -197,7 +169,7 @@ class _WandbRun:
     """What raised in `log` says nothing of what wandb's own process has taken."""
 
     def __init__(
-        self, wandb: Any, run: Any, history: History, records: RunRecords | None, config: WandbConfig
+        self, wandb: Any, run: Any, history: History, records: RunRecords, config: WandbConfig
     ) -> None:
         self.history = history
         self._wandb = wandb
@@ -216,11 +188,9 @@ class _WandbRun:
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         self._run.summary.update(dict(summary))
-        self._add_artifact("metrics", self._metrics(summary))
-        if self._records is None:
-            return
+        self._add_artifact("metrics", summary_files(self._records))
         if self._config.upload_samples:
-            self._add_artifact("samples", stage(self._records, sample_files(self._records), self._folder))
+            self._add_artifact("samples", sample_files(self._records))
         if self._config.table_rows and (rows := list(prompt_rows(self._records, self._config.table_rows))):
             with _staged_in(self._folder):
                 self._run.summary.update({PROMPTS: self._table(rows)})
@@ -233,17 +203,9 @@ class _WandbRun:
         """The folder of what is uploaded, beside wandb's own files of this start."""
         return Path(self._run.dir).parent / "artifact"
 
-    def _metrics(self, summary: Mapping[str, Any]) -> list[Path]:
-        if self._records is not None and (names := summary_files(self._records)):
-            return stage(self._records, names, self._folder)
-        file = self._folder / "summary" / "aggregate_metrics.json"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-        return [file]
-
-    def _add_artifact(self, kind: str, files: list[Path]) -> None:
+    def _add_artifact(self, kind: str, paths: list[str]) -> None:
         artifact = self._wandb.Artifact(f"{self._run.id}-{kind}", type=kind)
-        for file in files:
+        for file in stage(self._records, paths, self._folder):
             # Immutable: wandb reads it in place instead of copying it into the home directory.
             artifact.add_file(str(file), name=file.name, policy="immutable")
         self._run.log_artifact(artifact)
@@ -266,7 +228,7 @@ class _WandbRun:
         yield self._sound(row.spoken_answer)
 
     def _sound(self, path: str | None) -> Any:
-        if path is None or self._records is None:
+        if path is None:
             return None
         try:
             (copy,) = stage(self._records, [path], self._folder)
@@ -276,18 +238,13 @@ class _WandbRun:
 
 
 def effective_mode(config: WandbConfig) -> Mode:
-    """Return the mode that holds: off when the config says so, else `WANDB_MODE`, else the config's."""
+    """Return the mode: disabled when the config says so, else that of `WANDB_MODE`, else the config's."""
     if not config.enabled or config.mode == "disabled":
         return "disabled"
-    match os.environ.get("WANDB_MODE", "").strip().lower():
-        case "online":
-            return "online"
-        case "offline" | "dryrun":
-            return "offline"
-        case "disabled":
-            return "disabled"
-        case _:
-            return config.mode
+    wanted: dict[str, Mode] = {
+        "online": "online", "offline": "offline", "dryrun": "offline", "disabled": "disabled"
+    }  # fmt: skip
+    return wanted.get(os.environ.get("WANDB_MODE", "").strip().lower(), config.mode)
 
 
 @contextlib.contextmanager
@@ -301,12 +258,6 @@ def _staged_in(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.environ.pop("WANDB_DATA_DIR", None)
-
-
-def _check_writable(folder: Path) -> None:
-    probe = folder / f".probe-{os.getpid()}"
-    probe.touch()
-    probe.unlink()
 
 
 def _say_nothing(_record: logging.LogRecord) -> None:
