@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import fields, is_dataclass
 from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, ValidationError, WrapValidator
@@ -36,18 +37,17 @@ AllKnown = Annotated[tuple[Real, ...], Field(strict=False), WrapValidator(_nan_f
 """The same for several numbers; one call for all of them keeps parsing fast."""
 
 
-def finite(value: float | None) -> float | None:
-    """Return a number for a file: None for NaN and infinities."""
-    return value if value is not None and math.isfinite(value) else None
-
-
 def in_file(value: Any) -> Any:
-    """Return a field's value as JSON data: numbers that JSON cannot hold become null, tuples become lists."""
+    """Return a field's value as JSON data: NaN and infinities become null."""
     if isinstance(value, float):
-        return finite(value)
+        return value if math.isfinite(value) else None
     if isinstance(value, tuple):
         return [in_file(item) for item in value]
-    return value.to_json() if hasattr(value, "to_json") else value
+    if hasattr(value, "to_json"):
+        return value.to_json()
+    if is_dataclass(value):
+        return {each.name: in_file(getattr(value, each.name)) for each in fields(value)}
+    return value
 
 
 def in_words(error: ValidationError) -> str:

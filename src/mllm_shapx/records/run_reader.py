@@ -9,7 +9,7 @@ from mllm_shapx.records.checkpoint import Checkpoint
 from mllm_shapx.records.failures import FailureRecord
 from mllm_shapx.records.inspection import Fault, FaultKind, Notes, RunInspection
 from mllm_shapx.records.layout import GENERATIONS, RunLayout, row_of_failure, row_of_sample
-from mllm_shapx.records.results import SampleResult, parse_sample
+from mllm_shapx.records.results import SampleFile, SampleResult, parse_sample
 from mllm_shapx.records.spec import RESULT_SETTINGS, is_of_older_runner, result_settings
 from mllm_shapx.records.storage import (
     TEMP_PREFIX,
@@ -19,7 +19,7 @@ from mllm_shapx.records.storage import (
     read_json,
     unreadable,
 )
-from mllm_shapx.records.summary import RunSummary, SampleMetrics
+from mllm_shapx.records.summary import RunSummary
 
 RunState = Literal["empty", "started", "abandoned"]
 """`started`: there is a checkpoint; `abandoned`: there are samples but no checkpoint."""
@@ -72,7 +72,7 @@ class RunReader:
     def inspect(
         self,
         rows_in_order: Sequence[int],
-        on_sample: Callable[[SampleMetrics], None] | None = None,
+        on_sample: Callable[[SampleFile], None] | None = None,
     ) -> RunInspection:
         """Read every file of the run; return the finished rows and the damaged or leftover files.
 
@@ -90,10 +90,10 @@ class RunReader:
         checkpoint = self._inspected_checkpoint(faults)
         calls: dict[int, tuple[int, int]] = {}
 
-        def take(metrics: SampleMetrics) -> None:
-            calls[metrics.row_index] = (metrics.n_calls, metrics.model_calls)
+        def take(sample: SampleFile) -> None:
+            calls[sample.row_index] = (sample.n_calls, sample.model_calls)
             if on_sample is not None:
-                on_sample(metrics)
+                on_sample(sample)
 
         made_from, damaged = self._readable_samples(faults, take)
         completed = frozenset(made_from)
@@ -186,7 +186,7 @@ class RunReader:
         found = {}
         for path, content in self.storage.read_many(list(paths)):
             with contextlib.suppress(ValueError, OSError):
-                found[paths[path]] = _metrics(content, paths[path]).made_from
+                found[paths[path]] = _sample(content, paths[path]).made_from
         return found
 
     def read_failures(self) -> Iterator[FailureRecord]:
@@ -234,7 +234,7 @@ class RunReader:
             return None
 
     def _readable_samples(
-        self, faults: list[Fault], on_sample: Callable[[SampleMetrics], None]
+        self, faults: list[Fault], on_sample: Callable[[SampleFile], None]
     ) -> tuple[dict[int, str], frozenset[int]]:
         """Return the finished rows with `made_from`, and the rows with a damaged sample."""
         rows = self.sample_paths()
@@ -242,13 +242,13 @@ class RunReader:
         damaged = set()
         for path, content in self.storage.read_many(list(rows)):
             try:
-                metrics = _metrics(content, rows[path])
+                sample = _sample(content, rows[path])
             except (ValueError, OSError) as error:
                 if self._is_fault(path, "damaged sample", error, faults):
                     damaged.add(rows[path])
                 continue
-            made_from[metrics.row_index] = metrics.made_from
-            on_sample(metrics)
+            made_from[sample.row_index] = sample.made_from
+            on_sample(sample)
         return made_from, frozenset(damaged)
 
     def _readable_failures(self, completed: frozenset[int], faults: list[Fault]) -> dict[int, FailureRecord]:
@@ -311,10 +311,10 @@ def _is_run(names: Sequence[str]) -> bool:
     return bool({"spec.json", "checkpoint.json", "samples"} & set(names))
 
 
-def _metrics(content: bytes | OSError, row: int) -> SampleMetrics:
+def _sample(content: bytes | OSError, row: int) -> SampleFile:
     sample = parse_sample(_content(content))
     _check_row(sample.row_index, row)
-    return SampleMetrics.of(sample)
+    return sample
 
 
 def decode_failure(content: bytes | OSError, row: int) -> FailureRecord:
