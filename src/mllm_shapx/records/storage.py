@@ -1,5 +1,6 @@
 """The interface of storage (a local directory or any fsspec URI), and JSON files in it."""
 
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
@@ -15,6 +16,7 @@ __all__ = [
     "decode_json",
     "encode_json",
     "join_uri",
+    "numbered",
     "open_storage",
     "read_json",
     "refuse_deep",
@@ -96,6 +98,12 @@ def join_uri(root: str, *parts: str) -> str:
     """Return the path or URI of `parts` below `root`."""
     base = root if root.endswith("://") else root.rstrip("/") + "/"
     return base + "/".join(parts)
+
+
+def numbered(storage: Storage, path: str) -> str:
+    """Return `path.N` with the first number N, from 1, that is free."""
+    paths = (f"{path}.{number}" for number in itertools.count(1))
+    return next(path for path in paths if not storage.exists(path))
 
 
 def encode_json(data: Any) -> bytes:
