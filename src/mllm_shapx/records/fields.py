@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field, ValidationError, WrapValidator
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, WrapValidator
 
 MOST_ROW = (1 << 53) - 1
 """The largest row index: the largest integer that a float holds exactly, so that all JSON readers agree."""
@@ -14,8 +14,10 @@ STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 """A text is not a number, and NaN is not JSON."""
 
 # Their sums, squares and products must not overflow; no similarity comes near the bound.
-Real = Annotated[float, Field(ge=-1e100, le=1e100)]
-Whole = Annotated[int, Field(ge=0, le=MOST_ROW)]
+Real = Annotated[float, Field(strict=True, ge=-1e100, le=1e100)]
+Whole = Annotated[int, Field(strict=True, ge=0, le=MOST_ROW)]
+Time = Annotated[float, Field(strict=True, ge=0, lt=253402300800.0)]
+"""Seconds since 1970, before the year 10000: no clock writes a later time."""
 
 
 def _nan_for_null(value: Any, validate: Callable[[Any], float]) -> float:
@@ -48,6 +50,18 @@ def in_file(value: Any) -> Any:
     if is_dataclass(value):
         return {each.name: in_file(getattr(value, each.name)) for each in fields(value)}
     return value
+
+
+def validated[T](adapter: TypeAdapter[T], data: Any) -> T:
+    """Return the object of JSON data.
+
+    Raises:
+        ValueError: When a field is missing or of the wrong type; the message names it.
+    """
+    try:
+        return adapter.validate_python(data)
+    except ValidationError as error:
+        raise ValueError(in_words(error)) from error
 
 
 def in_words(error: ValidationError) -> str:

@@ -2,17 +2,19 @@
 
 import contextlib
 import hashlib
-import json
 import logging
 import secrets
 import socket
 import threading
 import time
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from types import TracebackType
-from typing import Self
+from typing import Annotated, Self
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from mllm_shapx.errors import OutputError, ShapxError, StorageError
+from mllm_shapx.records.fields import Time
 from mllm_shapx.records.layout import LOCK
 from mllm_shapx.records.process import UNKNOWN_TICKS, ProcessIdentity, process_start, this_process
 from mllm_shapx.records.storage import Storage, encode_json
@@ -24,9 +26,6 @@ WATCH_S = 35.0
 
 _HEARTBEAT_S = 15.0
 _LOOK_S = 0.25
-_LARGEST_PID = 2**31 - 1
-_LATEST = 253402300800.0
-"""The year 10000, in seconds since 1970; no clock writes a later time."""
 _ATTEMPTS = 5
 
 logger = logging.getLogger(__name__)
@@ -41,12 +40,12 @@ class LockHolder:
     host: str
     boot_id: str
     """The kernel's boot id, empty if it has none: a process id is valid only within one boot."""
-    pid: int
-    process_started_at: float
+    pid: Annotated[int, Field(gt=0, lt=2**31)]
+    process_started_at: Time
     """Start of the process, seconds since 1970; changes when the clock is set."""
-    started_at: float
+    started_at: Time
     """Time of taking the lock, seconds since 1970."""
-    heartbeat: float
+    heartbeat: Time
     """Time of the last renewal, seconds since 1970."""
     pid_namespace: str = ""
     """Namespace of the process id; empty in locks of older versions and outside Linux."""
@@ -79,14 +78,9 @@ class LockHolder:
     def from_bytes(cls, data: bytes) -> Self | None:
         """Return the lock file's content, None when it is damaged."""
         try:
-            content = json.loads(data)
-            known = [field for field in fields(cls) if field.name in content or field.default is MISSING]
-            found = cls(**{field.name: field.type(content[field.name]) for field in known})  # type: ignore[operator]
-        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+            return TypeAdapter(cls).validate_json(data)
+        except ValidationError:
             return None
-        times = (found.process_started_at, found.started_at, found.heartbeat)
-        is_possible = 0 < found.pid <= _LARGEST_PID and all(0 <= each < _LATEST for each in times)
-        return found if is_possible else None
 
     def is_running(self) -> bool | None:
         """Return whether the holder's process is running, None when it is not visible from here."""

@@ -9,16 +9,10 @@ from mllm_shapx.records.checkpoint import Checkpoint
 from mllm_shapx.records.failures import FailureRecord
 from mllm_shapx.records.inspection import Fault, FaultKind, Notes, RunInspection
 from mllm_shapx.records.layout import GENERATIONS, RunLayout, row_of_failure, row_of_sample
+from mllm_shapx.records.local_storage import TEMP_PREFIX, unreadable
 from mllm_shapx.records.results import SampleFile, SampleResult, parse_sample
 from mllm_shapx.records.spec import RESULT_SETTINGS, is_of_older_runner, result_settings
-from mllm_shapx.records.storage import (
-    TEMP_PREFIX,
-    Storage,
-    decode_json,
-    open_storage,
-    read_json,
-    unreadable,
-)
+from mllm_shapx.records.storage import Storage, decode_json, open_storage, read_json
 from mllm_shapx.records.summary import RunSummary
 
 RunState = Literal["empty", "started", "abandoned"]

@@ -49,8 +49,7 @@ class RunRecords(RunReader):
         self, rows_in_order: Sequence[int], inspection: RunInspection | None = None
     ) -> CheckpointWriter:
         """Return the writer of the run's checkpoint; it starts from an inspection's findings."""
-        if inspection is None:
-            return CheckpointWriter(self.storage, self.layout.checkpoint, rows_in_order)
+        inspection = inspection or RunInspection()
         return CheckpointWriter(
             self.storage,
             self.layout.checkpoint,

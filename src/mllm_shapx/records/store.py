@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 from mllm_shapx.records.answer import Answer
 from mllm_shapx.records.layout import GENERATIONS, GenerationLayout, row_and_key
 from mllm_shapx.records.likelihood import Likelihood, LikelihoodKey
-from mllm_shapx.records.storage import TEMP_PREFIX, Storage, numbered
+from mllm_shapx.records.local_storage import TEMP_PREFIX
+from mllm_shapx.records.storage import Storage, numbered
 from mllm_shapx.records.store_codec import (
     StoreHeader,
     check_bytes,
