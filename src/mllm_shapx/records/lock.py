@@ -3,20 +3,21 @@
 import contextlib
 import hashlib
 import logging
+import os
 import secrets
 import socket
 import threading
 import time
 from dataclasses import asdict, dataclass
-from types import TracebackType
 from typing import Annotated, Self
 
 from pydantic import Field, TypeAdapter, ValidationError
 
 from mllm_shapx.errors import OutputError, ShapxError, StorageError
+from mllm_shapx.records import process
 from mllm_shapx.records.fields import Time
 from mllm_shapx.records.layout import LOCK
-from mllm_shapx.records.process import UNKNOWN_TICKS, ProcessIdentity, process_start, this_process
+from mllm_shapx.records.process import UNKNOWN_TICKS
 from mllm_shapx.records.storage import Storage, encode_json
 
 STALE_AFTER_S = 60.0
@@ -39,7 +40,7 @@ class LockHolder:
     """Unique for every lock."""
     host: str
     boot_id: str
-    """The kernel's boot id, empty if it has none: a process id is valid only within one boot."""
+    """The kernel's boot id, empty if it has none."""
     pid: Annotated[int, Field(gt=0, lt=2**31)]
     process_started_at: Time
     """Start of the process, seconds since 1970; changes when the clock is set."""
@@ -61,17 +62,17 @@ class LockHolder:
     @classmethod
     def of_this_process(cls) -> Self:
         """Return the content of a new lock of this process."""
-        now, me = time.time(), this_process()
+        now, pid = time.time(), os.getpid()
         return cls(
             token=secrets.token_hex(16),
             host=socket.gethostname(),
-            boot_id=me.boot_id,
-            pid=me.pid,
-            process_started_at=process_start(me.pid) or now,
+            boot_id=process.boot_id(),
+            pid=pid,
+            process_started_at=process.start_time(pid) or now,
             started_at=now,
             heartbeat=now,
-            pid_namespace=me.pid_namespace,
-            start_ticks=me.start_ticks,
+            pid_namespace=process.pid_namespace(),
+            start_ticks=process.start_ticks(),
         )
 
     @classmethod
@@ -86,8 +87,13 @@ class LockHolder:
         """Return whether the holder's process is running, None when it is not visible from here."""
         if self.host != socket.gethostname():
             return None
-        process = ProcessIdentity(self.boot_id, self.pid_namespace, self.pid, self.start_ticks)
-        return process.is_running(self.process_started_at)
+        return process.is_running(
+            self.pid,
+            boot=self.boot_id,
+            namespace=self.pid_namespace,
+            ticks=self.start_ticks,
+            started_at=self.process_started_at,
+        )
 
     def is_fresh(self, now: float) -> bool:
         """Return whether the heartbeat is recent, if both hosts' clocks agree."""
@@ -123,9 +129,7 @@ class OutputLock:
         self.acquire()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.release()
 
     def acquire(self) -> tuple[str, ...]:
