@@ -123,24 +123,35 @@ def _locate(dataset: DatasetConfig) -> _Repository:
     try:
         info = ask("dataset", dataset.repo_id, dataset.revision)
     except HubError as error:
-        cached = _cached(dataset) if error.problem == "unreachable" else None
-        if cached is None:
+        if error.problem != "unreachable":
             raise
-        return cached
+        try:
+            folder = _cache_folder(dataset, cached_only=True)
+        except (OSError, ValueError):
+            raise error from None
+        cached = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+        return _Repository(dataset.repo_id, folder.name, tuple(cached), cached_only=True)
     if not _COMMIT.fullmatch(dataset.revision or ""):
-        _remember(dataset)
+        # Downloads by commit do not record which commit the branch has. An unwritable cache only loses this.
+        with contextlib.suppress(OSError):
+            _cache_folder(dataset, cached_only=False)
     names = tuple(sibling.rfilename for sibling in info.siblings or ())
     return _Repository(dataset.repo_id, str(info.sha), names, cached_only=False)
 
 
-def _remember(dataset: DatasetConfig) -> None:
-    """Record the branch's commit in the hub cache; downloads by commit do not record it."""
+def _cache_folder(dataset: DatasetConfig, *, cached_only: bool) -> Path:
+    """Return the revision's folder in the hub cache, and record the revision's commit there; no file."""
     from huggingface_hub import snapshot_download
 
-    # An unwritable cache only loses this record. The pattern matches no file.
-    with quiet(), contextlib.suppress(OSError):
-        snapshot_download(
-            dataset.repo_id, repo_type="dataset", revision=dataset.revision, allow_patterns=[_NO_FILE]
+    with quiet():
+        return Path(
+            snapshot_download(
+                dataset.repo_id,
+                repo_type="dataset",
+                revision=dataset.revision,
+                local_files_only=cached_only,
+                allow_patterns=[_NO_FILE],
+            )
         )
 
 
@@ -159,27 +170,6 @@ def _commit(dataset: DatasetConfig) -> tuple[str | None, HubError | None]:
         pinned = dataset.revision if _COMMIT.fullmatch(dataset.revision or "") else None
         return pinned, error
     return found.commit, HubError("unreachable", "no answer") if found.cached_only else None
-
-
-def _cached(dataset: DatasetConfig) -> _Repository | None:
-    """Return the repository's part in the hub cache."""
-    from huggingface_hub import snapshot_download
-
-    try:
-        with quiet():
-            folder = Path(
-                snapshot_download(
-                    dataset.repo_id,
-                    repo_type="dataset",
-                    revision=dataset.revision,
-                    local_files_only=True,
-                    allow_patterns=[_NO_FILE],
-                )
-            )
-    except (OSError, ValueError):
-        return None
-    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    return _Repository(dataset.repo_id, folder.name, tuple(names), cached_only=True)
 
 
 def _download(repository: _Repository, name: str) -> Path:
