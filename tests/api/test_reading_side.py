@@ -15,9 +15,9 @@ from small_study import Study
 
 import mllm_shapx
 from mllm_shapx.cli import main
+from mllm_shapx.records.results import SampleFile
 from mllm_shapx.records.runs import RunRecords
 from mllm_shapx.records.storage import open_storage
-from mllm_shapx.records.summary import SampleMetrics
 from mllm_shapx.reporting.comparison import AGAINST_EXACT, against_exact
 from mllm_shapx.reporting.reading import open_study
 
@@ -138,7 +138,7 @@ def test_the_aggregator_sums_a_study_up_without_writing(study: Study) -> None:
             storage = open_storage(str(study.output))
             errors = against_exact(storage, [each.name for each in runs])[run.name]
             records = RunRecords(storage, run.name)
-            seen: list[SampleMetrics] = []
+            seen: list[SampleFile] = []
             found = records.inspect([0, 1], seen.append)
             summary = records.summarize([0, 1])
         assert found.completed == {0, 1}

@@ -55,7 +55,7 @@ def test_a_text_row_is_a_system_turn_and_a_user_turn(tmp_path: Path) -> None:
         "fr",
         "unknown",
     )
-    snapshot = to_snapshot(row, ChatConfig(system_prompt="Be kind."), _modality("text"))
+    snapshot = to_snapshot(row, ChatConfig(system_prompt="Be kind."))
     assert len(snapshot.turns) == 2
     assert _said(snapshot) == [("system", "Be kind."), ("user", "  Who are  you ?")]
 
@@ -63,7 +63,7 @@ def test_a_text_row_is_a_system_turn_and_a_user_turn(tmp_path: Path) -> None:
 def test_an_empty_system_prompt_gives_no_turn(tmp_path: Path) -> None:
     """Without a system prompt the conversation begins with the user."""
     table, config = table_of(tmp_path, prompt=["Hi"])
-    snapshot = to_snapshot(_row(table, config), ChatConfig(system_prompt=""), _modality("text"))
+    snapshot = to_snapshot(_row(table, config), ChatConfig(system_prompt=""))
     assert _said(snapshot) == [("user", "Hi")]
 
 
@@ -72,7 +72,7 @@ def test_list_valued_text_gives_one_message_per_item(tmp_path: Path) -> None:
     table, config = table_of(tmp_path, prompt=["no"], sentences=[["One.", " ", None, "Two."]])
     row = _row(table, config)
     assert row.texts == ("One.", "Two.")
-    assert len(to_snapshot(row, ChatConfig(), _modality("text")).turns) == 3
+    assert len(to_snapshot(row, ChatConfig()).turns) == 3
 
 
 def test_columns_are_mapped(tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_a_spoken_row_takes_the_column_of_its_voice(
     table, config = table_of(tmp_path, **data)
     row = _row(table, config, modality)
     assert (row.texts, row.recordings, row.sample_rates) == (("Hello.",), (B,), (24_000,))
-    said = _said(to_snapshot(row, ChatConfig(), _modality(modality)))
+    said = _said(to_snapshot(row, ChatConfig()))
     assert said[1] == ("user", (B, 24_000))
 
 
@@ -135,7 +135,7 @@ def test_interleaved_rows_alternate(tmp_path: Path, modality: str, spoken: list[
     row = _row(table, config, modality)
     assert list(row.recordings) == spoken
     assert row.texts == ("One.", "Two.", "Three.")
-    said = _said(to_snapshot(row, ChatConfig(), _modality(modality)))[1:]
+    said = _said(to_snapshot(row, ChatConfig()))[1:]
     for (_, piece), sentence, recording in zip(said, row.texts, spoken, strict=True):
         assert piece == sentence if recording is None else piece[0] == recording
 
@@ -167,11 +167,10 @@ def test_a_transcript_stands_beside_its_recording_when_asked(tmp_path: Path) -> 
     """An aligning partition gets the words in the message of the recording."""
     table, config = table_of(tmp_path, sentences=[["Hello there."]], audio__male=[[A]])
     row = _row(table, config, "audio__male")
-    modality = _modality("audio__male")
-    message = to_snapshot(row, ChatConfig(), modality, with_transcripts=True).messages()[1]
+    message = to_snapshot(row, ChatConfig(), with_transcripts=True).messages()[1]
     assert message.text == "Hello there."
     assert isinstance(message.content[1], AudioPart)
-    assert to_snapshot(row, ChatConfig(), modality).messages()[1].text == ""
+    assert to_snapshot(row, ChatConfig()).messages()[1].text == ""
 
 
 def test_recordings_as_audio_features_and_paths(tmp_path: Path) -> None:
@@ -257,10 +256,7 @@ def test_context_roles_follow_the_setup() -> None:
 def test_equal_rows_have_equal_snapshots(tmp_path: Path) -> None:
     """A conversation's id hangs on its content alone, so it is the same in every process."""
     table, config = table_of(tmp_path, prompt=["x", "x", "y"])
-    ids = [
-        to_snapshot(_row(table, config, index=i), ChatConfig(), _modality("text")).snapshot_id
-        for i in range(3)
-    ]
+    ids = [to_snapshot(_row(table, config, index=i), ChatConfig()).snapshot_id for i in range(3)]
     assert ids[0] == ids[1] != ids[2]
 
 

@@ -125,6 +125,11 @@ def test_one_text_that_is_not_utf8_costs_its_row_alone(tmp_path: Path) -> None:
     assert select(table, config).players == {0: 2, 1: 0, 2: 3}
     assert reason(table, config, 1) == "unreadable_row"
     assert load_row(table, 2, config, TEXT).texts == ("three four five",)
+    assert [isinstance(row, RowError) for _, row in table.some_rows([0, 1, 2], ["prompt"])] == [
+        False,
+        True,
+        False,
+    ]
 
 
 ODD = {

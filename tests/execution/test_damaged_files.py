@@ -93,7 +93,7 @@ def lose_sample(study: Study) -> None:
 
 
 def leave_temporary_files(study: Study) -> None:
-    from mllm_shapx.records.storage import TEMP_PREFIX
+    from mllm_shapx.records.local_storage import TEMP_PREFIX
 
     for folder in (RUN, f"{RUN}/samples", f"{RUN}/summary", "generations"):
         (study.output / folder / f"{TEMP_PREFIX}0123").write_bytes(b"half a fi")

@@ -34,6 +34,7 @@ from mllm_shapx.explaining.audio_players import (
 )
 from mllm_shapx.explaining.conversation import conversation_entries
 from mllm_shapx.planning.players import PlayerRule
+from mllm_shapx.records.fields import in_file
 
 RAW = AudioSegmentation(window_ms=100.0)
 
@@ -198,12 +199,12 @@ def test_a_spoken_piece_carries_its_word_where_it_is_known(aligner: Path) -> Non
     snapshot = chat(message)
     aligned = SgpaPartitioner(options=SgpaOptions(model_id=str(aligner), revision=None)).partition(snapshot)
     _, (_, spoken_entry), _ = conversation_entries(snapshot, aligned, (0.5, -0.5), "yes")
-    pieces = spoken_entry.to_json()["content"]
+    pieces = in_file(spoken_entry)["content"]
     assert [piece["text"] for piece in pieces] == ["tell", "me"]
     assert [set(piece) for piece in pieces] == [{"_binary", "num_bytes", "text"}] * 2
     windows = RawWindowPartitioner(options=RawWindowsOptions(window_ms=500.0)).partition(snapshot)
     _, (_, cut), _ = conversation_entries(snapshot, windows, (0.5, -0.5), "yes")
-    assert [set(piece) for piece in cut.to_json()["content"]] == [{"_binary", "num_bytes"}] * 2
+    assert [set(piece) for piece in in_file(cut)["content"]] == [{"_binary", "num_bytes"}] * 2
 
 
 def test_sgpa_without_a_transcript_is_a_row_error(aligner: Path) -> None:

@@ -13,16 +13,16 @@ from records_kit import files_below, make_finished_run, make_sample
 from mllm_shapx.errors import StorageError
 from mllm_shapx.records.checkpoint import Checkpoint, CheckpointWriter
 from mllm_shapx.records.failures import FailureRecord
-from mllm_shapx.records.results import SampleResult
+from mllm_shapx.records.results import SampleFile, SampleResult
 from mllm_shapx.records.runs import RunInspection, RunRecords, find_runs
 from mllm_shapx.records.storage import FsspecStorage, LocalStorage
-from mllm_shapx.records.summary import RunSummary, SampleMetrics
+from mllm_shapx.records.summary import RunSummary
 
 ROWS = [4, 2, 9, 7]
 
 
 def inspect_and_heal(
-    records: RunRecords, rows: list[int], on_sample: Callable[[SampleMetrics], None] | None = None
+    records: RunRecords, rows: list[int], on_sample: Callable[[SampleFile], None] | None = None
 ) -> tuple[RunInspection, tuple[str, ...]]:
     """Do what the start of a study does; return what was found, and all notes."""
     inspection = records.inspect(rows, on_sample)
@@ -190,7 +190,7 @@ def test_a_damaged_sample_is_moved_aside_and_its_row_done_again(tmp_path: Path, 
     path = tmp_path / records.layout.sample(9)
     wrong = WRONG_SAMPLES[damage](path.read_bytes())
     path.write_bytes(wrong)
-    seen: list[SampleMetrics] = []
+    seen: list[SampleFile] = []
     inspection = records.inspect(ROWS, seen.append)
     assert path.read_bytes() == wrong
     notes = (*records.heal(inspection), *inspection.notes)

@@ -10,8 +10,9 @@ from pathlib import Path
 from records_kit import files_below, make_finished_run, make_sample
 
 from mllm_shapx.records.checkpoint import Checkpoint
+from mllm_shapx.records.local_storage import TEMP_PREFIX
 from mllm_shapx.records.runs import RunRecords
-from mllm_shapx.records.storage import TEMP_PREFIX, LocalStorage
+from mllm_shapx.records.storage import LocalStorage
 from mllm_shapx.records.store import CoalitionStore, StoreHeader
 from mllm_shapx.records.summary import RunSummary
 

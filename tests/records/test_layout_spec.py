@@ -5,6 +5,7 @@ import pytest
 from mllm_shapx.records.layout import (
     GenerationLayout,
     RunLayout,
+    row_and_key,
     row_of_failure,
     row_of_sample,
     sample_name,
@@ -28,10 +29,8 @@ def test_names_and_rows_translate_both_ways(row: int) -> None:
     assert row_of_sample(sample_name(row)) == row
     assert row_of_failure(RunLayout("x").failure(row).rpartition("/")[2]) == row
     for path in (GenerationLayout(row, "k").answers, GenerationLayout(row, "k").embeddings):
-        assert GenerationLayout.of_name(path.rpartition("/")[2]) == GenerationLayout(row, "k")
-    assert GenerationLayout.of_name(GenerationLayout(row, "k").parts.rpartition("/")[2]) == GenerationLayout(
-        row, "k"
-    )
+        assert row_and_key(path.rpartition("/")[2]) == (row, "k")
+    assert row_and_key(GenerationLayout(row, "k").parts.rpartition("/")[2]) == (row, "k")
 
 
 @pytest.mark.parametrize(
@@ -46,7 +45,7 @@ def test_names_and_rows_translate_both_ways(row: int) -> None:
 )
 def test_other_names_are_nobodys_sample(name: str) -> None:
     assert row_of_sample(name) is None
-    assert GenerationLayout.of_name(name) is None
+    assert row_and_key(name) is None
 
 
 def test_equal_settings_have_no_differences_whatever_their_order_and_number_type() -> None:

@@ -13,7 +13,7 @@ from mllm_shapx.records.failures import FailureRecord
 from mllm_shapx.records.measures import Areas, Faithfulness
 from mllm_shapx.records.results import AUDIO, USER, AudioPiece, ConversationEntry, SampleResult, parse_sample
 from mllm_shapx.records.storage import encode_json
-from mllm_shapx.records.summary import ExactSum, RunSummary, SampleMetrics
+from mllm_shapx.records.summary import RunSummary
 
 
 def _spoken() -> SampleResult:
@@ -31,7 +31,6 @@ def _spoken() -> SampleResult:
 def test_a_sample_is_the_same_after_its_file(sample: SampleResult) -> None:
     data = encode_json(sample.to_json())
     assert SampleResult.from_bytes(sample.run_name, data) == sample
-    assert SampleMetrics.of(parse_sample(data)) == SampleMetrics.of(sample)
 
 
 def test_numbers_that_json_lacks_become_null_and_are_unknown_when_read() -> None:
@@ -41,7 +40,7 @@ def test_numbers_that_json_lacks_become_null_and_are_unknown_when_read() -> None
     again = SampleResult.from_bytes("exact", data)
     assert math.isnan(again.base_value)
     assert math.isnan(again.imbalance)
-    assert math.isnan(SampleMetrics.of(parse_sample(data)).efficiency_residual)
+    assert math.isnan(parse_sample(data).imbalance)
 
 
 def test_the_words_of_speech_survive_their_file() -> None:
@@ -121,10 +120,10 @@ def test_a_sum_is_exact_in_any_order() -> None:
     totals = set()
     for seed in range(5):
         random.Random(seed).shuffle(numbers)
-        exact = ExactSum()
+        summary = RunSummary()
         for number in numbers:
-            exact.add(number)
-        totals.add(exact.total)
+            summary.add(make_sample(1, runtime_sec=number))
+        totals.add(summary.to_json()["runtime_sec_total"])
     assert totals == {math.fsum(numbers)}
 
 
@@ -135,7 +134,7 @@ def test_a_summary_holds_the_contracts_fields_and_does_not_hang_on_order() -> No
         random.Random(seed).shuffle(samples)
         summary = RunSummary()
         for sample in samples:
-            summary.add(sample if seed % 2 else SampleMetrics.of(sample))
+            summary.add(sample)
         summary.add_failure()
         texts.add(json.dumps(summary.to_json()))
     assert len(texts) == 1
@@ -195,13 +194,13 @@ def test_a_summary_takes_less_than_50_bytes_for_each_sample() -> None:
     import tracemalloc
 
     summary = RunSummary()
-    metrics = [SampleMetrics.of(make_sample(row)) for row in range(1000)]
-    for one in metrics:
-        summary.add(one)
+    samples = [make_sample(row) for row in range(1000)]
+    for sample in samples:
+        summary.add(sample)
     tracemalloc.start()
     for _ in range(19):
-        for one in metrics:
-            summary.add(one)
+        for sample in samples:
+            summary.add(sample)
     grown, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert summary.n_samples == 20_000

@@ -14,8 +14,8 @@ import pytest
 from records_kit import files_below
 
 from mllm_shapx.errors import OutputError, StorageError
+from mllm_shapx.records.local_storage import TEMP_PREFIX
 from mllm_shapx.records.storage import (
-    TEMP_PREFIX,
     FsspecStorage,
     LocalStorage,
     Storage,

@@ -101,13 +101,7 @@ def read_content(
     return _said(pieces, modality, table), languages
 
 
-def to_snapshot(
-    row: Row,
-    chat: ChatConfig,
-    modality: ModalityConfig,  # noqa: ARG001 -- the row already has written and spoken pieces
-    *,
-    with_transcripts: bool = False,
-) -> "ConversationSnapshot":
+def to_snapshot(row: Row, chat: ChatConfig, *, with_transcripts: bool = False) -> "ConversationSnapshot":
     """Return the system prompt, unless empty, and one turn per piece.
 
     Each piece is a separate message, because masking edits only the first recording of a message.

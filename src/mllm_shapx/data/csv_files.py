@@ -1,6 +1,9 @@
 """A dataset in CSV files, read by Arrow's CSV reader into memory.
 
-This module corrects the reader:
+The CSV reader of `datasets` is no alternative: it takes the words "None", "null" and "NA" for missing values,
+even in quotes, renames repeated columns, fails where numbers turn to text far down, and imports pandas.
+
+This module corrects Arrow's reader:
 
 - An unclosed quote would put all following rows into one value: such a file is refused.
 - Bytes that are not UTF-8 and repeated column names are refused.
@@ -11,18 +14,15 @@ This module corrects the reader:
 
 import ast
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pacsv
 
-from mllm_shapx.data.contents import hash_of, read_pieces
-from mllm_shapx.data.table import BATCH_ROWS, UNREADABLE, column_values, refuse_too_many
-from mllm_shapx.errors import DatasetError, RowError
+from mllm_shapx.data.table import UNREADABLE, ArrowTable, opening, refuse_repeated, refuse_too_many
+from mllm_shapx.errors import DatasetError
 
 _LARGEST_BLOCK = 1 << 30
 """Bytes that Arrow parses at a time; the longest possible record."""
@@ -31,79 +31,30 @@ _QUOTE, _NEWLINE = b'"'[0], b"\n"[0]
 _Types = Mapping[str, pa.DataType]
 
 
-@dataclass(frozen=True)
-class CsvTable:
-    """CSV files with one header, one after the other; numbers, booleans and lists of texts are recognized."""
+def open_csv(files: Sequence[Path], *, name: str) -> ArrowTable:
+    """Read CSV files of one header, one after the other.
 
-    name: str
-    columns: tuple[str, ...]
-    commit: str | None
-    folder: Path | None
-    _files: tuple[Path, ...]
-    _table: pa.Table
+    Numbers, booleans and lists of texts are recognized.
 
-    @classmethod
-    def open(cls, files: Sequence[Path], *, name: str) -> Self:
-        """Read `files`.
-
-        Raises:
-            DatasetError: When a file is missing, unreadable or not CSV, or the headers differ.
-        """
-        tables = [_read_checked(path) for path in files]
-        for path, table in zip(files, tables, strict=True):
-            if table.column_names != tables[0].column_names:
-                raise DatasetError(
-                    f"{path}: its header differs from that of {files[0]}; "
-                    "name files of one header in dataset.path"
-                )
-        refuse_too_many(name, sum(table.num_rows for table in tables))
-        types = _common_types(tables)
-        # Parse the text again: a number in a text column keeps its leading zeros.
-        same = [
-            table if dict(zip(types, table.schema.types, strict=True)) == types else _read(path, types)
-            for path, table in zip(files, tables, strict=True)
-        ]
-        return cls(
-            name=name,
-            columns=tuple(types),
-            commit=None,
-            folder=files[0].parent,
-            _files=tuple(files),
-            _table=_with_lists(pa.concat_tables(same)),
-        )
-
-    @property
-    def num_rows(self) -> int:
-        """Return the records of all files."""
-        return int(self._table.num_rows)
-
-    def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        """Yield `columns` of all records in order."""
-        yield from self._table.select(list(columns)).to_batches(max_chunksize=BATCH_ROWS)
-
-    def column(self, name: str) -> list[Any]:
-        """Return one whole column as Python values."""
-        return column_values(self, name)
-
-    def row(self, index: int, columns: Sequence[str]) -> dict[str, Any]:
-        """Return the values of `columns` in record `index`."""
-        if not 0 <= index < self.num_rows:
-            raise DatasetError(f"{self.name}: there is no row {index}; it has {self.num_rows} rows")
-        values: dict[str, Any] = self._table.select(list(columns)).slice(index, 1).to_pylist()[0]
-        return values
-
-    def some_rows(
-        self, indices: Sequence[int], columns: Sequence[str]
-    ) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
-        """Yield the values of `columns` in the records `indices`, which ascend."""
-        table = self._table.select(list(columns))
-        for first in range(0, len(indices), BATCH_ROWS):
-            part = indices[first : first + BATCH_ROWS]
-            yield from zip(part, table.take(pa.array(part, pa.int64())).to_pylist(), strict=True)
-
-    def content(self, columns: Sequence[str]) -> str | None:  # noqa: ARG002 -- a line holds all of them
-        """Return a hash of the files' bytes."""
-        return hash_of(read_pieces(path, [(0, path.stat().st_size)]) for path in self._files)
+    Raises:
+        DatasetError: When a file is missing, unreadable or not CSV, or the headers differ.
+    """
+    tables = [_read_checked(path) for path in files]
+    for path, table in zip(files, tables, strict=True):
+        if table.column_names != tables[0].column_names:
+            raise DatasetError(
+                f"{path}: its header differs from that of {files[0]}; "
+                "name files of one header in dataset.path"
+            )
+    refuse_too_many(name, sum(table.num_rows for table in tables))
+    types = _common_types(tables)
+    # Parse the text again: a number in a text column keeps its leading zeros.
+    same = [
+        table if dict(zip(types, table.schema.types, strict=True)) == types else _read(path, types)
+        for path, table in zip(files, tables, strict=True)
+    ]
+    data = _with_lists(pa.concat_tables(same))
+    return ArrowTable(name, data.num_rows, tuple(types), None, files[0].parent, data, tuple(files))
 
 
 def _read_checked(path: Path) -> pa.Table:
@@ -113,9 +64,7 @@ def _read_checked(path: Path) -> pa.Table:
         DatasetError: When it is missing, unreadable or not CSV.
     """
     table = _read(path, {})
-    twice = sorted({name for name in table.column_names if table.column_names.count(name) > 1})
-    if twice:
-        raise DatasetError(f"{path}: the header names a column twice: {', '.join(twice)}; rename one")
+    refuse_repeated(path, table.column_names)
     if any(pa.types.is_binary(kind) for kind in table.schema.types):
         raise DatasetError(f"{path}: is not in UTF-8; save it as UTF-8")
     return table
@@ -149,12 +98,8 @@ def _read(path: Path, types: _Types) -> pa.Table:
 
 def _content(path: Path) -> bytes:
     """Return a file's bytes with a final line break; without it, Arrow ignores a lone header."""
-    try:
+    with opening(path):
         data = path.read_bytes()
-    except FileNotFoundError as error:
-        raise DatasetError(f"{path}: no such file; correct dataset.path") from error
-    except OSError as error:
-        raise DatasetError(f"{path}: cannot be read ({error}); check its permissions") from error
     if not data.strip():
         raise DatasetError(f"{path}: is empty; the first line of a CSV file names the columns")
     return data if data.endswith(b"\n") else data + b"\n"

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from mllm_shapx.config.models import DatasetConfig, ModalityConfig
@@ -11,6 +11,7 @@ from mllm_shapx.data.conversations import Row, read_content
 from mllm_shapx.data.table import Table
 from mllm_shapx.errors import RowError
 from mllm_shapx.records.results import texts_digest
+from mllm_shapx.records.spec import ranges
 
 _SHOWN = 5
 _MOST_SEARCHED = 200_000
@@ -57,9 +58,9 @@ def digests_of(
 def _now(
     table: Table, dataset: DatasetConfig, modality: ModalityConfig, values: Mapping[str, object] | RowError
 ) -> RowDigests:
-    if isinstance(values, RowError):
-        return RowDigests(_UNREADABLE, _UNREADABLE)
     try:
+        if isinstance(values, RowError):
+            raise values
         said, languages = read_content(values, table, dataset, modality)
     except RowError:
         return RowDigests(_UNREADABLE, _UNREADABLE)
@@ -99,15 +100,13 @@ class Changes:
         if len(shifts) == 1:
             (shift,) = shifts
             what = f"{shift} row(s) were inserted" if shift > 0 else f"{-shift} row(s) were removed"
-            said.append(f"{_listed(sorted(self.moved))} now stand at {_listed(self._places())}: {what} above")
+            places = _listed(sorted(self.moved.values()))
+            said.append(f"{_listed(sorted(self.moved))} now stand at {places}: {what} above")
         elif shifts:
             said.append(f"{_listed(sorted(self.moved))} now stand at other indices: the rows were reordered")
         if self.edited and self.moved:
             said.append(f"{_listed(self.edited)} have another content or are gone")
         return "; ".join(said)
-
-    def _places(self) -> list[int]:
-        return sorted(self.moved.values())
 
 
 def compare_samples(
@@ -161,15 +160,7 @@ def _changes(recorded: Mapping[int, str], now: Mapping[int, RowDigests]) -> Chan
 
 def _listed(rows: Sequence[int]) -> str:
     """Return rows as ranges, the first few of them."""
-    ranges = list(_ranges(rows))
-    rest = len(rows) - sum(last - first + 1 for first, last in ranges[:_SHOWN])
-    shown = ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in ranges[:_SHOWN])
+    some = list(ranges(rows))[:_SHOWN]
+    rest = len(rows) - sum(last - first + 1 for first, last in some)
+    shown = ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in some)
     return f"row {shown}" + (f" and {rest} more" if rest else "")
-
-
-def _ranges(rows: Sequence[int]) -> Iterator[tuple[int, int]]:
-    start = 0
-    for position in range(1, len(rows) + 1):
-        if position == len(rows) or rows[position] != rows[position - 1] + 1:
-            yield rows[start], rows[position - 1]
-            start = position

@@ -1,7 +1,7 @@
 """Row filters: select the values of a column that satisfy `op value`."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -38,14 +38,14 @@ def passes(column: pa.Array, row_filter: RowFilter, number: int, where: str) -> 
         DatasetError: When the value and the column are not comparable; the message names `where` and the
             filter.
     """
-    fits = _Fits(column.type, f"{where}: selection.filters[{number}] ({describe(row_filter)})")
+    named = f"{where}: selection.filters[{number}] ({describe(row_filter)})"
     try:
         values = plain_values(column)
-        return _passes(values, row_filter, replace(fits, kind=values.type))
+        return _passes(values, row_filter, _Fits(values.type, named))
     except (*UNREADABLE, NotImplementedError) as error:
         # Arrow compares only some pairs of types.
         raise DatasetError(
-            f"{fits.where}: the column holds {column.type}, and values of that type cannot be compared; "
+            f"{named}: the column holds {column.type}, and values of that type cannot be compared; "
             "write it as text, a number or true/false"
         ) from error
 

@@ -3,12 +3,8 @@
 import contextlib
 import re
 import sys
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import pyarrow as pa
 
 from mllm_shapx.config.models import DatasetConfig
 from mllm_shapx.data.hub_access import (
@@ -23,8 +19,8 @@ from mllm_shapx.data.hub_access import (
 )
 from mllm_shapx.data.hub_layout import check_complete, split_files
 from mllm_shapx.data.parquet_files import ParquetTable
-from mllm_shapx.data.table import BATCH_ROWS, column_values
-from mllm_shapx.errors import DatasetError, RowError
+from mllm_shapx.data.table import ArrowTable
+from mllm_shapx.errors import DatasetError
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _NO_FILE = "/"
@@ -74,7 +70,7 @@ def open_hub_parquet(dataset: DatasetConfig) -> ParquetTable:
     )
 
 
-def open_hub_datasets(dataset: DatasetConfig) -> "ArrowTable":
+def open_hub_datasets(dataset: DatasetConfig) -> ArrowTable:
     """Load the subset and split with `datasets`; its memory-mapped Arrow files are read directly.
 
     If the hub is unreachable, the caches of the hub and of `datasets` are read.
@@ -96,7 +92,8 @@ def open_hub_datasets(dataset: DatasetConfig) -> "ArrowTable":
         if isinstance(error, MemoryError):
             raise
         raise DatasetError(_not_loaded(dataset, commit, trouble, error)) from error
-    return ArrowTable(_place(dataset, commit), loaded.data.table, commit)
+    data = loaded.data.table
+    return ArrowTable(_place(dataset, commit), data.num_rows, tuple(data.column_names), commit, None, data)
 
 
 def _place(dataset: DatasetConfig, commit: str | None) -> str:
@@ -117,52 +114,6 @@ def _not_loaded(
     )
 
 
-@dataclass(frozen=True, slots=True)
-class ArrowTable:
-    """Memory-mapped Arrow data."""
-
-    name: str
-    _data: pa.Table
-    commit: str | None
-    folder: Path | None = None
-
-    @property
-    def num_rows(self) -> int:
-        """Return the number of rows."""
-        return int(self._data.num_rows)
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """Return the column names."""
-        return tuple(self._data.column_names)
-
-    def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        """Yield `columns` of all rows in order."""
-        yield from self._data.select(list(columns)).to_batches(max_chunksize=BATCH_ROWS)
-
-    def column(self, name: str) -> list[Any]:
-        """Return one whole column as Python values."""
-        return column_values(self, name)
-
-    def row(self, index: int, columns: Sequence[str]) -> dict[str, Any]:
-        """Return the values of `columns` in row `index`."""
-        if not 0 <= index < self.num_rows:
-            raise DatasetError(f"{self.name}: there is no row {index}; it has {self.num_rows} rows")
-        values: dict[str, Any] = self._data.slice(index, 1).select(list(columns)).to_pylist()[0]
-        return values
-
-    def some_rows(
-        self, indices: Sequence[int], columns: Sequence[str]
-    ) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
-        """Yield the values of `columns` in the rows `indices`."""
-        for index in indices:
-            yield index, self.row(index, columns)
-
-    def content(self, columns: Sequence[str]) -> str | None:  # noqa: ARG002 -- the commit identifies it
-        """Return None."""
-        return None
-
-
 def _locate(dataset: DatasetConfig) -> _Repository:
     """Ask the hub, else its cache, for the commit and the files of the repository.
 
@@ -172,24 +123,35 @@ def _locate(dataset: DatasetConfig) -> _Repository:
     try:
         info = ask("dataset", dataset.repo_id, dataset.revision)
     except HubError as error:
-        cached = _cached(dataset) if error.problem == "unreachable" else None
-        if cached is None:
+        if error.problem != "unreachable":
             raise
-        return cached
+        try:
+            folder = _cache_folder(dataset, cached_only=True)
+        except (OSError, ValueError):
+            raise error from None
+        cached = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+        return _Repository(dataset.repo_id, folder.name, tuple(cached), cached_only=True)
     if not _COMMIT.fullmatch(dataset.revision or ""):
-        _remember(dataset)
+        # Downloads by commit do not record which commit the branch has. An unwritable cache only loses this.
+        with contextlib.suppress(OSError):
+            _cache_folder(dataset, cached_only=False)
     names = tuple(sibling.rfilename for sibling in info.siblings or ())
     return _Repository(dataset.repo_id, str(info.sha), names, cached_only=False)
 
 
-def _remember(dataset: DatasetConfig) -> None:
-    """Record the branch's commit in the hub cache; downloads by commit do not record it."""
+def _cache_folder(dataset: DatasetConfig, *, cached_only: bool) -> Path:
+    """Return the revision's folder in the hub cache, and record the revision's commit there; no file."""
     from huggingface_hub import snapshot_download
 
-    # An unwritable cache only loses this record. The pattern matches no file.
-    with quiet(), contextlib.suppress(OSError):
-        snapshot_download(
-            dataset.repo_id, repo_type="dataset", revision=dataset.revision, allow_patterns=[_NO_FILE]
+    with quiet():
+        return Path(
+            snapshot_download(
+                dataset.repo_id,
+                repo_type="dataset",
+                revision=dataset.revision,
+                local_files_only=cached_only,
+                allow_patterns=[_NO_FILE],
+            )
         )
 
 
@@ -208,27 +170,6 @@ def _commit(dataset: DatasetConfig) -> tuple[str | None, HubError | None]:
         pinned = dataset.revision if _COMMIT.fullmatch(dataset.revision or "") else None
         return pinned, error
     return found.commit, HubError("unreachable", "no answer") if found.cached_only else None
-
-
-def _cached(dataset: DatasetConfig) -> _Repository | None:
-    """Return the repository's part in the hub cache."""
-    from huggingface_hub import snapshot_download
-
-    try:
-        with quiet():
-            folder = Path(
-                snapshot_download(
-                    dataset.repo_id,
-                    repo_type="dataset",
-                    revision=dataset.revision,
-                    local_files_only=True,
-                    allow_patterns=[_NO_FILE],
-                )
-            )
-    except (OSError, ValueError):
-        return None
-    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    return _Repository(dataset.repo_id, folder.name, tuple(names), cached_only=True)
 
 
 def _download(repository: _Repository, name: str) -> Path:

@@ -147,15 +147,16 @@ def problem_of(error: BaseException) -> HubError:
     """Return the `HubError` for a hub client's error; the first known error of its chain decides."""
     from huggingface_hub import errors
 
+    problems: dict[type[Exception], Problem] = {
+        errors.GatedRepoError: "gated",  # before the next, which is its base
+        errors.RepositoryNotFoundError: "missing",
+        errors.RevisionNotFoundError: "revision",
+        errors.HFValidationError: "name",
+    }
     for each in _chain(error):
-        if isinstance(each, errors.GatedRepoError):
-            return HubError("gated", one_line(each))
-        if isinstance(each, errors.RepositoryNotFoundError):
-            return HubError("missing", one_line(each))
-        if isinstance(each, errors.RevisionNotFoundError):
-            return HubError("revision", one_line(each))
-        if isinstance(each, errors.HFValidationError):
-            return HubError("name", one_line(each))
+        for kind, problem in problems.items():
+            if isinstance(each, kind):
+                return HubError(problem, one_line(each))
         status = getattr(getattr(each, "response", None), "status_code", 0)
         if status:
             is_refusal = 400 <= status < 500 and status not in _LATER  # noqa: PLR2004

@@ -14,7 +14,6 @@ _NUMBER = re.compile(r"(?:part-)?\d+(?:-of-\d+)?$")
 _SPLIT_FOLDERS = frozenset(
     {"train", "training", "test", "testing", "validation", "valid", "val", "dev", "eval", "evaluation"}
 )
-_GLOB = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
 _OF = re.compile(r"(?P<stem>.*)-(?P<number>\d+)-of-(?P<total>\d+)(?:-[0-9a-f]{16})?\.\w+$")
 
 Splits = dict[str, list[str]]
@@ -157,12 +156,10 @@ def _strings(value: Any) -> list[str]:
 
 def _glob(files: Sequence[str], pattern: str) -> list[str]:
     """Return the files that match: `*` and `?` stay inside a folder, `**` crosses folders."""
-    expression = re.compile("".join(_GLOB.get(token, token) for token in _tokens(pattern)))
-    return [name for name in files if expression.fullmatch(name)]
+    from fsspec.utils import glob_translate
 
-
-def _tokens(pattern: str) -> list[str]:
-    return [
-        token if token in _GLOB or token.startswith("[") else re.escape(token)
-        for token in re.split(r"(\*\*/|\*\*|\*|\?|\[[^\]]+\])", pattern)
-    ]
+    try:
+        expression = re.compile(glob_translate(pattern))
+    except ValueError:
+        return []  # `**` beside other characters, which `datasets` refuses
+    return [name for name in files if expression.match(name)]

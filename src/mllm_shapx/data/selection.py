@@ -1,6 +1,6 @@
 """Chooses the rows to explain: filters, player counts, balance, order and slice."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -61,9 +61,7 @@ class _Scan:
     mask: NDArray[np.bool_]
     """Rows that pass all filters."""
     players: NDArray[np.int64] | None
-    """Players per row if counted; only rows of `mask` have a count."""
-    other_players: NDArray[np.int64] | None
-    """The same under each other rule, (rules, rows)."""
+    """Players under each rule, (rules, rows), if counted; only rows of `mask` have a count."""
     unspaced: NDArray[np.bool_]
     """Rows whose text has no spaces between words."""
     token_counts: NDArray[np.int64] | None
@@ -100,18 +98,19 @@ def select_rows(
         Step(f"filters[{number}] ({describe(row_filter)})", kept)
         for number, (row_filter, kept) in enumerate(zip(selection.filters, scan.kept_by_filter, strict=True))
     ]
+    players = None if scan.players is None else scan.players[0]
     mask, warnings = scan.mask, []
     bounds = _bounds(selection)
-    if bounds and scan.players is None:
+    if bounds and players is None:
         warnings.append(f"selection.{bounds[0]}: bounds on players hold for text input only; not applied")
-    elif bounds and scan.players is not None:
-        mask = mask & _within(scan.players, selection)
+    elif bounds and players is not None:
+        mask = mask & _within(players, selection)
         steps.append(Step(" and ".join(bounds), int(mask.sum())))
     order = _order(table.num_rows, selection.shuffle_seed)
     rows = order[mask[order]]
-    if selection.balanced_token_counts is not None:
-        counts = scan.players if scan.token_counts is None else scan.token_counts
-        rows, short = _balance(rows, _required(counts), selection, table.name)
+    counts = players if scan.token_counts is None else scan.token_counts
+    if selection.balanced_token_counts is not None and counts is not None:
+        rows, short = _balance(rows, counts, selection, table.name)
         warnings += short
         steps.append(Step("balanced_token_counts", len(rows)))
     rows = rows[selection.start_index :]
@@ -125,25 +124,19 @@ def select_rows(
     unspaced = int(scan.unspaced[rows].sum())
     if unspaced:
         warnings.append(_unspaced(unspaced, len(rows)))
-    chosen = tuple(int(row) for row in rows)
     return Selection(
-        rows=chosen,
-        players=_player_counts(scan, chosen, others),
+        rows=tuple(rows.tolist()),
+        players=None if scan.players is None else _player_counts(scan.players, rows, others),
         warnings=tuple(warnings),
         steps=tuple(steps),
     )
 
 
 def _player_counts(
-    scan: _Scan, rows: Sequence[int], other_rules: Sequence[PlayerRule]
-) -> PlayerCounts | None:
-    players, others = scan.players, scan.other_players
-    if players is None or others is None:
-        return None
-    return PlayerCounts(
-        {row: int(players[row]) for row in rows},
-        {each: {row: int(others[place, row]) for row in rows} for place, each in enumerate(other_rules)},
-    )
+    players: NDArray[np.int64], rows: NDArray[np.int64], other_rules: Sequence[PlayerRule]
+) -> PlayerCounts:
+    own, *others = (dict(zip(rows.tolist(), of_rule[rows].tolist(), strict=True)) for of_rule in players)
+    return PlayerCounts(own, dict(zip(other_rules, others, strict=True)))
 
 
 def _scan(
@@ -166,9 +159,11 @@ def _scan(
     wanted = dict.fromkeys(row_filter.column for row_filter in selection.filters)
     wanted |= dict.fromkeys(name for name in (text, count_column) if name is not None)
     notice = ScanNotice(table.name, total)
-    for start, batch in _numbered(table, list(wanted)):
+    start = 0
+    for batch in table.batches(list(wanted)) if wanted else ():
         notice.show(start)
         place = slice(start, start + batch.num_rows)
+        start = place.stop
         part = np.ones(batch.num_rows, dtype=np.bool_)
         for number, row_filter in enumerate(selection.filters):
             part &= passes(batch.column(row_filter.column), row_filter, number, table.name)
@@ -180,16 +175,7 @@ def _scan(
             players[:, place], unspaced[place] = _count(texts, part, rules)
         if token_counts is not None and count_column is not None:
             token_counts[place] = _integers(batch.column(count_column), count_column, table.name)
-    first, others = (None, None) if players is None else (players[0], players[1:])
-    return _Scan(tuple(kept), mask, first, others, unspaced, token_counts)
-
-
-def _numbered(table: Table, columns: list[str]) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """Yield batches with the number of their first row; none when no column is needed."""
-    start = 0
-    for batch in table.batches(columns) if columns else ():
-        yield start, batch
-        start += batch.num_rows
+    return _Scan(tuple(kept), mask, players, unspaced, token_counts)
 
 
 def _token_count_column(
@@ -282,12 +268,6 @@ def _within(players: NDArray[np.int64], selection: SelectionConfig) -> NDArray[n
     low = selection.min_prompt_tokens or 0
     high = selection.max_prompt_tokens
     return (players >= low) & (True if high is None else players <= high)
-
-
-def _required(counts: NDArray[np.int64] | None) -> NDArray[np.int64]:
-    if counts is None:
-        raise AssertionError  # _token_count_column has refused this
-    return counts
 
 
 def _balance(

@@ -34,9 +34,9 @@ def open_table(dataset: DatasetConfig, config_path: Path | None) -> Table:
         return open_hub_datasets(dataset)
     files = _local_files(dataset, config_path)
     if dataset.source == "local_csv":
-        from mllm_shapx.data.csv_files import CsvTable
+        from mllm_shapx.data.csv_files import open_csv
 
-        return CsvTable.open(files, name=str(dataset.path))
+        return open_csv(files, name=str(dataset.path))
     if dataset.source == "local_parquet":
         from mllm_shapx.data.parquet_files import ParquetTable
 

@@ -20,11 +20,11 @@ from mllm_shapx.models.control_tokens import control_token_warnings
 from mllm_shapx.planning.players import players_under
 from mllm_shapx.planning.runs import RunSpec
 from mllm_shapx.planning.sweep import Sweep, player_rule
+from mllm_shapx.records.results import SampleFile
 from mllm_shapx.records.runs import RunInspection, RunRecords
 from mllm_shapx.records.spec import DATASET_COMMIT, RESULT_SETTINGS
 from mllm_shapx.records.storage import open_storage
 from mllm_shapx.records.store import CoalitionStore
-from mllm_shapx.records.summary import SampleMetrics
 
 if TYPE_CHECKING:
     from mllm_shapx.execution.messages import Study  # at run time it would import mllm_shap, which is slow
@@ -51,11 +51,11 @@ class OldPlayers:
         self._players = players
         self._found: defaultdict[str, set[int]] = defaultdict(set)
 
-    def of_run(self, run: RunSpec) -> Callable[[SampleMetrics], None]:
+    def of_run(self, run: RunSpec) -> Callable[[SampleFile], None]:
         """Return a function that checks one sample of a run."""
         players = players_under(self._players, run.player_rule) or {}
 
-        def take(sample: SampleMetrics) -> None:
+        def take(sample: SampleFile) -> None:
             if sample.num_players != players.get(sample.row_index, sample.num_players):
                 self._found[run.name].add(sample.row_index)
 

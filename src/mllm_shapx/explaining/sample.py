@@ -57,7 +57,7 @@ def open_row(row: Row, run: RunSpec) -> RowCoalitions:
         RowError: When the row has no players or its recordings cannot be used.
     """
     aligned = run.modality.has_audio_input and run.audio_segmentation.method == "sgpa"
-    snapshot = to_snapshot(row, run.chat, run.modality, with_transcripts=aligned)
+    snapshot = to_snapshot(row, run.chat, with_transcripts=aligned)
     return RowCoalitions(
         snapshot,
         player_set(snapshot, run),

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 ENVIRONMENTS = "environments"
@@ -39,13 +39,7 @@ class Environment:
 
     def to_json(self) -> dict[str, Any]:
         """Return the environment as JSON data."""
-        return {
-            "libraries": dict(self.libraries),
-            "device": self.device,
-            "device_name": self.device_name,
-            "dtype": self.dtype,
-            "attn_implementation": self.attn_implementation,
-        }
+        return asdict(self)
 
 
 def sole_environment(specs: Iterable[Mapping[str, Any]]) -> Environment | None:
@@ -55,14 +49,8 @@ def sole_environment(specs: Iterable[Mapping[str, Any]]) -> Environment | None:
         return None
     (entry,) = found.values()
     try:
-        environment = Environment(
-            libraries=dict(entry["libraries"]),
-            device=entry["device"],
-            device_name=entry["device_name"],
-            dtype=entry["dtype"],
-            attn_implementation=entry["attn_implementation"],
-        )
-    except (KeyError, TypeError, ValueError):
+        environment = Environment(**{each.name: entry[each.name] for each in fields(Environment)})
+    except KeyError:
         return None
     return environment if environment.id == entry["id"] else None
 

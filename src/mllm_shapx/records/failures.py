@@ -4,9 +4,9 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any, ClassVar
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter
 
-from mllm_shapx.records.fields import Real, Whole, in_words
+from mllm_shapx.records.fields import Real, Whole, validated
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +44,7 @@ class FailureRecord:
         Raises:
             ValueError: When a field is missing or of the wrong type; the message names it.
         """
-        try:
-            return _adapter().validate_python(data)
-        except ValidationError as error:
-            raise ValueError(in_words(error)) from error
+        return validated(_adapter(), data)
 
 
 @lru_cache(maxsize=1)

@@ -2,9 +2,10 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import fields, is_dataclass
 from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field, ValidationError, WrapValidator
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, WrapValidator
 
 MOST_ROW = (1 << 53) - 1
 """The largest row index: the largest integer that a float holds exactly, so that all JSON readers agree."""
@@ -13,8 +14,10 @@ STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 """A text is not a number, and NaN is not JSON."""
 
 # Their sums, squares and products must not overflow; no similarity comes near the bound.
-Real = Annotated[float, Field(ge=-1e100, le=1e100)]
-Whole = Annotated[int, Field(ge=0, le=MOST_ROW)]
+Real = Annotated[float, Field(strict=True, ge=-1e100, le=1e100)]
+Whole = Annotated[int, Field(strict=True, ge=0, le=MOST_ROW)]
+Time = Annotated[float, Field(strict=True, ge=0, lt=253402300800.0)]
+"""Seconds since 1970, before the year 10000: no clock writes a later time."""
 
 
 def _nan_for_null(value: Any, validate: Callable[[Any], float]) -> float:
@@ -36,18 +39,29 @@ AllKnown = Annotated[tuple[Real, ...], Field(strict=False), WrapValidator(_nan_f
 """The same for several numbers; one call for all of them keeps parsing fast."""
 
 
-def finite(value: float | None) -> float | None:
-    """Return a number for a file: None for NaN and infinities."""
-    return value if value is not None and math.isfinite(value) else None
-
-
 def in_file(value: Any) -> Any:
-    """Return a field's value as JSON data: numbers that JSON cannot hold become null, tuples become lists."""
+    """Return a field's value as JSON data: NaN and infinities become null."""
     if isinstance(value, float):
-        return finite(value)
+        return value if math.isfinite(value) else None
     if isinstance(value, tuple):
         return [in_file(item) for item in value]
-    return value.to_json() if hasattr(value, "to_json") else value
+    if hasattr(value, "to_json"):
+        return value.to_json()
+    if is_dataclass(value):
+        return {each.name: in_file(getattr(value, each.name)) for each in fields(value)}
+    return value
+
+
+def validated[T](adapter: TypeAdapter[T], data: Any) -> T:
+    """Return the object of JSON data.
+
+    Raises:
+        ValueError: When a field is missing or of the wrong type; the message names it.
+    """
+    try:
+        return adapter.validate_python(data)
+    except ValidationError as error:
+        raise ValueError(in_words(error)) from error
 
 
 def in_words(error: ValidationError) -> str:

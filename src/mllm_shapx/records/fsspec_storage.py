@@ -2,11 +2,15 @@
 
 import contextlib
 import errno
+import functools
 import uuid
 from collections.abc import Iterator, Sequence
 
 from mllm_shapx.errors import OutputError, StorageError
 from mllm_shapx.records.local_storage import READ_CHUNK, TEMP_PREFIX, translated
+
+# Backends raise their own types besides OSError.
+_translated = functools.partial(translated, kinds=Exception)
 
 
 class FsspecStorage:
@@ -19,7 +23,7 @@ class FsspecStorage:
     def __init__(self, uri: str) -> None:
         import fsspec
 
-        self._uri = uri.rstrip("/")
+        self.uri = uri.rstrip("/")
         try:
             self._fs, self._root = fsspec.core.url_to_fs(uri)
         except (ImportError, ValueError) as error:
@@ -30,22 +34,17 @@ class FsspecStorage:
         self._root = self._root.rstrip("/")
         self._renames = type(self._fs).mv is not fsspec.AbstractFileSystem.mv
 
-    @property
-    def uri(self) -> str:
-        """Return the URI."""
-        return self._uri
-
     def __repr__(self) -> str:
-        return f"FsspecStorage({self._uri!r})"
+        return f"FsspecStorage({self.uri!r})"
 
     def locate(self, path: str) -> str:
         """Return the URI of a file."""
-        return f"{self._uri}/{path}" if path else self._uri
+        return f"{self.uri}/{path}" if path else self.uri
 
     def write_bytes(self, path: str, data: bytes) -> None:
         """Upload the whole object; with a rename, write a temporary file and rename it."""
         target = self._full(path)
-        with self._translated("write", self.locate(path)):
+        with _translated("write", self.locate(path)):
             if not self._renames:
                 self._put(target, data)
                 return
@@ -62,7 +61,7 @@ class FsspecStorage:
     def create_exclusive(self, path: str, data: bytes) -> bool:
         """Create the file unless it exists; atomic if the backend can, else checked just before."""
         target = self._full(path)
-        with self._translated("create", self.locate(path)):
+        with _translated("create", self.locate(path)):
             if self._fs.exists(target):
                 return False
             self._make_parent(target)
@@ -77,14 +76,14 @@ class FsspecStorage:
 
     def read_bytes(self, path: str) -> bytes:
         """Return the file's bytes."""
-        with self._translated("read", self.locate(path)):
+        with _translated("read", self.locate(path)):
             return bytes(self._fs.cat_file(self._full(path)))
 
     def read_many(self, paths: Sequence[str]) -> Iterator[tuple[str, bytes | OSError]]:
         """Fetch chunk by chunk; some backends fetch a chunk's files concurrently."""
         for start in range(0, len(paths), READ_CHUNK):
             chunk = paths[start : start + READ_CHUNK]
-            with self._translated("read", self._uri):
+            with _translated("read", self.uri):
                 found = self._fs.cat([self._full(path) for path in chunk], on_error="return")
             if isinstance(found, bytes):
                 found = {self._full(chunk[0]): found}
@@ -98,7 +97,7 @@ class FsspecStorage:
     def list(self, path: str = "") -> list[str]:
         """Return the names below a folder."""
         target = self._full(path)
-        with self._translated("list", self.locate(path)):
+        with _translated("list", self.locate(path)):
             self._fs.invalidate_cache()
             try:
                 found = self._fs.ls(target, detail=False)
@@ -109,25 +108,25 @@ class FsspecStorage:
 
     def exists(self, path: str) -> bool:
         """Return whether a file or folder is there."""
-        with self._translated("look at", self.locate(path)):
+        with _translated("look at", self.locate(path)):
             self._fs.invalidate_cache()
             return bool(self._fs.exists(self._full(path)))
 
     def size(self, path: str) -> int:
         """Return the file's length in bytes."""
-        with self._translated("look at", self.locate(path)):
+        with _translated("look at", self.locate(path)):
             return int(self._fs.size(self._full(path)))
 
     def move(self, source: str, target: str) -> None:
         """Rename; without a rename, copy and remove."""
         full_source, full_target = self._full(source), self._full(target)
-        with self._translated("move a file to", self.locate(target)):
+        with _translated("move a file to", self.locate(target)):
             self._make_parent(full_target)
             self._fs.mv(full_source, full_target, recursive=bool(self._fs.isdir(full_source)))
 
     def remove(self, path: str) -> None:
         """Remove a file or a folder."""
-        with self._translated("remove", self.locate(path)), contextlib.suppress(FileNotFoundError):
+        with _translated("remove", self.locate(path)), contextlib.suppress(FileNotFoundError):
             self._fs.rm(self._full(path), recursive=True)
 
     def probe(self) -> None:
@@ -140,7 +139,7 @@ class FsspecStorage:
             self.remove(name)
         except StorageError as error:
             raise OutputError(
-                f"the output directory {self._uri} cannot be written: {error.__cause__}; "
+                f"the output directory {self.uri} cannot be written: {error.__cause__}; "
                 "check its permissions and credentials, or choose another output_root"
             ) from error
         finally:
@@ -151,16 +150,11 @@ class FsspecStorage:
     def _missing_folders(self) -> tuple[str, ...]:
         """Return the folders of the root that do not exist yet, the deepest first."""
         missing, folder = [], self._root
-        with self._translated("look at", self._uri):
+        with _translated("look at", self.uri):
             while folder and folder != "/" and not self._fs.exists(folder):
                 missing.append(folder)
                 folder = folder.rpartition("/")[0]
         return tuple(missing)
-
-    @staticmethod
-    def _translated(action: str, place: str) -> contextlib.AbstractContextManager[None]:
-        # Backends raise their own types besides OSError.
-        return translated(action, place, Exception)
 
     def _full(self, path: str) -> str:
         return f"{self._root}/{path}" if path else self._root

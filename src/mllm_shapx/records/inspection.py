@@ -26,15 +26,15 @@ class Fault:
 class RunInspection:
     """The contents of a run's directory."""
 
-    completed: frozenset[int]
+    completed: frozenset[int] = frozenset()
     """Rows with a readable, matching sample, including rows outside the selection."""
-    failed: frozenset[int]
+    failed: frozenset[int] = frozenset()
     """Quarantined rows without a sample."""
-    attempts: dict[int, int]
+    attempts: Mapping[int, int] = field(default_factory=dict)
     """Attempts charged so far to rows that are not completed."""
-    notes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
     """Differences between checkpoint and samples, in words."""
-    created_at: float | None
+    created_at: float | None = None
     """`created_at` of the checkpoint, None without a readable checkpoint."""
     made_from: Mapping[int, str] = field(default_factory=dict)
     """Row -> digest of its sample's source row; see `SampleFile.made_from`."""

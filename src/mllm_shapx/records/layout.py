@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 
 GENERATIONS = "generations"
 LOCK = ".lock"
@@ -78,99 +77,53 @@ def _row(pattern: re.Pattern[str], name: str, canonical: Callable[[int], str]) -
     return row if canonical(row) == name else None
 
 
-@dataclass(frozen=True, slots=True)
 class RunLayout:
     """The paths of one run."""
 
-    run_name: str
-
-    @property
-    def spec(self) -> str:
-        """Return the path of the resolved config."""
-        return f"{self.run_name}/spec.json"
-
-    @property
-    def checkpoint(self) -> str:
-        """Return the path of the checkpoint."""
-        return f"{self.run_name}/checkpoint.json"
-
-    @property
-    def summary(self) -> str:
-        """Return the path of the aggregate metrics."""
-        return f"{self.run_name}/summary/aggregate_metrics.json"
-
-    @property
-    def summary_folder(self) -> str:
-        """Return the folder of summaries."""
-        return f"{self.run_name}/summary"
-
-    @property
-    def samples(self) -> str:
-        """Return the folder of samples."""
-        return f"{self.run_name}/samples"
-
-    @property
-    def failures(self) -> str:
-        """Return the folder of failures."""
-        return f"{self.run_name}/failures"
-
-    @property
-    def audio(self) -> str:
-        """Return the folder of all rows' recordings."""
-        return f"{self.run_name}/audio"
-
-    @property
-    def damaged(self) -> str:
-        """Return the folder of damaged files."""
-        return f"{self.run_name}/damaged"
+    def __init__(self, run_name: str) -> None:
+        self.run_name = run_name
+        self.spec = f"{run_name}/spec.json"
+        self.checkpoint = f"{run_name}/checkpoint.json"
+        self.samples = f"{run_name}/samples"
+        self.failures = f"{run_name}/failures"
+        self.audio = f"{run_name}/audio"
+        self.damaged = f"{run_name}/damaged"
+        self.summary_folder = f"{run_name}/summary"
+        self.summary = f"{self.summary_folder}/aggregate_metrics.json"
 
     def sample(self, row_index: int) -> str:
         """Return the path of a row's sample."""
-        return f"{self.run_name}/samples/{sample_name(row_index)}"
+        return f"{self.samples}/{sample_name(row_index)}"
 
     def failure(self, row_index: int) -> str:
         """Return the path of a row's failure."""
-        return f"{self.run_name}/failures/{failure_name(row_index)}"
+        return f"{self.failures}/{failure_name(row_index)}"
 
     def audio_folder(self, row_index: int) -> str:
         """Return the folder of a row's recordings and spoken answers."""
-        return f"{self.run_name}/audio/sample_{row_index:05d}"
+        return f"{self.audio}/sample_{row_index:05d}"
 
 
-@dataclass(frozen=True, slots=True)
 class GenerationLayout:
     """The paths of the coalition store for one row and generation key."""
 
-    row_index: int
-    key: str
+    def __init__(self, row_index: int, key: str) -> None:
+        stem = f"{GENERATIONS}/{row_index:05d}-{key}"
+        self.answers = f"{stem}.parquet"
+        self.embeddings = f"{stem}.embeddings.parquet"
+        """Vectors of the answers."""
+        self.likelihoods = f"{stem}.likelihoods.parquet"
+        """Likelihoods of given texts."""
+        self.parts = f"{stem}.parts"
+        """Folder of answers flushed before the row was complete."""
 
     @property
-    def stem(self) -> str:
-        """Return the common prefix of the files' names."""
-        return f"{self.row_index:05d}-{self.key}"
+    def files(self) -> tuple[str, str, str]:
+        """Return the paths of the files; a row need not have all of them."""
+        return self.embeddings, self.likelihoods, self.answers
 
-    @property
-    def answers(self) -> str:
-        """Return the path of the answers."""
-        return f"{GENERATIONS}/{self.stem}.parquet"
 
-    @property
-    def embeddings(self) -> str:
-        """Return the path of the answers' vectors."""
-        return f"{GENERATIONS}/{self.stem}.embeddings.parquet"
-
-    @property
-    def likelihoods(self) -> str:
-        """Return the path of the likelihoods of given texts."""
-        return f"{GENERATIONS}/{self.stem}.likelihoods.parquet"
-
-    @property
-    def parts(self) -> str:
-        """Return the folder of answers flushed before the row was complete."""
-        return f"{GENERATIONS}/{self.stem}.parts"
-
-    @classmethod
-    def of_name(cls, name: str) -> "GenerationLayout | None":
-        """Return the row and key in a name of the store's folder, None for any other name."""
-        match = _GENERATION.fullmatch(name)
-        return None if match is None else cls(int(match[1]), match[2])
+def row_and_key(name: str) -> tuple[int, str] | None:
+    """Return the row and the key in a name of the store's folder, None for any other name."""
+    match = _GENERATION.fullmatch(name)
+    return None if match is None else (int(match[1]), match[2])

@@ -5,6 +5,7 @@ import errno
 import os
 import secrets
 import stat
+import tempfile
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -50,19 +51,14 @@ class LocalStorage:
     """A directory on this machine or on a mounted network file system."""
 
     def __init__(self, root: str | Path) -> None:
-        self._root = os.path.abspath(os.path.expanduser(root))  # noqa: PTH100, PTH111 -- keeps symlinks as written
-
-    @property
-    def uri(self) -> str:
-        """Return the absolute path."""
-        return self._root
+        self.uri = os.path.abspath(os.path.expanduser(root))  # noqa: PTH100, PTH111 -- keeps symlinks as written
 
     def __repr__(self) -> str:
-        return f"LocalStorage({self._root!r})"
+        return f"LocalStorage({self.uri!r})"
 
     def locate(self, path: str) -> str:
         """Return the absolute path of a file."""
-        return os.path.join(self._root, path) if path else self._root  # noqa: PTH118 -- hot path
+        return os.path.join(self.uri, path) if path else self.uri  # noqa: PTH118 -- hot path
 
     def write_bytes(self, path: str, data: bytes) -> None:
         """Write a temporary file beside the target, flush it, rename it, flush the folder."""
@@ -175,22 +171,18 @@ class LocalStorage:
 
     def probe(self) -> None:
         """Make and remove a folder in the directory, or in its nearest existing parent."""
-        folder = Path(self._root)
+        folder = Path(self.uri)
         while not os.path.lexists(folder) and folder != folder.parent:
             folder = folder.parent
-        trial = folder / f"{TEMP_PREFIX}{secrets.token_hex(8)}"
         try:
             if not folder.is_dir():
                 raise NotADirectoryError(errno.ENOTDIR, "Not a directory", str(folder))
-            trial.mkdir()
-            try:
-                _probe_file(trial / "probe")
-            finally:
-                trial.rmdir()
+            with tempfile.TemporaryDirectory(prefix=TEMP_PREFIX, dir=folder) as trial:
+                Path(trial, "probe").write_bytes(b"probe")
         except OSError as error:
             kind = StorageError if error.errno in _FAILING_DISK else OutputError
             raise kind(
-                f"the output directory {self._root} cannot be written: {_reason(error)} ({folder}); "
+                f"the output directory {self.uri} cannot be written: {_reason(error)} ({folder}); "
                 "or choose another output_root"
             ) from error
 
@@ -317,13 +309,6 @@ def _sync_folder(folder: str) -> None:
             raise
     finally:
         os.close(handle)
-
-
-def _probe_file(path: Path) -> None:
-    try:
-        path.write_bytes(b"probe")
-    finally:
-        path.unlink(missing_ok=True)
 
 
 def _discard(temp: str) -> None:

@@ -2,19 +2,22 @@
 
 import contextlib
 import hashlib
-import json
 import logging
+import os
 import secrets
 import socket
 import threading
 import time
-from dataclasses import MISSING, asdict, dataclass, fields
-from types import TracebackType
-from typing import Self
+from dataclasses import asdict, dataclass
+from typing import Annotated, Self
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from mllm_shapx.errors import OutputError, ShapxError, StorageError
+from mllm_shapx.records import process
+from mllm_shapx.records.fields import Time
 from mllm_shapx.records.layout import LOCK
-from mllm_shapx.records.process import UNKNOWN_TICKS, ProcessIdentity, process_start, this_process
+from mllm_shapx.records.process import UNKNOWN_TICKS
 from mllm_shapx.records.storage import Storage, encode_json
 
 STALE_AFTER_S = 60.0
@@ -24,9 +27,6 @@ WATCH_S = 35.0
 
 _HEARTBEAT_S = 15.0
 _LOOK_S = 0.25
-_LARGEST_PID = 2**31 - 1
-_LATEST = 253402300800.0
-"""The year 10000, in seconds since 1970; no clock writes a later time."""
 _ATTEMPTS = 5
 
 logger = logging.getLogger(__name__)
@@ -40,13 +40,13 @@ class LockHolder:
     """Unique for every lock."""
     host: str
     boot_id: str
-    """The kernel's boot id, empty if it has none: a process id is valid only within one boot."""
-    pid: int
-    process_started_at: float
+    """The kernel's boot id, empty if it has none."""
+    pid: Annotated[int, Field(gt=0, lt=2**31)]
+    process_started_at: Time
     """Start of the process, seconds since 1970; changes when the clock is set."""
-    started_at: float
+    started_at: Time
     """Time of taking the lock, seconds since 1970."""
-    heartbeat: float
+    heartbeat: Time
     """Time of the last renewal, seconds since 1970."""
     pid_namespace: str = ""
     """Namespace of the process id; empty in locks of older versions and outside Linux."""
@@ -62,38 +62,38 @@ class LockHolder:
     @classmethod
     def of_this_process(cls) -> Self:
         """Return the content of a new lock of this process."""
-        now, me = time.time(), this_process()
+        now, pid = time.time(), os.getpid()
         return cls(
             token=secrets.token_hex(16),
             host=socket.gethostname(),
-            boot_id=me.boot_id,
-            pid=me.pid,
-            process_started_at=process_start(me.pid) or now,
+            boot_id=process.boot_id(),
+            pid=pid,
+            process_started_at=process.start_time(pid) or now,
             started_at=now,
             heartbeat=now,
-            pid_namespace=me.pid_namespace,
-            start_ticks=me.start_ticks,
+            pid_namespace=process.pid_namespace(),
+            start_ticks=process.start_ticks(),
         )
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self | None:
         """Return the lock file's content, None when it is damaged."""
         try:
-            content = json.loads(data)
-            known = [field for field in fields(cls) if field.name in content or field.default is MISSING]
-            found = cls(**{field.name: field.type(content[field.name]) for field in known})  # type: ignore[operator]
-        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+            return TypeAdapter(cls).validate_json(data)
+        except ValidationError:
             return None
-        times = (found.process_started_at, found.started_at, found.heartbeat)
-        is_possible = 0 < found.pid <= _LARGEST_PID and all(0 <= each < _LATEST for each in times)
-        return found if is_possible else None
 
     def is_running(self) -> bool | None:
         """Return whether the holder's process is running, None when it is not visible from here."""
         if self.host != socket.gethostname():
             return None
-        process = ProcessIdentity(self.boot_id, self.pid_namespace, self.pid, self.start_ticks)
-        return process.is_running(self.process_started_at)
+        return process.is_running(
+            self.pid,
+            boot=self.boot_id,
+            namespace=self.pid_namespace,
+            ticks=self.start_ticks,
+            started_at=self.process_started_at,
+        )
 
     def is_fresh(self, now: float) -> bool:
         """Return whether the heartbeat is recent, if both hosts' clocks agree."""
@@ -129,9 +129,7 @@ class OutputLock:
         self.acquire()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.release()
 
     def acquire(self) -> tuple[str, ...]:

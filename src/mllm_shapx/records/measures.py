@@ -1,28 +1,18 @@
 """Further measures of a sample: faithfulness curves and interactions (docs/formats.md)."""
 
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
 from pydantic import ConfigDict
 
-from mllm_shapx.records.fields import STRICT, AllKnown, Known, Whole, in_file
+from mllm_shapx.records.fields import STRICT, AllKnown, Known, Whole
 
 _TIE = 1e-12
 """Areas that differ by less are equal: their sums have different orders."""
 
 
-class _Part:
-    """Base of a sample's JSON objects."""
-
-    __slots__ = ()
-
-    def to_json(self) -> dict[str, Any]:
-        """Return it as JSON data; numbers that JSON cannot hold become null."""
-        return {each.name: in_file(getattr(self, each.name)) for each in fields(self)}  # type: ignore[arg-type]
-
-
 @dataclass(frozen=True, slots=True)
-class Areas(_Part):
+class Areas:
     """Areas under the curves, over the share of players kept: means of the value function."""
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
@@ -46,7 +36,7 @@ class Areas(_Part):
 
 
 @dataclass(frozen=True, slots=True)
-class Faithfulness(_Part):
+class Faithfulness:
     """Values of coalitions that keep from no to all players, in several orders of the players."""
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
@@ -63,7 +53,7 @@ class Faithfulness(_Part):
 
 
 @dataclass(frozen=True, slots=True)
-class Interactions(_Part):
+class Interactions:
     """Interactions of sets of players."""
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT

@@ -1,9 +1,13 @@
-"""The identity of a process, across reboots, PID namespaces, reused ids and changed clocks."""
+"""Whether a process is running, across reboots, PID namespaces, reused ids and changed clocks.
 
-import contextlib
+psutil knows a process by the clock time of its start, which changes when the clock is set, and knows no
+namespaces: Linux tells both in /proc.
+"""
+
 import os
-from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 UNKNOWN_TICKS = -1
 _START_TIME = 19
@@ -12,55 +16,57 @@ _START_TOLERANCE_S = 5.0
 """Tolerance of start times in seconds: they are computed from the clock and the time since boot."""
 
 
-@dataclass(frozen=True, slots=True)
-class ProcessIdentity:
-    """A process on a machine."""
-
-    boot_id: str
-    """The kernel's boot id, empty if it has none."""
-    pid_namespace: str
-    """The namespace of the process id, empty if there are none."""
-    pid: int
-    start_ticks: int
-    """Clock ticks from boot to the start of the process; UNKNOWN_TICKS if unknown."""
-
-    def is_running(self, started_at: float) -> bool | None:
-        """Return whether the process is running, None when it is not visible from here.
-
-        Args:
-            started_at: Its start in seconds since 1970; used if ticks are unknown.
-        """
-        me = this_process()
-        if self.boot_id != me.boot_id:
-            return None
-        if self.start_ticks == UNKNOWN_TICKS:
-            return _runs_since(self.pid, started_at)
-        if self.pid_namespace != me.pid_namespace or not _sees_own_namespace():
-            return None
-        found = _ticks_and_life(str(self.pid))
-        if found is None:
-            return None if _exists(self.pid) else False
-        return found == (self.start_ticks, True)
+def boot_id() -> str:
+    """Return the kernel's boot id, empty if it has none; a process id is valid only within one boot."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
 
 
-def this_process() -> ProcessIdentity:
-    """Return the identity of the calling process."""
+def pid_namespace() -> str:
+    """Return the namespace of this process's id, empty if there are none."""
+    try:
+        return str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        return ""
+
+
+def start_ticks() -> int:
+    """Return the clock ticks from boot to this process's start; UNKNOWN_TICKS if unknown."""
     found = _ticks_and_life("self")
-    namespace = ""
-    with contextlib.suppress(OSError):
-        namespace = str(Path("/proc/self/ns/pid").readlink())
-    return ProcessIdentity(_boot_id(), namespace, os.getpid(), UNKNOWN_TICKS if found is None else found[0])
+    return UNKNOWN_TICKS if found is None else found[0]
 
 
-def process_start(pid: int) -> float | None:
+def start_time(pid: int) -> float | None:
     """Return the start of a process in seconds since 1970; None if unknown, 0.0 for a zombie."""
-    import psutil
-
     try:
         process = psutil.Process(pid)
         return 0.0 if process.status() == psutil.STATUS_ZOMBIE else float(process.create_time())
-    except (psutil.Error, ValueError, OverflowError):
+    except psutil.Error:
         return None
+
+
+def is_running(pid: int, *, boot: str, namespace: str, ticks: int, started_at: float) -> bool | None:
+    """Return whether a process is running on this machine, None when it is not visible from here.
+
+    Args:
+        pid: Its id.
+        boot: The `boot_id` of its machine.
+        namespace: The `pid_namespace` of its id.
+        ticks: Its `start_ticks`.
+        started_at: Its `start_time`; used if ticks are unknown.
+    """
+    if boot != boot_id():
+        return None
+    if ticks == UNKNOWN_TICKS:
+        return _runs_since(pid, started_at)
+    if namespace != pid_namespace() or not _sees_own_namespace():
+        return None
+    found = _ticks_and_life(str(pid))
+    if found is None:
+        return None if _exists(pid) else False
+    return found == (ticks, True)
 
 
 def _ticks_and_life(pid: str) -> tuple[int, bool] | None:
@@ -77,7 +83,7 @@ def _runs_since(pid: int, started_at: float) -> bool | None:
     """Return whether a process is running, by its start in seconds; None if the clock may have been set."""
     if not _exists(pid):
         return False
-    start = process_start(pid)
+    start = start_time(pid)
     if start is not None and abs(start - started_at) < _START_TOLERANCE_S:
         return True
     return False if start == 0.0 else None
@@ -92,17 +98,11 @@ def _sees_own_namespace() -> bool:
 
 
 def _exists(pid: int) -> bool:
+    # Not `psutil.pid_exists`: it misses other users' processes where /proc hides them.
     try:
         os.kill(pid, 0)
     except PermissionError:
-        return True  # it is running as another user
-    except (ProcessLookupError, OverflowError):
+        return True
+    except ProcessLookupError:
         return False
     return True
-
-
-def _boot_id() -> str:
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    except OSError:
-        return ""

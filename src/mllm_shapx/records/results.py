@@ -53,15 +53,6 @@ class ConversationEntry:
     shap_values: tuple[Real | None, ...] | None
     """One per piece, None for a piece that is not a player; None for a turn without players."""
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the entry as JSON data; values that JSON cannot hold become null."""
-        return {
-            "content_type": self.content_type,
-            "roles": list(self.roles),
-            "content": [piece if isinstance(piece, str) else piece.to_json() for piece in self.content],
-            "shap_values": in_file(self.shap_values),
-        }
-
     @property
     def is_consistent(self) -> bool:
         """Whether every piece has a role, and a value if there are values."""
@@ -82,10 +73,6 @@ class AttributionSummary:
     frac_audio: Known
     count_text_tokens: Whole
     count_audio_segments: Whole
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the summary as JSON data."""
-        return {each.name: in_file(getattr(self, each.name)) for each in fields(self)}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,6 @@
 """Reads one run's directory: finished rows, damaged files, and contents. Changes nothing."""
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from mllm_shapx.errors import StorageError
@@ -9,17 +8,11 @@ from mllm_shapx.records.checkpoint import Checkpoint
 from mllm_shapx.records.failures import FailureRecord
 from mllm_shapx.records.inspection import Fault, FaultKind, Notes, RunInspection
 from mllm_shapx.records.layout import GENERATIONS, RunLayout, row_of_failure, row_of_sample
-from mllm_shapx.records.results import SampleResult, parse_sample
+from mllm_shapx.records.local_storage import TEMP_PREFIX, unreadable
+from mllm_shapx.records.results import SampleFile, SampleResult, parse_sample
 from mllm_shapx.records.spec import RESULT_SETTINGS, is_of_older_runner, result_settings
-from mllm_shapx.records.storage import (
-    TEMP_PREFIX,
-    Storage,
-    decode_json,
-    open_storage,
-    read_json,
-    unreadable,
-)
-from mllm_shapx.records.summary import RunSummary, SampleMetrics
+from mllm_shapx.records.storage import Storage, decode_json, open_storage, read_json
+from mllm_shapx.records.summary import RunSummary
 
 RunState = Literal["empty", "started", "abandoned"]
 """`started`: there is a checkpoint; `abandoned`: there are samples but no checkpoint."""
@@ -72,7 +65,7 @@ class RunReader:
     def inspect(
         self,
         rows_in_order: Sequence[int],
-        on_sample: Callable[[SampleMetrics], None] | None = None,
+        on_sample: Callable[[SampleFile], None] | None = None,
     ) -> RunInspection:
         """Read every file of the run; return the finished rows and the damaged or leftover files.
 
@@ -87,18 +80,18 @@ class RunReader:
             StorageError: When the directory cannot be read.
         """
         faults = [Fault("leftover", path) for path in self.temp_files()]
-        checkpoint = self._inspected_checkpoint(faults)
+        checkpoint = self._derived(self.layout.checkpoint, self.read_checkpoint, faults)
         calls: dict[int, tuple[int, int]] = {}
 
-        def take(metrics: SampleMetrics) -> None:
-            calls[metrics.row_index] = (metrics.n_calls, metrics.model_calls)
+        def take(sample: SampleFile) -> None:
+            calls[sample.row_index] = (sample.n_calls, sample.model_calls)
             if on_sample is not None:
-                on_sample(metrics)
+                on_sample(sample)
 
         made_from, damaged = self._readable_samples(faults, take)
         completed = frozenset(made_from)
         failures = self._readable_failures(completed, faults)
-        self._inspect_summary(faults)
+        self._derived(self.layout.summary, self.read_summary, faults)
         notes = Notes(self.run_name)
         notes.add_rows(_UNSELECTED, completed - set(rows_in_order))
         known = frozenset(checkpoint.completed_indices if checkpoint else ())
@@ -182,25 +175,38 @@ class RunReader:
 
     def read_made_from(self) -> dict[int, str]:
         """Return row -> `SampleFile.made_from`, for readable samples."""
-        paths = self.sample_paths()
-        found = {}
-        for path, content in self.storage.read_many(list(paths)):
-            with contextlib.suppress(ValueError, OSError):
-                found[paths[path]] = _metrics(content, paths[path]).made_from
-        return found
+        samples = self.sample_files()
+        return {row: sample.made_from for _, row, sample in samples if not isinstance(sample, Exception)}
 
     def read_failures(self) -> Iterator[FailureRecord]:
-        """Yield the readable failures, by row."""
-        for _, row, content in self.failure_files():
-            # `inspect` and `verify` report a damaged file.
-            with contextlib.suppress(ValueError, OSError):
-                yield decode_failure(content, row)
+        """Yield the readable failures, by row; `inspect` and `verify` report the damaged ones."""
+        for _, _, failure in self.failure_files():
+            if not isinstance(failure, Exception):
+                yield failure
 
-    def failure_files(self) -> Iterator[tuple[str, int, bytes | OSError]]:
-        """Yield path, row and content of every failure file, by row."""
+    def sample_files(self) -> Iterator[tuple[str, int, SampleFile | ValueError | OSError]]:
+        """Yield path, row and content of every sample file, by row; the error in place of a damaged one."""
+        return self._files_of_rows(self.sample_paths(), parse_sample)
+
+    def failure_files(self) -> Iterator[tuple[str, int, FailureRecord | ValueError | OSError]]:
+        """Yield path, row and content of every failure file, by row; the error in place of a damaged one."""
         paths = _rows_in(self.storage, self.layout.failures, row_of_failure)
+        return self._files_of_rows(paths, lambda data: FailureRecord.from_json(decode_json(data)))
+
+    def _files_of_rows[T: (SampleFile, FailureRecord)](
+        self, paths: Mapping[str, int], decode: Callable[[bytes], T]
+    ) -> Iterator[tuple[str, int, T | ValueError | OSError]]:
         for path, content in self.storage.read_many(list(paths)):
-            yield path, paths[path], content
+            if isinstance(content, OSError):
+                yield path, paths[path], content
+                continue
+            try:
+                found = decode(content)
+                _check_row(found.row_index, paths[path])
+            except ValueError as error:
+                yield path, paths[path], error
+            else:
+                yield path, paths[path], found
 
     def quarantined_rows(self) -> set[int]:
         """Return the quarantined rows with readable failures."""
@@ -226,48 +232,38 @@ class RunReader:
             raise ValueError("it is not a JSON object")  # noqa: TRY004 -- one error type for all damage
         return content
 
-    def _inspected_checkpoint(self, faults: list[Fault]) -> Checkpoint | None:
+    def _derived[T](self, path: str, read: Callable[[], T | None], faults: list[Fault]) -> T | None:
+        """Return the content of a file that can be rebuilt; None, and a fault, if it is damaged."""
         try:
-            return self.read_checkpoint()
+            return read()
         except ValueError as error:
-            faults.append(Fault("damaged derived", self.layout.checkpoint, str(error)))
+            faults.append(Fault("damaged derived", path, str(error)))
             return None
 
     def _readable_samples(
-        self, faults: list[Fault], on_sample: Callable[[SampleMetrics], None]
+        self, faults: list[Fault], on_sample: Callable[[SampleFile], None]
     ) -> tuple[dict[int, str], frozenset[int]]:
         """Return the finished rows with `made_from`, and the rows with a damaged sample."""
-        rows = self.sample_paths()
         made_from: dict[int, str] = {}
         damaged = set()
-        for path, content in self.storage.read_many(list(rows)):
-            try:
-                metrics = _metrics(content, rows[path])
-            except (ValueError, OSError) as error:
-                if self._is_fault(path, "damaged sample", error, faults):
-                    damaged.add(rows[path])
-                continue
-            made_from[metrics.row_index] = metrics.made_from
-            on_sample(metrics)
+        for path, row, sample in self.sample_files():
+            if not isinstance(sample, Exception):
+                made_from[row] = sample.made_from
+                on_sample(sample)
+            elif self._is_fault(path, "damaged sample", sample, faults):
+                damaged.add(row)
         return made_from, frozenset(damaged)
 
     def _readable_failures(self, completed: frozenset[int], faults: list[Fault]) -> dict[int, FailureRecord]:
         failures = {}
-        for path, row, content in self.failure_files():
+        for path, row, failure in self.failure_files():
             if row in completed:
                 faults.append(Fault("outdated failure", path))
-                continue
-            try:
-                failures[row] = decode_failure(content, row)
-            except (ValueError, OSError) as error:
-                self._is_fault(path, "damaged failure", error, faults)
+            elif not isinstance(failure, Exception):
+                failures[row] = failure
+            else:
+                self._is_fault(path, "damaged failure", failure, faults)
         return failures
-
-    def _inspect_summary(self, faults: list[Fault]) -> None:
-        try:
-            self.read_summary()
-        except ValueError as error:
-            faults.append(Fault("damaged derived", self.layout.summary, str(error)))
 
     def _is_fault(self, path: str, kind: FaultKind, error: ValueError | OSError, faults: list[Fault]) -> bool:
         """Return whether a file is damaged, not missing; add a fault if damaged.
@@ -309,30 +305,6 @@ def _names_below(storage: Storage, name: str) -> list[str]:
 
 def _is_run(names: Sequence[str]) -> bool:
     return bool({"spec.json", "checkpoint.json", "samples"} & set(names))
-
-
-def _metrics(content: bytes | OSError, row: int) -> SampleMetrics:
-    sample = parse_sample(_content(content))
-    _check_row(sample.row_index, row)
-    return SampleMetrics.of(sample)
-
-
-def decode_failure(content: bytes | OSError, row: int) -> FailureRecord:
-    """Return the failure in a file.
-
-    Raises:
-        ValueError: When it is damaged or contains another row.
-        OSError: When it cannot be read.
-    """
-    failure = FailureRecord.from_json(decode_json(_content(content)))
-    _check_row(failure.row_index, row)
-    return failure
-
-
-def _content(content: bytes | OSError) -> bytes:
-    if isinstance(content, OSError):
-        raise content
-    return content
 
 
 def _check_row(found: int, expected: int) -> None:

@@ -10,7 +10,7 @@ from mllm_shapx.records.failures import FailureRecord
 from mllm_shapx.records.inspection import FaultKind, Notes, RunInspection
 from mllm_shapx.records.results import SampleResult
 from mllm_shapx.records.run_reader import RunReader, find_runs
-from mllm_shapx.records.storage import write_json
+from mllm_shapx.records.storage import numbered, write_json
 
 __all__ = ["RunInspection", "RunRecords", "find_runs"]
 
@@ -49,8 +49,7 @@ class RunRecords(RunReader):
         self, rows_in_order: Sequence[int], inspection: RunInspection | None = None
     ) -> CheckpointWriter:
         """Return the writer of the run's checkpoint; it starts from an inspection's findings."""
-        if inspection is None:
-            return CheckpointWriter(self.storage, self.layout.checkpoint, rows_in_order)
+        inspection = inspection or RunInspection()
         return CheckpointWriter(
             self.storage,
             self.layout.checkpoint,
@@ -126,8 +125,6 @@ class RunRecords(RunReader):
 
     def move_aside(self, path: str) -> str:
         """Move a damaged file to `RUN/damaged/NAME.N`; return that path, relative to the experiment set."""
-        name = path.rpartition("/")[2]
-        candidates = (f"{self.layout.damaged}/{name}.{number}" for number in itertools.count(1))
-        target = next(candidate for candidate in candidates if not self.storage.exists(candidate))
+        target = numbered(self.storage, f"{self.layout.damaged}/{path.rpartition('/')[2]}")
         self.storage.move(path, target)
         return target

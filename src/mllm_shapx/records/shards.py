@@ -8,11 +8,11 @@ from typing import Any
 
 from mllm_shapx.errors import OutputError
 from mllm_shapx.records.environments import ENVIRONMENTS, MODEL, history
-from mllm_shapx.records.layout import GENERATIONS, SHARDS, GenerationLayout, RunLayout
+from mllm_shapx.records.layout import GENERATIONS, SHARDS, RunLayout, row_and_key
 from mllm_shapx.records.run_reader import RunReader
 from mllm_shapx.records.runs import RunRecords
 from mllm_shapx.records.spec import RESULT_SETTINGS, differences
-from mllm_shapx.records.storage import Storage, join_uri, open_storage
+from mllm_shapx.records.storage import Storage, join_uri, numbered, open_storage
 
 _NAME = re.compile(r"(\d+)-of-(\d+)")
 _SHOWN = 5
@@ -155,7 +155,7 @@ class ShardMerger:
             inside = [
                 f"{GENERATIONS}/{name}"
                 for name in self._storage.list(f"{shard.folder}/{GENERATIONS}")
-                if GenerationLayout.of_name(name) is not None
+                if row_and_key(name) is not None
             ]
             for run in map(RunLayout, self._runs):
                 for folder in (run.audio, run.failures, run.samples):
@@ -177,9 +177,7 @@ class ShardMerger:
             kept |= set(self._storage.list(f"{folder}/{name}")) - _MOVED
         if kept:
             parent, _, name = folder.rpartition("/")
-            numbers = itertools.count(1)
-            targets = (f"{parent}/merged-{name}.{number}" for number in numbers)
-            self._storage.move(folder, next(path for path in targets if not self._storage.exists(path)))
+            self._storage.move(folder, numbered(self._storage, f"{parent}/merged-{name}"))
         else:
             self._storage.remove(folder)
         if not self._storage.list(SHARDS):

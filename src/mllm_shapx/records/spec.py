@@ -1,7 +1,7 @@
 """`spec.json`: the settings that must not change within a directory, and the planned rows."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 RESULT_SETTINGS = "result_settings"
@@ -68,17 +68,13 @@ def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
 
     Lists are compared as a whole. The arguments are the result settings of the stored and the current spec.
     """
-    if isinstance(old, dict) and isinstance(new, dict):
-        found = []
-        for key in sorted(old.keys() | new.keys()):
-            path = f"{prefix}.{key}" if prefix else str(key)
-            found += differences(old.get(key), new.get(key), path)
-        return found
-    # A block that was added or removed is named by its keys.
-    if isinstance(old, dict) and new is None:
-        return differences(old, {}, prefix)
-    if isinstance(new, dict) and old is None:
-        return differences({}, new, prefix)
+    are_blocks = isinstance(old, dict) or isinstance(new, dict)
+    if are_blocks and all(each is None or isinstance(each, dict) for each in (old, new)):
+        # A block that was added or removed is named by its keys.
+        old, new = old or {}, new or {}
+        keys = sorted(old.keys() | new.keys())
+        start = f"{prefix}." if prefix else ""
+        return [path for key in keys for path in differences(old.get(key), new.get(key), f"{start}{key}")]
     return [] if _canonical(old) == _canonical(new) else [prefix]
 
 
@@ -96,7 +92,17 @@ def _canonical(value: Any) -> str:
 def selected_rows(rows: Iterable[int]) -> dict[str, Any]:
     """Return the record of the planned rows: `count` and `ranges`, such as `0-4,7`."""
     ordered = sorted(rows)
-    return {"count": len(ordered), "ranges": _ranges(ordered)}
+    found = (str(first) if first == last else f"{first}-{last}" for first, last in ranges(ordered))
+    return {"count": len(ordered), "ranges": ",".join(found)}
+
+
+def ranges(ordered: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Yield the first and the last of each run of successive numbers; the numbers ascend."""
+    start = 0
+    for end, row in enumerate(ordered, start=1):
+        if end == len(ordered) or ordered[end] != row + 1:
+            yield ordered[start], row
+            start = end
 
 
 def planned_rows(spec: dict[str, Any]) -> frozenset[int] | None:
@@ -121,15 +127,3 @@ def planned_rows(spec: dict[str, Any]) -> frozenset[int] | None:
     if len(rows) != count:
         raise ValueError(f"{SELECTED_ROWS} says {count} rows and lists {len(rows)}")
     return rows
-
-
-def _ranges(ordered: list[int]) -> str:
-    parts: list[str] = []
-    start = 0
-    for position in range(1, len(ordered) + 1):
-        if position < len(ordered) and ordered[position] == ordered[position - 1] + 1:
-            continue
-        first, last = ordered[start], ordered[position - 1]
-        parts.append(str(first) if first == last else f"{first}-{last}")
-        start = position
-    return ",".join(parts)

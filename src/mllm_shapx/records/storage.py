@@ -1,26 +1,12 @@
 """The interface of storage (a local directory or any fsspec URI), and JSON files in it."""
 
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
-from mllm_shapx.records.fsspec_storage import FsspecStorage
-from mllm_shapx.records.local_storage import TEMP_PREFIX, LocalStorage, unreadable
-
-__all__ = [
-    "TEMP_PREFIX",
-    "FsspecStorage",
-    "LocalStorage",
-    "Storage",
-    "decode_json",
-    "encode_json",
-    "join_uri",
-    "open_storage",
-    "read_json",
-    "refuse_deep",
-    "unreadable",
-    "write_json",
-]
+from mllm_shapx.records.fsspec_storage import FsspecStorage as FsspecStorage  # noqa: PLC0414 -- part of this module
+from mllm_shapx.records.local_storage import LocalStorage as LocalStorage  # noqa: PLC0414
 
 _DEEPEST = 64
 """Most nested levels in a file that is read; deeper data overflows the stack of recursive functions."""
@@ -32,9 +18,8 @@ class Storage(Protocol):
     All methods but `probe` raise StorageError on an I/O failure, with the path, the reason and the fix.
     """
 
-    @property
-    def uri(self) -> str:
-        """Return the directory's path or URI for the user."""
+    uri: str
+    """The directory's path or URI, for the user."""
 
     def write_bytes(self, path: str, data: bytes) -> None:
         """Replace the file atomically; after a crash it has the old bytes or the new ones."""
@@ -96,6 +81,12 @@ def join_uri(root: str, *parts: str) -> str:
     """Return the path or URI of `parts` below `root`."""
     base = root if root.endswith("://") else root.rstrip("/") + "/"
     return base + "/".join(parts)
+
+
+def numbered(storage: Storage, path: str) -> str:
+    """Return `path.N` with the first number N, from 1, that is free."""
+    paths = (f"{path}.{number}" for number in itertools.count(1))
+    return next(path for path in paths if not storage.exists(path))
 
 
 def encode_json(data: Any) -> bytes:

@@ -1,19 +1,20 @@
 """The coalition store's files: all answers of a study, by row and generation key (`generations/`)."""
 
-import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from mllm_shapx.records.answer import Answer
-from mllm_shapx.records.layout import GENERATIONS, GenerationLayout
-from mllm_shapx.records.likelihood import Likelihood, LikelihoodKey, likelihoods_of
-from mllm_shapx.records.storage import TEMP_PREFIX, Storage
+from mllm_shapx.records.layout import GENERATIONS, GenerationLayout, row_and_key
+from mllm_shapx.records.likelihood import Likelihood, LikelihoodKey
+from mllm_shapx.records.local_storage import TEMP_PREFIX
+from mllm_shapx.records.storage import Storage, numbered
 from mllm_shapx.records.store_codec import (
     StoreHeader,
     check_bytes,
     decode_answers,
     decode_embeddings,
+    decode_likelihoods,
     decode_table,
     decode_texts,
     encode_answers,
@@ -103,59 +104,50 @@ class CoalitionStore:
                 answers.setdefault(mask, answer)
             # Further files must belong to the same conversation and players.
             if found is not None:
-                header = replace(
-                    header,
-                    snapshot_id=header.snapshot_id or found.snapshot_id,
-                    num_players=header.num_players or found.num_players,
-                )
+                header = header.completed(found.snapshot_id, found.num_players)
         if not answers:
             return StoredAnswers({}, tuple(notes))
         return StoredAnswers(answers, tuple(notes), header.snapshot_id, header.num_players)
 
     def peek(self, row_index: int, key: str) -> StoredAnswers:
         """Return the stored answers as `read` does, but move no files."""
-        place = GenerationLayout(row_index, key)
-        answers: dict[int, Answer] = {}
-        known: StoreHeader | None = None
-        for path in (place.answers, *self._parts(place)):
-            try:
-                table, header = decode_table(self._storage.read_bytes(path))
-                if known is None or known.conflict(header) is None:
-                    known = known or header
-                    answers = dict(decode_answers(table)) | answers
-            except (FileNotFoundError, ValueError):
-                continue
-        if known is None:
-            return StoredAnswers()
-        return StoredAnswers(answers, (), known.snapshot_id, known.num_players)
+
+        def decode(data: bytes) -> tuple[dict[int, Answer], StoreHeader]:
+            table, header = decode_table(data)
+            return dict(decode_answers(table)), header
+
+        found, header = self._consistent(row_index, key, decode)
+        return StoredAnswers(_first_wins(found), (), header.snapshot_id, header.num_players)
 
     def texts(self, row_index: int, key: str, masks: Collection[int]) -> tuple[dict[int, str], int]:
         """Return the stored texts of some coalitions, and the row's players (0 if no writer knew them).
 
         Faster than `peek`; changes nothing.
         """
-        place = GenerationLayout(row_index, key)
-        texts: dict[int, str] = {}
-        known: StoreHeader | None = None
-        for path in (place.answers, *self._parts(place)):
-            try:
-                found, header = decode_texts(self._storage.read_bytes(path), masks)
-            except (FileNotFoundError, ValueError):
-                continue
-            if known is None or known.conflict(header) is None:
-                known = known or header
-                texts = found | texts
-        return texts, 0 if known is None else known.num_players
+        found, header = self._consistent(row_index, key, lambda data: decode_texts(data, masks))
+        return _first_wins(found), header.num_players
 
     def settings(self, row_index: int, key: str) -> Mapping[str, Any] | None:
         """Return the settings of a row's stored answers, None without a readable file."""
+        found, header = self._consistent(row_index, key, decode_table)
+        return header.settings if found else None
+
+    def _consistent[T](
+        self, row_index: int, key: str, decode: Callable[[bytes], tuple[T, StoreHeader]]
+    ) -> tuple[list[T], StoreHeader]:
+        """Return the contents of a row's readable files of answers that fit the first, and its header."""
         place = GenerationLayout(row_index, key)
+        contents: list[T] = []
+        first = StoreHeader({})
         for path in (place.answers, *self._parts(place)):
             try:
-                return decode_table(self._storage.read_bytes(path))[1].settings
+                content, header = decode(self._storage.read_bytes(path))
             except (FileNotFoundError, ValueError):
                 continue
-        return None
+            first = first if contents else header
+            if first.conflict(header) is None:
+                contents.append(content)
+        return contents, first
 
     def append(self, row_index: int, key: str, header: StoreHeader, answers: Mapping[int, Answer]) -> None:
         """Write new answers of an incomplete row as one more part. The cost is O(new answers)."""
@@ -175,18 +167,12 @@ class CoalitionStore:
         """
         place = GenerationLayout(row_index, key)
         stored = self.read(row_index, key, header)
-        fresh = {mask: answer for mask, answer in (answers or {}).items() if mask not in stored.answers}
+        together = {**(answers or {}), **stored.answers}
         has_parts = self._storage.exists(place.parts)
-        if fresh or has_parts:
-            together = stored.answers | fresh
-            if together:
-                # A writer without new answers may not know the row.
-                header = replace(
-                    header,
-                    snapshot_id=header.snapshot_id or stored.snapshot_id,
-                    num_players=header.num_players or stored.num_players,
-                )
-                self._storage.write_bytes(place.answers, encode_answers(header, together))
+        if together and (has_parts or len(together) > len(stored.answers)):
+            # A writer without new answers may not know the row.
+            header = header.completed(stored.snapshot_id, stored.num_players)
+            self._storage.write_bytes(place.answers, encode_answers(header, together))
         if has_parts:
             self._storage.remove(place.parts)
         return stored.notes
@@ -227,7 +213,7 @@ class CoalitionStore:
         """Return the stored likelihoods, the header of their file, and notes as `read` does."""
         notes: list[str] = []
         path = GenerationLayout(row_index, key).likelihoods
-        found, written = self._read_file(path, header, likelihoods_of, notes)
+        found, written = self._read_file(path, header, decode_likelihoods, notes)
         return dict(found), written, tuple(notes)
 
     def merge_likelihoods(
@@ -247,42 +233,40 @@ class CoalitionStore:
 
     def places(self) -> set[tuple[int, str]]:
         """Return the rows and keys with answers, by file names only."""
-        found = map(GenerationLayout.of_name, self._storage.list(GENERATIONS))
-        return {(place.row_index, place.key) for place in found if place is not None}
+        names = self._storage.list(GENERATIONS)
+        return {place for name in names if (place := row_and_key(name)) is not None}
 
     def set_aside(self, rows: Collection[int]) -> int:
         """Move all files of `rows` to `generations/set_aside/`; return the number of files."""
-        count = 0
-        for row, key in sorted(self.places()):
-            place = GenerationLayout(row, key)
-            for path in _paths(place) if row in rows else ():
-                if self._storage.exists(path):
-                    self._move_aside(path, _SET_ASIDE)
-                    count += 1
-        return count
+        places = [GenerationLayout(row, key) for row, key in sorted(self.places()) if row in rows]
+        paths = [path for place in places for path in (*place.files, place.parts)]
+        found = [path for path in paths if self._storage.exists(path)]
+        for path in found:
+            self._move_aside(path, _SET_ASIDE)
+        return len(found)
 
     def remove_leftovers(self) -> int:
         """Remove files left by interrupted writes; return their number."""
         names = self._storage.list(GENERATIONS)
-        leftovers = [f"{GENERATIONS}/{name}" for name in names if name.startswith(TEMP_PREFIX)]
-        for name in names:
-            if name.endswith(".parts"):
-                below = self._storage.list(f"{GENERATIONS}/{name}")
-                leftovers += [
-                    f"{GENERATIONS}/{name}/{part}" for part in below if part.startswith(TEMP_PREFIX)
-                ]
+        folders = [GENERATIONS, *(f"{GENERATIONS}/{name}" for name in names if name.endswith(".parts"))]
+        leftovers = [
+            f"{folder}/{name}"
+            for folder in folders
+            for name in self._storage.list(folder)
+            if name.startswith(TEMP_PREFIX)
+        ]
         for path in leftovers:
             self._storage.remove(path)
         return len(leftovers)
 
     def info(self) -> Iterator[StoreEntry]:
         """Yield an entry per row and key; changes nothing."""
-        for place, paths in self._entries():
-            yield self._entry(place, paths)
+        for row, key, paths in self._entries():
+            yield self._entry(row, key, paths)
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Yield path and problem of every file whose bytes have changed since writing; changes nothing."""
-        paths = [path for _, paths in self._entries() for path in paths]
+        paths = [path for _, _, paths in self._entries() for path in paths]
         for path, content in self._storage.read_many(paths):
             if isinstance(content, OSError):
                 yield path, f"it cannot be read ({content.strerror or content})"
@@ -295,25 +279,26 @@ class CoalitionStore:
     def prune(self, keys_in_use: Collection[str], rows_in_use: Collection[int] | None = None) -> PruneResult:
         """Remove answers of other generation keys and, if `rows_in_use` is given, of other rows."""
         entries = num_bytes = 0
-        for place, paths in list(self._entries()):
-            if place.key in keys_in_use and (rows_in_use is None or place.row_index in rows_in_use):
+        for row, key, paths in list(self._entries()):
+            if key in keys_in_use and (rows_in_use is None or row in rows_in_use):
                 continue
             entries += 1
             num_bytes += sum(self._storage.size(path) for path in paths)
-            for path in _paths(place):
+            place = GenerationLayout(row, key)
+            for path in (*place.files, place.parts):
                 self._storage.remove(path)
         return PruneResult(entries, num_bytes)
 
-    def _entries(self) -> Iterator[tuple[GenerationLayout, list[str]]]:
+    def _entries(self) -> Iterator[tuple[int, str, list[str]]]:
         """Yield every row and key with the paths of its files."""
-        names = self._storage.list(GENERATIONS)
-        places = [(place, name) for name in names if (place := GenerationLayout.of_name(name)) is not None]
-        places.sort(key=lambda item: (item[0].row_index, item[0].key))
-        for place, group in itertools.groupby(places, key=lambda item: item[0]):
-            files = [f"{GENERATIONS}/{name}" for _, name in group if not name.endswith(".parts")]
-            yield place, files + self._parts(place)
+        names = {f"{GENERATIONS}/{name}" for name in self._storage.list(GENERATIONS)}
+        for row, key in sorted(self.places()):
+            place = GenerationLayout(row, key)
+            files = [path for path in place.files if path in names]
+            yield row, key, files + (self._parts(place) if place.parts in names else [])
 
-    def _entry(self, place: GenerationLayout, paths: Sequence[str]) -> StoreEntry:
+    def _entry(self, row: int, key: str, paths: Sequence[str]) -> StoreEntry:
+        place = GenerationLayout(row, key)
         masks: set[bytes] = set()
         embeddings = likelihoods = num_bytes = 0
         header = StoreHeader({})
@@ -336,8 +321,8 @@ class CoalitionStore:
                 # Masks of different widths may mean the same coalition.
                 masks.update(mask.rstrip(b"\0") for mask in table.column("mask").to_pylist())
         return StoreEntry(
-            row_index=place.row_index,
-            key=place.key,
+            row_index=row,
+            key=key,
             answers=len(masks),
             embeddings=embeddings,
             num_bytes=num_bytes,
@@ -377,11 +362,13 @@ class CoalitionStore:
 
     def _move_aside(self, path: str, folder: str = _DAMAGED) -> str:
         name = path.removeprefix(f"{GENERATIONS}/").replace("/", "_")
-        candidates = (f"{folder}/{name}.{number}" for number in itertools.count(1))
-        target = next(candidate for candidate in candidates if not self._storage.exists(candidate))
+        target = numbered(self._storage, f"{folder}/{name}")
         self._storage.move(path, target)
         return target
 
 
-def _paths(place: GenerationLayout) -> tuple[str, ...]:
-    return (place.answers, place.embeddings, place.likelihoods, place.parts)
+def _first_wins[T](found: Sequence[dict[int, T]]) -> dict[int, T]:
+    together: dict[int, T] = {}
+    for each in found:
+        together = each | together
+    return together

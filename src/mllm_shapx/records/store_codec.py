@@ -3,11 +3,11 @@
 import hashlib
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Self
 
 from mllm_shapx.records.answer import Answer, ending_of
-from mllm_shapx.records.likelihood import Likelihood, LikelihoodKey, likelihood_table
+from mllm_shapx.records.likelihood import Likelihood, LikelihoodKey
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,6 +33,12 @@ class StoreHeader:
     num_players: int = 0
     """Players of the row; 0 if unknown."""
 
+    def completed(self, snapshot_id: str, num_players: int) -> Self:
+        """Return the header with these in place of what it does not know."""
+        return replace(
+            self, snapshot_id=self.snapshot_id or snapshot_id, num_players=self.num_players or num_players
+        )
+
     def conflict(self, other: "StoreHeader") -> str | None:
         """Return the contradiction of two headers in words, None when there is none."""
         if _canonical(dict(self.settings)) != _canonical(other.settings):
@@ -45,46 +51,27 @@ class StoreHeader:
 
 
 def encode_answers(header: StoreHeader, answers: Mapping[int, Answer]) -> bytes:
-    """Return a file of answers, ordered by coalition.
-
-    A coalition takes ceil(players / 8) bytes, little-endian: bit i of the whole is player i.
-    """
+    """Return a file of answers, ordered by coalition."""
     import pyarrow as pa
 
     masks = sorted(answers)
-    width = max(1, (max(header.num_players, masks[-1].bit_length() if masks else 0) + 7) // 8)
     rows = [answers[mask] for mask in masks]
-    columns = _of_servers(rows)
-    table = pa.table(
-        {
-            "mask": pa.array([mask.to_bytes(width, "little") for mask in masks], pa.binary(width)),
-            "text": pa.array([row.text.encode(errors="replace") for row in rows], pa.binary()).cast(
-                pa.string()
-            ),
-            "token_ids": pa.array([row.token_ids for row in rows], pa.list_(pa.int32())),
-            "logprobs": pa.array([row.logprobs for row in rows], pa.list_(pa.float64())),
-            "audio_frames": pa.array([row.audio_frames for row in rows], pa.list_(pa.list_(pa.int32()))),
-            "asked_by": pa.array([row.asked_by for row in rows], pa.string()),
-            **columns,
-        }
-    )
-    return _encode_table(table, header)
-
-
-def _of_servers(rows: "Sequence[Answer]") -> "dict[str, pa.Array]":
-    """Return the columns for server answers that are not empty."""
-    import pyarrow as pa
-
-    endings = [row.ending for row in rows]
-    texts = [row.reasoning.encode(errors="replace").decode() or None for row in rows]
-    found: dict[str, list[Any]] = {"ending": endings, "reasoning": texts}
-    columns = {name: pa.array(column, pa.string()) for name, column in found.items() if any(column)}
-    counts = {"tokens_in": [row.tokens_in for row in rows], "tokens_out": [row.tokens_out for row in rows]}
-    return columns | {
-        name: pa.array(column, pa.int64())
-        for name, column in counts.items()
-        if any(count is not None for count in column)
+    columns = {
+        "mask": _masks(masks, header.num_players),
+        "text": pa.array([_encodable(row.text) for row in rows], pa.string()),
+        "token_ids": pa.array([row.token_ids for row in rows], pa.list_(pa.int32())),
+        "logprobs": pa.array([row.logprobs for row in rows], pa.list_(pa.float64())),
+        "audio_frames": pa.array([row.audio_frames for row in rows], pa.list_(pa.list_(pa.int32()))),
+        "asked_by": pa.array([row.asked_by for row in rows], pa.string()),
     }
+    of_servers = {
+        "ending": pa.array([row.ending for row in rows], pa.string()),
+        "reasoning": pa.array([_encodable(row.reasoning) or None for row in rows], pa.string()),
+        "tokens_in": pa.array([row.tokens_in for row in rows], pa.int64()),
+        "tokens_out": pa.array([row.tokens_out for row in rows], pa.int64()),
+    }
+    columns |= {name: column for name, column in of_servers.items() if column.null_count < len(column)}
+    return _encode_table(pa.table(columns), header)
 
 
 def decode_answers(table: "pa.Table") -> Iterator[tuple[int, Answer]]:
@@ -166,7 +153,40 @@ def decode_embeddings(table: "pa.Table") -> "Iterator[tuple[tuple[str, bytes], N
 
 def encode_likelihoods(header: StoreHeader, likelihoods: Mapping[LikelihoodKey, Likelihood]) -> bytes:
     """Return a file of likelihoods, keyed by continuation and coalition."""
-    return _encode_table(likelihood_table(likelihoods, header.num_players), header)
+    import pyarrow as pa
+
+    keys = sorted(likelihoods)
+    rows = [likelihoods[key] for key in keys]
+    columns = {
+        "forced": pa.array([forced for forced, _ in keys], pa.binary(16)),
+        "mask": _masks([mask for _, mask in keys], header.num_players),
+        "asked_by": pa.array([row.asked_by for row in rows], pa.string()),
+        "logprobs": pa.array([row.logprobs for row in rows], pa.list_(pa.float32())),
+        "top_k": pa.array([row.top_k for row in rows], pa.int32()),
+        "top_ids": pa.array([row.top_ids.reshape(-1) for row in rows], pa.list_(pa.int32())),
+        "top_logprobs": pa.array([row.top_logprobs.reshape(-1) for row in rows], pa.list_(pa.float32())),
+    }
+    return _encode_table(pa.table(columns), header)
+
+
+def decode_likelihoods(table: "pa.Table") -> Iterator[tuple[LikelihoodKey, Likelihood]]:
+    """Yield the likelihoods of a table.
+
+    Raises:
+        ValueError: When a column is missing or invalid.
+    """
+    forced, masks, askers, top_ks = (
+        _column(table, name).to_pylist() for name in ("forced", "mask", "asked_by", "top_k")
+    )
+    try:
+        columns = (_numbers(_column(table, name)) for name in ("logprobs", "top_ids", "top_logprobs"))
+        rows = zip(forced, masks, askers, top_ks, *columns, strict=True)
+        for what, mask, asked_by, top_k, logprobs, ids, tops in rows:
+            shape = (len(logprobs), -1 if len(logprobs) else 0)
+            found = Likelihood(logprobs, ids.reshape(shape), tops.reshape(shape), top_k, asked_by)
+            yield (what, int.from_bytes(mask, "little")), found
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"it holds no likelihoods ({error})") from error
 
 
 def decode_table(data: bytes, columns: Sequence[str] | None = None) -> "tuple[pa.Table, StoreHeader]":
@@ -197,12 +217,7 @@ def _encode_table(table: "pa.Table", header: StoreHeader) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    fields = {
-        "schema_version": SCHEMA_VERSION,
-        "settings": dict(header.settings),
-        "snapshot_id": header.snapshot_id,
-        "num_players": header.num_players,
-    }
+    fields = {"schema_version": SCHEMA_VERSION, **asdict(header)}
     metadata = {_HEADER: _canonical(fields), _CHECKSUM: (_SEAL + _BLANK).decode()}
     sink = pa.BufferOutputStream()
     # Without the Arrow schema: it would hold a second copy of the metadata.
@@ -239,6 +254,19 @@ def _digest(data: bytes) -> bytes:
     return hashlib.blake2b(data, digest_size=len(_BLANK) // 2).hexdigest().encode()
 
 
+def _masks(masks: Sequence[int], num_players: int) -> "pa.Array":
+    """Return coalitions as ceil(players / 8) bytes each, little-endian: bit i of the whole is player i."""
+    import pyarrow as pa
+
+    width = max(1, (max(num_players, *(mask.bit_length() for mask in masks), 0) + 7) // 8)
+    return pa.array([mask.to_bytes(width, "little") for mask in masks], pa.binary(width))
+
+
+def _encodable(text: str) -> str:
+    """Return a text without lone surrogates, which UTF-8 lacks."""
+    return text.encode(errors="replace").decode()
+
+
 def _column(table: "pa.Table", name: str) -> "pa.Array":
     if name not in table.column_names:
         raise ValueError(f"it has no column {name!r}")
@@ -251,6 +279,14 @@ def _optional(table: "pa.Table", name: str) -> list[Any]:
         return [None] * table.num_rows
     found: list[Any] = _column(table, name).to_pylist()
     return found
+
+
+def _numbers(array: "pa.Array") -> "list[NDArray[Any]]":
+    """Return lists of numbers as arrays, without nulls."""
+    import numpy as np
+
+    values, ends = array.flatten().to_numpy(), array.value_lengths().to_numpy().cumsum()
+    return np.split(values, ends[:-1]) if len(ends) else []
 
 
 def _tuples(array: "pa.Array") -> list[Any]:

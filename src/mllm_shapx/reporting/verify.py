@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from mllm_shapx.records.lock import lock_holder
-from mllm_shapx.records.run_reader import RunReader, decode_failure
+from mllm_shapx.records.run_reader import RunReader
 from mllm_shapx.records.spec import is_of_older_runner, planned_rows
 from mllm_shapx.records.store import CoalitionStore
 from mllm_shapx.records.summary import N_CONSTANT, OLDER_KEYS, RunSummary
@@ -195,13 +195,10 @@ class _RunCheck:
 
     def _failures(self, completed: frozenset[int]) -> frozenset[int]:
         failed = set()
-        for path, row, content in self._records.failure_files():
-            try:
-                failure = decode_failure(content, row)
-            except (ValueError, OSError):
+        for path, row, failure in self._records.failure_files():
+            if isinstance(failure, Exception):
                 self._add(path, "it is damaged: no failure can be read from it")
-                continue
-            if row in completed:
+            elif row in completed:
                 self._add(path, "the row has a sample as well")
             elif failure.quarantined:
                 failed.add(row)
