@@ -105,6 +105,14 @@ def say_json(data: Any) -> None:
     click.echo(printable_json(redacted(json.dumps(data, indent=2, ensure_ascii=False))))
 
 
+def show(data: Callable[[], Any], text: Callable[[int], str], *, as_json: bool) -> None:
+    """Print what a command found: its `to_json`, or its `to_text` at the terminal's width."""
+    if as_json:
+        say_json(data())
+    else:
+        say(text(terminal_width()), nl=False)
+
+
 def make_streams_safe() -> None:
     """Write characters outside an output's encoding as escapes instead of raising."""
     for stream in (sys.stdout, sys.stderr):

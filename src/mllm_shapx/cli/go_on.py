@@ -24,6 +24,11 @@ def stop_request() -> StopRequest:
     return StopRequest() if found is None else found
 
 
+def is_given(context: click.Context, name: str) -> bool:
+    """Return whether the user wrote an option or argument."""
+    return context.get_parameter_source(name) == ParameterSource.COMMANDLINE
+
+
 def note_left(request: StopRequest, left: "Sequence[LoadedConfig]", *, overwrite: bool = False) -> None:
     """Store the commands that continue with the remaining configs.
 
@@ -69,7 +74,7 @@ def _command(configs: "Sequence[LoadedConfig]", *, verb: str = "", more: Sequenc
     words += more
     for parameter in context.command.params:
         name = str(parameter.name)
-        if context.get_parameter_source(name) != ParameterSource.COMMANDLINE or name in _NOT_REPEATED:
+        if name in _NOT_REPEATED or not is_given(context, name):
             continue
         value = context.params[name]
         option = max(parameter.opts, key=len)

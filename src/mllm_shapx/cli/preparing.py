@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from mllm_shapx.cli.group import main
-from mllm_shapx.cli.options import A_YEAR, ROWS, ROWS_IN_FLIGHT, YEAR_S, with_configs
+from mllm_shapx.cli.options import ROWS, ROWS_IN_FLIGHT, YEAR, with_configs
 from mllm_shapx.config.files import load_configs, raise_all
 from mllm_shapx.errors import UsageError
 from mllm_shapx.terminal import Number, say, say_json
@@ -68,9 +68,8 @@ def schema() -> None:
 @click.option("--rows", type=ROWS, help="Rows to explain; as many as the time allows.")
 @click.option(
     "--seconds",
-    type=Number(0, YEAR_S, A_YEAR, above=True),
+    type=Number(0, *YEAR, above=True),
     default=20.0,
-    show_default=True,
     help="About how long each contestant is measured; mllm_shap three times as long.",
 )
 @click.option(

@@ -10,7 +10,7 @@ import click
 
 from mllm_shapx.cli.group import main
 from mllm_shapx.cli.options import ANSWERS, REPLACE, TABLE_FORM
-from mllm_shapx.terminal import FilePath, Location, say, say_json, terminal_width, whole
+from mllm_shapx.terminal import FilePath, Location, say, say_json, show, whole
 
 if TYPE_CHECKING:
     from mllm_shapx.reporting.output import TableForm
@@ -34,10 +34,7 @@ def status(directory: str, check: bool, watch: bool, as_json: bool) -> None:
         found = watch_status(look, sys.stdout, as_json=as_json)
     else:
         found = look()
-        if as_json:
-            say_json(found.to_json())
-        else:
-            say(found.to_text(terminal_width()), nl=False)
+        show(found.to_json, found.to_text, as_json=as_json)
     if found.damaged:
         sys.exit(1)
 
@@ -51,10 +48,7 @@ def failures(directory: str, reasons: Sequence[str], as_json: bool) -> None:
     from mllm_shapx.reporting.failures import failures as read_failures
 
     found = read_failures(directory, reasons=reasons)
-    if as_json:
-        say_json(found.to_json())
-    else:
-        say(found.to_text(terminal_width()), nl=False)
+    show(found.to_json, found.to_text, as_json=as_json)
 
 
 @main.group()
@@ -70,10 +64,7 @@ def store_info(directory: str, as_json: bool) -> None:
     from mllm_shapx.reporting.stored import stored
 
     found = stored(directory)
-    if as_json:
-        say_json(found.to_json())
-    else:
-        say(found.to_text(terminal_width()), nl=False)
+    show(found.to_json, found.to_text, as_json=as_json)
 
 
 @store.command("export")
@@ -100,7 +91,6 @@ def store_export(directory: str, form: "TableForm", output: Path | None, overwri
     "--seed",
     type=whole(0, 2**32 - 1, "which is the largest seed"),
     default=0,
-    show_default=True,
     help="Which answers --again draws.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as data.")

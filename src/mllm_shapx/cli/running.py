@@ -9,21 +9,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mllm_shapx.cli.group import main
-from mllm_shapx.cli.options import (
-    A_YEAR,
-    ROWS,
-    SHARD,
-    WORKERS,
-    YEAR_S,
-    shard_of,
-    with_configs,
-    with_resources,
-    with_shard,
-)
+from mllm_shapx.cli.options import INLINE, ROWS, SECONDS, WORKERS, with_configs, with_resources, with_shard
 from mllm_shapx.cli.reading import store
 from mllm_shapx.config.files import load_configs
 from mllm_shapx.errors import UsageError
-from mllm_shapx.terminal import FilePath, Location, Number, say, say_json, whole
+from mllm_shapx.terminal import FilePath, Location, say, say_json, whole
 
 if TYPE_CHECKING:
     from mllm_shapx.config.loading import LoadedConfig
@@ -53,19 +43,17 @@ _EVENTS = click.option(
     "--max-retries",
     type=whole(0, 100, "for a study that fails so often needs a look"),
     default=0,
-    show_default=True,
     help="Times that a config that fails is tried again.",
 )
 @click.option(
     "--retry-delay",
     "retry_delay_s",
-    type=Number(0, YEAR_S, A_YEAR),
+    type=SECONDS,
     default=30.0,
-    show_default=True,
     help="Seconds before it is tried again.",
 )
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
-@click.option("--inline", is_flag=True, help="Do the work in this process, without Ray.")
+@INLINE
 @_EVENTS
 @click.option("--table", is_flag=True, help="Show some rows and all runs at the end.")
 @click.option(
@@ -91,9 +79,8 @@ def run(
         raise UsageError("--accept-changed-rows goes with --resume; give both")
     if as_json and table:
         raise UsageError("--json prints events and no table; leave out one of --json and --table")
-    shard = shard_of(*(options.pop(name) for name in SHARD))
     again = Again(options.pop("max_retries"), options.pop("retry_delay_s"))
-    loaded, wanted = load_configs(configs), RunOptions(shard=shard, **options)
+    loaded, wanted = load_configs(configs), RunOptions(**options)
     if dry_run:
         _dry_run(loaded, wanted)
     else:
@@ -125,11 +112,10 @@ def _dry_run(loaded: "Sequence[LoadedConfig]", options: "RunOptions") -> None:
     "config",
     type=FilePath(),
     default="configs/demo.json",
-    show_default=True,
     help="Config of the demo.",
 )
-@click.option("--num-workers", type=WORKERS, default=2, show_default=True, help="Workers on the CPU.")
-@click.option("--inline", is_flag=True, help="Do the work in this process, without Ray.")
+@click.option("--num-workers", type=WORKERS, default=2, help="Workers on the CPU.")
+@INLINE
 def demo(config: Path, num_workers: int, inline: bool) -> None:
     """Explain the rows that the repository ships with the model that it ships."""
     from mllm_shapx.cli.several import Show, run_configs
@@ -168,7 +154,7 @@ def merge(directory: str | None, config: Path | None, as_json: bool) -> None:
 @click.argument("directory", type=Location())
 @click.option("--only", "reasons", multiple=True, metavar="REASON", help="Only failures of this reason.")
 @with_resources
-@click.option("--inline", is_flag=True, help="Do the work in this process, without Ray.")
+@INLINE
 @_EVENTS
 def retry(directory: str, reasons: Sequence[str], *, inline: bool, as_json: bool, **options: Any) -> None:
     """Try the samples again that were given up, and nothing else."""

@@ -8,7 +8,7 @@ import click
 
 from mllm_shapx.cli.group import main
 from mllm_shapx.cli.options import REPLACE, TABLE_FORM
-from mllm_shapx.terminal import FilePath, Location, Number, say, say_json, terminal_width, whole
+from mllm_shapx.terminal import FilePath, Location, Number, say, show, whole
 
 if TYPE_CHECKING:
     from mllm_shapx.reporting.output import TableForm
@@ -29,7 +29,6 @@ _MEGABYTES = Number(0, 1000, "since browsers do not open larger pages")
     "--audio-limit",
     type=_MEGABYTES,
     default=15,
-    show_default=True,
     metavar="MB",
     help="Recordings in the page.",
 )
@@ -63,7 +62,6 @@ def report(
     "--top-k",
     type=whole(1, 1000, "which is more than prompts have"),
     default=3,
-    show_default=True,
     help="How many players count as the most important ones.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the comparison as data.")
@@ -84,10 +82,7 @@ def compare(directories: Sequence[str], top_k: int, as_json: bool, output: Path 
         for directory in directories:
             refuse_inside(open_study(directory).storage, output)
     found = compare_runs(directories, top_k)
-    if as_json:
-        say_json(found.to_json())
-    else:
-        say(found.to_text(terminal_width()), nl=False)
+    show(found.to_json, found.to_text, as_json=as_json)
     if output is not None:
         write_output(output, found.to_html().encode(errors="replace"))
         say(output, err=as_json)

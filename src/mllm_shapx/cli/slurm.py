@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
+from mllm_shapx.cli.go_on import is_given
 from mllm_shapx.cli.group import main
 from mllm_shapx.cli.options import NODES, SHARD, SHARDS, with_configs
 from mllm_shapx.cli.running import run
@@ -23,10 +23,8 @@ _OWNED_BY_SLURM = {"named", "config_list", "more", "resume", "overwrite", "addre
 @main.command()
 @with_configs
 @click.option("--time", required=True, metavar="LIMIT", help="Time limit, such as 12:00:00 or 2-00:00:00.")
-@click.option("--nodes", type=NODES, default=1, show_default=True, help="Nodes of the job.")
-@click.option(
-    "--gpus-per-node", type=whole(0, 64, "and no node has more"), default=0, show_default=True, help="GPUs."
-)
+@click.option("--nodes", type=NODES, default=1, help="Nodes of the job.")
+@click.option("--gpus-per-node", type=whole(0, 64, "and no node has more"), default=0, help="GPUs.")
 @click.option(
     "--cpus-per-node", type=whole(1, 4096, "and no node has more"), help="CPUs; 4 for each GPU by default."
 )
@@ -38,7 +36,6 @@ _OWNED_BY_SLURM = {"named", "config_list", "more", "resume", "overwrite", "addre
     "drain_before_s",
     type=whole(30, 65_535, "and Slurm takes no larger value"),
     default=120,
-    show_default=True,
     help="Seconds before the time limit at which the study drains and the job is requeued.",
 )
 @click.option("--module", "modules", multiple=True, help="Environment module to load; may be repeated.")
@@ -47,7 +44,11 @@ _OWNED_BY_SLURM = {"named", "config_list", "more", "resume", "overwrite", "addre
 @click.option("--job-name", "name", help="Name of the job and its log; the config's by default.")
 @click.option("--sbatch", multiple=True, metavar="OPTION", help="Other option of sbatch; may be repeated.")
 @click.option(
-    "--run-options", default="", metavar="TEXT", help='Options of `run`, such as "--workers-per-gpu 2".'
+    "--run-options",
+    default="",
+    show_default=False,
+    metavar="TEXT",
+    help='Options of `run`, such as "--workers-per-gpu 2".',
 )
 @click.option("--submit", "submits", is_flag=True, help="Submit the script instead of printing it.")
 def slurm(
@@ -84,8 +85,8 @@ def _run_words(text: str) -> tuple[str, ...]:
     """Return the words of --run-options, checked by `run`."""
     try:
         words = shlex.split(text)
-        with run.make_context("run", list(words), resilient_parsing=False) as context:
-            given = {name for name in context.params if _is_given(context, name)}
+        with run.make_context("run", list(words)) as context:
+            given = {name for name in context.params if is_given(context, name)}
     except (ValueError, click.UsageError) as error:
         said = error.format_message() if isinstance(error, click.UsageError) else error
         raise UsageError(f"--run-options {text!r}: {said}") from error
@@ -95,7 +96,3 @@ def _run_words(text: str) -> tuple[str, ...]:
             f"--run-options {text!r}: {names} cannot be given here, for the script sets it itself"
         )
     return tuple(words)
-
-
-def _is_given(context: click.Context, name: str) -> bool:
-    return context.get_parameter_source(name) == ParameterSource.COMMANDLINE
