@@ -178,7 +178,7 @@ def _states(experiment_set: ExperimentSet) -> Iterator[Finding]:
         if not scoring.needs_embeddings or has_encoder:
             continue
         place: Place = ("shap", "similarity")
-        if changed is not None and changed.similarity is not None:
+        if changed is not None and "similarity" in changed.model_fields_set:
             place = ("experiments", index, "shap_override", "similarity")
         message = f'"{scoring.similarity}" compares the model\'s own states, which a server does not give'
         fix = "name an encoder in embedding.model_id, or use TfIdfCosineSimilarity"

@@ -176,7 +176,7 @@ def _closest(word: str, names: Sequence[str], cutoff: float = 0.6) -> str | None
 def _known_key_for(place: Place) -> str:
     key = str(place[-1])
     block = _block_at(place[:-1])
-    known = [*block.model_fields, *block.also_accepted]
+    known = [*block.model_fields, *block.aliases, *block.also_accepted]
     elsewhere = list(_blocks(ExperimentSet, ()))
     homes = [home for home, other in elsewhere if key in other.model_fields]
     hints = []

@@ -16,11 +16,9 @@ from mllm_shapx.config.models import (
     ChatConfig,
     ConnectorKwargs,
     DatasetConfig,
-    EmbeddingConfig,
-    GenerationBlock,
     ModalityConfig,
 )
-from mllm_shapx.config.scoring import ShapConfig
+from mllm_shapx.config.scoring import EmbeddingConfig, GenerationBlock, ShapConfig
 from mllm_shapx.config.sources import TokenizerSource, ValueModel
 from mllm_shapx.config.vocabulary import EXPLAINERS, ExplainerType, ShapleyType
 from mllm_shapx.planning.coverage import has_complements

@@ -9,7 +9,8 @@ from typing import Any
 
 from mllm_shapx.config.loading import resolve_path
 from mllm_shapx.config.measures import FaithfulnessConfig
-from mllm_shapx.config.models import EmbeddingConfig, ExperimentSet
+from mllm_shapx.config.models import ExperimentSet
+from mllm_shapx.config.scoring import EmbeddingBlock, EmbeddingConfig
 from mllm_shapx.config.sources import TokenizerSource
 from mllm_shapx.config.values import canonical_type
 from mllm_shapx.config.variants import HierarchicalConfig, Variant
@@ -208,13 +209,8 @@ def _in_words(variant: Variant, entry: _Entry, faithfulness: FaithfulnessConfig 
 
 def _encoder(experiment_set: ExperimentSet, variant: Variant) -> EmbeddingConfig | None:
     """Return the external encoder of a variant's runs, None for the explained model's own states."""
-    block, override = experiment_set.embedding, variant.embedding_override
-    settings = {} if block is None else {key: getattr(block, key) for key in type(block).model_fields}
-    if override is not None:
-        known = EmbeddingConfig.model_fields
-        given = {key: getattr(override, key) for key in override.model_fields_set}
-        settings |= {k: v for k, v in given.items() if v is not None or known[k].default is None}
-    return EmbeddingConfig(**settings) if settings.get("model_id") is not None else None
+    block = (experiment_set.embedding or EmbeddingBlock()).changed_by(variant.embedding_override)
+    return None if block.model_id is None else EmbeddingConfig(**block.model_dump())
 
 
 def _entries(variant: Variant) -> Iterator[_Entry]:
