@@ -18,7 +18,13 @@ class Block(BaseModel):
     Null for a block or a list that cannot be null counts as absent.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        json_schema_extra=lambda schema, block: block.complete(schema["properties"]),
+    )
 
     aliases: ClassVar[Mapping[str, str]] = {}
     """Second name of a key -> the field's name."""
@@ -46,6 +52,11 @@ class Block(BaseModel):
         field = cls.model_fields.get(key)
         return field is not None and isinstance(field.default, Block | tuple)
 
+    @classmethod
+    def complete(cls, properties: dict[str, Any]) -> None:
+        """Add to the block's JSON Schema what pydantic does not know."""
+        properties |= {alias: properties[name] for alias, name in cls.aliases.items()}
+
     def changed_by(self, override: "Block | None") -> Self:
         """Return the block with the values of the keys that `override` sets."""
         if override is None:
@@ -54,24 +65,23 @@ class Block(BaseModel):
         return self.model_copy(update={key: getattr(override, key) for key in keys})
 
 
-def _all_keys_take_null(schema: dict[str, Any]) -> None:
-    for written in schema["properties"].values():
-        rest = {key: written.pop(key) for key in list(written) if key not in {"default", "title"}}
-        options = rest.get("anyOf", [rest])
-        if {"type": "null"} not in options:
-            options.append({"type": "null"})
-        written |= {"anyOf": options, "default": None}
-
-
 class Override(Block):
     """A variant's changes to one of the config's blocks; what it does not set keeps the config's value.
 
     Null resets a key that may be null in the block; for other keys it counts as absent.
     """
 
-    model_config = ConfigDict(json_schema_extra=_all_keys_take_null)
-
     @classmethod
     def _null_is_absent(cls, key: str) -> bool:
         field = cls.model_fields.get(key)
         return field is not None and field.default is not None
+
+    @classmethod
+    def complete(cls, properties: dict[str, Any]) -> None:
+        """Let all keys take null."""
+        for written in properties.values():
+            rest = {key: written.pop(key) for key in list(written) if key not in {"default", "title"}}
+            options = rest.get("anyOf", [rest])
+            if {"type": "null"} not in options:
+                options.append({"type": "null"})
+            written |= {"anyOf": options, "default": None}

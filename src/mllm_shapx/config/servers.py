@@ -5,21 +5,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
+from mllm_shapx.config.places import walk
+
 CONNECTOR = "openai"
 CONNECTOR_ALIASES = {"openai_compat_text": CONNECTOR, "lm_studio_text": CONNECTOR}
 """Older name of a connector -> its current name."""
 LM_STUDIO_URL = "http://localhost:1234/v1"
 """LM Studio's default address."""
-SERVER_KEYS = (
-    "base_url",
-    "api_key_env",
-    "max_concurrency",
-    "timeout_s",
-    "extra_body",
-    "headers_env",
-    "server",
-)
-"""Keys of `connector_kwargs` that only the server connector reads."""
 OLD_KEYS = ("chat_model", "lm_studio")
 SECRET_KEYS = ("api_key", "api_token", "token", "authorization", "headers", "password")
 """Keys that users write secrets under; none of them is a config key."""
@@ -157,9 +149,12 @@ def extra_body(value: dict[str, Any]) -> dict[str, Any]:
         if key in _OURS:
             msg = f'must not hold "{key}", which the generation block and the study decide'
             raise ValueError(msg)
-    if (name := _secret_name(value)) is not None:
-        msg = f'must not hold "{name}": configs are copied into the results; use api_key_env or headers_env'
-        raise ValueError(msg)
+    names = (place[-1] for place, _ in walk(value) if place)
+    secret = next((name for name in names if isinstance(name, str) and _SECRET_WORDS.fullmatch(name)), None)
+    if secret is not None:
+        raise ValueError(
+            f'must not hold "{secret}": configs are copied into the results; use api_key_env or headers_env'
+        )
     return value
 
 
@@ -184,17 +179,3 @@ def command(value: tuple[str, ...]) -> tuple[str, ...]:
 def looks_like_key(text: str) -> bool:
     """Return whether a text looks like a service's API key."""
     return _LITERAL_KEY.search(text) is not None
-
-
-def _secret_name(value: Any) -> str | None:
-    """Return a key, at any depth, that names a secret."""
-    if isinstance(value, list):
-        return next((name for item in value if (name := _secret_name(item)) is not None), None)
-    if not isinstance(value, dict):
-        return None
-    for key, item in value.items():
-        if _SECRET_WORDS.fullmatch(key):
-            return str(key)
-        if (name := _secret_name(item)) is not None:
-            return name
-    return None

@@ -218,14 +218,23 @@ class ConnectorFacts:
     """Whether its tokenizer is read here: for players of tokens and for special tokens in rows."""
     has_likelihoods: bool = True
     """Whether it gives the probabilities of given tokens."""
-    prompt_keys: frozenset[str] | None = frozenset({"extra_body"})
-    """Keys of `ConnectorKwargs.chat_settings` that it reads; None for all."""
+    own_keys: frozenset[str] = frozenset()
+    """Keys of `connector_kwargs` on prompts and servers that it reads, and other connectors do not."""
 
 
 CONNECTORS: Mapping[str, ConnectorFacts] = {
     "liquid_audio": ConnectorFacts(has_audio=True),
-    "hf_text": ConnectorFacts(has_tokenizer=True, prompt_keys=None),
-    "openai": ConnectorFacts(has_likelihoods=False, prompt_keys=frozenset({"extra_body", "strip_reasoning"})),
+    "hf_text": ConnectorFacts(
+        has_tokenizer=True,
+        own_keys=frozenset({"chat_template", "chat_template_kwargs", "strip_reasoning"}),
+    ),
+    "openai": ConnectorFacts(
+        has_likelihoods=False,
+        own_keys=frozenset(
+            {"base_url", "api_key_env", "headers_env", "max_concurrency", "timeout_s", "server"}
+            | {"extra_body", "strip_reasoning"}
+        ),
+    ),
 }
 
 KNOWN_SUBSETS = frozenset(
