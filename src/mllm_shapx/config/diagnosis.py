@@ -11,11 +11,11 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from mllm_shapx.config.blocks import Block
+from mllm_shapx.config.findings import Finding, problem
 from mllm_shapx.config.models import ExperimentSet
 from mllm_shapx.config.places import Place, dotted, is_within
 from mllm_shapx.config.variants import HierarchicalConfig, Variant
 from mllm_shapx.config.vocabulary import EXPLAINER_ALIASES
-from mllm_shapx.errors import Problem
 from mllm_shapx.plaintext import redacted
 
 _WANTED = {
@@ -46,13 +46,13 @@ _REQUIRED: dict[str, Any] = {"experiment_set_id": "placeholder", "experiments": 
 _ALIASES = {**HierarchicalConfig.aliases, **Variant.aliases}
 
 
-def diagnose(error: ValidationError, data: Mapping[str, Any]) -> list[tuple[Place, Problem]]:
+def diagnose(error: ValidationError, data: Mapping[str, Any]) -> list[Finding]:
     """Return one problem per refused place of `data`, in the file's order of blocks."""
     by_place: dict[Place, list[ErrorDetails]] = {}
     for details in error.errors(include_url=False):
         by_place.setdefault(_place(details, data), []).append(details)
     return [
-        (path, _problem(path, group))
+        _problem(path, group)
         for path, group in by_place.items()
         if not (_only_follows(group) and any(is_within(other, path) for other in by_place if other != path))
     ]
@@ -120,24 +120,23 @@ def _only_follows(group: Sequence[ErrorDetails]) -> bool:
     return all(details["type"] == "too_short" and details["input"] for details in group)
 
 
-def _problem(path: Place, group: Sequence[ErrorDetails]) -> Problem:
+def _problem(path: Place, group: Sequence[ErrorDetails]) -> Finding:
     first = group[0]
     kind = first["type"]
-    where = dotted(path)
     if kind == "extra_forbidden":
-        return Problem(where, f'unknown key "{path[-1]}"', _known_key_for(path))
+        return problem(path, f'unknown key "{path[-1]}"', _known_key_for(path))
     if kind == "missing":
-        return Problem(where, "is required and missing")
+        return problem(path, "is required and missing")
     if kind in {"wrong_key", "value_error"}:
-        return Problem(where, first["msg"].removeprefix("Value error, "))
+        return problem(path, first["msg"].removeprefix("Value error, "))
     if kind == "too_short":
-        return Problem(where, "must not be empty")
+        return problem(path, "must not be empty")
     names = [name for details in group for name in _allowed_names(details)]
     value = first["input"]
     if isinstance(value, str) and all(map(_allowed_names, group)):
-        return Problem(where, f"{_quoted(value)} is not known", _nearest_name(value, names))
+        return problem(path, f"{_quoted(value)} is not known", _nearest_name(value, names))
     wanted = " or ".join(dict.fromkeys(filter(None, map(_wanted, group)))) or first["msg"]
-    return Problem(where, f"found {_described(value)}, wanted {wanted}")
+    return problem(path, f"found {_described(value)}, wanted {wanted}")
 
 
 def _wanted(details: ErrorDetails) -> str:

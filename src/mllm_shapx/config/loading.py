@@ -6,7 +6,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from mllm_shapx.config import checks, diagnosis
 from mllm_shapx.config.chat_templates import is_template_text, read_template
+from mllm_shapx.config.findings import Finding, problem
 from mllm_shapx.config.models import ExperimentSet
 from mllm_shapx.config.paths import exists, expanded, matches, real
 from mllm_shapx.config.places import Place, dotted, walk
@@ -71,11 +72,10 @@ def load_config(path: Path, text: str | None = None) -> LoadedConfig:
     _find_paths_of_bases(merged, layers)
     unread = _read_chat_template(merged, Path(path))
     experiment_set, found = _validate(merged)
-    found += unread
-    problems = [_with_origin(where, problem, layers) for where, problem in found]
+    problems = [_with_origin(finding, layers) for finding in (*found, *unread) if not finding.warning]
     if problems or experiment_set is None:
         raise ConfigError(str(path), problems)
-    warnings = tuple(str(finding.problem) for finding in checks.findings(experiment_set) if finding.warning)
+    warnings = tuple(str(finding.problem) for finding in found if finding.warning)
     return LoadedConfig(experiment_set, Path(path), warnings, merged)
 
 
@@ -113,25 +113,16 @@ def schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **data}
 
 
-def _validate(
-    merged: dict[str, Any],
-) -> tuple[ExperimentSet | None, list[tuple[Place, Problem]]]:
+def _validate(merged: dict[str, Any]) -> tuple[ExperimentSet | None, list[Finding]]:
     try:
         experiment_set = ExperimentSet.model_validate(merged)
     except ValidationError as error:
         found = diagnosis.diagnose(error, merged)
-        usable = diagnosis.usable_part(merged)
-        if usable is not None:
+        if (usable := diagnosis.usable_part(merged)) is not None:
             rest, broken = usable
-            found += [
-                (finding.path, finding.problem)
-                for finding in checks.findings(rest)
-                if not finding.warning and not finding.depends_on(broken)
-            ]
+            found += [finding for finding in checks.findings(rest) if not finding.depends_on(broken)]
         return None, found
-    return experiment_set, [
-        (finding.path, finding.problem) for finding in checks.findings(experiment_set) if not finding.warning
-    ]
+    return experiment_set, list(checks.findings(experiment_set))
 
 
 def _layers(path: Path, text: str | None) -> list[_Layer]:
@@ -280,7 +271,7 @@ def _find_paths_of_bases(merged: dict[str, Any], layers: Sequence[_Layer]) -> No
             merged[block] = {**merged[block], key: os.path.relpath(beside, folder)}
 
 
-def _read_chat_template(merged: dict[str, Any], path: Path) -> list[tuple[Place, Problem]]:
+def _read_chat_template(merged: dict[str, Any], path: Path) -> list[Finding]:
     """Replace the path of the chat template by the file's content; return its problems."""
     block, key = _TEMPLATE
     options = merged.get(block)
@@ -291,8 +282,7 @@ def _read_chat_template(merged: dict[str, Any], path: Path) -> list[tuple[Place,
         at = Path() if is_template_text(written) else resolve_path(written, path)
         merged[block] = {**options, key: read_template(written, at)}
     except (ValueError, OSError) as error:
-        fix = "give the path of a jinja file, or the template's text"
-        return [(_TEMPLATE, Problem(dotted(_TEMPLATE), str(error), fix))]
+        return [problem(_TEMPLATE, str(error), "give the path of a jinja file, or the template's text")]
     return []
 
 
@@ -300,13 +290,13 @@ def _exists(path: Path) -> bool:
     return exists(path) or (glob.has_magic(str(path)) and next(matches(path), None) is not None)
 
 
-def _with_origin(where: Place, problem: Problem, layers: Sequence[_Layer]) -> Problem:
-    """Add the file's name to an inherited problem."""
-    origin = _origin(where, layers)
+def _with_origin(finding: Finding, layers: Sequence[_Layer]) -> Problem:
+    """Return a problem; an inherited one with the file's name."""
+    origin = _origin(finding.path, layers)
     if origin is layers[0]:
-        return problem
+        return finding.problem
     shown = os.path.relpath(origin.path, layers[0].path.parent)
-    return Problem(problem.path, f"{problem.message} [inherited from {shown}]", problem.fix)
+    return replace(finding.problem, message=f"{finding.problem.message} [inherited from {shown}]")
 
 
 def _origin(where: Place, layers: Sequence[_Layer]) -> _Layer:

@@ -73,16 +73,7 @@ class ConnectorKwargs(Block):
 
     @classmethod
     def _without_old_keys(cls, data: dict[str, Any]) -> dict[str, Any]:
-        if (key := servers.secret_key(data)) is not None:
-            message = (
-                "is not taken: configs are copied into the results; put the secret into a variable of the "
-                "environment and its name into api_key_env, or into headers_env for a header"
-            )
-            raise wrong_key(key, message)
-        try:
-            return servers.without_old_keys(data)
-        except servers.KeyFault as fault:
-            raise wrong_key(fault.key, fault.message) from None
+        return servers.without_old_keys(data)
 
     @property
     def loading_settings(self) -> dict[str, Any]:

@@ -272,11 +272,11 @@ def canonical_value_function(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     if value in SIMILARITY_OF:
-        msg = f'"{value}" is named by shap.similarity: write "similarity": "{SIMILARITY_OF[value]}"'
-        raise ValueError(msg)
+        raise ValueError(
+            f'"{value}" is named by shap.similarity: write "similarity": "{SIMILARITY_OF[value]}"'
+        )
     if value in SPEECH_VALUE_FUNCTIONS:
-        msg = (
+        raise ValueError(
             f'"{value}" reads the sound of each answer, which is not kept per coalition; use a text function'
         )
-        raise ValueError(msg)
     return VALUE_FUNCTION_ALIASES.get(value, value)
