@@ -4,8 +4,7 @@ from typing import Any
 
 import pytest
 
-from mllm_shapx.config.models import ExperimentSet
-from mllm_shapx.config.scoring import EmbeddingConfig
+from mllm_shapx.config.models import EmbeddingConfig, ExperimentSet
 from mllm_shapx.errors import ConfigError
 from mllm_shapx.planning.runs import Budget, RunSpec
 from mllm_shapx.planning.sweep import expand

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from mllm_shapx.config.files import config_files
 from mllm_shapx.errors import UsageError
@@ -61,6 +62,11 @@ def with_configs(command: Command) -> Command:
         command(configs=config_files([*named, *more], config_list), **options)
 
     return wrapped
+
+
+def is_given(context: click.Context, name: str) -> bool:
+    """Return whether the user wrote an option or argument."""
+    return context.get_parameter_source(name) == ParameterSource.COMMANDLINE
 
 
 INLINE = click.option("--inline", is_flag=True, help="Do the work in this process, without Ray.")

@@ -8,9 +8,8 @@ from typing import Any
 
 import click
 
-from mllm_shapx.cli.go_on import is_given
 from mllm_shapx.cli.group import main
-from mllm_shapx.cli.options import NODES, SHARD, SHARDS, with_configs
+from mllm_shapx.cli.options import NODES, SHARD, SHARDS, is_given, with_configs
 from mllm_shapx.cli.running import run
 from mllm_shapx.config.files import load_configs
 from mllm_shapx.errors import UsageError

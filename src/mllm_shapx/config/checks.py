@@ -4,9 +4,8 @@ import os
 import re
 
 from mllm_shapx.config import servers, vocabulary_checks
-from mllm_shapx.config.findings import Finding, Findings, problem, warning
+from mllm_shapx.config.findings import Finding, Findings, Place, dotted, problem, walk, warning
 from mllm_shapx.config.models import DatasetConfig, ExperimentSet, RowFilter
-from mllm_shapx.config.places import Place, dotted, walk
 from mllm_shapx.config.values import canonical_type
 from mllm_shapx.config.variants import HierarchicalConfig, Variant
 from mllm_shapx.config.vocabulary import CONNECTORS, EXPLAINERS, KNOWN_SUBSETS

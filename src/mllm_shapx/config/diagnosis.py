@@ -11,9 +11,8 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from mllm_shapx.config.blocks import Block
-from mllm_shapx.config.findings import Finding, problem
+from mllm_shapx.config.findings import Finding, Place, dotted, is_within, problem
 from mllm_shapx.config.models import ExperimentSet
-from mllm_shapx.config.places import Place, dotted, is_within
 from mllm_shapx.config.variants import HierarchicalConfig, Variant
 from mllm_shapx.config.vocabulary import EXPLAINER_ALIASES
 from mllm_shapx.plaintext import redacted

@@ -1,10 +1,36 @@
-"""What a check across keys of a config finds: a problem, or a warning."""
+"""What checks of a config find, and the places of its values."""
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from typing import Any
 
-from mllm_shapx.config.places import Place, dotted, is_within
 from mllm_shapx.errors import Problem
+
+Place = tuple[str | int, ...]
+"""Keys and list positions from the top of the file down."""
+
+
+def dotted(place: Place) -> str:
+    """Return `place` for display: `experiments[2].fractions[0]`."""
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place)
+    return text.removeprefix(".")
+
+
+def walk(data: Any) -> Iterator[tuple[Place, Any]]:
+    """Yield every value of JSON data with its place, in the file's order; takes data of any depth."""
+    waiting: list[tuple[Place, Any]] = [((), data)]
+    while waiting:
+        place, value = waiting.pop()
+        yield place, value
+        items = (
+            value.items() if isinstance(value, dict) else enumerate(value if isinstance(value, list) else ())
+        )
+        waiting += reversed([((*place, key), item) for key, item in items])
+
+
+def is_within(place: Place, block: Place) -> bool:
+    """Return whether `place` is `block` or below it."""
+    return place[: len(block)] == block
 
 
 @dataclass(frozen=True)

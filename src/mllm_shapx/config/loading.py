@@ -14,10 +14,9 @@ from pydantic import ValidationError
 
 from mllm_shapx.config import checks, diagnosis
 from mllm_shapx.config.chat_templates import is_template_text, read_template
-from mllm_shapx.config.findings import Finding, problem
+from mllm_shapx.config.findings import Finding, Place, dotted, problem, walk
 from mllm_shapx.config.models import ExperimentSet
 from mllm_shapx.config.paths import exists, expanded, matches, real
-from mllm_shapx.config.places import Place, dotted, walk
 from mllm_shapx.errors import ConfigError, Problem
 
 _TEMPLATE = ("connector_kwargs", "chat_template")

@@ -189,6 +189,12 @@ class AudioSegmentation(Block):
     aligner_device: Name | None = None
 
 
+class EmbeddingConfig(EmbeddingBlock):
+    """External encoder of one run, with the variant's overrides."""
+
+    model_id: str
+
+
 class TrackingBlock(Block):
     """The common settings of all trackers."""
 

@@ -66,12 +66,6 @@ class EmbeddingOverride(Override, EmbeddingBlock):
         return key == "model_id" or super()._null_is_absent(key)
 
 
-class EmbeddingConfig(EmbeddingBlock):
-    """External encoder of one run, with the variant's overrides."""
-
-    model_id: str
-
-
 class KeepConfig(Block):
     """Pieces that are always present and so are not players."""
 

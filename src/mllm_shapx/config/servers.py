@@ -6,7 +6,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from mllm_shapx.config.blocks import wrong_key
-from mllm_shapx.config.places import walk
+from mllm_shapx.config.findings import walk
 
 CONNECTOR = "openai"
 CONNECTOR_ALIASES = {"openai_compat_text": CONNECTOR, "lm_studio_text": CONNECTOR}

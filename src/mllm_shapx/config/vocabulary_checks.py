@@ -3,9 +3,8 @@
 from importlib.util import find_spec
 from typing import Any
 
-from mllm_shapx.config.findings import Findings, problem
+from mllm_shapx.config.findings import Findings, Place, problem
 from mllm_shapx.config.models import ExperimentSet
-from mllm_shapx.config.places import Place
 from mllm_shapx.config.scoring import ShapConfig
 from mllm_shapx.config.values import canonical_type
 from mllm_shapx.config.variants import Variant

@@ -5,8 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from mllm_shapx.config.models import DatasetConfig, RuntimeConfig
-from mllm_shapx.config.scoring import EmbeddingConfig
+from mllm_shapx.config.models import DatasetConfig, EmbeddingConfig, RuntimeConfig
 from mllm_shapx.config.servers import CONNECTOR
 from mllm_shapx.execution.helping import HelpTask
 from mllm_shapx.explaining.coalitions import RowCoalitions

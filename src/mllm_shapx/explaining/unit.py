@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from mllm_shap import ConversationSnapshot
 
-from mllm_shapx.config.scoring import EmbeddingConfig
+from mllm_shapx.config.models import EmbeddingConfig
 from mllm_shapx.data.conversations import Row
 from mllm_shapx.data.digests import row_digest
 from mllm_shapx.explaining.audio_records import DecodeAudio

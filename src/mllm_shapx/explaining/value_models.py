@@ -4,7 +4,7 @@ import functools
 from pathlib import Path
 from typing import Any
 
-from mllm_shapx.config.scoring import EmbeddingConfig
+from mllm_shapx.config.models import EmbeddingConfig
 from mllm_shapx.config.sources import ValueModel
 from mllm_shapx.config.vocabulary import VALUE_FUNCTIONS
 from mllm_shapx.errors import ModelChangedError

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mllm_shapx.config.scoring import EmbeddingConfig
+from mllm_shapx.config.models import EmbeddingConfig
 from mllm_shapx.errors import ModelError
 from mllm_shapx.models.base import pool
 from mllm_shapx.models.identity import ENCODER, Version, directory_digest, encoder_version

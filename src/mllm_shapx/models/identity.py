@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mllm_shapx.config.loading import resolve_path
-from mllm_shapx.config.scoring import EmbeddingConfig
+from mllm_shapx.config.models import EmbeddingConfig
 from mllm_shapx.data.hub_access import HubError, Named, ask, in_time, stay_offline
 from mllm_shapx.errors import ModelChangedError, ModelError
 from mllm_shapx.models.checkpoint_files import ADAPTER_CONFIG, CONFIG, has_weights

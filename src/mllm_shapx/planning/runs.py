@@ -16,13 +16,13 @@ from mllm_shapx.config.models import (
     ChatConfig,
     ConnectorKwargs,
     DatasetConfig,
+    EmbeddingConfig,
     ModalityConfig,
 )
-from mllm_shapx.config.scoring import EmbeddingConfig, GenerationBlock, ShapConfig
+from mllm_shapx.config.scoring import GenerationBlock, ShapConfig
 from mllm_shapx.config.sources import TokenizerSource, ValueModel
 from mllm_shapx.config.vocabulary import EXPLAINERS, ExplainerType, ShapleyType
 from mllm_shapx.planning.coverage import has_complements
-from mllm_shapx.planning.curves import curve_coalitions
 from mllm_shapx.planning.players import PlayerRule
 
 MAX_LOG2_COALITIONS = 24
@@ -218,7 +218,7 @@ class RunSpec:
         stored coalitions.
         """
         games = self.game_coalitions(num_players)
-        curves = curve_coalitions(self.faithfulness, num_players)
+        curves = 0 if self.faithfulness is None else self.faithfulness.coalitions(num_players)
         return min(games + curves, 1 << num_players) if curves else games
 
     def game_coalitions(self, num_players: int) -> int:

@@ -7,11 +7,11 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from mllm_shapx.config.findings import dotted, walk
 from mllm_shapx.config.loading import resolve_path
 from mllm_shapx.config.measures import FaithfulnessConfig
-from mllm_shapx.config.models import ExperimentSet
-from mllm_shapx.config.places import dotted, walk
-from mllm_shapx.config.scoring import EmbeddingBlock, EmbeddingConfig
+from mllm_shapx.config.models import EmbeddingConfig, ExperimentSet
+from mllm_shapx.config.scoring import EmbeddingBlock
 from mllm_shapx.config.sources import TokenizerSource
 from mllm_shapx.config.values import canonical_type
 from mllm_shapx.config.variants import HierarchicalConfig, Variant
