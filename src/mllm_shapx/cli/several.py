@@ -1,4 +1,4 @@
-"""Does the work of a call's configs, one after another; prints the results, and how to go on after a signal."""
+"""Does the work of a call's configs, one after another, and says how to go on after a signal."""
 
 import contextlib
 import functools
