@@ -1,4 +1,7 @@
-"""A config's keys for a model behind a server: older names, addresses, no secrets."""
+"""A config's keys for a model behind a server: older names, addresses, no secrets.
+
+The functions that take a value return it, or raise a ValueError with the reason.
+"""
 
 import re
 from collections.abc import Mapping
@@ -81,11 +84,7 @@ def _lm_studio(block: Any) -> tuple[Any, str | None]:
 
 
 def base_url(value: str) -> str:
-    """Return a server's address without a final slash.
-
-    Raises:
-        ValueError: When it is not an address.
-    """
+    """Return a server's address without a final slash."""
     try:
         parts = urlsplit(value)
         has_host = bool(parts.hostname) and parts.port != 0
@@ -102,11 +101,7 @@ def base_url(value: str) -> str:
 
 
 def variable_name(value: str) -> str:
-    """Return the name of an environment variable.
-
-    Raises:
-        ValueError: When it is not a name; without the text, which may be an API key.
-    """
+    """Return the name of an environment variable."""
     if not _VARIABLE.fullmatch(value) or _SAYS_SECRET.isdisjoint(value.split("_")):
         raise ValueError(
             "must be the NAME of an environment variable, in capitals and with the word KEY, TOKEN, "
@@ -117,11 +112,7 @@ def variable_name(value: str) -> str:
 
 
 def header_variables(value: dict[str, str]) -> dict[str, str]:
-    """Return HTTP header -> name of the variable with its value.
-
-    Raises:
-        ValueError: When a header or a name is invalid.
-    """
+    """Return HTTP header -> name of the variable with its value."""
     for header, variable in value.items():
         if not _HEADER.fullmatch(header):
             raise ValueError("must name HTTP headers, such as X-Api-Key")
@@ -130,11 +121,7 @@ def header_variables(value: dict[str, str]) -> dict[str, str]:
 
 
 def extra_body(value: dict[str, Any]) -> dict[str, Any]:
-    """Return the further keys of a request.
-
-    Raises:
-        ValueError: When one of them is our own key, or a secret.
-    """
+    """Return the further keys of a request."""
     for key in value:
         if key in _OURS:
             raise ValueError(f'must not hold "{key}", which the generation block and the study decide')
@@ -148,11 +135,7 @@ def extra_body(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def command(value: tuple[str, ...]) -> tuple[str, ...]:
-    """Return a command that starts a server.
-
-    Raises:
-        ValueError: When it is empty, or lacks the server's port.
-    """
+    """Return a command that starts a server."""
     if not value or not value[0].strip():
         raise ValueError('must name a program and its arguments, such as ["vllm", "serve", "{model_id}", …]')
     if any("\0" in part for part in value):

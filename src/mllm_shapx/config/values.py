@@ -1,6 +1,7 @@
 """Types of the config's values: their limits, and the messages for wrong values."""
 
 import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, TypeVar, get_args
@@ -12,12 +13,12 @@ from mllm_shapx.config import servers
 from mllm_shapx.config.paths import location, name_fault
 from mllm_shapx.config.vocabulary import (
     EXPLAINER_ALIASES,
+    VALUE_FUNCTION_ALIASES,
     ConnectorName,
     EmbeddingMode,
     ExplainerType,
     OtherFlatType,
     ShapleyType,
-    TypeAlias,
     ValueFunctionName,
     canonical_value_function,
 )
@@ -149,6 +150,12 @@ def _device(value: str | None) -> str | None:
     return value
 
 
+def _before(change: Callable[[Any], Any], names: Any, aliases: Iterable[str] = ()) -> BeforeValidator:
+    """Return the validator of a name that `change` makes of what is written: a name or an alias."""
+    written = names | Literal[*aliases] if aliases else names
+    return BeforeValidator(change, json_schema_input_type=written)
+
+
 Name = Annotated[str, AfterValidator(_name)]
 """A name: not empty, no control characters, no login."""
 WrittenPath = Annotated[str, AfterValidator(_path)]
@@ -184,27 +191,14 @@ NumSamples = Annotated[
     AtMost(1 << 24, "for a game of more than 2^24 coalitions is refused"),
 ]
 
-Connector = Annotated[
-    ConnectorName,
-    BeforeValidator(
-        _connector,
-        json_schema_input_type=ConnectorName | Literal["openai_compat_text", "lm_studio_text"],
-    ),
-]
-Explainer = Annotated[
-    ExplainerType, BeforeValidator(canonical_type, json_schema_input_type=ExplainerType | TypeAlias)
-]
-FlatExplainer = Annotated[
-    str, BeforeValidator(_flat_type_as_written, json_schema_input_type=ShapleyType | TypeAlias)
-]
+Connector = Annotated[ConnectorName, _before(_connector, ConnectorName, servers.CONNECTOR_ALIASES)]
+Explainer = Annotated[ExplainerType, _before(canonical_type, ExplainerType, EXPLAINER_ALIASES)]
+FlatExplainer = Annotated[str, _before(_flat_type_as_written, ShapleyType, EXPLAINER_ALIASES)]
 """A flat explainer's type or alias as written: the run's name has it."""
 ValueFunction = Annotated[
-    ValueFunctionName,
-    BeforeValidator(
-        canonical_value_function, json_schema_input_type=ValueFunctionName | Literal["wer", "logprob"]
-    ),
+    ValueFunctionName, _before(canonical_value_function, ValueFunctionName, VALUE_FUNCTION_ALIASES)
 ]
-EmbeddingModeName = Annotated[EmbeddingMode, BeforeValidator(upper, json_schema_input_type=EmbeddingMode)]
+EmbeddingModeName = Annotated[EmbeddingMode, _before(upper, EmbeddingMode)]
 
 _Item = TypeVar("_Item")
 ListOf = Annotated[tuple[_Item, ...], Field(strict=False)]

@@ -48,18 +48,6 @@ OtherFlatType = Literal[
 ]
 AnyFlatType = ShapleyType | OtherFlatType
 ExplainerType = AnyFlatType | Literal["hierarchical"]
-TypeAlias = Literal[
-    "precise",
-    "mc",
-    "cc",
-    "complementary",
-    "neyman",
-    "leave_one_out",
-    "leverage_shap",
-    "proxy_shap",
-    "mc_banzhaf",
-]
-
 EXPLAINER_ALIASES: dict[str, AnyFlatType] = {
     "precise": "exact",
     "mc": "limited_mc",
