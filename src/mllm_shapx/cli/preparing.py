@@ -73,9 +73,7 @@ def schema() -> None:
     help="About how long each contestant is measured; mllm_shap three times as long.",
 )
 @click.option(
-    "--rows-in-flight",
-    type=ROWS_IN_FLIGHT,
-    help="Rows side by side; as many as fill the batches by default.",
+    "--rows-in-flight", type=ROWS_IN_FLIGHT, help="Rows side by side; as many as fill the batches by default."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as data.")
 def bench(configs: Sequence[Path], as_json: bool, **options: Any) -> None:

@@ -128,13 +128,7 @@ def verify(directories: Sequence[str], again: int | None, seed: int, as_json: bo
     metavar="FOLDER",
     help="Write the plots (SVG, PDF) and the errors (CSV, LaTeX) into this folder.",
 )
-@click.option(
-    "--audio-limit",
-    type=_MEGABYTES,
-    default=15,
-    metavar="MB",
-    help="Recordings in the page.",
-)
+@click.option("--audio-limit", type=_MEGABYTES, default=15, metavar="MB", help="Recordings in the page.")
 @click.option(
     "--accept-changed-rows", is_flag=True, help="Show samples of rows that were changed in the dataset too."
 )

@@ -46,11 +46,7 @@ _EVENTS = click.option(
     help="Times that a config that fails is tried again.",
 )
 @click.option(
-    "--retry-delay",
-    "retry_delay_s",
-    type=SECONDS,
-    default=30.0,
-    help="Seconds before it is tried again.",
+    "--retry-delay", "retry_delay_s", type=SECONDS, default=30.0, help="Seconds before it is tried again."
 )
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 @INLINE
@@ -107,13 +103,7 @@ def _dry_run(loaded: "Sequence[LoadedConfig]", options: "RunOptions") -> None:
 
 
 @main.command()
-@click.option(
-    "--config",
-    "config",
-    type=FilePath(),
-    default="configs/demo.json",
-    help="Config of the demo.",
-)
+@click.option("--config", "config", type=FilePath(), default="configs/demo.json", help="Config of the demo.")
 @click.option("--num-workers", type=WORKERS, default=2, help="Workers on the CPU.")
 @INLINE
 def demo(config: Path, num_workers: int, inline: bool) -> None:
