@@ -113,6 +113,12 @@ def show(data: Callable[[], Any], text: Callable[[int], str], *, as_json: bool) 
         say(text(terminal_width()), nl=False)
 
 
+def warn(config: Path, warnings: Sequence[str]) -> None:
+    """Print the warnings of a config."""
+    for warning in warnings:
+        say(f"warning: {config}: {warning}", err=True)
+
+
 def make_streams_safe() -> None:
     """Write characters outside an output's encoding as escapes instead of raising."""
     for stream in (sys.stdout, sys.stderr):

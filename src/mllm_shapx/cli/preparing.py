@@ -10,7 +10,7 @@ from mllm_shapx.cli.group import main
 from mllm_shapx.cli.options import ROWS, ROWS_IN_FLIGHT, YEAR, with_configs
 from mllm_shapx.config.files import load_configs, raise_all
 from mllm_shapx.errors import UsageError
-from mllm_shapx.terminal import Number, say, say_json
+from mllm_shapx.terminal import Number, say, say_json, warn
 
 
 @main.command()
@@ -28,7 +28,7 @@ def validate(configs: Sequence[Path], check_dataset: bool, check_model: bool) ->
         except UsageError as error:
             errors.append(error)
             continue
-        _warn(loaded.path, found.warnings)
+        warn(loaded.path, found.warnings)
         rows = "" if found.rows is None else f", {found.rows:,} row(s)"
         model = "" if found.model is None else f", {found.model}"
         name = loaded.experiment_set.experiment_set_id
@@ -47,7 +47,7 @@ def plan(configs: Sequence[Path], as_json: bool, skip_data: bool) -> None:
     plans = []
     for loaded in load_configs(configs):
         plans.append(study_plan(loaded, skip_data=skip_data))
-        _warn(loaded.path, plans[-1].warnings)
+        warn(loaded.path, plans[-1].warnings)
     if as_json:
         data = [each.to_json() for each in plans]
         say_json(data[0] if len(data) == 1 else data)
@@ -89,8 +89,3 @@ def bench(configs: Sequence[Path], as_json: bool, **options: Any) -> None:
         say_json(found.to_json())
     else:
         say(found.to_text())
-
-
-def _warn(config: Path, warnings: Sequence[str]) -> None:
-    for warning in warnings:
-        say(f"warning: {config}: {warning}", err=True)

@@ -13,7 +13,7 @@ from mllm_shapx.cli.options import INLINE, ROWS, SECONDS, WORKERS, with_configs,
 from mllm_shapx.cli.reading import store
 from mllm_shapx.config.files import load_configs
 from mllm_shapx.errors import UsageError
-from mllm_shapx.terminal import FilePath, Location, say, say_json, whole
+from mllm_shapx.terminal import FilePath, Location, say, say_json, warn, whole
 
 if TYPE_CHECKING:
     from mllm_shapx.config.loading import LoadedConfig
@@ -95,8 +95,7 @@ def _dry_run(loaded: "Sequence[LoadedConfig]", options: "RunOptions") -> None:
             refused = True
             say(f"{config.path}: would be refused: {error}")
             continue
-        for warning in found.warnings:
-            say(f"warning: {config.path}: {warning}", err=True)
+        warn(config.path, found.warnings)
         say(f"{config.path}: {found.to_text()}")
     if refused:
         sys.exit(2)

@@ -239,16 +239,10 @@ KNOWN_SUBSETS = frozenset(
 )
 """Subsets of the default dataset; other names are allowed with a warning."""
 
-_CONTEXT_ROLES = {
-    "SYSTEM": frozenset({"system"}),
-    "ASSISTANT": frozenset({"assistant"}),
-    "SYSTEM_ASSISTANT": frozenset({"system", "assistant"}),
-}
-
 
 def context_roles(system_roles_setup: str) -> frozenset[str]:
     """Return the roles with fixed context: present in every coalition, never players."""
-    return _CONTEXT_ROLES[system_roles_setup]
+    return frozenset(system_roles_setup.lower().split("_"))
 
 
 def canonical_value_function(value: Any) -> Any:
