@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,19 @@ class Number(click.ParamType[float]):
 def whole(least: int, most: int, why: str) -> Number:
     """Return the type of a whole number from `least` to `most`; `why` is the reason for `most`."""
     return Number(least, most, why, whole=True)
+
+
+type Command = Callable[..., None]
+
+
+def number(names: str, kind: Number, text: str, default: float | None = None) -> Callable[[Command], Command]:
+    """Return an option that takes a number; `names` are those on the command line and of the parameter."""
+    return click.option(*names.split(), type=kind, default=default, help=text)
+
+
+def flag(names: str, text: str) -> Callable[[Command], Command]:
+    """Return an option that is on or off."""
+    return click.option(*names.split(), is_flag=True, help=text)
 
 
 class Location(click.ParamType[str]):

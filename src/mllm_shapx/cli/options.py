@@ -11,7 +11,7 @@ from click.core import ParameterSource
 
 from mllm_shapx.config.files import config_files
 from mllm_shapx.errors import UsageError
-from mllm_shapx.terminal import FilePath, Number, whole
+from mllm_shapx.terminal import Command, FilePath, Number, flag, number, whole
 
 if TYPE_CHECKING:
     from mllm_shapx.records.shards import Shard
@@ -35,8 +35,6 @@ _FLUSH = Number(0.1, *YEAR)
 
 SHARD = ("shard", "shard_index", "num_shards")
 """Parameters of `with_shard`."""
-
-type Command = Callable[..., None]
 
 
 class _Gpus(Number):
@@ -69,11 +67,11 @@ def is_given(context: click.Context, name: str) -> bool:
     return context.get_parameter_source(name) == ParameterSource.COMMANDLINE
 
 
-INLINE = click.option("--inline", is_flag=True, help="Do the work in this process, without Ray.")
+INLINE = flag("--inline", "Do the work in this process, without Ray.")
 TABLE_FORM = click.option(
     "--format", "form", type=click.Choice(["csv", "parquet"]), required=True, help="What to write."
 )
-REPLACE = click.option("--overwrite", is_flag=True, help="Replace a file that is there.")
+REPLACE = flag("--overwrite", "Replace a file that is there.")
 
 
 def _matches(pattern: str, wanted: str) -> Callable[[click.Context, click.Parameter, str | None], str | None]:
@@ -87,12 +85,6 @@ def _matches(pattern: str, wanted: str) -> Callable[[click.Context, click.Parame
     return check
 
 
-def _number(
-    names: str, kind: Number, text: str, default: float | None = None
-) -> Callable[[Command], Command]:
-    return click.option(*names.split(), type=kind, default=default, help=text)
-
-
 _RESOURCES = (
     click.option(
         "--num-gpus",
@@ -100,23 +92,23 @@ _RESOURCES = (
         metavar="N|all",
         help="GPUs to use; all there are by default.",
     ),
-    _number("--num-workers", WORKERS, "Workers; one per GPU by default."),
-    _number("--workers-per-gpu", _WORKERS_PER_GPU, "Workers that share one GPU.", 1),
-    _number("--gpus-per-worker", _GPUS_PER_WORKER, "GPUs of one worker."),
-    _number(
+    number("--num-workers", WORKERS, "Workers; one per GPU by default."),
+    number("--workers-per-gpu", _WORKERS_PER_GPU, "Workers that share one GPU.", 1),
+    number("--gpus-per-worker", _GPUS_PER_WORKER, "GPUs of one worker."),
+    number(
         "--rows-in-flight",
         ROWS_IN_FLIGHT,
         "Rows that one worker explains side by side; 2 or more, to fill batches, by default.",
     ),
     click.option("--address", help="Ray cluster to join; RAY_ADDRESS, else one on this machine, by default."),
-    _number("--wait-for-nodes nodes", NODES, "Nodes that the Ray cluster must have first.", 1),
-    _number(
+    number("--wait-for-nodes nodes", NODES, "Nodes that the Ray cluster must have first.", 1),
+    number(
         "--max-attempts",
         _ATTEMPTS,
         "Tries of a row that fails or ends its worker, before it is quarantined.",
         3,
     ),
-    click.option("--fail-fast", is_flag=True, help="Stop at the first quarantined sample."),
+    flag("--fail-fast", "Stop at the first quarantined sample."),
     click.option(
         "--max-failures",
         metavar="N|F%",
@@ -126,26 +118,26 @@ _RESOURCES = (
         ),
         help="Stop when more are quarantined.",
     ),
-    _number(
+    number(
         "--stall-timeout stall_s",
         _STALL,
         "Seconds without progress after which a worker is replaced.",
         1800.0,
     ),
-    _number(
+    number(
         "--server-patience server_patience_s",
         SECONDS,
         "Seconds without any answer of a model's server after which the study stops.",
         600.0,
     ),
-    _number("--max-requests", _REQUESTS, "Stop before a model's server gets more requests than this."),
-    _number(
+    number("--max-requests", _REQUESTS, "Stop before a model's server gets more requests than this."),
+    number(
         "--max-tokens", _TOKENS, "Stop before prompts and answers take more tokens of a server than this."
     ),
-    _number(
+    number(
         "--flush-every flush_s", _FLUSH, "Seconds after which answers of a long row are written out.", 30.0
     ),
-    _number(
+    number(
         "--grace grace_s", SECONDS, "Seconds that rows under way get after the first SIGINT or SIGTERM.", 30.0
     ),
 )
@@ -157,8 +149,8 @@ _SHARD = (
         callback=_matches(r"[0-9]{1,4}/[0-9]{1,5}", "not I/N, such as 0/4 for the first of four shards"),
         help="Explain every N-th row from row I on (0 to N-1), for `merge` to join.",
     ),
-    _number("--shard-index", whole(0, 9_999, "and there are fewer shards"), "I of --shard I/N."),
-    _number("--num-shards", SHARDS, "N of --shard I/N."),
+    number("--shard-index", whole(0, 9_999, "and there are fewer shards"), "I of --shard I/N."),
+    number("--num-shards", SHARDS, "N of --shard I/N."),
 )
 
 

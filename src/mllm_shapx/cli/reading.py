@@ -10,7 +10,7 @@ import click
 
 from mllm_shapx.cli.group import main
 from mllm_shapx.cli.options import ANSWERS, REPLACE, TABLE_FORM
-from mllm_shapx.terminal import FilePath, Location, Number, say, say_json, show, whole
+from mllm_shapx.terminal import FilePath, Location, Number, flag, number, say, say_json, show, whole
 
 if TYPE_CHECKING:
     from mllm_shapx.reporting.output import TableForm
@@ -20,11 +20,9 @@ _MEGABYTES = Number(0, 1000, "since browsers do not open larger pages")
 
 @main.command()
 @click.argument("directory", type=Location())
-@click.option("--check", is_flag=True, help="Read every sample; exit code 1 when one is damaged.")
-@click.option("--watch", is_flag=True, help="Look again every few seconds, until nobody works on it.")
-@click.option(
-    "--json", "as_json", is_flag=True, help="Print the status as data; with --watch, one line each."
-)
+@flag("--check", "Read every sample; exit code 1 when one is damaged.")
+@flag("--watch", "Look again every few seconds, until nobody works on it.")
+@flag("--json as_json", "Print the status as data; with --watch, one line each.")
 def status(directory: str, check: bool, watch: bool, as_json: bool) -> None:
     """Say how far a study is, from its files alone."""
     from mllm_shapx.reporting.status import status as read_status
@@ -44,7 +42,7 @@ def status(directory: str, check: bool, watch: bool, as_json: bool) -> None:
 @main.command()
 @click.argument("directory", type=Location())
 @click.option("--reason", "reasons", multiple=True, help="Only failures of this reason; may be repeated.")
-@click.option("--json", "as_json", is_flag=True, help="Print the failures as data.")
+@flag("--json as_json", "Print the failures as data.")
 def failures(directory: str, reasons: Sequence[str], as_json: bool) -> None:
     """List the samples that were given up, and why."""
     from mllm_shapx.reporting.failures import failures as read_failures
@@ -60,7 +58,7 @@ def store() -> None:
 
 @store.command("info")
 @click.argument("directory", type=Location())
-@click.option("--json", "as_json", is_flag=True, help="Print it as data.")
+@flag("--json as_json", "Print it as data.")
 def store_info(directory: str, as_json: bool) -> None:
     """Say what answers a study keeps."""
     from mllm_shapx.reporting.stored import stored
@@ -89,13 +87,8 @@ def store_export(directory: str, form: "TableForm", output: Path | None, overwri
     metavar="N",
     help="Load the model, generate N random stored answers again, one at a time, and compare them.",
 )
-@click.option(
-    "--seed",
-    type=whole(0, 2**32 - 1, "which is the largest seed"),
-    default=0,
-    help="Which answers --again draws.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print the findings as data.")
+@number("--seed", whole(0, 2**32 - 1, "which is the largest seed"), "Which answers --again draws.", 0)
+@flag("--json as_json", "Print the findings as data.")
 def verify(directories: Sequence[str], again: int | None, seed: int, as_json: bool) -> None:
     """Check finished directories: every sample, the counts, the efficiency of exact values."""
     from mllm_shapx.reporting.verify import verify as check
@@ -129,9 +122,7 @@ def verify(directories: Sequence[str], again: int | None, seed: int, as_json: bo
     help="Write the plots (SVG, PDF) and the errors (CSV, LaTeX) into this folder.",
 )
 @click.option("--audio-limit", type=_MEGABYTES, default=15, metavar="MB", help="Recordings in the page.")
-@click.option(
-    "--accept-changed-rows", is_flag=True, help="Show samples of rows that were changed in the dataset too."
-)
+@flag("--accept-changed-rows", "Show samples of rows that were changed in the dataset too.")
 def report(
     directory: str, output: Path | None, figures: Path | None, audio_limit: float, accept_changed_rows: bool
 ) -> None:
@@ -155,13 +146,13 @@ def report(
 
 @main.command()
 @click.argument("directories", nargs=-1, required=True, type=Location(), metavar="DIRECTORY...")
-@click.option(
+@number(
     "--top-k",
-    type=whole(1, 1000, "which is more than prompts have"),
-    default=3,
-    help="How many players count as the most important ones.",
+    whole(1, 1000, "which is more than prompts have"),
+    "How many players count as the most important ones.",
+    3,
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the comparison as data.")
+@flag("--json as_json", "Print the comparison as data.")
 @click.option(
     "--html", "output", type=FilePath(), help="Write a page with the runs of each row side by side."
 )
