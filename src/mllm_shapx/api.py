@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, wait
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TextIO, TypedDict, Unpack, cast
+from typing import TYPE_CHECKING, Any, Literal, TextIO, TypedDict, Unpack
 
 from mllm_shapx.config.loading import LoadedConfig, load_config
 from mllm_shapx.errors import StorageError, UsageError
@@ -198,17 +198,20 @@ class Results:
         """
         import numpy as np
 
-        explanation = _explanation_class()
+        try:
+            from shap import Explanation
+        except ImportError as error:
+            raise UsageError("shap is not installed; install it with: pip install shap") from error
         files = self._run(run)
         if row is not None:
             if row not in files.sample_rows:
                 raise UsageError(f"{self._study.locate(run)} has no sample of row {row}")
             sample = _sample(files, row)
             values, texts = _values_and_texts(sample)
-            return explanation(values=values, base_values=sample.base_value, data=texts)
+            return Explanation(values=values, base_values=sample.base_value, data=texts)
         samples = list(self.samples(run))
         pairs = [_values_and_texts(sample) for sample in samples]
-        return explanation(
+        return Explanation(
             values=_ragged([values for values, _ in pairs]),
             base_values=np.array([sample.base_value for sample in samples]),
             data=_ragged([texts for _, texts in pairs]),
@@ -312,11 +315,3 @@ def _ragged(arrays: list[Any]) -> Any:
     for index, array in enumerate(arrays):
         found[index] = array
     return found
-
-
-def _explanation_class() -> "type[shap.Explanation]":
-    try:
-        from shap import Explanation
-    except ImportError as error:
-        raise UsageError("shap is not installed; install it with: pip install shap") from error
-    return cast("type[shap.Explanation]", Explanation)

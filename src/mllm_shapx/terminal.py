@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,19 @@ def whole(least: int, most: int, why: str) -> Number:
     return Number(least, most, why, whole=True)
 
 
+type Command = Callable[..., None]
+
+
+def number(names: str, kind: Number, text: str, default: float | None = None) -> Callable[[Command], Command]:
+    """Return an option that takes a number; `names` are those on the command line and of the parameter."""
+    return click.option(*names.split(), type=kind, default=default, help=text)
+
+
+def flag(names: str, text: str) -> Callable[[Command], Command]:
+    """Return an option that is on or off."""
+    return click.option(*names.split(), is_flag=True, help=text)
+
+
 class Location(click.ParamType[str]):
     """A directory or URI, `~` expanded, as text."""
 
@@ -103,6 +116,20 @@ def say(text: object, *, err: bool = False, nl: bool = True) -> None:
 def say_json(data: Any) -> None:
     """Print data as one readable JSON value."""
     click.echo(printable_json(redacted(json.dumps(data, indent=2, ensure_ascii=False))))
+
+
+def show(data: Callable[[], Any], text: Callable[[int], str], *, as_json: bool) -> None:
+    """Print what a command found: its `to_json`, or its `to_text` at the terminal's width."""
+    if as_json:
+        say_json(data())
+    else:
+        say(text(terminal_width()), nl=False)
+
+
+def warn(config: Path, warnings: Sequence[str]) -> None:
+    """Print the warnings of a config."""
+    for warning in warnings:
+        say(f"warning: {config}: {warning}", err=True)
 
 
 def make_streams_safe() -> None:

@@ -59,7 +59,7 @@ class _Commands(click.Group):
             raise
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.version_option(package_name="mllm-shapx", prog_name="mllm-shapx")
 def main() -> None:
     """Run whole Shapley-value studies of language and speech models: one config, many GPUs, nothing lost."""

@@ -4,19 +4,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import click
-
 from mllm_shapx.cli.group import main
-from mllm_shapx.cli.options import A_YEAR, ROWS, ROWS_IN_FLIGHT, YEAR_S, with_configs
+from mllm_shapx.cli.options import ROWS, ROWS_IN_FLIGHT, YEAR, with_configs
 from mllm_shapx.config.files import load_configs, raise_all
 from mllm_shapx.errors import UsageError
-from mllm_shapx.terminal import Number, say, say_json
+from mllm_shapx.terminal import Number, flag, number, say, say_json, warn
 
 
 @main.command()
 @with_configs
-@click.option("--check-dataset", is_flag=True, help="Open the dataset and select the rows too.")
-@click.option("--check-model", is_flag=True, help="Look at the model too; a server is asked for its models.")
+@flag("--check-dataset", "Open the dataset and select the rows too.")
+@flag("--check-model", "Look at the model too; a server is asked for its models.")
 def validate(configs: Sequence[Path], check_dataset: bool, check_model: bool) -> None:
     """Say whether configs can be used; list everything that is wrong with them."""
     from mllm_shapx.execution.study_plan import checked_config
@@ -28,7 +26,7 @@ def validate(configs: Sequence[Path], check_dataset: bool, check_model: bool) ->
         except UsageError as error:
             errors.append(error)
             continue
-        _warn(loaded.path, found.warnings)
+        warn(loaded.path, found.warnings)
         rows = "" if found.rows is None else f", {found.rows:,} row(s)"
         model = "" if found.model is None else f", {found.model}"
         name = loaded.experiment_set.experiment_set_id
@@ -38,8 +36,8 @@ def validate(configs: Sequence[Path], check_dataset: bool, check_model: bool) ->
 
 @main.command()
 @with_configs
-@click.option("--json", "as_json", is_flag=True, help="Print the plan as data.")
-@click.option("--skip-data", is_flag=True, help="Do not touch the dataset: runs only, no figures.")
+@flag("--json as_json", "Print the plan as data.")
+@flag("--skip-data", "Do not touch the dataset: runs only, no figures.")
 def plan(configs: Sequence[Path], as_json: bool, skip_data: bool) -> None:
     """Show the runs, the rows, what they will ask of the model, and what of it is done."""
     from mllm_shapx.execution.study_plan import study_plan
@@ -47,7 +45,7 @@ def plan(configs: Sequence[Path], as_json: bool, skip_data: bool) -> None:
     plans = []
     for loaded in load_configs(configs):
         plans.append(study_plan(loaded, skip_data=skip_data))
-        _warn(loaded.path, plans[-1].warnings)
+        warn(loaded.path, plans[-1].warnings)
     if as_json:
         data = [each.to_json() for each in plans]
         say_json(data[0] if len(data) == 1 else data)
@@ -65,20 +63,15 @@ def schema() -> None:
 
 @main.command()
 @with_configs
-@click.option("--rows", type=ROWS, help="Rows to explain; as many as the time allows.")
-@click.option(
+@number("--rows", ROWS, "Rows to explain; as many as the time allows.")
+@number(
     "--seconds",
-    type=Number(0, YEAR_S, A_YEAR, above=True),
-    default=20.0,
-    show_default=True,
-    help="About how long each contestant is measured; mllm_shap three times as long.",
+    Number(0, *YEAR, above=True),
+    "About how long each contestant is measured; mllm_shap three times as long.",
+    20.0,
 )
-@click.option(
-    "--rows-in-flight",
-    type=ROWS_IN_FLIGHT,
-    help="Rows side by side; as many as fill the batches by default.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print the figures as data.")
+@number("--rows-in-flight", ROWS_IN_FLIGHT, "Rows side by side; as many as fill the batches by default.")
+@flag("--json as_json", "Print the figures as data.")
 def bench(configs: Sequence[Path], as_json: bool, **options: Any) -> None:
     """Measure a config on this machine, beside mllm_shap's own runner and the bare model."""
     from mllm_shapx.benchmark.bench import bench as measure
@@ -92,8 +85,3 @@ def bench(configs: Sequence[Path], as_json: bool, **options: Any) -> None:
         say_json(found.to_json())
     else:
         say(found.to_text())
-
-
-def _warn(config: Path, warnings: Sequence[str]) -> None:
-    for warning in warnings:
-        say(f"warning: {config}: {warning}", err=True)

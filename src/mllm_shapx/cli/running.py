@@ -9,65 +9,42 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mllm_shapx.cli.group import main
-from mllm_shapx.cli.options import (
-    A_YEAR,
-    ROWS,
-    SHARD,
-    WORKERS,
-    YEAR_S,
-    shard_of,
-    with_configs,
-    with_resources,
-    with_shard,
-)
+from mllm_shapx.cli.options import INLINE, ROWS, SECONDS, WORKERS, with_configs, with_resources, with_shard
 from mllm_shapx.cli.reading import store
 from mllm_shapx.config.files import load_configs
 from mllm_shapx.errors import UsageError
-from mllm_shapx.terminal import FilePath, Location, Number, say, say_json, whole
+from mllm_shapx.terminal import FilePath, Location, flag, number, say, say_json, warn, whole
 
 if TYPE_CHECKING:
     from mllm_shapx.config.loading import LoadedConfig
     from mllm_shapx.execution.options import RunOptions
 
 
-_EVENTS = click.option(
-    "--json", "as_json", is_flag=True, help="Print events, one JSON object a line, and no words."
-)
+_EVENTS = flag("--json as_json", "Print events, one JSON object a line, and no words.")
 
 
 @main.command()
 @with_configs
-@click.option("--resume", is_flag=True, help="Skip what is done and go on with the rest.")
-@click.option(
-    "--overwrite", is_flag=True, help="Start again; old samples are moved aside, answers are reused."
-)
-@click.option(
+@flag("--resume", "Skip what is done and go on with the rest.")
+@flag("--overwrite", "Start again; old samples are moved aside, answers are reused.")
+@flag(
     "--accept-changed-rows",
-    is_flag=True,
-    help="With --resume: explain rows again that were changed in the dataset; old samples are moved aside.",
+    "With --resume: explain rows again that were changed in the dataset; old samples are moved aside.",
 )
-@click.option("--max-samples", type=ROWS, help="Explain at most so many rows.")
+@number("--max-samples", ROWS, "Explain at most so many rows.")
 @with_shard
 @with_resources
-@click.option(
+@number(
     "--max-retries",
-    type=whole(0, 100, "for a study that fails so often needs a look"),
-    default=0,
-    show_default=True,
-    help="Times that a config that fails is tried again.",
+    whole(0, 100, "for a study that fails so often needs a look"),
+    "Times that a config that fails is tried again.",
+    0,
 )
-@click.option(
-    "--retry-delay",
-    "retry_delay_s",
-    type=Number(0, YEAR_S, A_YEAR),
-    default=30.0,
-    show_default=True,
-    help="Seconds before it is tried again.",
-)
-@click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
-@click.option("--inline", is_flag=True, help="Do the work in this process, without Ray.")
+@number("--retry-delay retry_delay_s", SECONDS, "Seconds before it is tried again.", 30.0)
+@flag("--dry-run", "Say what would be done, and do nothing.")
+@INLINE
 @_EVENTS
-@click.option("--table", is_flag=True, help="Show some rows and all runs at the end.")
+@flag("--table", "Show some rows and all runs at the end.")
 @click.option(
     "--mark", metavar="COLUMN", help="With --table: rank the word that this column of the dataset holds."
 )
@@ -91,9 +68,8 @@ def run(
         raise UsageError("--accept-changed-rows goes with --resume; give both")
     if as_json and table:
         raise UsageError("--json prints events and no table; leave out one of --json and --table")
-    shard = shard_of(*(options.pop(name) for name in SHARD))
     again = Again(options.pop("max_retries"), options.pop("retry_delay_s"))
-    loaded, wanted = load_configs(configs), RunOptions(shard=shard, **options)
+    loaded, wanted = load_configs(configs), RunOptions(**options)
     if dry_run:
         _dry_run(loaded, wanted)
     else:
@@ -112,24 +88,16 @@ def _dry_run(loaded: "Sequence[LoadedConfig]", options: "RunOptions") -> None:
             refused = True
             say(f"{config.path}: would be refused: {error}")
             continue
-        for warning in warnings:
-            say(f"warning: {config.path}: {warning}", err=True)
+        warn(config.path, warnings)
         say(f"{config.path}: {text}")
     if refused:
         sys.exit(2)
 
 
 @main.command()
-@click.option(
-    "--config",
-    "config",
-    type=FilePath(),
-    default="configs/demo.json",
-    show_default=True,
-    help="Config of the demo.",
-)
-@click.option("--num-workers", type=WORKERS, default=2, show_default=True, help="Workers on the CPU.")
-@click.option("--inline", is_flag=True, help="Do the work in this process, without Ray.")
+@click.option("--config", "config", type=FilePath(), default="configs/demo.json", help="Config of the demo.")
+@number("--num-workers", WORKERS, "Workers on the CPU.", 2)
+@INLINE
 def demo(config: Path, num_workers: int, inline: bool) -> None:
     """Explain the rows that the repository ships with the model that it ships."""
     from mllm_shapx.cli.several import Show, run_configs
@@ -145,7 +113,7 @@ def demo(config: Path, num_workers: int, inline: bool) -> None:
 @main.command()
 @click.argument("directory", type=Location(), required=False)
 @click.option("--config", type=FilePath(), help="Config of the set; the shards' copy of it by default.")
-@click.option("--json", "as_json", is_flag=True, help="Print the outcome as data.")
+@flag("--json as_json", "Print the outcome as data.")
 def merge(directory: str | None, config: Path | None, as_json: bool) -> None:
     """Join the shards in a set's DIRECTORY, as if one run had made them."""
     from mllm_shapx.execution.merging import merge_shards, shard_config
@@ -168,7 +136,7 @@ def merge(directory: str | None, config: Path | None, as_json: bool) -> None:
 @click.argument("directory", type=Location())
 @click.option("--only", "reasons", multiple=True, metavar="REASON", help="Only failures of this reason.")
 @with_resources
-@click.option("--inline", is_flag=True, help="Do the work in this process, without Ray.")
+@INLINE
 @_EVENTS
 def retry(directory: str, reasons: Sequence[str], *, inline: bool, as_json: bool, **options: Any) -> None:
     """Try the samples again that were given up, and nothing else."""
@@ -188,8 +156,8 @@ def retry(directory: str, reasons: Sequence[str], *, inline: bool, as_json: bool
 
 @main.command()
 @with_configs
-@click.option("--overwrite", is_flag=True, help="Compute all samples again; old ones are moved aside.")
-@click.option("--max-samples", type=ROWS, help="Take at most so many rows.")
+@flag("--overwrite", "Compute all samples again; old ones are moved aside.")
+@number("--max-samples", ROWS, "Take at most so many rows.")
 @_EVENTS
 def rescore(configs: Sequence[Path], overwrite: bool, max_samples: int | None, as_json: bool) -> None:
     """Compute runs from stored answers alone, without loading the model."""

@@ -1,16 +1,16 @@
-"""Does the work of a call's configs, one after another, and prints the results."""
+"""Does the work of a call's configs, one after another, and says how to go on after a signal."""
 
 import contextlib
 import functools
+import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import click
 
-from mllm_shapx.cli.go_on import no_audience_needed, note_left, say_what_is_left, stop_request
 from mllm_shapx.cli.group import leave
+from mllm_shapx.cli.options import is_given
 from mllm_shapx.config.loading import LoadedConfig
 from mllm_shapx.errors import ShapxError
 from mllm_shapx.execution.batch import ConfigResult, run_with_retries, worst
@@ -22,8 +22,8 @@ from mllm_shapx.reporting.events import Events
 from mllm_shapx.reporting.progress import ProgressReporter
 from mllm_shapx.terminal import say, terminal_width
 
-if TYPE_CHECKING:
-    from mllm_shapx.execution.kept import Kept
+_NOT_REPEATED = {"config", "configs", "named", "config_list", "more", "resume", "overwrite"}
+"""Options that the continuing command does not repeat unchanged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,29 +66,28 @@ def run_configs(
     Raises:
         ShapxError: The error of the only config.
     """
-    results: list[ConfigResult] = []
     from mllm_shapx.execution.kept import Kept
+    from mllm_shapx.execution.run import run_config
 
-    request = stop_request()
+    results: list[ConfigResult] = []
+    request = click.get_current_context().find_object(StopRequest) or StopRequest()
     events = Events(sys.stdout) if show.as_json else None
     with Kept(workers=len(loaded) > 1) as kept:
-        work = instead or _running(kept, inline=inline)
+
+        def run_one(
+            config: LoadedConfig, options: RunOptions, reporter: ProgressReporter, request: StopRequest
+        ) -> StudyOutcome:
+            return run_config(config, options, reporter, inline=inline, request=request, kept=kept)
+
         for number, config in enumerate(loaded):
-            note_left(request, loaded[number:], overwrite=options.overwrite)
-            result = _result(config, options, again, request, work, events=events)
+            _note_left(request, loaded[number:], overwrite=options.overwrite)
+            result = _result(config, options, again, request, instead or run_one, events=events)
             results.append(result)
-            with no_audience_needed(request):
-                if events is not None:
-                    _write_outcome(events, config, result)
-                if not isinstance(result.found, ShapxError):
-                    _print_outcome(result.found, config, request, show)
-                elif len(loaded) == 1:
-                    raise result.found
-                else:
-                    say(f"error: {result.found}", err=True)
+            with _no_audience_needed(request):
+                _show_result(result, config, request, show, events=events, alone=len(loaded) == 1)
             if request.signal is not None and (result.is_interrupted or config is not loaded[-1]):
                 break
-    with no_audience_needed(request):
+    with _no_audience_needed(request):
         if len(loaded) > 1 and events is None:
             _print_summary(loaded, results)
     code = worst(result.exit_code for result in results)
@@ -97,23 +96,13 @@ def run_configs(
             # With --overwrite, the interrupted config needs another command than those after it.
             is_half_done = results[-1].is_interrupted and not options.overwrite
             left = loaded[len(results) - is_half_done :]
-            note_left(request, left, overwrite=options.overwrite)
-            say_what_is_left(request, len(left))
+            _note_left(request, left, overwrite=options.overwrite)
+            with _no_audience_needed(request):
+                say(f"{request.name}: {len(left)} config(s) left; to go on: {request.go_on}", err=True)
             code = request.exit_code
         leave(code)
     if code:
         sys.exit(code)
-
-
-def _running(kept: "Kept", *, inline: bool) -> Work:
-    from mllm_shapx.execution.run import run_config
-
-    def work(
-        config: LoadedConfig, options: RunOptions, reporter: ProgressReporter, request: StopRequest
-    ) -> StudyOutcome:
-        return run_config(config, options, reporter, inline=inline, request=request, kept=kept)
-
-    return work
 
 
 def _result(
@@ -141,15 +130,33 @@ def _result(
     return run_with_retries(work, config, options=options, again=again, request=request, tell=tell)
 
 
-def _print_outcome(outcome: StudyOutcome, config: LoadedConfig, request: StopRequest, show: Show) -> None:
-    for warning in outcome.warnings:
+def _show_result(
+    result: ConfigResult,
+    config: LoadedConfig,
+    request: StopRequest,
+    show: Show,
+    *,
+    events: Events | None,
+    alone: bool,
+) -> None:
+    found = result.found
+    if isinstance(found, ShapxError):
+        if events is not None:
+            events.write("error", **_item(config, result).to_json())
+        if alone:
+            raise found
+        say(f"error: {found}", err=True)
+        return
+    if events is not None:
+        said = {"warnings": found.warnings, "hints": found.hints}
+        events.write("outcome", config=str(config.path), **found.to_json(), **said)
+    for warning in found.warnings:
         say(f"warning: {warning}", err=True)
     if show.table:
-        _print_table(config, outcome.output_uri, show.mark)
-    if not show.as_json:
-        say(outcome.to_text(request.go_on))
-        for hint in outcome.hints:
-            say(hint)
+        _print_table(config, found.output_uri, show.mark)
+    if events is None:
+        for line in (found.to_text(request.go_on), *found.hints):
+            say(line)
 
 
 def _print_table(config: LoadedConfig, directory: str, column: str | None) -> None:
@@ -167,14 +174,6 @@ def _print_table(config: LoadedConfig, directory: str, column: str | None) -> No
     click.echo(results_table(directory, marks=marks, width=terminal_width(), color=color))
 
 
-def _write_outcome(events: Events, config: LoadedConfig, result: ConfigResult) -> None:
-    if isinstance(result.found, ShapxError):
-        events.write("error", **_item(config, result).to_json())
-    else:
-        content = {"config": str(config.path), **result.found.to_json()}
-        events.write("outcome", **content, warnings=result.found.warnings, hints=result.found.hints)
-
-
 def _print_summary(loaded: Sequence[LoadedConfig], results: Sequence[ConfigResult]) -> None:
     # After a signal, some configs may not have started.
     items = [_item(config, result) for config, result in zip(loaded, results, strict=False)]
@@ -188,3 +187,54 @@ def _item(config: LoadedConfig, result: ConfigResult) -> BatchItem:
     if isinstance(found, ShapxError):
         return replace(item, error=str(found))
     return replace(item, done=sum(found.done.values()), total=sum(found.total.values()))
+
+
+def _note_left(request: StopRequest, left: Sequence[LoadedConfig], *, overwrite: bool = False) -> None:
+    """Store the commands that continue with the remaining configs.
+
+    Args:
+        request: Stores the commands.
+        left: The remaining configs; the first one may be running.
+        overwrite: Whether to replace samples: a config that has not begun needs the option again.
+    """
+    request.begun = False
+    command = click.get_current_context().command.name
+    if command == "retry":
+        request.again = request.resume = _command(())
+    elif command == "rescore":
+        request.again = request.resume = _command(left)
+    else:
+        begun = left[:1] if overwrite else left
+        request.resume = _command(begun, verb="run", more=["--resume"])
+        request.again = _command(left, verb="run", more=["--overwrite"]) if overwrite else request.resume
+
+
+@contextlib.contextmanager
+def _no_audience_needed(request: StopRequest) -> Iterator[None]:
+    """After a signal, ignore a closed terminal or pipe: the signal decides the exit code."""
+    try:
+        yield
+    except OSError:
+        if request.signal is None:
+            raise
+
+
+def _command(configs: Sequence[LoadedConfig], *, verb: str = "", more: Sequence[str] = ()) -> str:
+    """Return the running command for these configs as a user would type it, with further options."""
+    context = click.get_current_context()
+    words = ["mllm-shapx", verb or str(context.command.name)]
+    for config in configs:
+        words += ["--config", str(config.path)]
+    words += more
+    for parameter in context.command.params:
+        name = str(parameter.name)
+        if name in _NOT_REPEATED or not is_given(context, name):
+            continue
+        value = context.params[name]
+        option = max(parameter.opts, key=len)
+        for item in value if isinstance(value, tuple) else (value,):
+            if isinstance(parameter, click.Argument):
+                words.append(str(item))
+            else:
+                words += [option] if item is True else [option, str(item)]
+    return shlex.join(words)

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
 from mllm_shapx.cli.group import main
-from mllm_shapx.cli.options import NODES, SHARD, SHARDS, with_configs
+from mllm_shapx.cli.options import NODES, SHARD, SHARDS, is_given, with_configs
 from mllm_shapx.cli.running import run
 from mllm_shapx.config.files import load_configs
 from mllm_shapx.errors import UsageError
-from mllm_shapx.terminal import say, whole
+from mllm_shapx.terminal import flag, number, say, whole
 
 _OWNED_BY_SLURM = {"named", "config_list", "more", "resume", "overwrite", "address", "nodes", *SHARD}
 """Options of `run` that the batch script sets itself."""
@@ -23,23 +22,15 @@ _OWNED_BY_SLURM = {"named", "config_list", "more", "resume", "overwrite", "addre
 @main.command()
 @with_configs
 @click.option("--time", required=True, metavar="LIMIT", help="Time limit, such as 12:00:00 or 2-00:00:00.")
-@click.option("--nodes", type=NODES, default=1, show_default=True, help="Nodes of the job.")
-@click.option(
-    "--gpus-per-node", type=whole(0, 64, "and no node has more"), default=0, show_default=True, help="GPUs."
-)
-@click.option(
-    "--cpus-per-node", type=whole(1, 4096, "and no node has more"), help="CPUs; 4 for each GPU by default."
-)
-@click.option(
-    "--array", "shards", type=SHARDS, help="Make a job array of so many shards, for `mllm-shapx merge`."
-)
-@click.option(
-    "--drain-before",
-    "drain_before_s",
-    type=whole(30, 65_535, "and Slurm takes no larger value"),
-    default=120,
-    show_default=True,
-    help="Seconds before the time limit at which the study drains and the job is requeued.",
+@number("--nodes", NODES, "Nodes of the job.", 1)
+@number("--gpus-per-node", whole(0, 64, "and no node has more"), "GPUs.", 0)
+@number("--cpus-per-node", whole(1, 4096, "and no node has more"), "CPUs; 4 for each GPU by default.")
+@number("--array shards", SHARDS, "Make a job array of so many shards, for `mllm-shapx merge`.")
+@number(
+    "--drain-before drain_before_s",
+    whole(30, 65_535, "and Slurm takes no larger value"),
+    "Seconds before the time limit at which the study drains and the job is requeued.",
+    120,
 )
 @click.option("--module", "modules", multiple=True, help="Environment module to load; may be repeated.")
 @click.option("--venv", help="Virtual environment to activate; the one of this command by default.")
@@ -47,9 +38,13 @@ _OWNED_BY_SLURM = {"named", "config_list", "more", "resume", "overwrite", "addre
 @click.option("--job-name", "name", help="Name of the job and its log; the config's by default.")
 @click.option("--sbatch", multiple=True, metavar="OPTION", help="Other option of sbatch; may be repeated.")
 @click.option(
-    "--run-options", default="", metavar="TEXT", help='Options of `run`, such as "--workers-per-gpu 2".'
+    "--run-options",
+    default="",
+    show_default=False,
+    metavar="TEXT",
+    help='Options of `run`, such as "--workers-per-gpu 2".',
 )
-@click.option("--submit", "submits", is_flag=True, help="Submit the script instead of printing it.")
+@flag("--submit submits", "Submit the script instead of printing it.")
 def slurm(
     configs: Sequence[Path],
     *,
@@ -84,8 +79,8 @@ def _run_words(text: str) -> tuple[str, ...]:
     """Return the words of --run-options, checked by `run`."""
     try:
         words = shlex.split(text)
-        with run.make_context("run", list(words), resilient_parsing=False) as context:
-            given = {name for name in context.params if _is_given(context, name)}
+        with run.make_context("run", list(words)) as context:
+            given = {name for name in context.params if is_given(context, name)}
     except (ValueError, click.UsageError) as error:
         said = error.format_message() if isinstance(error, click.UsageError) else error
         raise UsageError(f"--run-options {text!r}: {said}") from error
@@ -95,7 +90,3 @@ def _run_words(text: str) -> tuple[str, ...]:
             f"--run-options {text!r}: {names} cannot be given here, for the script sets it itself"
         )
     return tuple(words)
-
-
-def _is_given(context: click.Context, name: str) -> bool:
-    return context.get_parameter_source(name) == ParameterSource.COMMANDLINE

@@ -25,8 +25,7 @@ def read_template(written: str, path: Path) -> str:
     """
     text = written if is_template_text(written) else _read(path)
     if not is_template_text(text):
-        msg = f"{path} holds no chat template: there is no {{{{ or {{% in it"
-        raise ValueError(msg)
+        raise ValueError(f"{path} holds no chat template: there is no {{{{ or {{% in it")
     _parsed(text)
     return text
 
@@ -44,18 +43,14 @@ def template_variables(template: str) -> frozenset[str]:
 def _read(path: Path) -> str:
     try:
         if not path.is_file():
-            msg = f"there is no file {path}, and it is no template text: that holds {{{{ or {{%"
-            raise ValueError(msg)
+            raise ValueError(f"there is no file {path}, and it is no template text: that holds {{{{ or {{%")
         if path.stat().st_size > _LARGEST:
-            msg = f"{path} is no chat template: it is larger than {_LARGEST >> 20} MiB"
-            raise ValueError(msg)
+            raise ValueError(f"{path} is no chat template: it is larger than {_LARGEST >> 20} MiB")
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        msg = f"{path} is not UTF-8 text (byte {error.start})"
-        raise ValueError(msg) from None
+        raise ValueError(f"{path} is not UTF-8 text (byte {error.start})") from None
     except OSError as error:
-        msg = f"cannot read {path}: {error.strerror}"
-        raise ValueError(msg) from None
+        raise ValueError(f"cannot read {path}: {error.strerror}") from None
 
 
 def _parsed(text: str) -> Any:
@@ -66,11 +61,9 @@ def _parsed(text: str) -> Any:
         environment.from_string(text)
         return environment.parse(text)
     except TemplateSyntaxError as error:
-        msg = f"jinja cannot read the template: {error.message} (line {error.lineno})"
-        raise ValueError(msg) from None
+        raise ValueError(f"jinja cannot read the template: {error.message} (line {error.lineno})") from None
     except (TemplateError, RecursionError, SyntaxError) as error:
-        msg = f"jinja cannot read the template: {error}"
-        raise ValueError(msg) from None
+        raise ValueError(f"jinja cannot read the template: {error}") from None
 
 
 def _environment() -> Any:

@@ -11,14 +11,11 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from mllm_shapx.config.blocks import Block
+from mllm_shapx.config.findings import Finding, Place, dotted, is_within, problem
 from mllm_shapx.config.models import ExperimentSet
-from mllm_shapx.config.variants import HierarchicalConfig
+from mllm_shapx.config.variants import HierarchicalConfig, Variant
 from mllm_shapx.config.vocabulary import EXPLAINER_ALIASES
-from mllm_shapx.errors import Problem
 from mllm_shapx.plaintext import redacted
-
-Place = tuple[str | int, ...]
-"""Keys and list positions from the top of the file down."""
 
 _WANTED = {
     "int": "a whole number",
@@ -41,32 +38,22 @@ _BOUNDS = {
 }
 _LONGEST_QUOTE = 60
 _MOST_PLACES = 3
-_PLACEHOLDERS: dict[str, Any] = {
-    "experiment_set_id": "placeholder",
-    "experiments": [{"explainer_type": "exact"}],
-}
+_MOST_PASSES = 100
+"""A pass leaves out one value of each block at least."""
+_ANY_VARIANT = {"explainer_type": "exact"}
+_REQUIRED: dict[str, Any] = {"experiment_set_id": "placeholder", "experiments": [_ANY_VARIANT]}
+_ALIASES = {**HierarchicalConfig.aliases, **Variant.aliases}
 
 
-def dotted(place: Place) -> str:
-    """Return `place` for display: `experiments[2].fractions[0]`."""
-    text = ""
-    for part in place:
-        if isinstance(part, int):
-            text += f"[{part}]"
-        else:
-            text += f".{part}" if text else part
-    return text
-
-
-def diagnose(error: ValidationError, data: Mapping[str, Any]) -> list[tuple[Place, Problem]]:
+def diagnose(error: ValidationError, data: Mapping[str, Any]) -> list[Finding]:
     """Return one problem per refused place of `data`, in the file's order of blocks."""
     by_place: dict[Place, list[ErrorDetails]] = {}
     for details in error.errors(include_url=False):
         by_place.setdefault(_place(details, data), []).append(details)
     return [
-        (path, _problem(path, group))
+        _problem(path, group)
         for path, group in by_place.items()
-        if not (_only_follows(group) and any(_is_below(other, path) for other in by_place))
+        if not (_only_follows(group) and any(is_within(other, path) for other in by_place if other != path))
     ]
 
 
@@ -75,15 +62,33 @@ def usable_part(data: Mapping[str, Any]) -> tuple[ExperimentSet, set[Place]] | N
 
     Checks across keys run on it, so that their problems are listed together with the refused values.
     """
-    rest = deepcopy(dict(data))
-    broken: set[Place] = set()
-    for _ in range(_depth(rest) + len(ExperimentSet.model_fields)):
+    rest, broken = deepcopy(dict(data)), set[Place]()
+    for _ in range(_MOST_PASSES):
         try:
-            return ExperimentSet.model_validate(rest), broken
+            return ExperimentSet.model_validate({**_REQUIRED, **rest}), broken
         except ValidationError as error:
-            for details in error.errors(include_url=False):
-                broken.add(_leave_out(rest, _place(details, rest), missing=details["type"] == "missing"))
+            broken |= {_leave_out(rest, _place(details, rest)) for details in error.errors(include_url=False)}
     return None
+
+
+def _leave_out(data: dict[str, Any], place: Place) -> Place:
+    """Remove the key of a block or a variant that holds `place`; return the place of its field.
+
+    A list keeps its positions: a variant that is no object is replaced.
+    """
+    container: Any = data
+    part: Any
+    for depth, part in enumerate(place, start=1):
+        inner = container.get(part) if isinstance(container, dict) else container[part]
+        is_inside = depth < len(place) and isinstance(inner, dict | list)
+        if not is_inside or depth == (3 if place[0] == "experiments" else 2):
+            if isinstance(container, list):
+                container[part] = dict(_ANY_VARIANT)
+            else:
+                container.pop(part, None)
+            return (*place[: depth - 1], _ALIASES.get(part, part))
+        container = inner
+    return place
 
 
 def _place(details: ErrorDetails, data: Any) -> Place:
@@ -106,12 +111,7 @@ def _place(details: ErrorDetails, data: Any) -> Place:
 
 
 def _written_as(key: str | int, block: dict[str, Any]) -> str | int:
-    names = [alias for alias, name in HierarchicalConfig.aliases.items() if name == key and alias in block]
-    return names[0] if names else key
-
-
-def _is_below(path: Place, parent: Place) -> bool:
-    return len(path) > len(parent) and path[: len(parent)] == parent
+    return next((alias for alias, name in _ALIASES.items() if name == key and alias in block), key)
 
 
 def _only_follows(group: Sequence[ErrorDetails]) -> bool:
@@ -119,24 +119,23 @@ def _only_follows(group: Sequence[ErrorDetails]) -> bool:
     return all(details["type"] == "too_short" and details["input"] for details in group)
 
 
-def _problem(path: Place, group: Sequence[ErrorDetails]) -> Problem:
+def _problem(path: Place, group: Sequence[ErrorDetails]) -> Finding:
     first = group[0]
     kind = first["type"]
-    where = dotted(path)
     if kind == "extra_forbidden":
-        return Problem(where, f'unknown key "{path[-1]}"', _known_key_for(path))
+        return problem(path, f'unknown key "{path[-1]}"', _known_key_for(path))
     if kind == "missing":
-        return Problem(where, "is required and missing")
+        return problem(path, "is required and missing")
     if kind in {"wrong_key", "value_error"}:
-        return Problem(where, first["msg"].removeprefix("Value error, "))
+        return problem(path, first["msg"].removeprefix("Value error, "))
     if kind == "too_short":
-        return Problem(where, "must not be empty")
+        return problem(path, "must not be empty")
     names = [name for details in group for name in _allowed_names(details)]
     value = first["input"]
     if isinstance(value, str) and all(map(_allowed_names, group)):
-        return Problem(where, f"{_quoted(value)} is not known", _nearest_name(value, names))
+        return problem(path, f"{_quoted(value)} is not known", _nearest_name(value, names))
     wanted = " or ".join(dict.fromkeys(filter(None, map(_wanted, group)))) or first["msg"]
-    return Problem(where, f"found {_described(value)}, wanted {wanted}")
+    return problem(path, f"found {_described(value)}, wanted {wanted}")
 
 
 def _wanted(details: ErrorDetails) -> str:
@@ -175,42 +174,34 @@ def _closest(word: str, names: Sequence[str], cutoff: float = 0.6) -> str | None
 
 def _known_key_for(place: Place) -> str:
     key = str(place[-1])
-    block = _block_at(place[:-1])
-    known = [*block.model_fields, *block.also_accepted]
-    elsewhere = list(_blocks(ExperimentSet, ()))
-    homes = [home for home, other in elsewhere if key in other.model_fields]
+    blocks = list(_blocks(ExperimentSet, ""))
+    here = re.sub(r"\[\d+\]", "[]", dotted(place[:-1]))
+    block = next(block for home, block in blocks if home == here)
+    homes = [home for home, other in blocks if key in other.model_fields]
     hints = []
     if 0 < len(homes) <= _MOST_PLACES:
         hints.append("it belongs in " + " or ".join(map(_named, homes)))
-    close = _closest(key, known)
-    if close:
+    known = [*block.model_fields, *block.aliases, *block.also_accepted]
+    if close := _closest(key, known):
         hints.append(f'did you mean "{close}"?')
     if not hints:
-        keys = {name: home for home, other in reversed(elsewhere) for name in other.model_fields}
-        close = _closest(key, list(keys), cutoff=0.75)
-        hints += [f'the nearest known key is "{close}" in {_named(keys[close])}'] if close else []
+        keys = {name: home for home, other in reversed(blocks) for name in other.model_fields}
+        if close := _closest(key, list(keys), cutoff=0.75):
+            hints.append(f'the nearest known key is "{close}" in {_named(keys[close])}')
     return "; ".join(hints) or "known here: " + ", ".join(known)
 
 
-def _named(block: Place) -> str:
-    return f'"{dotted(block)}"' if block else "the top of the file"
+def _named(home: str) -> str:
+    return f'"{home}"' if home else "the top of the file"
 
 
-def _block_at(path: Place) -> type[Block]:
-    block: type[Block] = ExperimentSet
-    for part in path:
-        field = block.model_fields.get(part) if isinstance(part, str) else None
-        if field is not None:
-            block = next(_blocks_in(field.annotation), block)
-    return block
-
-
-def _blocks(block: type[Block], place: Place) -> Iterator[tuple[Place, type[Block]]]:
-    yield place, block
+def _blocks(block: type[Block], home: str) -> Iterator[tuple[str, type[Block]]]:
+    """Yield all blocks of a config with their places, lists without positions: `selection.filters[]`."""
+    yield home, block
     for key, field in block.model_fields.items():
         for inner in _blocks_in(field.annotation):
             in_list = "[]" if "tuple" in str(field.annotation) else ""
-            yield from _blocks(inner, (*place, key + in_list))
+            yield from _blocks(inner, f"{home}.{key}{in_list}".removeprefix("."))
 
 
 def _blocks_in(annotation: Any) -> Iterator[type[Block]]:
@@ -227,50 +218,12 @@ def _described(value: Any) -> str:
         return "an object"
     if isinstance(value, list | tuple):
         return "a list"
-    text = json.dumps(value)
-    return text if len(text) <= _LONGEST_QUOTE else text[:_LONGEST_QUOTE] + "…"
+    return _short(json.dumps(value))
 
 
 def _quoted(value: str) -> str:
-    value = redacted(value)
-    return json.dumps(
-        value if len(value) <= _LONGEST_QUOTE else value[:_LONGEST_QUOTE] + "…", ensure_ascii=False
-    )
+    return json.dumps(_short(redacted(value)), ensure_ascii=False)
 
 
-def _depth(value: Any) -> int:
-    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return 1 + max((_depth(item) for item in items), default=0)
-
-
-def _leave_out(data: dict[str, Any], place: Place, *, missing: bool) -> Place:
-    """Remove the value at `place` from `data`; return the place of the removed part.
-
-    A list keeps its positions: a refused item removes the whole list, but a refused variant is replaced.
-    Required keys are replaced too.
-    """
-    if missing and len(place) > 1:
-        place = place[:-1]
-    while place and place[0] not in _PLACEHOLDERS and isinstance(place[-1], int):
-        place = place[:-1]
-    if not place:
-        return place
-    if place[0] in _PLACEHOLDERS and all(isinstance(part, int) for part in place[1:]):
-        _put_placeholder(data, place)
-        return place
-    while isinstance(place[-1], int):
-        place = place[:-1]
-    parent: Any = data
-    for part in place[:-1]:
-        inside = isinstance(parent, dict | list) and (isinstance(parent, list) or part in parent)
-        parent = parent[part] if inside else {}
-    parent.pop(place[-1], None)
-    return place
-
-
-def _put_placeholder(data: dict[str, Any], place: Place) -> None:
-    key, item = str(place[0]), place[1:2]
-    if item and isinstance(data.get(key), list):
-        data[key][item[0]] = deepcopy(_PLACEHOLDERS[key][0])
-    else:
-        data[key] = deepcopy(_PLACEHOLDERS[key])
+def _short(text: str) -> str:
+    return text if len(text) <= _LONGEST_QUOTE else text[:_LONGEST_QUOTE] + "…"

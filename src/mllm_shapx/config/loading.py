@@ -4,8 +4,9 @@ import glob
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from pydantic import ValidationError
 
 from mllm_shapx.config import checks, diagnosis
 from mllm_shapx.config.chat_templates import is_template_text, read_template
+from mllm_shapx.config.findings import Finding, Place, dotted, problem, walk
 from mllm_shapx.config.models import ExperimentSet
 from mllm_shapx.config.paths import exists, expanded, matches, real
 from mllm_shapx.errors import ConfigError, Problem
@@ -55,15 +57,6 @@ class _Layer:
     data: dict[str, Any]
 
 
-class _Repeated(dict[str, Any]):
-    """A JSON object that also knows its repeated keys."""
-
-    def __init__(self, pairs: Sequence[tuple[str, Any]]) -> None:
-        super().__init__(pairs)
-        keys = [key for key, _ in pairs]
-        self.repeated = tuple(dict.fromkeys(key for key in keys if keys.count(key) > 1))
-
-
 def load_config(path: Path, text: str | None = None) -> LoadedConfig:
     """Read the config file at `path`; if `text` is given, it replaces the file's content.
 
@@ -78,11 +71,10 @@ def load_config(path: Path, text: str | None = None) -> LoadedConfig:
     _find_paths_of_bases(merged, layers)
     unread = _read_chat_template(merged, Path(path))
     experiment_set, found = _validate(merged)
-    found += unread
-    problems = [_with_origin(where, problem, layers) for where, problem in found]
+    problems = [_with_origin(finding, layers) for finding in (*found, *unread) if not finding.warning]
     if problems or experiment_set is None:
         raise ConfigError(str(path), problems)
-    warnings = tuple(str(finding.problem) for finding in checks.findings(experiment_set) if finding.warning)
+    warnings = tuple(str(finding.problem) for finding in found if finding.warning)
     return LoadedConfig(experiment_set, Path(path), warnings, merged)
 
 
@@ -105,182 +97,135 @@ def resolve_path(written: str, config_path: Path | None) -> Path:
 def schema() -> dict[str, Any]:
     """Return the JSON Schema of a config file without a base."""
     data = ExperimentSet.model_json_schema(mode="validation")
-    definitions = data["$defs"]
-    text = {"type": "string"}
     data["properties"] |= {
-        "base": {**text, "description": "File to inherit from, relative to this one; this file wins."},
-        "$schema": text,
+        "base": {
+            "type": "string",
+            "description": "File to inherit from, relative to this one; this file wins.",
+        },
+        "$schema": {"type": "string"},
     }
-    definitions["DatasetConfig"]["properties"]["use_parquet"] = {
+    data["$defs"]["DatasetConfig"]["properties"]["use_parquet"] = {
         "type": "boolean",
         "deprecated": True,
         "description": "Old name: true is source hf_parquet, false is hf_datasets.",
     }
-    hierarchical = definitions["HierarchicalConfig"]["properties"]
-    for alias, name in (
-        ("shap_fraction", "shap_fractions"),
-        ("first_layer_fraction", "first_layer_fractions"),
-    ):
-        hierarchical[alias] = hierarchical[name]
-    variant = definitions["Variant"]["properties"]
-    variant["fraction"] = variant["fractions"]
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **data}
 
 
-def _validate(
-    merged: dict[str, Any],
-) -> tuple[ExperimentSet | None, list[tuple[diagnosis.Place, Problem]]]:
+def _validate(merged: dict[str, Any]) -> tuple[ExperimentSet | None, list[Finding]]:
     try:
         experiment_set = ExperimentSet.model_validate(merged)
     except ValidationError as error:
         found = diagnosis.diagnose(error, merged)
-        usable = diagnosis.usable_part(merged)
-        if usable is not None:
+        if (usable := diagnosis.usable_part(merged)) is not None:
             rest, broken = usable
-            found += [
-                (finding.path, finding.problem)
-                for finding in checks.findings(rest)
-                if not finding.warning and not finding.depends_on(broken)
-            ]
+            found += [finding for finding in checks.findings(rest) if not finding.depends_on(broken)]
         return None, found
-    return experiment_set, [
-        (finding.path, finding.problem) for finding in checks.findings(experiment_set) if not finding.warning
-    ]
+    return experiment_set, list(checks.findings(experiment_set))
 
 
 def _layers(path: Path, text: str | None) -> list[_Layer]:
     """Return the file and its bases, the file first."""
     layers: list[_Layer] = []
-    chain: list[Path] = []
-    current: Path = path
+    current = path
     while True:
-        _refuse_cycle(path, chain, current)
-        chain.append(current)
-        data = _read(path, chain) if layers or text is None else _parse(path, text)
+        chain = [*(layer.path for layer in layers), current]
+        if real(current) in map(real, chain[:-1]):
+            message = f"the files inherit in a circle: {_shown(chain)}"
+            raise _refused(path, message, "remove one of the bases", where="base")
+        data = _parse(current, _read(path, chain) if layers or text is None else text)
         base = data.pop("base", None)
         data.pop("$schema", None)
         layers.append(_Layer(current, data))
         if base is None:
             return layers
         if not isinstance(base, str):
-            problem = Problem("base", "must name one file, as text in quotes")
-            raise ConfigError(str(current), [problem])
+            raise _refused(current, "must name one file, as text in quotes", where="base")
         try:
             current = current.parent / expanded(base)
         except ValueError as error:
-            raise ConfigError(str(current), [Problem("base", str(error))]) from None
+            raise _refused(current, str(error), where="base") from None
 
 
-def _refuse_cycle(path: Path, chain: Sequence[Path], current: Path) -> None:
-    if real(current) in [real(known) for known in chain]:
-        message = f"the files inherit in a circle: {_shown([*chain, current])}"
-        raise ConfigError(str(path), [Problem("base", message, "remove one of the bases")])
+def _refused(path: Path, message: str, fix: str = "", *, where: str = "") -> ConfigError:
+    return ConfigError(str(path), [Problem(where, message, fix)])
 
 
 def _shown(chain: Sequence[Path]) -> str:
     return " -> ".join(os.path.normpath(path) for path in chain)
 
 
-def _read(path: Path, chain: Sequence[Path]) -> dict[str, Any]:
-    current = chain[-1]
-    where = "" if len(chain) == 1 else "base"
-    inherited = "" if len(chain) == 1 else f", inherited by {_shown(chain)}"
+def _read(path: Path, chain: Sequence[Path]) -> str:
+    """Return the text of the last file of `chain`, by which `path` inherits from it."""
+    current, where, inherited = chain[-1], "", ""
+    if len(chain) > 1:
+        where, inherited = "base", f", inherited by {_shown(chain)}"
     try:
         with current.open("rb") as stream:
             content = stream.read(MOST_BYTES + 1)
         text = content.decode("utf-8-sig")
     except FileNotFoundError:
-        message = f"there is no file {os.path.normpath(current)}{inherited}"
-        raise ConfigError(str(path), [Problem(where, message)]) from None
+        raise _refused(path, f"there is no file {_shown([current])}{inherited}", where=where) from None
     except OSError as error:
-        message = f"cannot read {os.path.normpath(current)}{inherited}: {error.strerror}"
-        raise ConfigError(str(path), [Problem(where, message)]) from None
+        message = f"cannot read {_shown([current])}{inherited}: {error.strerror}"
+        raise _refused(path, message, where=where) from None
     except UnicodeDecodeError as error:
-        message = f"is not UTF-8 text (byte {error.start})"
-        raise ConfigError(str(current), [Problem("", message)]) from None
+        raise _refused(current, f"is not UTF-8 text (byte {error.start})") from None
     if len(content) > MOST_BYTES:
-        message = f"is larger than {MOST_BYTES >> 20} MB, which is no config"
-        raise ConfigError(str(current), [Problem("", message)])
-    return _parse(current, text)
+        raise _refused(current, f"is larger than {MOST_BYTES >> 20} MB, which is no config")
+    return text
 
 
 def _parse(path: Path, text: str) -> dict[str, Any]:
+    repeated: list[tuple[dict[str, Any], str]] = []
+
+    def as_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        data = dict(pairs)
+        repeated.extend((data, key) for key, times in Counter(key for key, _ in pairs).items() if times > 1)
+        return data
+
     try:
         data = json.loads(
-            text,
-            object_pairs_hook=_Repeated,
-            parse_constant=_refuse_constant,
-            parse_float=_finite,
+            text, object_pairs_hook=as_dict, parse_constant=_refuse_constant, parse_float=_finite
         )
     except json.JSONDecodeError as error:
         message = f"is not JSON: {error.msg} at line {error.lineno}, column {error.colno}"
-        raise ConfigError(str(path), [Problem("", message, _json_hint(text, error))]) from None
+        raise _refused(path, message, _json_hint(text, error)) from None
     except RecursionError:
-        raise ConfigError(str(path), [_TOO_DEEP]) from None
+        raise _refused(path, _TOO_DEEP) from None
     except ValueError as error:
-        raise ConfigError(str(path), [Problem("", f"is not JSON: {error}")]) from None
+        raise _refused(path, f"is not JSON: {error}") from None
     if not isinstance(data, dict):
-        raise ConfigError(str(path), [Problem("", "must be one JSON object {...}")])
-    if is_deeper(data, DEEPEST):
-        raise ConfigError(str(path), [_TOO_DEEP])
-    broken = [
-        Problem(diagnosis.dotted(where), "holds half of a surrogate pair, which is no character", "remove it")
-        for where in _broken_texts(data, ())
-    ]
-    if broken:
-        raise ConfigError(str(path), broken)
-    repeated = [
-        Problem(diagnosis.dotted(where), "is written more than once", "keep one")
-        for where in _repeated(data, ())
-    ]
-    if repeated:
-        raise ConfigError(str(path), repeated)
+        raise _refused(path, "must be one JSON object {...}")
+    if any(len(place) > DEEPEST for place, _ in walk(data)):
+        raise _refused(path, _TOO_DEEP)
+    broken = [place for place, value in walk(data) if _is_broken(value) or _is_broken((*place, "")[-1])]
+    twice = [(*place, key) for place, value in walk(data) for found, key in repeated if found is value]
+    for places, message, fix in (
+        (broken, "holds half of a surrogate pair, which is no character", "remove it"),
+        (twice, "is written more than once", "keep one"),
+    ):
+        if places:
+            raise ConfigError(str(path), [Problem(dotted(place), message, fix) for place in places])
     return data
 
 
-_TOO_DEEP = Problem("", f"is nested too deeply to be a config: at most {DEEPEST} levels")
+_TOO_DEEP = f"is nested too deeply to be a config: at most {DEEPEST} levels"
 
 
-def is_deeper(data: Any, most: int) -> bool:
-    """Return whether objects and lists are nested deeper than `most` levels."""
-    level = [data]
-    for _ in range(most + 1):
-        level = [
-            item
-            for value in level
-            if isinstance(value, dict | list)
-            for item in (value.values() if isinstance(value, dict) else value)
-        ]
-    return bool(level)
-
-
-def _broken_texts(value: Any, where: diagnosis.Place) -> list[diagnosis.Place]:
-    """Return the places of texts, keys included, with half of a surrogate pair."""
-    if isinstance(value, str):
-        return [where] if _is_broken(value) else []
-    if isinstance(value, dict):
-        keys = [(*where, key) for key in value if _is_broken(key)]
-        return keys + [place for key, item in value.items() for place in _broken_texts(item, (*where, key))]
-    if isinstance(value, list):
-        return [place for index, item in enumerate(value) for place in _broken_texts(item, (*where, index))]
-    return []
-
-
-def _is_broken(text: str) -> bool:
-    return any("\ud800" <= character <= "\udfff" for character in text)
+def _is_broken(value: Any) -> bool:
+    return isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def _finite(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
-        msg = f"the number {text[:30]} is too large"
-        raise ValueError(msg)
+        raise ValueError(f"the number {text[:30]} is too large")
     return number
 
 
 def _refuse_constant(name: str) -> None:
-    msg = f"{name} is no JSON number"
-    raise ValueError(msg)
+    raise ValueError(f"{name} is no JSON number")
 
 
 def _json_hint(text: str, error: json.JSONDecodeError) -> str:
@@ -296,33 +241,13 @@ def _json_hint(text: str, error: json.JSONDecodeError) -> str:
     return ""
 
 
-def _repeated(value: Any, where: diagnosis.Place) -> list[diagnosis.Place]:
-    found: list[diagnosis.Place] = []
-    if isinstance(value, _Repeated):
-        found += [(*where, key) for key in value.repeated]
-        for key, item in value.items():
-            found += _repeated(item, (*where, key))
-    elif isinstance(value, list):
-        for index, item in enumerate(value):
-            found += _repeated(item, (*where, index))
-    return found
-
-
-def _merge(base: Mapping[str, Any], child: Mapping[str, Any]) -> dict[str, Any]:
+def _merge(base: dict[str, Any], child: dict[str, Any]) -> dict[str, Any]:
     """Return `base` updated by `child`: objects are merged, other values replaced."""
     merged = dict(base)
     for key, value in child.items():
         below = base.get(key)
-        merged[key] = (
-            _merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else _plain(value)
-        )
+        merged[key] = _merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
     return merged
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list) else value
 
 
 def _find_paths_of_bases(merged: dict[str, Any], layers: Sequence[_Layer]) -> None:
@@ -345,7 +270,7 @@ def _find_paths_of_bases(merged: dict[str, Any], layers: Sequence[_Layer]) -> No
             merged[block] = {**merged[block], key: os.path.relpath(beside, folder)}
 
 
-def _read_chat_template(merged: dict[str, Any], path: Path) -> list[tuple[diagnosis.Place, Problem]]:
+def _read_chat_template(merged: dict[str, Any], path: Path) -> list[Finding]:
     """Replace the path of the chat template by the file's content; return its problems."""
     block, key = _TEMPLATE
     options = merged.get(block)
@@ -356,8 +281,7 @@ def _read_chat_template(merged: dict[str, Any], path: Path) -> list[tuple[diagno
         at = Path() if is_template_text(written) else resolve_path(written, path)
         merged[block] = {**options, key: read_template(written, at)}
     except (ValueError, OSError) as error:
-        fix = "give the path of a jinja file, or the template's text"
-        return [(_TEMPLATE, Problem(diagnosis.dotted(_TEMPLATE), str(error), fix))]
+        return [problem(_TEMPLATE, str(error), "give the path of a jinja file, or the template's text")]
     return []
 
 
@@ -365,21 +289,21 @@ def _exists(path: Path) -> bool:
     return exists(path) or (glob.has_magic(str(path)) and next(matches(path), None) is not None)
 
 
-def _with_origin(where: diagnosis.Place, problem: Problem, layers: Sequence[_Layer]) -> Problem:
-    """Add the file's name to an inherited problem."""
-    origin = _origin(where, layers)
+def _with_origin(finding: Finding, layers: Sequence[_Layer]) -> Problem:
+    """Return a problem; an inherited one with the file's name."""
+    origin = _origin(finding.path, layers)
     if origin is layers[0]:
-        return problem
+        return finding.problem
     shown = os.path.relpath(origin.path, layers[0].path.parent)
-    return Problem(problem.path, f"{problem.message} [inherited from {shown}]", problem.fix)
+    return replace(finding.problem, message=f"{finding.problem.message} [inherited from {shown}]")
 
 
-def _origin(where: diagnosis.Place, layers: Sequence[_Layer]) -> _Layer:
+def _origin(where: Place, layers: Sequence[_Layer]) -> _Layer:
     """Return the origin of the value at `where`: the nearest file that has it, or most of its path."""
     return max(layers, key=lambda layer: _depth_of(where, layer.data))
 
 
-def _depth_of(where: diagnosis.Place, data: Any) -> int:
+def _depth_of(where: Place, data: Any) -> int:
     for depth, part in enumerate(where):
         present = (isinstance(data, dict) and part in data) or (
             isinstance(data, list) and isinstance(part, int) and part < len(data)

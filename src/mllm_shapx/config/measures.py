@@ -1,5 +1,6 @@
 """A run's further measures (faithfulness curves, interactions of players), and when its sampling may stop."""
 
+from math import comb
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -17,6 +18,19 @@ class FaithfulnessConfig(Block):
     """Equal steps from no player to all; rows with fewer players take one step per player."""
     random: Annotated[int, Field(ge=1), AtMost(1000, "for each random order asks for a curve")] = 5
     """Random orders for comparison."""
+
+    def kept_counts(self, num_players: int) -> tuple[int, ...]:
+        """Return the players kept at each point of a curve: from 0 to all, in equal steps."""
+        steps = min(self.steps, num_players)
+        return (0, *((2 * step * num_players + steps) // (2 * steps) for step in range(1, steps + 1)))
+
+    def coalitions(self, num_players: int) -> int:
+        """Return the most coalitions that the curves need besides the empty and the grand one."""
+        orders = self.random + 2  # deletion and insertion of the explained order
+        inner = self.kept_counts(num_players)[1:-1]
+        if orders <= num_players:  # each step has as many coalitions at least
+            return orders * len(inner)
+        return sum(min(orders, comb(num_players, kept)) for kept in inner)
 
 
 class InteractionsConfig(Block):

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from mllm_shapx.config.models import ChatConfig, ConnectorKwargs, GenerationBlock
+from mllm_shapx.config.models import ChatConfig, ConnectorKwargs
+from mllm_shapx.config.scoring import GenerationBlock
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,52 +6,26 @@ of `experiments`, `config.checks` the checks across keys.
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Field, JsonValue, model_validator
+from pydantic import AfterValidator, Field, JsonValue
 
-from mllm_shapx.config import servers
+from mllm_shapx.config import servers, values
 from mllm_shapx.config.blocks import Block, wrong_key
 from mllm_shapx.config.measures import FaithfulnessConfig
 from mllm_shapx.config.paths import location
-from mllm_shapx.config.scoring import ShapConfig
-from mllm_shapx.config.values import (
-    MOST_ROWS,
-    AtMost,
-    BatchSize,
-    Concurrency,
-    Connector,
-    Device,
-    GgufFile,
-    MaxLength,
-    Name,
-    NewTokens,
-    PathSegment,
-    Players,
-    Rows,
-    ServerGpus,
-    TableRows,
-    Temperature,
-    Timeout,
-    TopK,
-    WindowMs,
-    WrittenPath,
-)
+from mllm_shapx.config.scoring import EmbeddingBlock, GenerationBlock, ShapConfig
+from mllm_shapx.config.values import ListOf, Name, Players, Rows, WrittenPath
 from mllm_shapx.config.variants import Variant
-from mllm_shapx.config.vocabulary import (
-    DEFAULT_MODELS,
-    FilterOp,
-    InputModality,
-    OutputModality,
-)
+from mllm_shapx.config.vocabulary import DEFAULT_MODELS, FilterOp, InputModality, OutputModality
 
 
 class OwnServer(Block):
     """A server that each worker starts for itself."""
 
-    command: Annotated[tuple[str, ...], Field(strict=False), AfterValidator(servers.command)]
+    command: Annotated[ListOf[str], AfterValidator(servers.command)]
     """Program and arguments; `{port}`, `{host}` and `{model_id}` are filled in."""
-    gpus: ServerGpus = 0.0
+    gpus: values.ServerGpus = 0.0
     """GPUs of one worker and its server."""
-    start_s: Timeout | None = None
+    start_s: values.Timeout | None = None
     """Seconds that it may take to become healthy; 600 when null."""
 
 
@@ -63,7 +37,7 @@ class ConnectorKwargs(Block):
     revision: Name | None = None
     """Hub commit; ignored for a local directory."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    batch_size: BatchSize | Literal["auto"] = "auto"
+    batch_size: values.BatchSize | Literal["auto"] = "auto"
     """Prompts answered in one forward pass."""
     attn_implementation: Name | None = None
     chat_template: str | None = None
@@ -78,7 +52,7 @@ class ConnectorKwargs(Block):
     """PEFT adapter on the model: hub id or local directory."""
     trust_remote_code: bool = False
     """Whether to run code from the model's repository."""
-    gguf_file: GgufFile | None = None
+    gguf_file: values.GgufFile | None = None
     """Name of the GGUF file to load, inside the model's directory or repository."""
     base_url: Annotated[Name, AfterValidator(servers.base_url)] | None = None
     """Address of an OpenAI-compatible server, for example http://localhost:8000/v1; `openai` only."""
@@ -86,9 +60,9 @@ class ConnectorKwargs(Block):
     """NAME of the environment variable that holds the server's key."""
     headers_env: Annotated[dict[str, str], AfterValidator(servers.header_variables)] | None = None
     """HTTP header -> NAME of the environment variable that holds its value."""
-    max_concurrency: Concurrency | None = None
+    max_concurrency: values.Concurrency | None = None
     """Maximum number of requests in flight; 256 when null."""
-    timeout_s: Timeout | None = None
+    timeout_s: values.Timeout | None = None
     """Seconds that the server may take for one answer; 300 when null."""
     extra_body: Annotated[dict[str, JsonValue], AfterValidator(servers.extra_body)] | None = None
     """Further keys of each request."""
@@ -97,21 +71,9 @@ class ConnectorKwargs(Block):
 
     also_accepted: ClassVar[tuple[str, ...]] = servers.OLD_KEYS
 
-    @model_validator(mode="before")
     @classmethod
-    def _keys_of_servers(cls, data: Any) -> Any:
-        if not isinstance(data, dict):
-            return data
-        if (key := servers.secret_key(data)) is not None:
-            message = (
-                "is not taken: configs are copied into the results; put the secret into a variable of the "
-                "environment and its name into api_key_env, or into headers_env for a header"
-            )
-            raise wrong_key(key, message)
-        try:
-            return servers.without_old_keys(data)
-        except servers.KeyFault as fault:
-            raise wrong_key(fault.key, fault.message) from None
+    def _without_old_keys(cls, data: dict[str, Any]) -> dict[str, Any]:
+        return servers.without_old_keys(data)
 
     @property
     def loading_settings(self) -> dict[str, Any]:
@@ -123,16 +85,8 @@ class ConnectorKwargs(Block):
     @property
     def chat_settings(self) -> dict[str, Any]:
         """Return the keys that decide prompts and the answers' texts; only those set."""
-        settings: dict[str, Any] = {}
-        if self.chat_template is not None:
-            settings["chat_template"] = self.chat_template
-        if self.chat_template_kwargs:
-            settings["chat_template_kwargs"] = self.chat_template_kwargs
-        if self.strip_reasoning:
-            settings["strip_reasoning"] = True
-        if self.extra_body:
-            settings["extra_body"] = self.extra_body
-        return settings
+        keys = ("chat_template", "chat_template_kwargs", "strip_reasoning", "extra_body")
+        return {key: value for key in keys if (value := getattr(self, key)) not in (None, False, {})}
 
 
 class ColumnMapping(Block):
@@ -163,17 +117,15 @@ class DatasetConfig(Block):
 
     also_accepted: ClassVar[tuple[str, ...]] = ("use_parquet",)
 
-    @model_validator(mode="before")
     @classmethod
-    def _legacy_use_parquet(cls, data: Any) -> Any:
-        if not isinstance(data, dict) or "use_parquet" not in data:
+    def _without_old_keys(cls, data: dict[str, Any]) -> dict[str, Any]:
+        if "use_parquet" not in data:
             return data
-        rest = {key: value for key, value in data.items() if key != "use_parquet"}
-        use_parquet = data["use_parquet"]
+        rest = dict(data)
+        use_parquet = rest.pop("use_parquet")
         if not isinstance(use_parquet, bool):
             raise wrong_key("use_parquet", "must be true or false")
-        rest.setdefault("source", "hf_parquet" if use_parquet else "hf_datasets")
-        return rest
+        return {"source": "hf_parquet" if use_parquet else "hf_datasets", **rest}
 
     @property
     def is_local(self) -> bool:
@@ -192,15 +144,15 @@ class RowFilter(Block):
 class SelectionConfig(Block):
     """The rows to explain, and their order."""
 
-    start_index: Annotated[int, Field(ge=0), MOST_ROWS] = 0
+    start_index: Annotated[int, Field(ge=0), values.MOST_ROWS] = 0
     max_samples: Rows | None = None
-    shuffle_seed: Annotated[int, Field(ge=0, lt=2**32)] | None = 0
+    shuffle_seed: values.Seed | None = 0
     """Seed of the row order; null keeps file order."""
     min_prompt_tokens: Players | None = None
     max_prompt_tokens: Players | None = None
     """Bounds on the players of a row; text input only."""
-    filters: Annotated[tuple[RowFilter, ...], Field(strict=False)] = ()
-    balanced_token_counts: Annotated[tuple[Players, ...], Field(strict=False, min_length=1)] | None = None
+    filters: ListOf[RowFilter] = ()
+    balanced_token_counts: Annotated[ListOf[Players], Field(min_length=1)] | None = None
     samples_per_token_count: Rows | None = None
     allow_partial_token_count_buckets: bool = False
 
@@ -215,24 +167,6 @@ class ModalityConfig(Block):
     def has_audio_input(self) -> bool:
         """Whether any piece of the prompt is a recording."""
         return self.input_modality != "text"
-
-
-class GenerationBlock(Block):
-    """The decoding of answers."""
-
-    max_new_tokens: NewTokens = 32
-    text_temperature: Temperature = 0.2
-    """0 decodes greedily."""
-    text_top_k: TopK | None = None
-    audio_temperature: Temperature | None = None
-    audio_top_k: TopK | None = None
-    reuse_sampled_answers: bool = False
-    """With a temperature above 0, let runs share answers; this correlates their errors."""
-
-    @property
-    def is_greedy(self) -> bool:
-        """Whether the same prompt always gets the same answer."""
-        return self.text_temperature == 0.0 and not self.audio_temperature
 
 
 class ChatConfig(Block):
@@ -250,31 +184,12 @@ class AudioSegmentation(Block):
     """The cutting of a recording into players."""
 
     method: Literal["raw", "sgpa"] = "raw"
-    window_ms: WindowMs = 80.0
+    window_ms: values.WindowMs = 80.0
     """Length of a `raw` window; 80 ms is one LFM2-Audio input frame."""
     aligner_device: Name | None = None
 
 
-class EmbeddingSettings(Block):
-    """The settings of an external encoder."""
-
-    revision: Name | None = None
-    max_length: MaxLength = 64
-    """Maximum tokens of an answer that the encoder reads."""
-    batch_size: BatchSize = 64
-    l2_normalize: bool = True
-    local_files_only: bool = False
-    device: Device = None
-
-
-class EmbeddingBlock(EmbeddingSettings):
-    """External encoder for the embedding similarities, as written."""
-
-    model_id: WrittenPath | None = None
-    """Hub id or local directory; null for the explained model's own states."""
-
-
-class EmbeddingConfig(EmbeddingSettings):
+class EmbeddingConfig(EmbeddingBlock):
     """External encoder of one run, with the variant's overrides."""
 
     model_id: str
@@ -286,7 +201,7 @@ class TrackingBlock(Block):
     enabled: bool = True
     upload_samples: bool = False
     """Whether to upload the files of `samples/` at the end of a run."""
-    table_rows: TableRows = 100
+    table_rows: values.TableRows = 100
     """Samples in the table of prompts, with their recordings; 0 for no table."""
 
 
@@ -297,7 +212,7 @@ class WandbConfig(TrackingBlock):
     entity: Name | None = None
     group: Name | None = None
     mode: Literal["online", "offline", "disabled"] = "online"
-    tags: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    tags: ListOf[str] = ()
 
 
 class MlflowConfig(TrackingBlock):
@@ -310,7 +225,7 @@ class MlflowConfig(TrackingBlock):
     """Whether the runs get one parent run, named after the experiment set."""
     system_metrics_enabled: bool = False
     """Whether MLflow records the load of the driver's machine."""
-    tags: dict[str, str | int | float | bool] | Annotated[tuple[str, ...], Field(strict=False)] = ()
+    tags: dict[str, str | int | float | bool] | ListOf[str] = ()
 
 
 class RuntimeConfig(Block):
@@ -320,10 +235,10 @@ class RuntimeConfig(Block):
     progress_bar: bool = True
     gc_after_each_sample: bool = False
     cuda_empty_cache: bool = False
-    gc_interval: Annotated[int, Field(ge=0), MOST_ROWS] | None = None
+    gc_interval: Annotated[int, Field(ge=0), values.MOST_ROWS] | None = None
     """Rows that a worker finishes between two garbage collections; 0 or null for Python's own."""
     n_generator_jobs: (
-        Annotated[int, Field(ge=-1), AtMost(65_536, "and no machine has as many cores")] | None
+        Annotated[int, Field(ge=-1), values.AtMost(65_536, "and no machine has as many cores")] | None
     ) = None
     """Accepted for old configs; the command line decides the number of workers."""
 
@@ -331,12 +246,12 @@ class RuntimeConfig(Block):
 class ExperimentSet(Block):
     """One config file: a model, rows, and the explainers to run on them."""
 
-    experiment_set_id: PathSegment
+    experiment_set_id: values.PathSegment
     output_root: Annotated[str, AfterValidator(location)] = "experiments_output"
     """Directory or any fsspec URI, `~` expanded; relative to the working directory."""
-    connector: Connector = "liquid_audio"
+    connector: values.Connector = "liquid_audio"
     connector_kwargs: ConnectorKwargs = ConnectorKwargs()
-    device: Device = None
+    device: values.Device = None
     """Null for the best device of the machine."""
     dataset: DatasetConfig = DatasetConfig()
     selection: SelectionConfig = SelectionConfig()
@@ -351,7 +266,7 @@ class ExperimentSet(Block):
     wandb: WandbConfig = WandbConfig()
     mlflow: MlflowConfig | None = None
     runtime: RuntimeConfig = RuntimeConfig()
-    experiments: Annotated[tuple[Variant, ...], Field(strict=False, min_length=1)]
+    experiments: Annotated[ListOf[Variant], Field(min_length=1)]
 
     also_accepted: ClassVar[tuple[str, ...]] = ("base", "$schema")
 

@@ -39,11 +39,10 @@ def expanded(written: str) -> Path:
     if len(os.fsencode(text)) > LONGEST_PATH or any(
         len(os.fsencode(part)) > LONGEST_NAME for part in text.split("/")
     ):
-        msg = (
+        raise ValueError(
             f"{_short(written)} is too long for a path: a name takes at most {LONGEST_NAME} bytes, "
             f"a path {LONGEST_PATH}"
         )
-        raise ValueError(msg)
     return Path(text)
 
 
@@ -107,8 +106,9 @@ def _home(text: str) -> str:
     found = os.path.expanduser(text)  # noqa: PTH111 -- the RuntimeError of Path.expanduser names no user
     if found.startswith("~"):
         user = text.partition("/")[0]
-        msg = f"{_short(text)} begins with {_short(user)}, and there is no such user; write the path in full"
-        raise ValueError(msg)
+        raise ValueError(
+            f"{_short(text)} begins with {_short(user)}, and there is no such user; write the path in full"
+        )
     return found
 
 

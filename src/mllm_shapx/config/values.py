@@ -1,9 +1,10 @@
 """Types of the config's values: their limits, and the messages for wrong values."""
 
 import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field, GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
@@ -12,12 +13,12 @@ from mllm_shapx.config import servers
 from mllm_shapx.config.paths import location, name_fault
 from mllm_shapx.config.vocabulary import (
     EXPLAINER_ALIASES,
+    VALUE_FUNCTION_ALIASES,
     ConnectorName,
     EmbeddingMode,
     ExplainerType,
     OtherFlatType,
     ShapleyType,
-    TypeAlias,
     ValueFunctionName,
     canonical_value_function,
 )
@@ -30,11 +31,11 @@ _DEVICE = re.compile(r"cuda(:\d+)?|cpu|mps")
 
 def _path_segment(value: str) -> str:
     if not _SEGMENT.fullmatch(value) or value in {".", ".."}:
-        msg = f'"{value}" must be one path segment: letters, digits and . _ - only'
-        raise ValueError(msg)
+        raise ValueError(f'"{value}" must be one path segment: letters, digits and . _ - only')
     if len(value) > _LONGEST_SEGMENT:
-        msg = f"is a directory's name and takes at most {_LONGEST_SEGMENT} characters, not {len(value)}"
-        raise ValueError(msg)
+        raise ValueError(
+            f"is a directory's name and takes at most {_LONGEST_SEGMENT} characters, not {len(value)}"
+        )
     return value
 
 
@@ -49,13 +50,14 @@ def _connector(value: Any) -> Any:
     return servers.CONNECTOR_ALIASES.get(value, value) if isinstance(value, str) else value
 
 
-def _upper(value: Any) -> Any:
+def upper(value: Any) -> Any:
+    """Return a text in capitals; another value unchanged."""
     return value.upper() if isinstance(value, str) else value
 
 
-def _as_list(value: Any) -> Any:
-    """Turn a single number into a list of one: `"ks": 10` is `"ks": [10]`."""
-    return [value] if isinstance(value, int | float) and not isinstance(value, bool) else value
+def _shown(number: float) -> str:
+    text = str(number)
+    return text if len(text) <= _LONGEST_NUMBER else f"{text[:_LONGEST_NUMBER]}…"
 
 
 @dataclass(frozen=True)
@@ -76,17 +78,29 @@ class AtMost:
 
     def _check[Value: float](self, value: Value) -> Value:
         if value > self.most:
-            text = str(value)
-            found = text if len(text) <= _LONGEST_NUMBER else f"{text[:_LONGEST_NUMBER]}…"
-            msg = f"{found} is too large: at most {self.most:,}, {self.why}"
-            raise ValueError(msg)
+            raise ValueError(f"{_shown(value)} is too large: at most {self.most:,}, {self.why}")
         return value
+
+
+class _OneOrMore:
+    """Turns a single number into a list of one: `"ks": 10` is `"ks": [10]`."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_before_validator_function(self._listed, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        found = handler(schema)
+        return {"anyOf": [found, found["items"], {"type": "null"}]}
+
+    def _listed(self, value: Any) -> Any:
+        return [value] if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
 def _num_samples(value: int) -> int:
     if value != -1 and value < 1:
-        msg = f"{str(value)[:_LONGEST_NUMBER]} must be at least 1, or -1 for the estimator's floor"
-        raise ValueError(msg)
+        raise ValueError(f"{_shown(value)} must be at least 1, or -1 for the estimator's floor")
     return value
 
 
@@ -104,34 +118,42 @@ def _path(value: str) -> str:
     return value
 
 
+def _none_of(*names: str) -> PydanticCustomError:
+    expected = ", ".join(f"'{name}'" for name in names)
+    return PydanticCustomError("unknown_name", "must be one of {expected}", {"expected": expected})
+
+
 def _flat_type_as_written(value: Any) -> Any:
-    allowed = get_args(ShapleyType)
     if canonical_type(value) in get_args(OtherFlatType):
-        msg = f'"{value}" gives no shares of a whole, which "hierarchical" divides; take a Shapley type'
-        raise ValueError(msg)
-    if canonical_type(value) not in allowed:
-        expected = ", ".join(f"'{name}'" for name in allowed)
-        raise PydanticCustomError("unknown_name", "must be one of {expected}", {"expected": expected})
+        raise ValueError(
+            f'"{value}" gives no shares of a whole, which "hierarchical" divides; take a Shapley type'
+        )
+    if canonical_type(value) not in get_args(ShapleyType):
+        raise _none_of(*get_args(ShapleyType))
     return value
 
 
 def _gguf_file(value: str) -> str:
     path = PurePosixPath(value)
     if path.suffix != ".gguf" or path.is_absolute() or ".." in path.parts:
-        msg = f'"{value}" must be the name of a *.gguf file inside the model\'s directory or repository'
-        raise ValueError(msg)
+        raise ValueError(
+            f'"{value}" must be the name of a *.gguf file inside the model\'s directory or repository'
+        )
     return value
 
 
-def _device(value: Any) -> Any:
-    return None if value == "auto" else value
-
-
-def _known_device(value: str | None) -> str | None:
-    if value is not None and not _DEVICE.fullmatch(value):
-        expected = "'cuda', 'cpu', 'mps', 'auto'"
-        raise PydanticCustomError("unknown_name", "must be one of {expected}", {"expected": expected})
+def _device(value: str | None) -> str | None:
+    if value is None or value == "auto":
+        return None
+    if not _DEVICE.fullmatch(value):
+        raise _none_of("cuda", "cpu", "mps", "auto")
     return value
+
+
+def _before(change: Callable[[Any], Any], names: Any, aliases: Iterable[str] = ()) -> BeforeValidator:
+    """Return the validator of a name that `change` makes of what is written: a name or an alias."""
+    written = names | Literal[*aliases] if aliases else names
+    return BeforeValidator(change, json_schema_input_type=written)
 
 
 Name = Annotated[str, AfterValidator(_name)]
@@ -140,18 +162,12 @@ WrittenPath = Annotated[str, AfterValidator(_path)]
 """A path, hub id or URI; expanded at its use."""
 GgufFile = Annotated[str, AfterValidator(_gguf_file)]
 PathSegment = Annotated[str, AfterValidator(_path_segment)]
-Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
-MinFraction = Annotated[float, Field(ge=0.0, le=1.0)]
-LinearFactor = Annotated[float, Field(gt=0.0, le=10.0)]
-NumSamples = Annotated[
-    int,
-    AfterValidator(_num_samples),
-    AtMost(1 << 24, "for a game of more than 2^24 coalitions is refused"),
-]
+Device = Annotated[str | None, AfterValidator(_device)]
+
 MOST_PLAYERS = AtMost(1_000_000, "and no row has as many players")
 MOST_ROWS = AtMost(1_000_000_000, "and no dataset that is taken has as many rows")
-GroupSize = Annotated[int, Field(ge=2), MOST_PLAYERS]
 Players = Annotated[int, Field(ge=1), MOST_PLAYERS]
+GroupSize = Annotated[int, Field(ge=2), MOST_PLAYERS]
 Rows = Annotated[int, Field(ge=1), MOST_ROWS]
 BatchSize = Annotated[
     int, Field(ge=1), AtMost(65_536, "for one forward pass holds the whole batch in memory")
@@ -163,64 +179,30 @@ TableRows = Annotated[int, Field(ge=0), AtMost(10_000, "for a table of more rows
 Temperature = Annotated[float, Field(ge=0.0), AtMost(100.0, "from where on answers are noise")]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 WindowMs = Annotated[float, Field(ge=1.0), AtMost(600_000.0, "which is the longest recording that is taken")]
-_TypeAsWritten = ExplainerType | TypeAlias
-_FlatTypeAsWritten = ShapleyType | TypeAlias
 Concurrency = Annotated[int, Field(ge=1), AtMost(4096, "for each request in flight holds a connection")]
 ServerGpus = Annotated[float, Field(ge=0.0), AtMost(1024, "and no machine has more")]
 Timeout = Annotated[float, Field(ge=0.1), AtMost(86_400.0, "which is a day")]
-Connector = Annotated[
-    ConnectorName,
-    BeforeValidator(
-        _connector,
-        json_schema_input_type=ConnectorName | Literal["openai_compat_text", "lm_studio_text"],
-    ),
-]
-Explainer = Annotated[ExplainerType, BeforeValidator(canonical_type, json_schema_input_type=_TypeAsWritten)]
-FlatExplainer = Annotated[
-    str, BeforeValidator(_flat_type_as_written, json_schema_input_type=_FlatTypeAsWritten)
-]
-"""A flat explainer's type or alias as written: the run's name has it."""
-ValueFunction = Annotated[
-    ValueFunctionName,
-    BeforeValidator(
-        canonical_value_function, json_schema_input_type=ValueFunctionName | Literal["wer", "logprob"]
-    ),
-]
-EmbeddingModeName = Annotated[EmbeddingMode, BeforeValidator(_upper, json_schema_input_type=EmbeddingMode)]
-Device = Annotated[
-    str | None,
-    BeforeValidator(_device, json_schema_input_type=str | None),
-    AfterValidator(_known_device),
+Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
+MinFraction = Annotated[float, Field(ge=0.0, le=1.0)]
+LinearFactor = Annotated[float, Field(gt=0.0, le=10.0)]
+NumSamples = Annotated[
+    int,
+    AfterValidator(_num_samples),
+    AtMost(1 << 24, "for a game of more than 2^24 coalitions is refused"),
 ]
 
-# A list in JSON, a tuple here: frozen and hashable. A single number may stand for a list of one.
-NumSamplesList = Annotated[
-    tuple[NumSamples, ...],
-    Field(strict=False),
-    BeforeValidator(_as_list, json_schema_input_type=tuple[NumSamples, ...] | NumSamples | None),
+Connector = Annotated[ConnectorName, _before(_connector, ConnectorName, servers.CONNECTOR_ALIASES)]
+Explainer = Annotated[ExplainerType, _before(canonical_type, ExplainerType, EXPLAINER_ALIASES)]
+FlatExplainer = Annotated[str, _before(_flat_type_as_written, ShapleyType, EXPLAINER_ALIASES)]
+"""A flat explainer's type or alias as written: the run's name has it."""
+ValueFunction = Annotated[
+    ValueFunctionName, _before(canonical_value_function, ValueFunctionName, VALUE_FUNCTION_ALIASES)
 ]
-FractionList = Annotated[
-    tuple[Fraction, ...],
-    Field(strict=False),
-    BeforeValidator(_as_list, json_schema_input_type=tuple[Fraction, ...] | Fraction | None),
-]
-LinearList = Annotated[
-    tuple[LinearFactor, ...],
-    Field(strict=False),
-    BeforeValidator(_as_list, json_schema_input_type=tuple[LinearFactor, ...] | LinearFactor | None),
-]
-SeedList = Annotated[
-    tuple[Seed, ...],
-    Field(strict=False),
-    BeforeValidator(_as_list, json_schema_input_type=tuple[Seed, ...] | Seed | None),
-]
-GroupSizeList = Annotated[
-    tuple[GroupSize, ...],
-    Field(strict=False, min_length=1),
-    BeforeValidator(_as_list, json_schema_input_type=tuple[GroupSize, ...] | GroupSize | None),
-]
-MinFractionList = Annotated[
-    tuple[MinFraction, ...],
-    Field(strict=False, min_length=1),
-    BeforeValidator(_as_list, json_schema_input_type=tuple[MinFraction, ...] | MinFraction | None),
-]
+EmbeddingModeName = Annotated[EmbeddingMode, _before(upper, EmbeddingMode)]
+
+_Item = TypeVar("_Item")
+ListOf = Annotated[tuple[_Item, ...], Field(strict=False)]
+"""A list in JSON, a tuple here: frozen and hashable."""
+OneOrMore = Annotated[tuple[_Item, ...], Field(strict=False), _OneOrMore()]
+"""The same, and a single number may stand for a list of one."""
+OneOrMoreNotEmpty = Annotated[tuple[_Item, ...], Field(strict=False, min_length=1), _OneOrMore()]

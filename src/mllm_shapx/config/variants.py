@@ -4,94 +4,52 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator
 
-from mllm_shapx.config.blocks import AliasedBlock, Block
+from mllm_shapx.config import values
+from mllm_shapx.config.blocks import Block
 from mllm_shapx.config.measures import FaithfulnessConfig, InteractionsConfig, StopWhenConfig
-from mllm_shapx.config.scoring import ShapOverride
-from mllm_shapx.config.values import (
-    BatchSize,
-    Device,
-    Explainer,
-    FlatExplainer,
-    FractionList,
-    GroupSizeList,
-    LinearList,
-    MaxLength,
-    MinFractionList,
-    Name,
-    NewTokens,
-    NumSamplesList,
-    PathSegment,
-    SeedList,
-    Temperature,
-    TopK,
-    WrittenPath,
-    _upper,
-)
+from mllm_shapx.config.scoring import EmbeddingOverride, GenerationOverride, ShapOverride
+from mllm_shapx.config.values import FlatExplainer, OneOrMore, OneOrMoreNotEmpty
 
 
-class HierarchicalConfig(AliasedBlock):
+class HierarchicalConfig(Block):
     """A variant's hierarchical grid."""
 
-    ks: GroupSizeList = (10,)
+    ks: OneOrMoreNotEmpty[values.GroupSize] = (10,)
     """Maximum number of neighbouring players in a group."""
     shap_type: FlatExplainer = "limited_mc"
     """Explainer of the lower games. Kept as written: the run's name has it."""
-    shap_num_samples: NumSamplesList = ()
-    shap_fractions: FractionList = ()
+    shap_num_samples: OneOrMore[values.NumSamples] = ()
+    shap_fractions: OneOrMore[values.Fraction] = ()
     first_layer_type: FlatExplainer | None = None
     """Explainer of the top game; null for `shap_type`. Kept as written: the run's name has it."""
-    first_layer_num_samples: NumSamplesList = ()
-    first_layer_fractions: FractionList = ()
+    first_layer_num_samples: OneOrMore[values.NumSamples] = ()
+    first_layer_fractions: OneOrMore[values.Fraction] = ()
     use_importance_sampling: bool = True
     """Whether a lower game's budget shrinks with its group's share."""
-    importance_min_fractions: MinFractionList = (0.1,)
+    importance_min_fractions: OneOrMoreNotEmpty[values.MinFraction] = (0.1,)
     mode: Annotated[
         Literal["MULTI_MODAL_MULTI_USER"],
-        BeforeValidator(_upper, json_schema_input_type=Literal["MULTI_MODAL_MULTI_USER"]),
+        BeforeValidator(values.upper, json_schema_input_type=Literal["MULTI_MODAL_MULTI_USER"]),
     ] = "MULTI_MODAL_MULTI_USER"
 
     aliases: ClassVar[dict[str, str]] = {
         "shap_fraction": "shap_fractions",
         "first_layer_fraction": "first_layer_fractions",
     }
-    also_accepted: ClassVar[tuple[str, ...]] = tuple(aliases)
 
 
-class GenerationOverride(Block):
-    """A variant's changes to the `generation` block; absent keys keep the config's."""
-
-    max_new_tokens: NewTokens | None = None
-    text_temperature: Temperature | None = None
-    text_top_k: TopK | None = None
-    audio_temperature: Temperature | None = None
-    audio_top_k: TopK | None = None
-    reuse_sampled_answers: bool | None = None
-
-
-class EmbeddingOverride(Block):
-    """A variant's changes to the `embedding` block; absent keys keep the config's."""
-
-    model_id: WrittenPath | None = None
-    revision: Name | None = None
-    max_length: MaxLength | None = None
-    batch_size: BatchSize | None = None
-    l2_normalize: bool | None = None
-    local_files_only: bool | None = None
-    device: Device = None
-
-
-class Variant(AliasedBlock):
+class Variant(Block):
     """One entry of `experiments`: an explainer and the budgets to run it with."""
 
-    explainer_type: Explainer = "limited_mc"
-    name: PathSegment | None = None
-    num_samples: NumSamplesList = ()
+    explainer_type: values.Explainer = "limited_mc"
+    name: values.PathSegment | None = None
+    num_samples: OneOrMore[values.NumSamples] = ()
     """Evaluated coalitions, the empty and the grand one included."""
-    fractions: FractionList = ()
+    fractions: OneOrMore[values.Fraction] = ()
     """Shares of the 2^n coalitions."""
-    linear: LinearList = ()
+    linear: OneOrMore[values.LinearFactor] = ()
     """Factors f of a budget of int(f n^2) coalitions, rounded up to an even number."""
-    seeds: SeedList = ()
+    seeds: OneOrMore[values.Seed] = ()
     """Repetitions: one run per seed, with a name that ends in `_seedN`."""
     stop_when: StopWhenConfig | None = None
     """A row's sampling stops when its values are this sure; null spends the whole budget."""
@@ -105,7 +63,6 @@ class Variant(AliasedBlock):
     embedding_override: EmbeddingOverride | None = None
 
     aliases: ClassVar[dict[str, str]] = {"fraction": "fractions"}
-    also_accepted: ClassVar[tuple[str, ...]] = tuple(aliases)
 
     @property
     def all_seeds(self) -> tuple[int, ...]:

@@ -48,18 +48,6 @@ OtherFlatType = Literal[
 ]
 AnyFlatType = ShapleyType | OtherFlatType
 ExplainerType = AnyFlatType | Literal["hierarchical"]
-TypeAlias = Literal[
-    "precise",
-    "mc",
-    "cc",
-    "complementary",
-    "neyman",
-    "leave_one_out",
-    "leverage_shap",
-    "proxy_shap",
-    "mc_banzhaf",
-]
-
 EXPLAINER_ALIASES: dict[str, AnyFlatType] = {
     "precise": "exact",
     "mc": "limited_mc",
@@ -218,14 +206,23 @@ class ConnectorFacts:
     """Whether its tokenizer is read here: for players of tokens and for special tokens in rows."""
     has_likelihoods: bool = True
     """Whether it gives the probabilities of given tokens."""
-    prompt_keys: frozenset[str] | None = frozenset({"extra_body"})
-    """Keys of `ConnectorKwargs.chat_settings` that it reads; None for all."""
+    own_keys: frozenset[str] = frozenset()
+    """Keys of `connector_kwargs` on prompts and servers that it reads, and other connectors do not."""
 
 
 CONNECTORS: Mapping[str, ConnectorFacts] = {
     "liquid_audio": ConnectorFacts(has_audio=True),
-    "hf_text": ConnectorFacts(has_tokenizer=True, prompt_keys=None),
-    "openai": ConnectorFacts(has_likelihoods=False, prompt_keys=frozenset({"extra_body", "strip_reasoning"})),
+    "hf_text": ConnectorFacts(
+        has_tokenizer=True,
+        own_keys=frozenset({"chat_template", "chat_template_kwargs", "strip_reasoning"}),
+    ),
+    "openai": ConnectorFacts(
+        has_likelihoods=False,
+        own_keys=frozenset(
+            {"base_url", "api_key_env", "headers_env", "max_concurrency", "timeout_s", "server"}
+            | {"extra_body", "strip_reasoning"}
+        ),
+    ),
 }
 
 KNOWN_SUBSETS = frozenset(
@@ -242,16 +239,10 @@ KNOWN_SUBSETS = frozenset(
 )
 """Subsets of the default dataset; other names are allowed with a warning."""
 
-_CONTEXT_ROLES = {
-    "SYSTEM": frozenset({"system"}),
-    "ASSISTANT": frozenset({"assistant"}),
-    "SYSTEM_ASSISTANT": frozenset({"system", "assistant"}),
-}
-
 
 def context_roles(system_roles_setup: str) -> frozenset[str]:
     """Return the roles with fixed context: present in every coalition, never players."""
-    return _CONTEXT_ROLES[system_roles_setup]
+    return frozenset(system_roles_setup.lower().split("_"))
 
 
 def canonical_value_function(value: Any) -> Any:
@@ -263,11 +254,11 @@ def canonical_value_function(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     if value in SIMILARITY_OF:
-        msg = f'"{value}" is named by shap.similarity: write "similarity": "{SIMILARITY_OF[value]}"'
-        raise ValueError(msg)
+        raise ValueError(
+            f'"{value}" is named by shap.similarity: write "similarity": "{SIMILARITY_OF[value]}"'
+        )
     if value in SPEECH_VALUE_FUNCTIONS:
-        msg = (
+        raise ValueError(
             f'"{value}" reads the sound of each answer, which is not kept per coalition; use a text function'
         )
-        raise ValueError(msg)
     return VALUE_FUNCTION_ALIASES.get(value, value)

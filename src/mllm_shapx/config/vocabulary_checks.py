@@ -1,40 +1,38 @@
 """Checks of a config's names: allowed combinations of keys, and the fix for others."""
 
-from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import Any
 
-from mllm_shapx.config.diagnosis import Place
+from mllm_shapx.config.findings import Findings, Place, problem
 from mllm_shapx.config.models import ExperimentSet
-from mllm_shapx.config.scoring import ShapConfig, ShapOverride
+from mllm_shapx.config.scoring import ShapConfig
 from mllm_shapx.config.values import canonical_type
 from mllm_shapx.config.variants import Variant
 from mllm_shapx.config.vocabulary import CONNECTORS, EXPLAINERS, context_roles
 
-Fault = tuple[Place, str, str, tuple[Place, ...]]
-"""(Place, problem, fix, other keys that cause it)."""
+_INPUT: Place = ("modality", "input_modality")
 
 
-def problems(experiment_set: ExperimentSet) -> Iterator[Fault]:
+def problems(settings: ExperimentSet) -> Findings:
     """Yield problems with the scoring, in the config and its variants, and with their explainers."""
-    shap = experiment_set.shap
-    blocks: list[tuple[Place, ShapConfig | ShapOverride, ShapConfig]] = [(("shap",), shap, shap)]
-    for index, variant in enumerate(experiment_set.experiments):
+    shap = settings.shap
+    blocks: list[tuple[Place, ShapConfig, ShapConfig]] = [(("shap",), shap, shap)]
+    for index, variant in enumerate(settings.experiments):
         if (override := variant.shap_override) is not None:
             place: Place = ("experiments", index, "shap_override")
             blocks.append((place, override, shap.changed_by(override)))
     for place, written, scoring in blocks:
-        yield from _value_function(place, written, scoring, experiment_set)
-        yield from _players(place, written, scoring, experiment_set)
-        yield from _keep(place, written, experiment_set)
-        yield from _absence(place, written, scoring, experiment_set)
-    for index, variant in enumerate(experiment_set.experiments):
+        yield from _value_function(place, written, scoring, settings)
+        yield from _players(place, written, scoring, settings)
+        yield from _keep(place, written, settings)
+        yield from _absence(place, written, scoring, settings)
+    for index, variant in enumerate(settings.experiments):
         yield from _package(("experiments", index), variant)
         yield from _interactions(("experiments", index), variant)
         yield from _stop_when(("experiments", index), variant)
 
 
-def _package(place: Place, variant: Variant) -> Iterator[Fault]:
+def _package(place: Place, variant: Variant) -> Findings:
     """Yield a fault for each explainer whose package is not installed."""
     named: dict[Place, str | None] = {("explainer_type",): variant.explainer_type}
     if (block := variant.hierarchical) is not None:
@@ -44,10 +42,10 @@ def _package(place: Place, variant: Variant) -> Iterator[Fault]:
         if facts is not None and facts.package is not None and find_spec(facts.package) is None:
             message = f'"{name}" needs scikit-learn, which is not installed'
             fix = "install the extra: pip install 'mllm-shapx[proxy]', or take \"leverage\""
-            yield (*place, *keys), message, fix, ()
+            yield problem((*place, *keys), message, fix)
 
 
-def _interactions(place: Place, variant: Variant) -> Iterator[Fault]:
+def _interactions(place: Place, variant: Variant) -> Findings:
     """Yield the reasons why a variant's interactions cannot be computed."""
     if variant.interactions is None:
         return
@@ -55,13 +53,13 @@ def _interactions(place: Place, variant: Variant) -> Iterator[Fault]:
     if kind == "hierarchical" or EXPLAINERS[kind].estimator != "exact":
         message = f'are computed from the values of all coalitions, and "{kind}" evaluates some of them'
         fix = 'move them to a variant with explainer_type "exact", which may share its answers'
-        yield key, message, fix, ((*place, "explainer_type"),)
+        yield problem(key, message, fix, (*place, "explainer_type"))
     if find_spec("shapiq") is None:
         fix = "install the extra: pip install 'mllm-shapx[interactions]'"
-        yield key, "need shapiq, which is not installed", fix, ()
+        yield problem(key, "need shapiq, which is not installed", fix)
 
 
-def _stop_when(place: Place, variant: Variant) -> Iterator[Fault]:
+def _stop_when(place: Place, variant: Variant) -> Findings:
     """Yield why a variant's sampling cannot stop early."""
     kind = variant.explainer_type
     facts = EXPLAINERS.get(kind)
@@ -77,39 +75,39 @@ def _stop_when(place: Place, variant: Variant) -> Iterator[Fault]:
         why = f'"{kind}" draws other coalitions for each budget, so that rounds would ask for more than it'
     names = ", ".join(f'"{name}"' for name, each in EXPLAINERS.items() if each.grows)
     message = f"goes on until standard errors are small, and {why}"
-    yield (*place, "stop_when"), message, f"remove it, or take {names}", ((*place, "explainer_type"),)
+    yield problem((*place, "stop_when"), message, f"remove it, or take {names}", (*place, "explainer_type"))
 
 
 def _value_function(
-    place: Place, written: ShapConfig | ShapOverride, scoring: ShapConfig, experiment_set: ExperimentSet
-) -> Iterator[Fault]:
+    place: Place, written: ShapConfig, scoring: ShapConfig, settings: ExperimentSet
+) -> Findings:
     name, key = scoring.value_function, (*place, "value_function")
     options_key = (*place, "value_options")
     if name is None:
         if written.value_options is not None:
             message = "are the options of a value function, and none is named"
-            yield options_key, message, "name it in value_function, or remove them", (key,)
+            yield problem(options_key, message, "name it in value_function, or remove them", key)
         return
     if written.value_function is not None and "similarity" in written.model_fields_set and written.similarity:
         message = f'"{name}" takes the place of the similarity, and both are named'
         fix = 'remove one; "similarity": null takes an inherited one back'
-        yield key, message, fix, ((*place, "similarity"),)
+        yield problem(key, message, fix, (*place, "similarity"))
     if {"value_function", "value_options"} & written.model_fields_set:
         fault = _options_fault(name, scoring.value_options or {})
         if fault is not None:
             where = key if written.value_options is None else options_key
-            yield where, fault, "", (key, options_key)
-    if experiment_set.modality.output_modality != "text":
+            yield problem(where, fault, "", key, options_key)
+    if settings.modality.output_modality != "text":
         message = f'"{name}" compares texts, and the answers are spoken'
         fix = 'set modality.output_modality to "text", or name a similarity'
-        yield key, message, fix, (("modality", "output_modality"),)
-    if scoring.reads == "likelihoods" and experiment_set.connector_kwargs.strip_reasoning:
+        yield problem(key, message, fix, ("modality", "output_modality"))
+    if scoring.reads == "likelihoods" and settings.connector_kwargs.strip_reasoning:
         message = f'"{name}" reads how likely a text is right after the prompt, where reasoning would come'
         fix = "set connector_kwargs.strip_reasoning to false, or use a value function of answers"
-        yield key, message, fix, (("connector_kwargs", "strip_reasoning"),)
-    if scoring.reads != "answers" and not CONNECTORS[experiment_set.connector].has_likelihoods:
+        yield problem(key, message, fix, ("connector_kwargs", "strip_reasoning"))
+    if scoring.reads != "answers" and not CONNECTORS[settings.connector].has_likelihoods:
         message = f'"{name}" reads the model\'s probabilities of given tokens, which a server does not give'
-        yield key, message, 'use connector "hf_text", or a value function of answers', (("connector",),)
+        yield problem(key, message, 'use connector "hf_text", or a value function of answers', ("connector",))
 
 
 def _options_fault(name: str, options: dict[str, Any]) -> str | None:
@@ -126,54 +124,52 @@ def _options_fault(name: str, options: dict[str, Any]) -> str | None:
     return None
 
 
-def _players(
-    place: Place, written: ShapConfig | ShapOverride, scoring: ShapConfig, experiment_set: ExperimentSet
-) -> Iterator[Fault]:
+def _players(place: Place, written: ShapConfig, scoring: ShapConfig, settings: ExperimentSet) -> Findings:
     if "players" not in written.model_fields_set or scoring.players == "words":
         return
     key = (*place, "players")
-    if experiment_set.modality.has_audio_input:
+    if settings.modality.has_audio_input:
         message = f'"{scoring.players}" cuts written prompts, and the input is spoken'
         fix = 'use "words"; audio_segmentation cuts recordings'
-        yield key, message, fix, (("modality", "input_modality"),)
-    if scoring.players == "tokens" and not CONNECTORS[experiment_set.connector].has_tokenizer:
-        message = f'"tokens" needs connector "hf_text", not "{experiment_set.connector}"'
-        yield key, message, 'use "words"', (("connector",),)
+        yield problem(key, message, fix, _INPUT)
+    if scoring.players == "tokens" and not CONNECTORS[settings.connector].has_tokenizer:
+        message = f'"tokens" needs connector "hf_text", not "{settings.connector}"'
+        yield problem(key, message, 'use "words"', ("connector",))
 
 
-def _keep(place: Place, written: ShapConfig | ShapOverride, experiment_set: ExperimentSet) -> Iterator[Fault]:
+def _keep(place: Place, written: ShapConfig, settings: ExperimentSet) -> Findings:
     if written.keep is None:
         return
     key = (*place, "keep")
-    always = context_roles(experiment_set.chat.system_roles_setup) | set(written.keep.roles)
-    prompted = {"user", *(("system",) if experiment_set.chat.system_prompt.strip() else ())}
+    always = context_roles(settings.chat.system_roles_setup) | set(written.keep.roles)
+    prompted = {"user", *(("system",) if settings.chat.system_prompt.strip() else ())}
     if not prompted - always:
         message = "keeps every message, so that nothing is left to explain"
-        yield (*key, "roles"), message, "leave out a role", (("chat", "system_roles_setup"),)
+        yield problem((*key, "roles"), message, "leave out a role", ("chat", "system_roles_setup"))
     for number, word in enumerate(written.keep.words):
         if not word.strip():
-            yield (*key, "words", number), "must not be empty", "", ()
-    method: tuple[Place, ...] = (("audio_segmentation", "method"),)
-    if "user" in written.keep.roles and experiment_set.audio_segmentation.method == "sgpa":
+            yield problem((*key, "words", number), "must not be empty")
+    method: Place = ("audio_segmentation", "method")
+    if "user" in written.keep.roles and settings.audio_segmentation.method == "sgpa":
         message = 'keeps the spoken messages, which audio_segmentation.method "sgpa" explains'
-        yield (*key, "roles"), message, 'leave out "user"', method
-    if written.keep.words and experiment_set.audio_segmentation.method == "sgpa":
+        yield problem((*key, "roles"), message, 'leave out "user"', method)
+    if written.keep.words and settings.audio_segmentation.method == "sgpa":
         message = 'are words of written messages, and audio_segmentation.method "sgpa" explains spoken ones'
-        yield (*key, "words"), message, "remove them", method
+        yield problem((*key, "words"), message, "remove them", method)
 
 
-def _absence(
-    place: Place, written: ShapConfig | ShapOverride, scoring: ShapConfig, experiment_set: ExperimentSet
-) -> Iterator[Fault]:
-    text, key, reads = scoring.absence_text, (*place, "absence_text"), ((*place, "absence"),)
+def _absence(place: Place, written: ShapConfig, scoring: ShapConfig, settings: ExperimentSet) -> Findings:
+    text, key, absence = scoring.absence_text, (*place, "absence_text"), (*place, "absence")
     if text is not None and {"absence", "absence_text"} & written.model_fields_set:
         if scoring.absence == "delete":
-            yield key, 'stands in the place of nothing: absence is "delete"', 'set absence to "pad"', reads
+            yield problem(
+                key, 'stands in the place of nothing: absence is "delete"', 'set absence to "pad"', absence
+            )
         elif not text:
-            yield key, "must not be empty", 'to leave players out, set absence to "delete"', reads
+            yield problem(key, "must not be empty", 'to leave players out, set absence to "delete"', absence)
         elif scoring.absence == "neutral" and len(text) != 1:
             message = f'"{text[:20]}" is repeated to the length of each absent piece, so it is one character'
-            yield key, message, 'for a longer text, set absence to "pad"', reads
-    if written.audio_absence is not None and not experiment_set.modality.has_audio_input:
+            yield problem(key, message, 'for a longer text, set absence to "pad"', absence)
+    if written.audio_absence is not None and not settings.modality.has_audio_input:
         message = "stands in the place of stretches of recordings, and the input is text"
-        yield (*place, "audio_absence"), message, "remove it", (("modality", "input_modality"),)
+        yield problem((*place, "audio_absence"), message, "remove it", _INPUT)

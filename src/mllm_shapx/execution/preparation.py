@@ -276,11 +276,6 @@ def _check_settings(study: Study, specs: dict[str, dict[str, Any]], storage: Sto
         old, found = RunRecords(storage, run.name).heal_spec()
         notes += found
         if old is None:
-            former = run.former_name
-            if former is not None and RunRecords(storage, former).state() != "empty":
-                notes.append(
-                    f"{run.name}: an earlier version has done it as {former}, which is kept; it is done again"
-                )
             continue
         recorded[run.name] = old
         specs[run.name] |= {

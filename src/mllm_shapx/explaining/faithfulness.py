@@ -11,7 +11,6 @@ from itertools import pairwise
 
 from mllm_shapx.config.measures import FaithfulnessConfig
 from mllm_shapx.explaining.values import Value
-from mllm_shapx.planning.curves import kept_counts
 from mllm_shapx.records.measures import Areas, Faithfulness
 
 
@@ -28,7 +27,7 @@ async def measure_faithfulness(
         seed: Decides the random orders.
     """
     count = len(values)
-    kept = kept_counts(settings.steps, count)
+    kept = settings.kept_counts(count)
     best_first = sorted(range(count), key=lambda player: -round(values[player], 12))
     draw = random.Random(f"faithfulness {seed}")
     orders = [best_first[::-1], best_first]

@@ -58,11 +58,6 @@ def distinct(runs: Sequence[Drawn], num_players: int) -> float:
     return len(known) + (table - len(known)) * (1.0 - missed)
 
 
-def evenly(evaluations: int) -> Drawn:
-    """Return the coalitions of a run with an unknown sampler, such as a hierarchical one."""
-    return Drawn(frozenset(), evaluations)
-
-
 @lru_cache(maxsize=8192)
 def drawn(explainer_type: str, evaluations: int, num_players: int, seed: int) -> Drawn:
     """Return the coalitions that a flat run evaluates.

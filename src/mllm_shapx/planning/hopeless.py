@@ -1,5 +1,6 @@
 """Finds rows that a run cannot explain, because a game would plan too many coalitions."""
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -60,8 +61,4 @@ def without_players(rows: Sequence[int], players: Mapping[int, int] | None) -> l
 
 def _most_players(run: RunSpec, too_many: int) -> int:
     """Return the most players that a row may have, below `too_many`; coalitions grow with players."""
-    low, high = 0, too_many
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if run.is_hopeless(middle) else (middle, high)
-    return low
+    return bisect_left(range(1, too_many), x=True, key=run.is_hopeless)

@@ -1,8 +1,8 @@
 """The plan: counts a sweep's model calls before anything is loaded."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
@@ -20,6 +20,7 @@ _HEADINGS = {
     "model_calls": "model calls",
 }
 """Figure of a run -> its column heading."""
+_BUDGET_KINDS = ("num_samples", "fraction", "linear")
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,13 @@ class Work:
     """Answers that no earlier run needs; exact runs come first, then runs by falling coalitions."""
     refused_rows: int
     """Rows without players, or with too many for a game of 2^24 coalitions; not counted, and they fail."""
+
+    def __add__(self, other: "Work") -> "Work":
+        return Work(
+            self.coalitions + other.coalitions,
+            self.model_calls + other.model_calls,
+            self.refused_rows + other.refused_rows,
+        )
 
 
 @dataclass(frozen=True)
@@ -125,7 +133,8 @@ class Plan:
         return {
             "name": run.name,
             "explainer_type": run.explainer_type,
-            **_budget_json(run.budget),
+            "budget": _budget_json(run.budget),
+            **{kind: run.budget.value if run.budget.kind == kind else None for kind in _BUDGET_KINDS},
             "hierarchical": None if run.hierarchical is None else _hierarchical_json(run.hierarchical),
             "budget_bounds": budget_bounds(run, self.rows or (), self.players),
             **blocks_in_words(stop_when=run.stop_when),
@@ -169,7 +178,7 @@ def make_plan(
         for num_players, number in sorted(counts.items()):
             is_estimate |= _is_estimate(sharing, num_players)
             for name, asked in _work(sharing, num_players, number).items():
-                work[name] = _sum(work[name], asked)
+                work[name] += asked
     notes += without_players(rows, players)
     notes += [each.to_text() for each in hopeless_runs(runs, rows, players)]
     notes += bound_notes(runs, rows, players)
@@ -192,14 +201,6 @@ def _work(sharing: Sequence[RunSpec], num_players: int, number: int) -> dict[str
     return work
 
 
-def _sum(one: Work, other: Work) -> Work:
-    return Work(
-        one.coalitions + other.coalitions,
-        one.model_calls + other.model_calls,
-        one.refused_rows + other.refused_rows,
-    )
-
-
 def _is_estimate(sharing: Sequence[RunSpec], num_players: int) -> bool:
     possible = [run for run in sharing if not run.is_hopeless(num_players)]
     flat = [run for run in possible if run.hierarchical is None and run.stop_when is None]
@@ -209,54 +210,27 @@ def _is_estimate(sharing: Sequence[RunSpec], num_players: int) -> bool:
     return len(possible) > 1 or bounded
 
 
-def _notes(runs: Sequence[RunSpec]) -> list[str]:
-    return _stop_notes(runs) + _curve_notes(runs) + _sharing_notes(runs)
-
-
-def _stop_notes(runs: Sequence[RunSpec]) -> list[str]:
-    stopping = sum(run.stop_when is not None for run in runs)
-    if not stopping:
-        return []
-    return [f"{stopping} run(s) may stop early on a row (stop_when): their figures are upper bounds"]
-
-
-def _curve_notes(runs: Sequence[RunSpec]) -> list[str]:
-    measured = sum(run.faithfulness is not None for run in runs)
-    if not measured:
-        return []
-    return [f"coalitions of {measured} run(s) include those of their faithfulness curves, at most"]
-
-
-def _sharing_notes(runs: Sequence[RunSpec]) -> list[str]:
+def _notes(runs: Sequence[RunSpec]) -> Iterator[str]:
+    if stopping := sum(run.stop_when is not None for run in runs):
+        yield f"{stopping} run(s) may stop early on a row (stop_when): their figures are upper bounds"
+    if measured := sum(run.faithfulness is not None for run in runs):
+        yield f"coalitions of {measured} run(s) include those of their faithfulness curves, at most"
     alone = [run for run in runs if not run.shares_answers]
-    if not alone or len(runs) == 1:
-        return []
-    note = (
-        f"{len(alone)} run(s) share no answers, because they are sampled (text_temperature "
-        f"{alone[0].generation.text_temperature:g}): set it to 0, or generation.reuse_sampled_answers to true"
-    )
-    return [note]
+    if alone and len(runs) > 1:
+        temperature = f"text_temperature {alone[0].generation.text_temperature:g}"
+        yield (
+            f"{len(alone)} run(s) share no answers, because they are sampled ({temperature}): "
+            "set it to 0, or generation.reuse_sampled_answers to true"
+        )
 
 
 def _budget_json(budget: Budget) -> dict[str, Any]:
-    return {
-        "budget": {"kind": budget.kind, "value": None if budget.kind == "all" else budget.value},
-        "num_samples": budget.value if budget.kind == "num_samples" else None,
-        "fraction": budget.value if budget.kind == "fraction" else None,
-        "linear": budget.value if budget.kind == "linear" else None,
-    }
+    return {"kind": budget.kind, "value": None if budget.kind == "all" else budget.value}
 
 
 def _hierarchical_json(spec: HierarchicalSpec) -> dict[str, Any]:
-    return {
-        "k": spec.k,
-        "inner_type": spec.inner_type,
-        "inner_budget": _budget_json(spec.inner_budget)["budget"],
-        "first_layer_type": spec.first_layer_type,
-        "first_layer_budget": _budget_json(spec.first_layer_budget)["budget"],
-        "use_importance_sampling": spec.use_importance_sampling,
-        "importance_min_fraction": spec.importance_min_fraction,
-    }
+    budgets = {key: _budget_json(getattr(spec, key)) for key in ("inner_budget", "first_layer_budget")}
+    return {**asdict(spec), **budgets}
 
 
 def _budget_text(run: RunSpec) -> str:

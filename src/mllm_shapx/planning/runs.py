@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from functools import cached_property
 from typing import Any, Literal
@@ -17,14 +17,12 @@ from mllm_shapx.config.models import (
     ConnectorKwargs,
     DatasetConfig,
     EmbeddingConfig,
-    GenerationBlock,
     ModalityConfig,
 )
-from mllm_shapx.config.scoring import ShapConfig
+from mllm_shapx.config.scoring import GenerationBlock, ShapConfig
 from mllm_shapx.config.sources import TokenizerSource, ValueModel
 from mllm_shapx.config.vocabulary import EXPLAINERS, ExplainerType, ShapleyType
 from mllm_shapx.planning.coverage import has_complements
-from mllm_shapx.planning.curves import curve_coalitions
 from mllm_shapx.planning.players import PlayerRule
 
 MAX_LOG2_COALITIONS = 24
@@ -108,15 +106,8 @@ class RunSpec:
     @property
     def model_settings(self) -> ModelSettings:
         """Return the settings for loading the run's model."""
-        return ModelSettings(
-            connector=self.connector,
-            model_id=self.model_id,
-            revision=self.model_revision,
-            kwargs=self.connector_kwargs,
-            device=self.device,
-            generation=self.generation,
-            chat=self.chat,
-        )
+        names = (self.connector, self.model_id, self.model_revision)
+        return ModelSettings(*names, self.connector_kwargs, self.device, self.generation, self.chat)
 
     @cached_property
     def generation_settings(self) -> dict[str, Any]:
@@ -194,24 +185,8 @@ class RunSpec:
                 faithfulness=self.faithfulness, interactions=self.interactions, stop_when=self.stop_when
             ),
             "explainer_type": self.explainer_type,
-            "budget": {"kind": self.budget.kind, "value": self.budget.value},
-            "hierarchical": None
-            if self.hierarchical is None
-            else {
-                "k": self.hierarchical.k,
-                "inner_type": self.hierarchical.inner_type,
-                "inner_budget": {
-                    "kind": self.hierarchical.inner_budget.kind,
-                    "value": self.hierarchical.inner_budget.value,
-                },
-                "first_layer_type": self.hierarchical.first_layer_type,
-                "first_layer_budget": {
-                    "kind": self.hierarchical.first_layer_budget.kind,
-                    "value": self.hierarchical.first_layer_budget.value,
-                },
-                "use_importance_sampling": self.hierarchical.use_importance_sampling,
-                "importance_min_fraction": self.hierarchical.importance_min_fraction,
-            },
+            "budget": asdict(self.budget),
+            "hierarchical": None if self.hierarchical is None else asdict(self.hierarchical),
             "connector": self.connector,
             "connector_kwargs": {
                 "model_id": self.model_id,
@@ -231,18 +206,6 @@ class RunSpec:
             else self.embedding.model_dump(mode="json", exclude={"batch_size", "local_files_only", "device"}),
         }
 
-    @property
-    def former_name(self) -> str | None:
-        """Return the name of a hierarchical run in earlier versions, None if unchanged.
-
-        The old name has the canonical type of the lower games; the new one has the type as written.
-        """
-        if self.hierarchical is None:
-            return None
-        written = str(self.variant["hierarchical"]["shap_type"]).lower()
-        former = self.name.replace(f"hier_{written}_k", f"hier_{self.hierarchical.inner_type}_k", 1)
-        return None if former == self.name else former
-
     def seed_for(self, row_index: int) -> int:
         """Return the sampling seed of one row, in [0, 2^31); depends on the run's name and the row only."""
         digest = hashlib.sha256(f"{self.name}\0{row_index}".encode()).digest()
@@ -255,7 +218,7 @@ class RunSpec:
         stored coalitions.
         """
         games = self.game_coalitions(num_players)
-        curves = curve_coalitions(self.faithfulness, num_players)
+        curves = 0 if self.faithfulness is None else self.faithfulness.coalitions(num_players)
         return min(games + curves, 1 << num_players) if curves else games
 
     def game_coalitions(self, num_players: int) -> int:
@@ -337,7 +300,8 @@ def _tree_coalitions(
     # A lower game knows its grand coalition; also its empty one, if the game above evaluated all but its
     # group.
     known = 1 + has_complements(explainer_type, total, groups)
-    for members, count in _group_counts(num_players, size):
+    full, rest = divmod(num_players, size)
+    for members, count in ((size, full), (rest, 1)):
         if members > 1:
             below = _tree_coalitions(spec, spec.inner_type, spec.inner_budget, members)
             total += count * (below - known)
@@ -349,12 +313,6 @@ def _group_size(num_players: int, k: int) -> int:
     while -(-num_players // size) > k:
         size *= k
     return size
-
-
-def _group_counts(num_players: int, size: int) -> list[tuple[int, int]]:
-    """Return (players, number of groups) after splitting `num_players` into groups of `size` and a rest."""
-    full, rest = divmod(num_players, size)
-    return [(size, full)] if rest == 0 else [(size, full), (rest, 1)]
 
 
 def blocks_in_words(**blocks: Block | None) -> dict[str, Any]:

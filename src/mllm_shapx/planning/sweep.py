@@ -7,9 +7,11 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from mllm_shapx.config.findings import dotted, walk
 from mllm_shapx.config.loading import resolve_path
 from mllm_shapx.config.measures import FaithfulnessConfig
 from mllm_shapx.config.models import EmbeddingConfig, ExperimentSet
+from mllm_shapx.config.scoring import EmbeddingBlock
 from mllm_shapx.config.sources import TokenizerSource
 from mllm_shapx.config.values import canonical_type
 from mllm_shapx.config.variants import HierarchicalConfig, Variant
@@ -22,6 +24,13 @@ from mllm_shapx.records.layout import name_fault
 
 MOST_RUNS = 10_000
 """Most runs of one experiment set; lists of budgets multiply."""
+
+
+_LABELS = {"num_samples": "ns", "fraction": "frac", "linear": "lin"}
+"""Kind of a budget -> its word in a run's name."""
+
+type _Given[Number] = Sequence[Number | None]
+type _Grid = tuple[Sequence[int], Sequence[float], _Given[int], _Given[float], _Given[int], _Given[float]]
 
 
 @dataclass(frozen=True)
@@ -102,20 +111,11 @@ def _refuse_too_many(variants: Sequence[Variant], source: str) -> None:
 
 def _count(variant: Variant) -> int:
     """Return the number of a variant's runs, without expanding them."""
-    block = variant.hierarchical
-    if variant.explainer_type != "hierarchical" or block is None:
+    if variant.explainer_type == "hierarchical" and variant.hierarchical is not None:
+        budgets = prod(len(values) for values in _grid(variant.hierarchical))
+    else:
         budgets = len(variant.num_samples) + len(variant.fractions) + len(variant.linear)
-        return max(1, budgets) * max(1, len(variant.all_seeds))
-    lists = (
-        block.ks,
-        block.importance_min_fractions,
-        block.shap_num_samples,
-        block.shap_fractions,
-        block.first_layer_num_samples,
-        block.first_layer_fractions,
-        variant.all_seeds,
-    )
-    return prod(max(1, len(values)) for values in lists)
+    return max(1, budgets) * max(1, len(variant.all_seeds))
 
 
 def _clash(path: str, origin: str, first: RunSpec, second: RunSpec) -> Problem:
@@ -126,13 +126,12 @@ def _clash(path: str, origin: str, first: RunSpec, second: RunSpec) -> Problem:
     return Problem(path, message, 'give one of the two variants a "name"')
 
 
-def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(data, dict):
-        return {prefix: data}
+def _flat(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return dotted key -> value; a list is one value."""
     return {
-        key: value
-        for name, inner in data.items()
-        for key, value in _flat(inner, f"{prefix}.{name}" if prefix else name).items()
+        dotted(place): value
+        for place, value in walk(settings)
+        if not isinstance(value, dict) and not any(isinstance(part, int) for part in place)
     }
 
 
@@ -208,58 +207,52 @@ def _in_words(variant: Variant, entry: _Entry, faithfulness: FaithfulnessConfig 
 
 def _encoder(experiment_set: ExperimentSet, variant: Variant) -> EmbeddingConfig | None:
     """Return the external encoder of a variant's runs, None for the explained model's own states."""
-    block, override = experiment_set.embedding, variant.embedding_override
-    settings = {} if block is None else {key: getattr(block, key) for key in type(block).model_fields}
-    if override is not None:
-        known = EmbeddingConfig.model_fields
-        given = {key: getattr(override, key) for key in override.model_fields_set}
-        settings |= {k: v for k, v in given.items() if v is not None or known[k].default is None}
-    return EmbeddingConfig(**settings) if settings.get("model_id") is not None else None
+    block = (experiment_set.embedding or EmbeddingBlock()).changed_by(variant.embedding_override)
+    return None if block.model_id is None else EmbeddingConfig(**block.model_dump())
 
 
 def _entries(variant: Variant) -> Iterator[_Entry]:
-    stop = variant.stop_when
-    sure = "" if stop is None else f"_se{_decimal(stop.standard_error)}"
-    for budgeted in _budgets(variant):
-        entry = replace(budgeted, name=f"{budgeted.name}{sure}")
-        if not variant.all_seeds:
-            yield entry
-        for seed in variant.all_seeds:
-            yield replace(entry, name=f"{entry.name}_seed{seed}", seed=seed)
+    stop = "" if variant.stop_when is None else _label("se", variant.stop_when.standard_error)
+    for entry in _budgets(variant):
+        for seed in variant.all_seeds or (None,):
+            yield replace(entry, name=f"{entry.name}{stop}{_label('seed', seed)}", seed=seed)
 
 
 def _budgets(variant: Variant) -> Iterator[_Entry]:
     prefix = f"{variant.name}_" if variant.name else ""
     kind = variant.explainer_type
-    if kind != "hierarchical" and not EXPLAINERS[kind].takes_budget:
+    if kind == "hierarchical":
+        if variant.hierarchical is not None:
+            yield from _hierarchical_entries(prefix, variant.hierarchical)
+    elif not EXPLAINERS[kind].takes_budget:
         yield _Entry(variant.name or kind, Budget("all"), {})
-    elif kind != "hierarchical":
-        for count in variant.num_samples:
-            written: dict[str, Any] = {"num_samples": count}
-            yield _Entry(f"{prefix}{kind}_ns{count}", Budget("num_samples", count), written)
-        for fraction in variant.fractions:
-            written = {"fraction": fraction}
-            yield _Entry(f"{prefix}{kind}_frac{_decimal(fraction)}", Budget("fraction", fraction), written)
-        for factor in variant.linear:
-            written = {"linear": factor}
-            yield _Entry(f"{prefix}{kind}_lin{_decimal(factor)}", Budget("linear", factor), written)
-    elif variant.hierarchical is not None:
-        yield from _hierarchical_entries(prefix, variant.hierarchical)
+    else:
+        budgets = [Budget("num_samples", count) for count in variant.num_samples]
+        budgets += [Budget("fraction", fraction) for fraction in variant.fractions]
+        budgets += [Budget("linear", factor) for factor in variant.linear]
+        for budget in budgets:
+            label = _label(_LABELS[budget.kind], budget.value)
+            yield _Entry(f"{prefix}{kind}{label}", budget, {budget.kind: budget.value})
+
+
+def _grid(block: HierarchicalConfig) -> _Grid:
+    """Return the lists whose product is the block's runs; None for a budget that is not given."""
+    unset = (None,)
+    return (
+        block.ks,
+        block.importance_min_fractions,
+        block.shap_num_samples or unset,
+        block.shap_fractions or unset,
+        block.first_layer_num_samples or unset,
+        block.first_layer_fractions or unset,
+    )
 
 
 def _hierarchical_entries(prefix: str, block: HierarchicalConfig) -> Iterator[_Entry]:
     inner: ShapleyType = canonical_type(block.shap_type)
     first_layer: ShapleyType = canonical_type(block.first_layer_type or inner)
     first_label = f"_fl{block.first_layer_type}" if block.first_layer_type else ""
-    grid = product(
-        block.ks,
-        block.importance_min_fractions,
-        block.shap_num_samples or (None,),
-        block.shap_fractions or (None,),
-        block.first_layer_num_samples or (None,),
-        block.first_layer_fractions or (None,),
-    )
-    for k, least, count, fraction, first_count, first_fraction in grid:
+    for k, least, count, fraction, first_count, first_fraction in product(*_grid(block)):
         budget = _given_budget(inner, count, fraction)
         first_budget = _given_budget(first_layer, first_count, first_fraction)
         spec = HierarchicalSpec(
@@ -274,7 +267,7 @@ def _hierarchical_entries(prefix: str, block: HierarchicalConfig) -> Iterator[_E
             importance_min_fraction=least,
         )
         name = (
-            f"{prefix}hier_{block.shap_type.lower()}_k{k}_imp{_decimal(least)}{first_label}"
+            f"{prefix}hier_{block.shap_type.lower()}_k{k}{_label('imp', least)}{first_label}"
             f"{_label('ns', count)}{_label('frac', fraction)}"
             f"{_label('flns', first_count)}{_label('flfrac', first_fraction)}"
         )
@@ -307,10 +300,5 @@ def _default_budget(kind: str) -> Budget:
 
 
 def _label(word: str, value: float | None) -> str:
-    if value is None:
-        return ""
-    return f"_{word}{value if isinstance(value, int) else _decimal(value)}"
-
-
-def _decimal(value: float) -> str:
-    return str(float(value)).replace(".", "_")
+    """Return a part of a run's name, such as `_frac0_5`; empty without a value."""
+    return "" if value is None else f"_{word}{str(value).replace('.', '_')}"

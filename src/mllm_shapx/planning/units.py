@@ -4,7 +4,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from mllm_shapx.planning.coverage import Drawn, distinct, drawn, evenly
+from mllm_shapx.planning.coverage import Drawn, distinct, drawn
 from mllm_shapx.planning.players import players_under
 from mllm_shapx.planning.runs import RunSpec
 
@@ -54,7 +54,7 @@ def plan_units(
     The order is deterministic: by cost, then selection order, then generation key.
     """
     finished = {name: frozenset(indices) for name, indices in done.items()}
-    planner = _Planner()
+    known: dict[tuple[tuple[str, ...], int], tuple[tuple[str, ...], float]] = {}
     units = []
     for key, sharing in runs_by_key(runs).items():
         counts = players_under(players, sharing[0].player_rule) or {}
@@ -62,10 +62,20 @@ def plan_units(
             needed = tuple(run for run in sharing if row_index not in finished.get(run.name, ()))
             if not needed:
                 continue
-            names, cost = planner.order(needed, counts.get(row_index, NOMINAL_PLAYERS))
+            # There are few sets of runs and numbers of players.
+            case = tuple(run.name for run in needed), counts.get(row_index, NOMINAL_PLAYERS)
+            if case not in known:
+                known[case] = _order_and_cost(needed, case[1])
+            names, cost = known[case]
             unit_id = f"{row_index:05d}-{key}"
             units.append(WorkUnit(unit_id, row_index, position, key, sharing[0].cost_key, names, cost))
     return _with_scouts(sorted(units, key=lambda unit: (-unit.cost, unit.position, unit.generation_key)))
+
+
+def _order_and_cost(runs: Sequence[RunSpec], num_players: int) -> tuple[tuple[str, ...], float]:
+    possible = [run for run in runs if not run.is_hopeless(num_players)]
+    names = tuple(run.name for run in explaining_order(runs, num_players))
+    return names, expected_answers(possible, num_players)
 
 
 def _with_scouts(units: list[WorkUnit]) -> list[WorkUnit]:
@@ -146,7 +156,7 @@ def _expected_union(runs: Sequence[RunSpec], num_players: int) -> float:
 
 def _drawn(run: RunSpec, num_players: int) -> Drawn:
     if run.hierarchical is not None:
-        return evenly(run.coalitions(num_players))
+        return Drawn(frozenset(), run.coalitions(num_players))
     evaluations = run.game_coalitions(num_players)
     of_game = drawn(run.explainer_type, evaluations, num_players, run.seed_for(0))
     # Curves of two runs share few coalitions, because their orders differ.
@@ -158,19 +168,3 @@ def _as_float(count: int) -> float:
         return float(count)
     except OverflowError:
         return math.inf
-
-
-class _Planner:
-    """Caches order and cost per (set of runs, player count); there are few such pairs."""
-
-    def __init__(self) -> None:
-        self._known: dict[tuple[tuple[str, ...], int], tuple[tuple[str, ...], float]] = {}
-
-    def order(self, runs: tuple[RunSpec, ...], num_players: int) -> tuple[tuple[str, ...], float]:
-        """Return the runs' names in explaining order and their expected model calls."""
-        key = (tuple(run.name for run in runs), num_players)
-        if key not in self._known:
-            names = tuple(run.name for run in explaining_order(runs, num_players))
-            possible = [run for run in runs if not run.is_hopeless(num_players)]
-            self._known[key] = (names, expected_answers(possible, num_players))
-        return self._known[key]
