@@ -84,17 +84,25 @@ class Engine:
 
     Args:
         model: The loaded model; the engine owns it and closes it.
+        batch_size: Prompts of a batch; None for the model's own setting.
         on_batch: Called on the device thread after each batch.
     """
 
-    def __init__(self, model: Model, *, on_batch: Callable[[BatchReport], None] | None = None) -> None:
+    def __init__(
+        self,
+        model: Model,
+        *,
+        batch_size: int | None = None,
+        on_batch: Callable[[BatchReport], None] | None = None,
+    ) -> None:
         self.model = model
         self._on_batch = on_batch
         largest = model.largest_batch if isinstance(model, BoundsBatches) else LARGEST_SIZE
-        self._sizer = BatchSizer(model.max_batch_size, largest)
+        fixed = batch_size or model.max_batch_size
+        self._sizer = BatchSizer(fixed, largest)
         self._batch_key = model.batch_key if isinstance(model, OrdersPrompts) else _longest_first
         self._encode_together = model.encode_all if isinstance(model, EncodesTogether) else self._encode_each
-        self._queue = DeviceQueue(self._sizer, may_stretch=model.max_batch_size is None)
+        self._queue = DeviceQueue(self._sizer, may_stretch=fixed is None)
         self._counters = _Counters()
         self._arriving = threading.Lock()
         self._arrivals: dict[asyncio.AbstractEventLoop, list[AnswerCall | ForcingCall]] = {}
