@@ -19,7 +19,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from bench_engine import build
 
-from mllm_shapx.benchmark.ours import Borrowed
 from mllm_shapx.config.loading import load_config
 from mllm_shapx.execution.options import RunOptions
 from mllm_shapx.execution.run import run_config
@@ -73,9 +72,7 @@ def explain(config: Path, model: Model) -> tuple[float, int]:
     loaded = load_config(config)
     started = time.perf_counter()
     with Path("/dev/null").open("w") as nowhere, ProgressReporter(nowhere, interactive=False) as reporter:
-        outcome = run_config(
-            loaded, RunOptions(), reporter, inline=True, load=lambda _: Borrowed(model, None)
-        )
+        outcome = run_config(loaded, RunOptions(), reporter, inline=True, load=lambda _: model)
     return time.perf_counter() - started, outcome.model_calls
 
 
@@ -109,6 +106,7 @@ def main() -> None:
             if ready is None:
                 run = expand(load_config(configs["exact"]).experiment_set).runs[0]
                 ready = load_model(run.model_settings, model)
+                ready.close = lambda: None  # type: ignore[method-assign]  # it stays loaded for all studies
             for name, config in configs.items():
                 took, answers[name] = explain(config, ready)
                 seconds[name].append(took)

@@ -16,8 +16,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mllm_shapx.benchmark.library import LibraryResult, LibraryRunner
-from mllm_shapx.benchmark.reference import OTHER_PROMPTS
+from mllm_shap import ExplainResult
+
+from mllm_shapx.benchmark.library import OTHER_PROMPTS, LibraryRunner
 from mllm_shapx.benchmark.subject import Game
 from mllm_shapx.config.loading import LoadedConfig, load_config
 from mllm_shapx.data.conversations import load_row
@@ -71,9 +72,9 @@ async def compare(loaded: LoadedConfig, directory: str, rows: int | None) -> int
     compared, coalitions = 0, 0
     try:
         for game, sample in _samples(loaded, runs, directory, rows):
-            result = await library.explain(game)
-            found = Difference(game.run.name, game.row.row_index, largest_difference(sample, result))
-            compared, coalitions = compared + 1, coalitions + result.coalitions
+            output = await library.explain(game)
+            found = Difference(game.run.name, game.row.row_index, largest_difference(sample, output.result))
+            compared, coalitions = compared + 1, coalitions + output.metrics.requested
             if worst is None or found.largest > worst.largest:
                 worst = found
             if sys.stderr.isatty() or compared % len(runs) == 0:
@@ -93,7 +94,7 @@ async def compare(loaded: LoadedConfig, directory: str, rows: int | None) -> int
     return 0 if agreed else 1
 
 
-def largest_difference(sample: SampleResult, result: LibraryResult) -> float:
+def largest_difference(sample: SampleResult, result: ExplainResult) -> float:
     """Return the largest difference between the values of both, infinity if their numbers differ."""
     values = sample.player_values()
     if len(values) != len(result.values):

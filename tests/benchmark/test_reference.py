@@ -9,14 +9,12 @@ import pytest
 import torch
 from check_parity import main as check_parity
 from click.testing import CliRunner
-from mllm_shap import PluginContext, default_registry
 from mllm_shap.domain.config import GenerationConfig
 from tokenizer_kit import CHATML, NO_SYSTEM, WITH_BOS, as_messages, chat, save_model
 
-from mllm_shapx.benchmark.reference import ReferenceBackend
+from mllm_shapx.benchmark.library import LibraryRunner
 from mllm_shapx.cli import main
 from mllm_shapx.config.loading import load_config
-from mllm_shapx.explaining.settings import GameSettings, explain_config
 from mllm_shapx.planning.sweep import expand
 
 
@@ -38,14 +36,9 @@ def config_of(folder: Path, model: Path, **options: Any) -> Path:
     return path
 
 
-def reference_of(config: Path, model: Path) -> ReferenceBackend:
+def reference_of(config: Path, model: Path) -> LibraryRunner:
     run = expand(load_config(config).experiment_set).runs[0]
-    settings = explain_config(run, GameSettings("exact", run.budget, 0), 3)
-    backend = settings.backend.model_copy(update={"model_id": str(model)})
-    context = PluginContext(
-        config=settings.model_copy(update={"backend": backend}), registry=default_registry()
-    )
-    return ReferenceBackend(context, run, model)
+    return LibraryRunner(run, model)
 
 
 @pytest.mark.parametrize(

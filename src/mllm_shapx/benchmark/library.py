@@ -1,96 +1,115 @@
-"""The library's side: rows explained by mllm_shap's own runner on its own transformers backend.
+"""The library's side: rows explained by mllm_shap's own runner on its own transformers backend."""
 
-The backend gets the prompts of the tokenizer's `apply_chat_template`: for some models its own differ.
-"""
-
-import time
-from dataclasses import dataclass
+import asyncio
 from pathlib import Path
+from typing import Any
 
-from mllm_shap import ExplainConfig, ExplainRunner, MllmShapError, PluginContext, default_registry
+from mllm_shap import (
+    ConversationSnapshot,
+    ExplainConfig,
+    ExplainRunner,
+    ExplainRunOutput,
+    MllmShapError,
+    PluginContext,
+    TransformersTextBackend,
+)
 
-from mllm_shapx.benchmark.reference import ReferenceBackend
-from mllm_shapx.benchmark.subject import Game, directory_of
+from mllm_shapx.benchmark.subject import Game
 from mllm_shapx.config.vocabulary import SIMILARITIES
 from mllm_shapx.errors import ShapxError
 from mllm_shapx.explaining.sample import open_row
-from mllm_shapx.explaining.settings import GameSettings, explain_config
+from mllm_shapx.explaining.settings import GameSettings, explain_config, flat_config, plugins
+from mllm_shapx.models.chat_prompts import ChatPrompts
+from mllm_shapx.models.hf_text import HfTextModel
+from mllm_shapx.models.registry import load_model
 from mllm_shapx.planning.runs import RunSpec
+
+OTHER_PROMPTS = (
+    "mllm_shap's own backend makes other prompts for this model (a second BOS, say, or another template); "
+    "its runner was given those of the tokenizer's apply_chat_template"
+)
 
 
 class LibraryError(ShapxError):
     """The library could not explain a row; the message has the reason."""
 
 
-@dataclass(frozen=True, slots=True)
-class LibraryResult:
-    """The library runner's result for one row."""
+class LibraryRunner(TransformersTextBackend):
+    """Explains rows with `mllm_shap.ExplainRunner`, with itself as the backend.
 
-    coalitions: int
-    """Number of evaluated coalitions."""
-    seconds: float
-    values: tuple[float, ...]
-    """One per player, normalized."""
-    base_value: float
-    grand_value: float
-
-
-class LibraryRunner:
-    """Explains rows with `mllm_shap.ExplainRunner`; loads its model once, at the first row.
+    `generate` answers one prompt at a time, as in mllm_shap. The model is loaded once, at the first row. The
+    prompts are the ids of the tokenizer's `apply_chat_template`. The library's own differ for some models:
+    it adds the tokenizer's special tokens to a rendered template, and has no template settings.
 
     Args:
-        run: Names the model.
+        run: Has the settings of the model and of its prompts.
         model_path: The model's directory; None for a hub id.
     """
 
     def __init__(self, run: RunSpec, model_path: Path | None) -> None:
-        self._source = directory_of(run, model_path)
-        self._is_directory = model_path is not None
-        self._registry = default_registry()
-        config = self._config(run, 0, 1)
-        context = PluginContext(config=config, registry=self._registry)
-        self._backend = ReferenceBackend(context, run, model_path)
+        self._run = run
+        self._model_path = model_path
+        super().__init__(PluginContext(config=self._with_model(flat_config(run)), registry=plugins()))
+        self._prompts: ChatPrompts | None = None
+        self.makes_other_prompts = False
+        """Whether the library's own prompt differed for the first conversation so far."""
 
-    async def explain(self, game: Game) -> LibraryResult:
+    async def explain(self, game: Game) -> ExplainRunOutput:
         """Explain the game's row with the run's settings and seed.
 
         Raises:
             LibraryError: When the library refuses the config or cannot load the model.
         """
-        snapshot = open_row(game.row, game.run).snapshot
-        config = self._config(game.run, game.run.seed_for(game.row.row_index), game.num_players)
-        runner = ExplainRunner(config, registry=self._registry, backend=self._backend)
-        started = time.perf_counter()
+        run, row = game.run, game.row
+        settings = GameSettings(run.explainer_type, run.budget, run.seed_for(row.row_index))
+        config = self._with_model(explain_config(run, settings, game.num_players))
         try:
-            output = await runner.explain(snapshot)
+            runner = ExplainRunner(config, registry=plugins(), backend=self)
+            return await runner.explain(open_row(row, run).snapshot)
         except MllmShapError as error:
             raise LibraryError(f"mllm_shap: {error}") from error
-        return LibraryResult(
-            coalitions=output.metrics.requested,
-            seconds=time.perf_counter() - started,
-            values=output.result.values,
-            base_value=output.result.base_value,
-            grand_value=output.result.grand_value,
-        )
 
-    async def aclose(self) -> None:
-        """Release the model."""
-        await self._backend.aclose()
+    def _with_model(self, config: ExplainConfig) -> ExplainConfig:
+        """Return the config with the model's directory and its kind of attention, if the run names one."""
+        model: dict[str, Any] = {"options": dict(config.backend.options)}
+        if self._model_path is not None:
+            model["model_id"] = str(self._model_path)
+            model["options"]["revision"] = None
+        if self._run.connector_kwargs.attn_implementation is not None:
+            model["options"]["attn_implementation"] = self._run.connector_kwargs.attn_implementation
+        return config.model_copy(update={"backend": config.backend.model_copy(update=model)})
 
-    @property
-    def makes_other_prompts(self) -> bool:
-        """Whether the library's unchanged backend would give the model other prompts."""
-        return self._backend.makes_other_prompts
+    async def _ensure_loaded(self) -> None:
+        if not self._run.connector_kwargs.loading_settings:
+            await super()._ensure_loaded()
+            return
+        async with self._init_lock:
+            if self._model is None:
+                await asyncio.to_thread(self._load_as_we_do)
 
-    def _config(self, run: RunSpec, seed: int, num_players: int) -> ExplainConfig:
-        config = explain_config(run, GameSettings(run.explainer_type, run.budget, seed), num_players)
-        options = dict(config.backend.options)
-        if self._is_directory:
-            options["revision"] = None
-        if run.connector_kwargs.attn_implementation is not None:
-            options["attn_implementation"] = run.connector_kwargs.attn_implementation
-        backend = config.backend.model_copy(update={"model_id": self._source, "options": options})
-        return config.model_copy(update={"backend": backend})
+    def _load_as_we_do(self) -> None:
+        """Load the parts that the library has no setting for."""
+        loaded = load_model(self._run.model_settings, self._model_path)
+        if not isinstance(loaded, HfTextModel):
+            msg = f"connector {self._run.connector!r} has no backend of transformers"
+            raise TypeError(msg)
+        self._tokenizer, self._model = loaded.tokenizer, loaded.network
+        self._device = loaded.network.device
+
+    def _encode(
+        self, torch: Any, model: Any, tokenizer: Any, snapshot: ConversationSnapshot
+    ) -> dict[str, Any]:
+        first = self._prompts is None
+        if self._prompts is None:
+            self._prompts = ChatPrompts(tokenizer, self._run.model_settings)
+        ids = self._prompts.encode_all([snapshot], self._run.chat.assistant_prefill or "")[0]
+        if first:
+            try:
+                library = super()._encode(torch, model, tokenizer, snapshot)["input_ids"][0].tolist()
+            except Exception:  # noqa: BLE001 -- for example, a template that refuses the system role
+                library = None
+            self.makes_other_prompts = library != ids
+        return {"input_ids": torch.tensor([ids], dtype=torch.long, device=self._device)}
 
 
 def comparable(run: RunSpec, dtype: str) -> bool:
@@ -98,7 +117,7 @@ def comparable(run: RunSpec, dtype: str) -> bool:
     shap = run.shap
     same_score = not shap.needs_embeddings or (shap.reducer == "MeanReducer" and run.embedding is None)
     same_score &= shap.value_function is not None or SIMILARITIES[shap.similarity].library_name is not None
+    same_score &= shap.reads == "answers"  # probabilities differ by the rounding of a batch
     same_texts = run.generation.is_greedy and not run.connector_kwargs.strip_reasoning
     same_texts &= shap.players != "tokens" and not run.player_rule.kept_words
-    same_score &= shap.reads == "answers"  # probabilities differ by the rounding of a batch
     return same_texts and dtype == "float32" and same_score

@@ -1,7 +1,9 @@
 """The bare model: transformers' `generate` on the same prompts, left-padded and sorted by length."""
 
+import random
 import time
 from collections.abc import Iterator, Sequence
+from itertools import batched, cycle
 from typing import Any
 
 from mllm_shap import ConversationSnapshot
@@ -18,8 +20,6 @@ SLOWER = 0.97
 LARGER = 2
 """A batch size more than twice the best one and below `SLOWER` of its rate ends the search. One slower size
 alone does not: the machine may have been busy."""
-GOLDEN = (5**0.5 - 1) / 2
-"""Multiples of it, modulo 1, are spread evenly, even the first few."""
 
 
 class PlainGenerate:
@@ -33,7 +33,7 @@ class PlainGenerate:
         self._network = model.network
         self._decoding = decoding
         self._settings = model.settings
-        self.batch_size = 1
+        self.batch_size = BATCH_SIZES[0]
         """The best one of `find_batch_size`."""
         self.rates: dict[int, float] = {}
         """Batch size -> prompts per second in `find_batch_size`."""
@@ -43,44 +43,41 @@ class PlainGenerate:
         prompts = self._encode(snapshots)
         self._answer(prompts[: BATCH_SIZES[0]])
         for size in BATCH_SIZES:
-            if size > ALWAYS_TRIED and size > seconds * self.rates[self.batch_size]:
+            best = self.rates.get(self.batch_size, 0.0)
+            if size > ALWAYS_TRIED and size > seconds * best:
                 break
             rate = self._rate_at(size, prompts, SEARCH_SHARE * seconds)
             if rate is None:
                 break
             self.rates[size] = rate
-            if rate >= self.rates.get(self.batch_size, 0.0):
+            if rate >= best:
                 self.batch_size = size
-            elif size > LARGER * self.batch_size and rate < SLOWER * self.rates[self.batch_size]:
+            elif size > LARGER * self.batch_size and rate < SLOWER * best:
                 break
 
     def seconds_for(self, snapshots: Sequence[ConversationSnapshot]) -> float:
-        """Return the seconds to answer all, in batches of at most the best size."""
+        """Return the seconds to answer all, in even batches of at most the best size."""
         prompts = self._encode(snapshots)
         batches = -(-len(prompts) // self.batch_size)
-        size = -(-len(prompts) // batches)
         started = time.perf_counter()
-        for first in range(0, len(prompts), size):
-            self._answer(prompts[first : first + size])
+        for batch in batched(prompts, -(-len(prompts) // batches)):
+            self._answer(batch)
         return time.perf_counter() - started
 
     def _rate_at(self, size: int, prompts: list[tuple[int, ...]], seconds: float) -> float | None:
         """Return prompts per second; None if such a batch does not fit into memory."""
         import torch
 
-        answered, spent = 0, 0.0
+        answered, started = 0, time.perf_counter()
         batches = _batches(prompts, size)
         try:
-            while answered == 0 or spent < seconds:
-                batch = next(batches)
-                started = time.perf_counter()
-                self._answer(batch)
-                spent += time.perf_counter() - started
-                answered += len(batch)
+            while answered == 0 or time.perf_counter() - started < seconds:
+                self._answer(next(batches))
+                answered += size
         except torch.cuda.OutOfMemoryError:
             torch.cuda.empty_cache()
             return None
-        return answered / spent
+        return answered / (time.perf_counter() - started)
 
     def _encode(self, snapshots: Sequence[ConversationSnapshot]) -> list[tuple[int, ...]]:
         encoded = [self._model.encode(snapshot, self._decoding).token_ids for snapshot in snapshots]
@@ -89,19 +86,17 @@ class PlainGenerate:
     def _answer(self, prompts: Sequence[tuple[int, ...]]) -> None:
         import torch
 
-        longest = max(len(prompt) for prompt in prompts)
+        longest = len(max(prompts, key=len))
         padding = [longest - len(prompt) for prompt in prompts]
-        device = self._network.device
-        ids = [
-            [self._settings.pad] * fill + list(prompt) for fill, prompt in zip(padding, prompts, strict=True)
-        ]
+        pad, device = self._settings.pad, self._network.device
+        ids = [[pad] * fill + list(prompt) for fill, prompt in zip(padding, prompts, strict=True)]
         mask = [[0] * fill + [1] * (longest - fill) for fill in padding]
         with torch.inference_mode():
             output = self._network.generate(
                 input_ids=torch.tensor(ids, device=device),
                 attention_mask=torch.tensor(mask, device=device),
                 max_new_tokens=self._decoding.max_new_tokens,
-                pad_token_id=self._settings.pad,
+                pad_token_id=pad,
                 eos_token_id=list(self._settings.eos) or None,
                 **self._sampling(),
             )
@@ -115,15 +110,12 @@ class PlainGenerate:
         return settings if top_k is None else {**settings, "top_k": top_k}
 
 
-def _batches(prompts: list[tuple[int, ...]], size: int) -> Iterator[list[tuple[int, ...]]]:
-    """Yield an endless sequence of batches of similar lengths.
+def _batches(prompts: list[tuple[int, ...]], size: int) -> Iterator[tuple[tuple[int, ...], ...]]:
+    """Yield an endless sequence of full batches of similar lengths; few prompts are repeated.
 
-    Few prompts are repeated to fill a batch. Many are visited with strides, so that a few batches cover all
-    lengths.
+    The order is random, so that a few batches cover short and long prompts.
     """
     pool = prompts * -(-size // len(prompts))
-    starts = list(range(0, len(pool) - size + 1, size))
-    order = sorted(starts, key=lambda start: start / size * GOLDEN % 1.0)
-    while True:
-        for start in order:
-            yield pool[start : start + size]
+    batches = [batch for batch in batched(pool, size) if len(batch) == size]
+    random.Random(0).shuffle(batches)
+    return cycle(batches)

@@ -1,63 +1,36 @@
 """A benchmark's results, as a table and as data."""
 
-import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mllm_shapx.benchmark.probes import Recommendation
-from mllm_shapx.benchmark.rounds import Contest, Tally
-from mllm_shapx.benchmark.sharing import Sharing
+from mllm_shapx.benchmark.contest import Contest, Tally
 from mllm_shapx.models.base import ModelIdentity
-from mllm_shapx.reporting.grid import grid, numbers, words
+from mllm_shapx.reporting.grid import grid, names, numbers
 
+CLEARLY = 1.03
+"""A larger batch size is recommended only if it is faster by this factor."""
 _WIDTH = 100
-
-
-@dataclass(frozen=True, slots=True)
-class Machine:
-    """The machine of the figures."""
-
-    device: str
-    hardware: str
-    """Name of the CPU or GPU."""
-    dtype: str
-    threads: int
-    load_average: float
-    """Load average of the minute before; well above 0, other processes used the CPU too."""
-
-    @classmethod
-    def describe(cls, identity: ModelIdentity) -> "Machine":
-        """Return this machine's current state."""
-        import torch
-
-        on_gpu = identity.device.startswith("cuda")
-        return cls(
-            device=identity.device,
-            hardware=torch.cuda.get_device_name(identity.device) if on_gpu else _processor(),
-            dtype=identity.dtype,
-            threads=torch.get_num_threads(),
-            load_average=os.getloadavg()[0],
-        )
 
 
 @dataclass(frozen=True, slots=True)
 class BenchReport:
     """All measurements of one call. Rates are coalitions per second, medians over the rounds."""
 
-    model_id: str
-    machine: Machine
+    model: ModelIdentity
+    load_average: float
+    """Load average of the minute before; well above 0, other processes used the CPU too."""
     rows: int
     contest: Contest
-    raw_batch_size: int | None
-    raw_rates: dict[int, float]
-    """Batch size -> prompts per second of plain generate, from the search."""
-    sharing: Sharing
-    recommended: Recommendation
+    sharing_factor: float | None
+    """Coalitions of all runs of the config per answer, as planned; None if no run can explain the rows."""
     batch_size: int
+    """Ours at the end of the contest."""
     rows_in_flight: int
+    trials: Mapping[int, float]
+    """Batch size tried -> coalitions per second, the contest's first; empty without time for trials."""
     notes: Sequence[str]
 
     @property
@@ -68,74 +41,59 @@ class BenchReport:
     @property
     def idle_fraction(self) -> float:
         """Return the share of our time that the device spent outside the model."""
-        turns = self.contest.turns
-        return 1.0 - sum(turn.busy_seconds for turn in turns) / sum(turn.seconds for turn in turns)
+        return 1.0 - self.contest.busy_seconds / self.contest.ours.total[1]
 
     @property
-    def outside_model_us(self) -> float:
-        """Return the microseconds of CPU time per coalition for sampling, rendering and scoring."""
-        turns = self.contest.turns
-        return 1e6 * sum(turn.own_seconds for turn in turns) / sum(turn.coalitions for turn in turns)
-
-    @property
-    def encoding_us(self) -> float:
-        """Return the microseconds per coalition of the encoding thread, parallel to the device's thread."""
-        turns = self.contest.turns
-        return 1e6 * sum(turn.encode_seconds for turn in turns) / sum(turn.coalitions for turn in turns)
+    def recommended(self) -> int:
+        """Return the contest's batch size, or another one that was clearly better."""
+        fastest = max(self.trials.values(), default=0.0)
+        best = min((size for size, rate in self.trials.items() if rate * CLEARLY >= fastest), default=0)
+        return self.batch_size if best == next(iter(self.trials), 0) else best
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as one JSON object."""
-        contest, machine = self.contest, self.machine
+        contest, plain = self.contest, self.contest.generate
         return {
             "coalitions_per_second": self.rate,
             "library_coalitions_per_second": contest.library.median_rate,
             "ratio": self._over(contest.library),
             "raw_coalitions_per_second": contest.raw.median_rate,
-            "raw_batch_size": self.raw_batch_size,
+            "raw_batch_size": None if plain is None else plain.batch_size,
             "fraction_of_raw": self._over(contest.raw),
-            "sharing_factor": self.sharing.factor,
+            "sharing_factor": self.sharing_factor,
             "idle_fraction": self.idle_fraction,
-            "outside_model_us_per_coalition": self.outside_model_us,
-            "encoding_us_per_coalition": self.encoding_us,
             "batch_size": self.batch_size,
             "rows_in_flight": self.rows_in_flight,
-            "recommended": {
-                "batch_size": self.recommended.batch_size,
-                "rows_in_flight": self.recommended.rows_in_flight,
-            },
+            "recommended": {"batch_size": self.recommended, "rows_in_flight": self.rows_in_flight},
             "rows": self.rows,
-            "coalitions": int(contest.ours.coalitions),
-            "model": self.model_id,
-            "device": machine.device,
-            "hardware": machine.hardware,
-            "dtype": machine.dtype,
-            "threads": machine.threads,
-            "load_average": machine.load_average,
+            "coalitions": contest.ours.total[0],
+            "model": self.model.model_id,
+            "device": self.model.device,
+            "hardware": _hardware(self.model.device),
+            "dtype": self.model.dtype,
+            "threads": _threads(),
+            "load_average": self.load_average,
             "largest_value_difference": contest.largest_difference,
-            "rows_compared": contest.compared_rows,
-            "library_sampled": contest.library_sampled,
-            "sharing": {
-                "rows": self.sharing.rows,
-                "coalitions": self.sharing.coalitions,
-                "answers": self.sharing.answers,
-                "measured": self.sharing.measured,
-            },
+            "rows_compared": contest.rows_compared,
             "rounds": {
                 "ours": _rounds(contest.ours),
                 "library": _rounds(contest.library),
                 "raw": _rounds(contest.raw),
             },
-            "raw_search": {str(size): rate for size, rate in self.raw_rates.items()},
-            "probes": [probe.to_json() for probe in self.recommended.probes],
+            "raw_search": {} if plain is None else plain.rates,
+            "probes": [
+                {"batch_size": size, "rows_in_flight": self.rows_in_flight, "coalitions_per_second": rate}
+                for size, rate in self.trials.items()
+            ],
             "notes": list(self.notes),
         }
 
     def to_text(self) -> str:
         """Return the report as a table and some sentences."""
-        machine, rounds = self.machine, len(self.contest.ours.rounds)
-        where = f"{machine.device} ({machine.hardware}), {machine.threads} thread(s)"
+        model, rounds = self.model, len(self.contest.ours.rounds)
+        where = f"{model.device} ({_hardware(model.device)}), {_threads()} thread(s)"
         lines = [
-            f"{self.model_id}, {machine.dtype}, {where}, load average {machine.load_average:.1f}",
+            f"{model.model_id}, {model.dtype}, {where}, load average {self.load_average:.1f}",
             f"{self.rows} row(s), the same for all, in turns; medians of {rounds} round(s)",
             "",
             *self._table(),
@@ -145,43 +103,34 @@ class BenchReport:
         return "\n".join(lines)
 
     def _table(self) -> list[str]:
-        contest = self.contest
-        rows = [
-            ("ours", contest.ours),
-            ("mllm_shap's own runner", contest.library),
-            (f"plain generate, batches of {self.raw_batch_size}", contest.raw),
-        ]
-        cells = [
-            (name, f"{tally.median_rate:,.1f}", f"{tally.total_rate:,.1f}", _times(self._over(tally), name))
-            for name, tally in rows
-            if tally.median_rate is not None and tally.total_rate is not None
-        ]
-        columns = [*words(""), *numbers("coalitions/s", "all rounds", "ours is")]
-        return grid(columns, cells, _WIDTH)
+        contest, plain = self.contest, self.contest.generate
+        cells = [("ours", *_rates(contest.ours), "")]
+        others = {"mllm_shap's own runner": contest.library}
+        if plain is not None:
+            others[f"plain generate, batches of {plain.batch_size}"] = contest.raw
+        for name, tally in others.items():
+            ratio = self._over(tally)
+            if ratio is not None:
+                cells.append((name, *_rates(tally), f"{ratio:.2f}x"))
+        return grid([*names(""), *numbers("coalitions/s", "all rounds", "ours is")], cells, _WIDTH)
 
     def _sentences(self) -> list[str]:
-        contest, sharing, best = self.contest, self.sharing, self.recommended
-        lines = []
-        lines.append(
-            f"The device was idle for {self.idle_fraction:.1%} of our time. A coalition took "
-            f"{self.outside_model_us:,.0f} us of sampling, rendering and scoring, and beside that "
-            f"{self.encoding_us:,.0f} us of encoding."
-        )
-        if sharing.factor is not None:
-            how = "" if sharing.measured else ", as planned"
+        lines = [f"The device was idle for {self.idle_fraction:.1%} of our time."]
+        if self.sharing_factor is not None:
             lines.append(
-                f"The sweep evaluates {sharing.factor:.2f} coalitions for each answer that it asks for "
-                f"({sharing.coalitions:,.0f} for {sharing.answers:,.0f} on {sharing.rows} row(s){how})."
+                f"By the plan, the runs evaluate {self.sharing_factor:.2f} coalitions for each answer that "
+                "they ask for."
             )
+        contest = self.contest
         if contest.largest_difference is not None:
             lines.append(
                 f"Values of ours and the library's differ by at most {contest.largest_difference:.1e} "
-                f"on {contest.compared_rows} row(s)."
+                f"on {contest.rows_compared} row(s)."
             )
         lines += [f"Note: {note}." for note in self.notes]
         lines.append(
-            f"Recommended: batch size {best.batch_size} (the contest came to {self.batch_size}), "
-            f"{best.rows_in_flight} row(s) in flight."
+            f"Recommended: batch size {self.recommended} (the contest came to {self.batch_size}), "
+            f"{self.rows_in_flight} row(s) in flight."
         )
         return lines
 
@@ -197,11 +146,23 @@ def _rounds(tally: Tally) -> list[dict[str, float]]:
     ]
 
 
-def _times(ratio: float | None, name: str) -> str:
-    return "" if ratio is None or name == "ours" else f"{ratio:.2f}x"
+def _rates(tally: Tally) -> tuple[str, str]:
+    coalitions, seconds = tally.total
+    return f"{tally.median_rate or 0.0:,.1f}", f"{coalitions / seconds:,.1f}"
 
 
-def _processor() -> str:
+def _threads() -> int:
+    import torch
+
+    return int(torch.get_num_threads())
+
+
+def _hardware(device: str) -> str:
+    """Return the name of the GPU or of the CPU."""
+    if device.startswith("cuda"):
+        import torch
+
+        return str(torch.cuda.get_device_name(device))
     listed = Path("/proc/cpuinfo")  # only on Linux
     for line in listed.read_text(encoding="utf-8").splitlines() if listed.exists() else ():
         if line.startswith("model name"):

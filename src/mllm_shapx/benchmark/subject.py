@@ -1,8 +1,7 @@
-"""The subject of a benchmark: a config's model and rows, and a game for each row that fits the time."""
+"""The subject of a benchmark: a config's model, and a game for each row that the model can answer."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from mllm_shapx.config.loading import LoadedConfig
 from mllm_shapx.config.servers import CONNECTOR
@@ -10,7 +9,6 @@ from mllm_shapx.config.vocabulary import ShapleyType
 from mllm_shapx.data.conversations import Row, load_row
 from mllm_shapx.data.selection import select_rows
 from mllm_shapx.data.sources import open_table
-from mllm_shapx.data.table import Table
 from mllm_shapx.errors import RowError, UsageError
 from mllm_shapx.explaining.sample import open_row
 from mllm_shapx.explaining.settings import decoding
@@ -18,9 +16,6 @@ from mllm_shapx.models.base import Model
 from mllm_shapx.models.registry import load_model, model_identity
 from mllm_shapx.planning.runs import Budget, RunSpec
 from mllm_shapx.planning.sweep import expand, player_rule
-
-ANSWERED_RUN = "bench"
-"""Name of the measured run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +43,17 @@ class Game:
         return replace(self, run=_as(self.run, "standard_mc", Budget("num_samples", 2)))
 
 
+def take(games: Sequence[Game], coalitions: float, most: int) -> list[Game]:
+    """Return games until they have `coalitions` together, or all; each has at most about `most`."""
+    taken: list[Game] = []
+    for game in games:
+        taken.append(game.limited_to(most))
+        coalitions -= taken[-1].coalitions
+        if coalitions <= 0:
+            break
+    return taken
+
+
 class Subject:
     """A config's runs and rows, and its model's location.
 
@@ -72,15 +78,12 @@ class Subject:
             )
         self.run = _as(answering[0], "exact", Budget("all"))
         """Exact explanation with the settings of the sweep's first run that generates answers."""
-        self._table: Table = open_table(settings.dataset, loaded.path)
+        self._table = open_table(settings.dataset, loaded.path)
+        rule = player_rule(settings, loaded.path)
         self._rows = select_rows(
-            self._table,
-            settings.dataset,
-            settings.selection,
-            settings.modality,
-            player_rule(settings, loaded.path),
+            self._table, settings.dataset, settings.selection, settings.modality, rule
         ).rows
-        self.model_path, self.revision = model_identity(self.run.model_settings, loaded.path)
+        self.model_path, self._revision = model_identity(self.run.model_settings, loaded.path)
         """The model's directory, None for a hub id; and its digest or hub commit."""
         self._config_path = loaded.path
 
@@ -90,7 +93,7 @@ class Subject:
         Raises:
             ModelError: When it cannot be loaded.
         """
-        return load_model(self.run.model_settings, self.model_path, self.revision, self._config_path)
+        return load_model(self.run.model_settings, self.model_path, self._revision, self._config_path)
 
     def games(self, model: Model) -> Iterator[Game]:
         """Yield the exact game of each row that `model` can answer, in selection order.
@@ -118,7 +121,7 @@ def _as(run: RunSpec, explainer_type: ShapleyType, budget: Budget) -> RunSpec:
     """Return a run like `run` that evaluates so many coalitions and measures nothing else."""
     return replace(
         run,
-        name=ANSWERED_RUN,
+        name="bench",
         explainer_type=explainer_type,
         budget=budget,
         hierarchical=None,
@@ -126,8 +129,3 @@ def _as(run: RunSpec, explainer_type: ShapleyType, budget: Budget) -> RunSpec:
         faithfulness=None,
         interactions=None,
     )
-
-
-def directory_of(run: RunSpec, model_path: Path | None) -> str:
-    """Return the model's source for transformers: a directory or a hub id."""
-    return run.model_id if model_path is None else str(model_path)

@@ -74,8 +74,8 @@ def schema() -> None:
 @flag("--json as_json", "Print the figures as data.")
 def bench(configs: Sequence[Path], as_json: bool, **options: Any) -> None:
     """Measure a config on this machine, beside mllm_shap's own runner and the bare model."""
+    from mllm_shapx.benchmark.bench import BenchOptions
     from mllm_shapx.benchmark.bench import bench as measure
-    from mllm_shapx.benchmark.options import BenchOptions
 
     if len(configs) > 1:
         raise UsageError(f"bench measures one config at a time, not {len(configs)}")

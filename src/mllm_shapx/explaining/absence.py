@@ -8,81 +8,63 @@ from mllm_shap import (
     AudioPart,
     CoalitionMask,
     ConversationSnapshot,
-    DeletePolicy,
     Message,
-    NeutralPolicy,
-    PadPolicy,
     PlayerSet,
     PlayerSpan,
+    PluginGroup,
     Turn,
 )
 from mllm_shap.alignment.io import decode_audio, encode_wav
 from mllm_shap.masking.audio import hide_text, render_audio
-from mllm_shap.masking.tokens import render_spans
 from mllm_shap.protocols.masking import AbsencePolicy
 from numpy.typing import NDArray
 
-from mllm_shapx.config.vocabulary import Absence, AudioAbsence
+from mllm_shapx.config.vocabulary import AudioAbsence
+from mllm_shapx.explaining.settings import flat_config, resolve
 from mllm_shapx.planning.runs import RunSpec
-
-PLACEHOLDER = PadPolicy().placeholder
-FILL_CHAR = NeutralPolicy().fill_char
 
 
 def absence_policy(run: RunSpec) -> AbsencePolicy:
     """Return the policy that renders the coalitions of a run: mllm_shap's, or ours for recordings."""
     shap = run.shap
+    policy: AbsencePolicy = resolve(flat_config(run), PluginGroup.ABSENCE_POLICIES, shap.absence)
     audio: AudioAbsence = shap.audio_absence or ("cut" if shap.absence == "delete" else "silence")
     if run.modality.has_audio_input and (shap.absence, audio) != ("delete", "cut"):
-        return _MixedPolicy(shap.absence, shap.absence_text, audio)
-    if shap.absence == "pad":
-        return PadPolicy(placeholder=shap.absence_text or PLACEHOLDER)
-    if shap.absence == "neutral":
-        return NeutralPolicy(fill_char=shap.absence_text or FILL_CHAR)
-    return DeletePolicy()
+        return _MixedPolicy(policy, audio)
+    return policy
 
 
 class _MixedPolicy:
-    """Renders absent text by one policy and absent segments of recordings by another.
+    """Renders absent text by a policy of mllm_shap, and absent segments of recordings by another absence.
 
     The library has one policy for both, and would write the placeholder of a spoken player as text.
     """
 
-    def __init__(self, absence: Absence, text: str | None, audio: AudioAbsence) -> None:
-        self._absence = absence
+    def __init__(self, text: AbsencePolicy, audio: AudioAbsence) -> None:
         self._text = text
         self._audio = audio
 
     @property
     def name(self) -> str:
         """Return the names of both absences."""
-        return f"{self._absence}+{self._audio}"
+        return f"{self._text.name}+{self._audio}"
 
     def apply(
         self, snapshot: ConversationSnapshot, players: PlayerSet, mask: CoalitionMask
     ) -> ConversationSnapshot:
         """Return the conversation without the players outside `mask`."""
         mask.validate_against(players)
-        spans = list(zip(players.spans, mask.present, strict=True))
-        written = [(span, present) for span, present in spans if span.samples is None]
-        rendered = render_spans(
-            snapshot,
-            [span for span, _ in written],
-            [span.text if present else self._in_place_of(span) for span, present in written],
-        )
+        everyone = list(zip(players.player_ids, players.spans, mask.present, strict=True))
+        written = [player for player in everyone if player[1].samples is None]
+        if written:
+            ids, spans, present = zip(*written, strict=True)
+            snapshot = self._text.apply(snapshot, PlayerSet(ids, spans), CoalitionMask(present))
         if self._audio == "noise":
-            absent = [span for span, present in spans if span.samples is not None and not present]
-            rendered = _with_noise(rendered, absent)
+            absent = [span for _, span, is_present in everyone if span.samples is not None and not is_present]
+            snapshot = _with_noise(snapshot, absent)
         else:
-            rendered = render_audio(rendered, players.spans, mask.present, cut=self._audio == "cut")
-        return hide_text(rendered, players.hidden_text)
-
-    def _in_place_of(self, span: PlayerSpan) -> str | None:
-        if self._absence == "delete":
-            return None
-        if self._absence == "pad":
-            return self._text or PLACEHOLDER
-        return (self._text or FILL_CHAR) * len(span.text)
+            snapshot = render_audio(snapshot, players.spans, mask.present, cut=self._audio == "cut")
+        return hide_text(snapshot, players.hidden_text)
 
 
 def _with_noise(snapshot: ConversationSnapshot, absent: Sequence[PlayerSpan]) -> ConversationSnapshot:

@@ -1,7 +1,6 @@
 """Players of prompts with recordings, as mllm_shap partition plugins: audio segments, and words."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 from itertools import pairwise
@@ -46,50 +45,55 @@ class RawWindowsOptions(PluginOptions):
 
 
 class RawWindowPartitioner:
-    """Makes each window of a recording a player, and each word of a written message.
-
-    A message's recording is its first audio part. Text beside a recording is its transcript: it is not a
-    player and in no coalition.
-    """
+    """Makes each window of a recording a player, and each word of a written message: see `raw_windows`."""
 
     options_model: ClassVar[type[PluginOptions]] = RawWindowsOptions
+    name = "raw_windows"
 
     def __init__(
         self, context: PluginContext | None = None, options: RawWindowsOptions | None = None
     ) -> None:
         """Use `options`, else those of the `context`."""
-        if options is None:
-            options = RawWindowsOptions.model_validate({} if context is None else dict(context.options))
-        self._options = options
-        self._rule = PlayerRule(options.token_filter, kept_words=tuple(options.kept_words))
-
-    @property
-    def name(self) -> str:
-        """Return the registered partition identifier."""
-        return "raw_windows"
+        given = {} if context is None else dict(context.options)
+        self._options = options or RawWindowsOptions.model_validate(given)
 
     def partition(self, snapshot: ConversationSnapshot) -> PlayerSet:
-        """Return the players in conversation order.
+        """Return the players in conversation order."""
+        options = self._options
+        rule = PlayerRule(
+            options.token_filter, kept_words=tuple(options.kept_words), roles=tuple(options.roles)
+        )
+        return raw_windows(snapshot, options.window_ms, rule)
 
-        Raises:
-            RowError: `no_players` when there is no possible player; `bad_audio` when a recording cannot be
-                decoded.
-        """
-        players: list[tuple[str, PlayerSpan]] = []
-        hidden: list[int] = []
-        for index, prefix, message in messages_of(snapshot):
-            recording = _recording(message)
-            if recording is not None and message.text:
-                hidden.append(index)
-            if message.role.value not in self._options.roles:
-                continue
-            spans = (
-                text_players(message, index, self._rule)
-                if recording is None
-                else _windows(recording, index, self._options.window_ms, message.speaker)
-            )
-            players += [(f"{prefix}:{number}", span) for number, span in enumerate(spans)]
-        return _player_set(players, hidden)
+
+def raw_windows(snapshot: ConversationSnapshot, window_ms: float, rule: PlayerRule) -> PlayerSet:
+    """Return the windows of recordings and the words of written messages, in conversation order.
+
+    A message's recording is its first audio part. Text beside a recording is its transcript: it is not a
+    player and in no coalition.
+
+    Raises:
+        RowError: `no_players` when there is no possible player; `bad_audio` when a recording cannot be
+            decoded.
+    """
+    players: list[tuple[str, PlayerSpan]] = []
+    hidden: list[int] = []
+    for index, prefix, message in messages_of(snapshot):
+        recording = _recording(message)
+        if recording is not None and message.text:
+            hidden.append(index)
+        if message.role.value not in rule.roles:
+            continue
+        spans = (
+            text_players(message, index, rule)
+            if recording is None
+            else _windows(recording, index, window_ms, message.speaker)
+        )
+        players += [(f"{prefix}:{number}", span) for number, span in enumerate(spans)]
+    if not players:
+        raise RowError("no_players", "the prompt has no stretch of audio and no word that could be a player")
+    ids, all_spans = zip(*players, strict=True)
+    return PlayerSet(player_ids=ids, spans=all_spans, hidden_text=tuple(hidden))
 
 
 class SgpaOptions(PluginOptions):
@@ -111,17 +115,12 @@ class SgpaPartitioner:
     """
 
     options_model: ClassVar[type[PluginOptions]] = SgpaOptions
+    name = "sgpa_speech"
 
     def __init__(self, context: PluginContext | None = None, options: SgpaOptions | None = None) -> None:
         """Use `options`, else those of the `context`."""
-        if options is None:
-            options = SgpaOptions.model_validate({} if context is None else dict(context.options))
-        self._options = options
-
-    @property
-    def name(self) -> str:
-        """Return the registered partition identifier."""
-        return "sgpa_speech"
+        given = {} if context is None else dict(context.options)
+        self._options = options or SgpaOptions.model_validate(given)
 
     def partition(self, snapshot: ConversationSnapshot) -> PlayerSet:
         """Return the players in conversation order.
@@ -181,14 +180,7 @@ def audio_player_set(
     if segmentation.method == "sgpa":
         options = SgpaOptions(device=segmentation.aligner_device or "cpu")
         return SgpaPartitioner(options=options).partition(snapshot)
-    roles: list[RoleName] = [name for name in ("system", "user", "assistant") if name in rule.roles]
-    windows = RawWindowsOptions(
-        window_ms=segmentation.window_ms,
-        token_filter=rule.token_filter,
-        kept_words=list(rule.kept_words),
-        roles=roles,
-    )
-    return RawWindowPartitioner(options=windows).partition(snapshot)
+    return raw_windows(snapshot, segmentation.window_ms, rule)
 
 
 def window_bounds(samples: int, rate: int, window_ms: float) -> list[tuple[int, int]]:
@@ -222,10 +214,3 @@ def _windows(
 
 def _recording(message: Message) -> AudioPart | None:
     return next((part for part in message.content if isinstance(part, AudioPart)), None)
-
-
-def _player_set(players: Sequence[tuple[str, PlayerSpan]], hidden: Sequence[int]) -> PlayerSet:
-    if not players:
-        raise RowError("no_players", "the prompt has no stretch of audio and no word that could be a player")
-    ids, spans = zip(*players, strict=True)
-    return PlayerSet(player_ids=ids, spans=spans, hidden_text=tuple(hidden))

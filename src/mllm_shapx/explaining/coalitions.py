@@ -1,21 +1,24 @@
-"""The answers to a row's coalitions: each is generated once and shared by all runs."""
+"""The answers to a row's coalitions, and likelihoods after their prompts: computed once for all runs."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import batched
 
 from mllm_shap import CoalitionMask, ConversationSnapshot, DeletePolicy, PlayerSet
 from mllm_shap.protocols.masking import AbsencePolicy
 
 from mllm_shapx.errors import first_of
-from mllm_shapx.explaining.likelihoods import RowLikelihoods
 from mllm_shapx.models.base import Answer
+from mllm_shapx.records.likelihood import Likelihood, LikelihoodKey
 
 Keep = Callable[[int, Answer], None]
 """Receives each new answer: `(mask, answer)`."""
 
 Generate = Callable[[Mapping[int, ConversationSnapshot], Keep], Awaitable[None]]
 """Generates the answers to coalitions (mask -> prompt) and passes each to `Keep`. Calls may overlap."""
+
+_Prompts = dict[int, ConversationSnapshot]
 
 _SLICE = 1 << 10
 """Prompts rendered at a time, while earlier ones are being answered."""
@@ -24,6 +27,37 @@ _SLICES_IN_HAND = 1 << 5
 
 REUSED = ""
 """`Answer.asked_by` of an answer that was copied from a coalition with the same prompt."""
+
+
+class RowLikelihoods:
+    """All likelihoods of one row under one generation key."""
+
+    def __init__(self) -> None:
+        self.stored: dict[LikelihoodKey, Likelihood] = {}
+        self._fresh: dict[LikelihoodKey, Likelihood] = {}
+
+    def know(self, stored: Mapping[LikelihoodKey, Likelihood]) -> None:
+        """Add stored likelihoods, so that they are not read again."""
+        self.stored.update(stored)
+
+    def knows(self, key: LikelihoodKey, top_k: int) -> bool:
+        """Return whether a likelihood with at least the `top_k` most probable tokens is known."""
+        found = self.stored.get(key)
+        return found is not None and found.top_k >= top_k
+
+    def keep(self, key: LikelihoodKey, likelihood: Likelihood) -> None:
+        """Add a new likelihood."""
+        self.stored[key] = self._fresh[key] = likelihood
+
+    def read_for(self, run_name: str, masks: Iterable[int]) -> int:
+        """Return how many likelihoods after the prompts of `masks` were read for a run."""
+        wanted = set(masks)
+        return sum(each.asked_by == run_name and mask in wanted for (_, mask), each in self.stored.items())
+
+    def take_fresh(self) -> dict[LikelihoodKey, Likelihood]:
+        """Return the new likelihoods since the last call, for the store."""
+        fresh, self._fresh = self._fresh, {}
+        return fresh
 
 
 class RowCoalitions:
@@ -101,27 +135,18 @@ class RowCoalitions:
 
     async def _generate(self, masks: Sequence[int], run_name: str, generate: Generate) -> None:
         """Generate the answers to `masks`; coalitions with equal prompts are asked once."""
-        room = asyncio.Semaphore(_SLICES_IN_HAND)
-
-        async def ask(prompts: Mapping[int, ConversationSnapshot]) -> None:
-            await generate(prompts, lambda mask, answer: self._keep(mask, replace(answer, asked_by=run_name)))
-            room.release()
-
         twin_of: dict[int, int] = {}
-        try:
-            async with asyncio.TaskGroup() as group:
-                for start in range(0, len(masks), _SLICE):
-                    await room.acquire()
-                    prompts, twins = await asyncio.to_thread(self._prompts, masks[start : start + _SLICE])
-                    twin_of.update(twins)
-                    group.create_task(ask(prompts))
-        except ExceptionGroup as failures:
-            # The first error is the cause; the others repeat it or follow from it.
-            raise first_of(failures) from None
+
+        async def ask(_part: Sequence[int], rendered: tuple[_Prompts, dict[int, int]]) -> None:
+            prompts, twins = rendered
+            twin_of.update(twins)
+            await generate(prompts, lambda mask, answer: self._keep(mask, replace(answer, asked_by=run_name)))
+
+        await in_slices(masks, self._prompts, ask, _SLICES_IN_HAND)
         for mask, first in twin_of.items():
             self._keep(mask, replace(self.stored[first], asked_by=REUSED))
 
-    def _prompts(self, masks: Sequence[int]) -> tuple[dict[int, ConversationSnapshot], dict[int, int]]:
+    def _prompts(self, masks: Sequence[int]) -> tuple[_Prompts, dict[int, int]]:
         """Return the prompts to ask, and for each other coalition the coalition with the same prompt."""
         prompts: dict[int, ConversationSnapshot] = {}
         twin_of: dict[int, int] = {}
@@ -137,8 +162,33 @@ class RowCoalitions:
         return prompts, twin_of
 
     def _keep(self, mask: int, answer: Answer) -> None:
-        self.stored[mask] = answer
-        self._fresh[mask] = answer
+        self.stored[mask] = self._fresh[mask] = answer
+
+
+async def in_slices[Item, Rendered](
+    items: Sequence[Item],
+    render: Callable[[Sequence[Item]], Rendered],
+    ask: Callable[[Sequence[Item], Rendered], Awaitable[None]],
+    in_hand: int,
+) -> None:
+    """Render one slice of `items` after the other in a thread, while earlier slices are asked.
+
+    At most `in_hand` slices are in memory at a time.
+    """
+    room = asyncio.Semaphore(in_hand)
+
+    async def ask_slice(part: Sequence[Item], rendered: Rendered) -> None:
+        await ask(part, rendered)
+        room.release()
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for part in batched(items, _SLICE):
+                await room.acquire()
+                group.create_task(ask_slice(part, await asyncio.to_thread(render, part)))
+    except ExceptionGroup as failures:
+        # The first error is the cause; the others repeat it or follow from it.
+        raise first_of(failures) from None
 
 
 def _sum(counts: Iterable[int | None]) -> int | None:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mllm_shap import CoalitionMask, PlayerSet, PluginGroup
+from mllm_shap import CoalitionMask, ExplainConfig, PlayerSet, PluginGroup
 from mllm_shap.protocols.estimator import TwoPhaseEstimator
 
 from mllm_shapx.errors import RowError
@@ -22,38 +22,24 @@ from mllm_shapx.records.results import Stopped
 
 @dataclass(frozen=True, slots=True)
 class GameResult:
-    """Values of one game, before normalizing."""
+    """Values of one game, or of a hierarchy of games, before normalizing."""
 
     values: tuple[float, ...]
-    """One per player of the game."""
+    """One per player of the game; of a hierarchy, one per player of the row."""
     base_value: float
-    """v(empty coalition) of the game."""
+    """v(empty coalition) of the game; of a hierarchy, of its first game."""
     grand_value: float
     """v(all players)."""
     masks: tuple[int, ...]
     """Evaluated coalitions, as masks of the row's players."""
-    payoffs: tuple[float, ...]
-    """The value of each coalition."""
+    payoffs: tuple[float, ...] = ()
+    """The value of each coalition; none for a hierarchy."""
     standard_errors: tuple[float, ...] | None = None
-    """One per player of the game; see `standard_errors`."""
+    """One per player of the game, NaN if unknown; None for an explainer without standard errors."""
     stopped: Stopped | None = None
     """Why sampling ended, None if it spends the whole budget in any case."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Drawn:
-    """Coalitions of a game with their values, and the estimator that drew them."""
-
-    estimator: Any
-    aggregator: Any
-    coalitions: list[CoalitionMask]
-    payoffs: list[float]
-
-    @property
-    def value_of(self) -> dict[tuple[bool, ...], float]:
-        """Return the value of each coalition, by the presence of its players."""
-        present = (coalition.present for coalition in self.coalitions)
-        return dict(zip(present, self.payoffs, strict=True))
+    num_levels: int | None = None
+    """Levels of a hierarchy."""
 
 
 class Game:
@@ -92,38 +78,34 @@ class Game:
         if stop_at is not None:
             budgets, stopped = rounds(settings.explainer_type, settings.budget, count), "budget"
         for budget in budgets:
-            drawn = await self._draw(replace(settings, budget=budget), count)
-            value_of = drawn.value_of
+            config = explain_config(self._run, replace(settings, budget=budget), count)
+            estimator = resolve(config, PluginGroup.ESTIMATORS, config.explanation.estimator)
+            coalitions, payoffs = await self._draw(config, estimator, budget, count)
+            value_of = dict(zip((coalition.present for coalition in coalitions), payoffs, strict=True))
             errors = standard_errors(settings.explainer_type, list(value_of), list(value_of.values()))
             if stop_at is not None and errors is not None and all(error <= stop_at for error in errors):
                 stopped = "standard_error"
                 break
-        values = drawn.estimator.estimate_attributions(drawn.coalitions, drawn.payoffs, drawn.aggregator)
+        aggregator = resolve(config, PluginGroup.ESTIMANDS, config.explanation.estimand.value)
         return GameResult(
-            values=tuple(values),
+            values=tuple(estimator.estimate_attributions(coalitions, payoffs, aggregator)),
             base_value=value_of[(False,) * count],
             grand_value=value_of[(True,) * count],
-            masks=tuple(self._row_mask(coalition) for coalition in drawn.coalitions),
-            payoffs=tuple(drawn.payoffs),
+            masks=tuple(self._row_mask(coalition) for coalition in coalitions),
+            payoffs=tuple(payoffs),
             standard_errors=errors,
             stopped=stopped,
         )
 
-    async def _draw(self, settings: GameSettings, count: int) -> _Drawn:
-        config = explain_config(self._run, settings, count)
-        estimator = resolve(config, PluginGroup.ESTIMATORS, config.explanation.estimator)
-        aggregator = resolve(config, PluginGroup.ESTIMANDS, config.explanation.estimand.value)
+    async def _draw(
+        self, config: ExplainConfig, estimator: Any, budget: Budget, count: int
+    ) -> tuple[list[CoalitionMask], list[float]]:
+        """Return the coalitions that `estimator` draws, and their values."""
         players = PlayerSet(player_ids=tuple(str(index) for index in range(count)))
-        evaluations = settings.budget.evaluations(count)
-        share = settings.budget.fraction if evaluations is None else min(1.0, evaluations / (1 << count))
-        coalitions = _with_boundaries(
-            list(
-                estimator.sample_masks(
-                    players, share, config.explanation.include_minimal_masks, settings.seed
-                )
-            ),
-            count,
-        )
+        evaluations = budget.evaluations(count)
+        share = budget.fraction if evaluations is None else min(1.0, evaluations / (1 << count))
+        minimal, seed = config.explanation.include_minimal_masks, config.explanation.seed
+        coalitions = _with_boundaries(list(estimator.sample_masks(players, share, minimal, seed)), count)
         payoffs = await self._payoffs(coalitions)
         if isinstance(estimator, TwoPhaseEstimator):
             estimator.begin_allocation(coalitions, payoffs)
@@ -132,7 +114,7 @@ class Game:
                 coalitions.extend(second)
                 # Score all coalitions again, so that both phases share one TF-IDF corpus.
                 payoffs = await self._payoffs(coalitions)
-        return _Drawn(estimator, aggregator, coalitions, payoffs)
+        return coalitions, payoffs
 
     async def _payoffs(self, coalitions: Sequence[CoalitionMask]) -> list[float]:
         masks = [self._row_mask(coalition) for coalition in coalitions]

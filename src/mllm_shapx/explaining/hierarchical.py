@@ -1,7 +1,6 @@
 """Hierarchical values: a game of groups first, then a game of the members of each group."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from mllm_shap import PlayerSet
 
@@ -9,19 +8,6 @@ from mllm_shapx.explaining.games import Game, GameResult
 from mllm_shapx.explaining.settings import GameSettings
 from mllm_shapx.explaining.values import Value
 from mllm_shapx.planning.runs import Budget, HierarchicalSpec, RunSpec
-
-
-@dataclass(frozen=True, slots=True)
-class HierarchicalResult:
-    """The values of the single players, and the games behind them."""
-
-    top: GameResult
-    """The game of the first layer; its base and grand value are the row's."""
-    values: tuple[float, ...]
-    """One per player of the row, before normalizing; they sum to the sum of the top game's values."""
-    masks: tuple[int, ...]
-    """Coalitions evaluated by all games, each once."""
-    num_levels: int
 
 
 class HierarchicalExplainer:
@@ -40,8 +26,8 @@ class HierarchicalExplainer:
         self._players = players
         self._value = value
 
-    async def explain(self, seed: int) -> HierarchicalResult:
-        """Play all games. The same seed gives the same values."""
+    async def explain(self, seed: int) -> GameResult:
+        """Play all games. The values sum to the sum of the first game's. A seed gives the same values."""
         count = self._players.num_players
         everyone = (1 << count) - 1
         blocks = message_blocks(self._players)
@@ -70,7 +56,7 @@ class HierarchicalExplainer:
             masks.update(dict.fromkeys(game.masks))
             fitted = fit_to_share(game.values, share)
             pending.extend((member, value, level + 1) for member, value in zip(members, fitted, strict=True))
-        return HierarchicalResult(top, tuple(values), tuple(masks), levels)
+        return GameResult(tuple(values), top.base_value, top.grand_value, tuple(masks), num_levels=levels)
 
     async def _play(
         self, groups: Sequence[Sequence[int]], context: int, settings: GameSettings

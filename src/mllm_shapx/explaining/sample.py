@@ -3,11 +3,10 @@
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from mllm_shap import ConversationSnapshot, PlayerSet, PluginGroup
 
-from mllm_shapx.config.measures import FaithfulnessConfig
 from mllm_shapx.data.conversations import Row, to_snapshot
 from mllm_shapx.explaining.absence import absence_policy
 from mllm_shapx.explaining.audio_records import AudioRecords, DecodeAudio, answer_entry, audio_records
@@ -15,7 +14,7 @@ from mllm_shapx.explaining.coalitions import Generate, RowCoalitions
 from mllm_shapx.explaining.conversation import attribution_summary, conversation_entries
 from mllm_shapx.explaining.faithfulness import measure_faithfulness
 from mllm_shapx.explaining.forcing import OwnLogprobs
-from mllm_shapx.explaining.games import Game
+from mllm_shapx.explaining.games import Game, GameResult
 from mllm_shapx.explaining.hierarchical import HierarchicalExplainer
 from mllm_shapx.explaining.interactions import interactions_of
 from mllm_shapx.explaining.players import text_player_set
@@ -24,30 +23,11 @@ from mllm_shapx.explaining.similarity import Embedder
 from mllm_shapx.explaining.values import Force, Sources, Value, build_value
 from mllm_shapx.models.base import Answer
 from mllm_shapx.planning.runs import RunSpec
-from mllm_shapx.records.measures import Faithfulness, Interactions
-from mllm_shapx.records.results import SampleResult, Stopped
+from mllm_shapx.records.results import SampleResult
 
 NEYMAN_TYPES = frozenset({"limited_neyman", "standard_neyman"})
 NEYMAN_STEPS = 2
 """Pilot and allocation."""
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """The result of one run on a row, before normalizing."""
-
-    values: tuple[float, ...]
-    """One per player, before normalizing."""
-    base_value: float
-    grand_value: float
-    masks: tuple[int, ...]
-    """Coalitions evaluated."""
-    num_levels: int | None = None
-    standard_errors: tuple[float, ...] | None = None
-    """One per player, NaN if unknown; None for an explainer without standard errors."""
-    faithfulness: Faithfulness | None = None
-    interactions: Interactions | None = None
-    stopped: Stopped | None = None
 
 
 def open_row(row: Row, run: RunSpec) -> RowCoalitions:
@@ -111,62 +91,47 @@ async def explain_run(
 
     # In a thread: this may read all files of a model, and other rows must not wait.
     value = await asyncio.to_thread(build_value, run, Sources(ask, embed, force))
-    outcome = await _explain(row, coalitions, run, value)
-    if run.faithfulness is not None:
-        outcome = await _with_faithfulness(outcome, run.faithfulness, value, run.seed_for(row.row_index))
-    seconds = time.perf_counter() - started
-    return _sample(row, coalitions, run, outcome, seconds=seconds, decode_audio=decode_audio)
-
-
-async def _explain(row: Row, coalitions: RowCoalitions, run: RunSpec, value: Value) -> Outcome:
     seed = run.seed_for(row.row_index)
+    game = await _play(coalitions.players, run, value, seed)
+    masks, faithfulness, interactions = game.masks, None, None
+    if run.interactions is not None:
+        # In a thread: this takes seconds with many players, and other rows must not wait.
+        interactions = await asyncio.to_thread(
+            interactions_of, run.interactions, masks, game.payoffs, coalitions.players.num_players
+        )
+    if run.faithfulness is not None:
+        faithfulness, further = await measure_faithfulness(run.faithfulness, game.values, value, seed)
+        masks = (*masks, *further)
+    seconds = time.perf_counter() - started
+    game = replace(game, masks=masks)
+    sample = _sample(row, coalitions, run, game, seconds=seconds, decode_audio=decode_audio)
+    return replace(sample, faithfulness=faithfulness, interactions=interactions)
+
+
+async def _play(players: PlayerSet, run: RunSpec, value: Value, seed: int) -> GameResult:
     if run.hierarchical is not None:
-        explainer = HierarchicalExplainer(run, run.hierarchical, coalitions.players, value)
-        tree = await explainer.explain(seed)
-        return Outcome(tree.values, tree.top.base_value, tree.top.grand_value, tree.masks, tree.num_levels)
-    singles = [1 << index for index in range(coalitions.players.num_players)]
+        return await HierarchicalExplainer(run, run.hierarchical, players, value).explain(seed)
     stop_at = None if run.stop_when is None else run.stop_when.standard_error
     settings = GameSettings(run.explainer_type, run.budget, seed, stop_at)
-    game = await Game(run, singles, 0, value).play(settings)
-    outcome = Outcome(
-        game.values,
-        game.base_value,
-        game.grand_value,
-        game.masks,
-        standard_errors=game.standard_errors,
-        stopped=game.stopped,
-    )
-    if run.interactions is None:
-        return outcome
-    # In a thread: this takes seconds with many players, and other rows must not wait.
-    found = await asyncio.to_thread(interactions_of, run.interactions, game.masks, game.payoffs, len(singles))
-    return replace(outcome, interactions=found)
-
-
-async def _with_faithfulness(
-    outcome: Outcome, settings: FaithfulnessConfig, value: Value, seed: int
-) -> Outcome:
-    """Return the outcome with its curves; their coalitions count as evaluated."""
-    curves, masks = await measure_faithfulness(settings, outcome.values, value, seed)
-    return replace(outcome, masks=tuple(dict.fromkeys((*outcome.masks, *masks))), faithfulness=curves)
+    singles = [1 << index for index in range(players.num_players)]
+    return await Game(run, singles, 0, value).play(settings)
 
 
 def _sample(
     row: Row,
     coalitions: RowCoalitions,
     run: RunSpec,
-    outcome: Outcome,
+    game: GameResult,
     *,
     seconds: float,
     decode_audio: DecodeAudio | None,
 ) -> SampleResult:
     players = coalitions.players
-    seed = run.seed_for(row.row_index)
     config = flat_config(run)
     normalizer = resolve(config, PluginGroup.NORMALIZERS, config.explanation.normalizer)
-    values = normalizer.normalize(outcome.values)
+    values = normalizer.normalize(game.values)
     everyone = (1 << players.num_players) - 1
-    answered = [mask for mask in outcome.masks if mask in coalitions.stored]
+    answered = [mask for mask in game.masks if mask in coalitions.stored]
     response = coalitions.stored[everyone]
     conversation = conversation_entries(coalitions.snapshot, players, values, response.text)
     sound = AudioRecords({}, None)
@@ -175,36 +140,34 @@ def _sample(
         spoken = answer_entry(sound.artifacts)
         if spoken is not None:
             conversation = (*conversation[:-1], (*conversation[-1], spoken))
-    tokens_in, tokens_out = coalitions.tokens(outcome.masks, run.name)
+    tokens_in, tokens_out = coalitions.tokens(game.masks, run.name)
     return SampleResult(
         run_name=run.name,
         row_index=row.row_index,
         language=row.language,
         original_language=row.original_language,
         runtime_sec=seconds,
-        n_calls=len(set(outcome.masks)),
+        n_calls=len(set(game.masks)),
         model_calls=coalitions.model_calls(answered, run.name)
-        + coalitions.likelihoods.read_for(run.name, outcome.masks),
+        + coalitions.likelihoods.read_for(run.name, game.masks),
         prompt_texts=row.texts,
         input_modality=run.modality.input_modality,
         output_modality=run.modality.output_modality,
         attr_summary=attribution_summary(players, values),
         conversation=conversation,
-        base_value=outcome.base_value,
-        grand_value=outcome.grand_value,
+        base_value=game.base_value,
+        grand_value=game.grand_value,
         response=response.text,
-        seed=seed,
+        seed=run.seed_for(row.row_index),
         num_players=players.num_players,
-        values_sum=sum(outcome.values),
-        efficiency_residual=sum(outcome.values) - (outcome.grand_value - outcome.base_value),
-        raw_values=outcome.values,
-        standard_errors=outcome.standard_errors,
+        values_sum=sum(game.values),
+        efficiency_residual=sum(game.values) - (game.grand_value - game.base_value),
+        raw_values=game.values,
+        standard_errors=game.standard_errors,
         neyman_steps=NEYMAN_STEPS if run.explainer_type in NEYMAN_TYPES else None,
         distinct_answers=None if run.shap.reads == "likelihoods" else coalitions.distinct_answers(answered),
-        num_levels=outcome.num_levels,
-        faithfulness=outcome.faithfulness,
-        interactions=outcome.interactions,
-        stopped=outcome.stopped,
+        num_levels=game.num_levels,
+        stopped=game.stopped,
         audio_artifacts=sound.artifacts,
         audio_files=sound.files,
         tokens_in=tokens_in,

@@ -11,8 +11,7 @@ from mllm_shapx.data.conversations import Row
 from mllm_shapx.data.digests import row_digest
 from mllm_shapx.explaining.audio_records import DecodeAudio
 from mllm_shapx.explaining.coalitions import Generate, Keep
-from mllm_shapx.explaining.forcing import Forcer, most_top_k
-from mllm_shapx.explaining.likelihood_reader import LikelihoodReader
+from mllm_shapx.explaining.forcing import Forcer, most_top_k, reader
 from mllm_shapx.explaining.sample import explain_run, open_row
 from mllm_shapx.explaining.settings import answer_seed, decoding
 from mllm_shapx.explaining.similarity import Embedder, Vector
@@ -131,8 +130,8 @@ class ModelAnswers:
         model = self._engine.model
         if not isinstance(model, ReadsLikelihoods):
             return None
-        reader = LikelihoodReader(self._engine, model, decoding(run), on_likelihood)
-        return Forcer(row.coalitions, run.name, reader, most_top_k(runs))
+        read = reader(self._engine, model, decoding(run), on_likelihood)
+        return Forcer(row.coalitions, run.name, read, most_top_k(runs))
 
 
 def seeds(run: RunSpec, row_index: int, masks: Iterable[int]) -> list[int]:

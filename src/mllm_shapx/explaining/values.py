@@ -7,7 +7,7 @@ likelihood of given texts after a coalition's prompt.
 import asyncio
 import dataclasses
 import threading
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -27,8 +27,8 @@ from mllm_shapx.planning.runs import RunSpec
 Ask = Callable[[Sequence[int]], Awaitable[list[Answer]]]
 """Gives the answers to coalitions of the row's players (bit i = player i)."""
 
-Force = Callable[[Sequence[int], Sequence[Answer], int], Awaitable[Sequence[tuple[ForcedScore, ...]]]]
-"""Returns, for each coalition, the likelihood of the text of each answer after the coalition's prompt.
+Force = Callable[[Sequence[int], Sequence[Answer], int], Awaitable[Iterable[tuple[ForcedScore, ...]]]]
+"""Returns, for each coalition in order, the likelihood of the text of each answer after its prompt.
 
 The arguments are the coalitions, the answers and the number of next-token candidates per position. A text is
 tokenized by itself, as in mllm_shap's own backend.
@@ -133,18 +133,16 @@ class _Forced:
         base_record = record_of(base)
         texts = self._function.forced_continuations(base_record)
         wanted = [Answer(text) for text in texts]
-        found = await self._force([everyone, *coalitions], wanted, self._function.forced_top_k)
+        found = iter(await self._force([everyone, *coalitions], wanted, self._function.forced_top_k))
 
         def scored() -> list[float]:
-            record = dataclasses.replace(base_record, forced=dict(zip(texts, found[0], strict=True)))
             # One at a time: distributions of many coalitions need much memory.
-            return [self._score(record, dict(zip(texts, scores, strict=True))) for scores in found[1:]]
+            forced = (dict(zip(texts, scores, strict=True)) for scores in found)
+            base = dataclasses.replace(base_record, forced=next(forced))
+            records = (GenerationRecord(text="", forced=each) for each in forced)
+            return [score_coalitions(self._function, base, [record])[0] for record in records]
 
         return await asyncio.to_thread(scored)
-
-    def _score(self, base: GenerationRecord, forced: dict[str, ForcedScore]) -> float:
-        (value,) = score_coalitions(self._function, base, [GenerationRecord(text="", forced=forced)])
-        return value
 
 
 def record_of(answer: Answer) -> GenerationRecord:

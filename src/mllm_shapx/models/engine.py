@@ -62,6 +62,7 @@ class Engine:
 
     Args:
         model: The loaded model; the engine owns it and closes it.
+        batch_size: Prompts of a batch; None for the model's own setting.
     """
 
     waiting_for = ""
@@ -69,7 +70,7 @@ class Engine:
     most_rows = MOST_ROWS
     """See `PromptEngine.most_rows`."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, *, batch_size: int | None = None) -> None:
         self.model = model
         if isinstance(model, ArrangesBatches):
             largest, self._batch_key = model.largest_batch, model.batch_key
@@ -77,8 +78,9 @@ class Engine:
         else:
             largest, self._batch_key = LARGEST_SIZE, _longest_first
             self._encode_together = self._encode_each
-        self._sizer = BatchSizer(model.max_batch_size, largest)
-        self._queue = DeviceQueue(self._sizer, may_stretch=model.max_batch_size is None)
+        self._fixed_size = batch_size or model.max_batch_size
+        self._sizer = BatchSizer(self._fixed_size, largest)
+        self._queue = DeviceQueue(self._sizer, may_stretch=self._fixed_size is None)
         self._busy_seconds = self._encode_seconds = 0.0
         self._arriving = threading.Lock()
         self._arrivals: dict[asyncio.AbstractEventLoop, list[Call]] = {}
@@ -264,7 +266,7 @@ class Engine:
                 f"use a {_HELPS_MEMORY}"
             )
 
-        size = model.max_batch_size or max(LIKELIHOOD_BATCH, self._sizer.size)
+        size = self._fixed_size or max(LIKELIHOOD_BATCH, self._sizer.size)
         batches = itertools.batched(order, size)
         self._queue.put_jobs([ForwardJob(request, places, read, too_large) for places in batches])
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from bench_overhead import instant_game
 
-from mllm_shapx.benchmark.rounds import Tally, cut_into_rounds
+from mllm_shapx.benchmark.contest import Tally, cut_into_rounds
 from mllm_shapx.benchmark.subject import Game
 from mllm_shapx.config.variants import Variant
 
@@ -22,12 +22,12 @@ def test_rounds_are_even_and_fill_the_rows_in_flight(rows: int, in_flight: int, 
 
 
 def test_a_median_ignores_one_disturbed_round() -> None:
-    """One round ten times as slow changes the total rate but not the median."""
+    """One round ten times as slow changes the total but not the median."""
     tally = Tally()
     for seconds in (1.0, 10.0, 1.0):
         tally.add(100, seconds)
     assert tally.median_rate == 100
-    assert tally.total_rate == 25
+    assert tally.total == (300, 12.0)
     assert Tally().median_rate is None
 
 
