@@ -98,10 +98,7 @@ def schema() -> dict[str, Any]:
     """Return the JSON Schema of a config file without a base."""
     data = ExperimentSet.model_json_schema(mode="validation")
     data["properties"] |= {
-        "base": {
-            "type": "string",
-            "description": "File to inherit from, relative to this one; this file wins.",
-        },
+        "base": {"type": "string", "description": "File to inherit from, relative to this; this wins."},
         "$schema": {"type": "string"},
     }
     data["$defs"]["DatasetConfig"]["properties"]["use_parquet"] = {
@@ -305,10 +302,8 @@ def _origin(where: Place, layers: Sequence[_Layer]) -> _Layer:
 
 def _depth_of(where: Place, data: Any) -> int:
     for depth, part in enumerate(where):
-        present = (isinstance(data, dict) and part in data) or (
-            isinstance(data, list) and isinstance(part, int) and part < len(data)
-        )
-        if not present:
+        try:
+            data = data[part]
+        except (KeyError, IndexError, TypeError):
             return depth
-        data = data[part]
     return len(where)
