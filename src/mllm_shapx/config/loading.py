@@ -98,7 +98,10 @@ def schema() -> dict[str, Any]:
     """Return the JSON Schema of a config file without a base."""
     data = ExperimentSet.model_json_schema(mode="validation")
     data["properties"] |= {
-        "base": {"type": "string", "description": "File to inherit from, relative to this; this wins."},
+        "base": {
+            "type": "string",
+            "description": "File to inherit from, relative to this one; this file wins.",
+        },
         "$schema": {"type": "string"},
     }
     data["$defs"]["DatasetConfig"]["properties"]["use_parquet"] = {
