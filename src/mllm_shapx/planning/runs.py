@@ -205,6 +205,18 @@ class RunSpec:
             else self.embedding.model_dump(mode="json", exclude={"batch_size", "local_files_only", "device"}),
         }
 
+    @property
+    def former_name(self) -> str | None:
+        """Return the name of a hierarchical run in earlier versions, None if unchanged.
+
+        The old name has the canonical type of the lower games; the new one has the type as written.
+        """
+        if self.hierarchical is None:
+            return None
+        written = str(self.variant["hierarchical"]["shap_type"]).lower()
+        former = self.name.replace(f"hier_{written}_k", f"hier_{self.hierarchical.inner_type}_k", 1)
+        return None if former == self.name else former
+
     def seed_for(self, row_index: int) -> int:
         """Return the sampling seed of one row, in [0, 2^31); depends on the run's name and the row only."""
         digest = hashlib.sha256(f"{self.name}\0{row_index}".encode()).digest()
