@@ -51,17 +51,9 @@ def run_configs(
     inline: bool = False,
     instead: Work | None = None,
 ) -> None:
-    """Do the work of each config, print the results, and exit with the worst code.
+    """Run each config, or do `instead` with it, print the results, and exit with the worst code.
 
     A failing config does not stop the next ones.
-
-    Args:
-        loaded: The configs.
-        options: What the call asks for.
-        again: How often a config that fails is tried again.
-        show: What is printed.
-        inline: Whether the work is done in this process.
-        instead: What is done with each config instead of running it.
 
     Raises:
         ShapxError: The error of the only config.
@@ -190,12 +182,9 @@ def _item(config: LoadedConfig, result: ConfigResult) -> BatchItem:
 
 
 def _note_left(request: StopRequest, left: Sequence[LoadedConfig], *, overwrite: bool = False) -> None:
-    """Store the commands that continue with the remaining configs.
+    """Store in `request` the commands that continue with the configs in `left`; the first one may be running.
 
-    Args:
-        request: Stores the commands.
-        left: The remaining configs; the first one may be running.
-        overwrite: Whether to replace samples: a config that has not begun needs the option again.
+    A config that has not begun needs `--overwrite` again.
     """
     request.begun = False
     command = click.get_current_context().command.name

@@ -66,10 +66,8 @@ def load_configs(files: Sequence[Path]) -> "list[LoadedConfig]":
 
 def raise_all(errors: Sequence[UsageError]) -> None:
     """Raise the errors of several configs as one; do nothing without errors."""
-    if len(errors) == 1:
-        raise errors[0]
     if errors:
-        raise UsageError("\n".join(str(error) for error in errors))
+        raise errors[0] if len(errors) == 1 else UsageError("\n".join(map(str, errors)))
 
 
 def _expanded(name: str, config_list: Path | None) -> list[Path]:

@@ -1,7 +1,8 @@
 """What checks of a config find, and the places of its values."""
 
+import re
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mllm_shapx.errors import Problem
@@ -22,10 +23,10 @@ def walk(data: Any) -> Iterator[tuple[Place, Any]]:
     while waiting:
         place, value = waiting.pop()
         yield place, value
-        items = (
-            value.items() if isinstance(value, dict) else enumerate(value if isinstance(value, list) else ())
-        )
-        waiting += reversed([((*place, key), item) for key, item in items])
+        if isinstance(value, dict):
+            waiting += reversed([((*place, key), item) for key, item in value.items()])
+        elif isinstance(value, list):
+            waiting += reversed([((*place, index), item) for index, item in enumerate(value)])
 
 
 def is_within(place: Place, block: Place) -> bool:
@@ -53,11 +54,19 @@ class Finding:
 type Findings = Iterator[Finding]
 
 
-def problem(path: Place, message: str, fix: str = "", *reads: Place) -> Finding:
-    """Return a problem at `path`; `reads` are the other keys that cause it."""
-    return Finding(path, Problem(dotted(path), message, fix), (path, *reads))
+def problem(path: str | Place, message: str, fix: str = "", *reads: str) -> Finding:
+    """Return a problem at `path`, a place or as written by `dotted`; `reads` are other keys that cause it."""
+    place = _place(path)
+    return Finding(place, Problem(dotted(place), message, fix), (place, *map(_place, reads)))
 
 
-def warning(path: Place, message: str, fix: str = "") -> Finding:
+def warning(path: str, message: str, fix: str = "") -> Finding:
     """Return a warning at `path`."""
-    return Finding(path, Problem(dotted(path), message, fix), (path,), warning=True)
+    return replace(problem(path, message, fix), warning=True)
+
+
+def _place(written: str | Place) -> Place:
+    if not isinstance(written, str):
+        return written
+    parts = re.findall(r"[^.\[\]]+", written)
+    return tuple(int(part) if part.isdigit() else part for part in parts)

@@ -305,10 +305,8 @@ def _origin(where: Place, layers: Sequence[_Layer]) -> _Layer:
 
 def _depth_of(where: Place, data: Any) -> int:
     for depth, part in enumerate(where):
-        present = (isinstance(data, dict) and part in data) or (
-            isinstance(data, list) and isinstance(part, int) and part < len(data)
-        )
-        if not present:
+        try:
+            data = data[part]
+        except (KeyError, IndexError, TypeError):
             return depth
-        data = data[part]
     return len(where)

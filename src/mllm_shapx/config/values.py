@@ -82,20 +82,14 @@ class AtMost:
         return value
 
 
-class _OneOrMore:
-    """Turns a single number into a list of one: `"ks": 10` is `"ks": [10]`."""
+def _as_list(value: Any) -> Any:
+    """Turn a single number into a list of one: `"ks": 10` is `"ks": [10]`."""
+    return [value] if isinstance(value, int | float) and not isinstance(value, bool) else value
 
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.no_info_before_validator_function(self._listed, handler(source))
 
-    def __get_pydantic_json_schema__(
-        self, schema: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> dict[str, Any]:
-        found = handler(schema)
-        return {"anyOf": [found, found["items"], {"type": "null"}]}
-
-    def _listed(self, value: Any) -> Any:
-        return [value] if isinstance(value, int | float) and not isinstance(value, bool) else value
+def _or_one(schema: dict[str, Any]) -> None:
+    as_list = {key: schema.pop(key) for key in list(schema) if key != "default"}
+    schema["anyOf"] = [as_list, as_list["items"], {"type": "null"}]
 
 
 def _num_samples(value: int) -> int:
@@ -203,6 +197,7 @@ EmbeddingModeName = Annotated[EmbeddingMode, _before(upper, EmbeddingMode)]
 _Item = TypeVar("_Item")
 ListOf = Annotated[tuple[_Item, ...], Field(strict=False)]
 """A list in JSON, a tuple here: frozen and hashable."""
-OneOrMore = Annotated[tuple[_Item, ...], Field(strict=False), _OneOrMore()]
+_FROM_ONE = (BeforeValidator(_as_list), Field(json_schema_extra=_or_one))
+OneOrMore = Annotated[tuple[_Item, ...], Field(strict=False), *_FROM_ONE]
 """The same, and a single number may stand for a list of one."""
-OneOrMoreNotEmpty = Annotated[tuple[_Item, ...], Field(strict=False, min_length=1), _OneOrMore()]
+OneOrMoreNotEmpty = Annotated[tuple[_Item, ...], Field(strict=False, min_length=1), *_FROM_ONE]

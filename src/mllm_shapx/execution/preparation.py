@@ -276,6 +276,7 @@ def _check_settings(study: Study, specs: dict[str, dict[str, Any]], storage: Sto
         old, found = RunRecords(storage, run.name).heal_spec()
         notes += found
         if old is None:
+            notes += _renamed(storage, run)
             continue
         recorded[run.name] = old
         specs[run.name] |= {
@@ -285,6 +286,14 @@ def _check_settings(study: Study, specs: dict[str, dict[str, Any]], storage: Sto
         }
     refuse_other_settings(study, recorded)
     return notes
+
+
+def _renamed(storage: Storage, run: RunSpec) -> list[str]:
+    """Return a note if an earlier version made the run under another name, with other draws."""
+    former = run.former_name
+    if former is None or RunRecords(storage, former).state() == "empty":
+        return []
+    return [f"{run.name}: an earlier version has done it as {former}, which is kept; it is done again"]
 
 
 def prune_answers(study: Study) -> PruneResult:

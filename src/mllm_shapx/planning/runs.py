@@ -152,9 +152,8 @@ class RunSpec:
     @cached_property
     def cost_key(self) -> str:
         """Hash of the settings that decide an answer's cost; runs that draw answers of their own share it."""
-        return settings_digest(
-            {key: value for key, value in self.generation_settings.items() if key != "run"}
-        )
+        shared = {key: value for key, value in self.generation_settings.items() if key != "run"}
+        return settings_digest(shared)
 
     @property
     def shares_answers(self) -> bool:
@@ -206,6 +205,18 @@ class RunSpec:
             else self.embedding.model_dump(mode="json", exclude={"batch_size", "local_files_only", "device"}),
         }
 
+    @property
+    def former_name(self) -> str | None:
+        """Return the name of a hierarchical run in earlier versions, None if unchanged.
+
+        The old name has the canonical type of the lower games; the new one has the type as written.
+        """
+        if self.hierarchical is None:
+            return None
+        written = str(self.variant["hierarchical"]["shap_type"]).lower()
+        former = self.name.replace(f"hier_{written}_k", f"hier_{self.hierarchical.inner_type}_k", 1)
+        return None if former == self.name else former
+
     def seed_for(self, row_index: int) -> int:
         """Return the sampling seed of one row, in [0, 2^31); depends on the run's name and the row only."""
         digest = hashlib.sha256(f"{self.name}\0{row_index}".encode()).digest()
@@ -223,9 +234,9 @@ class RunSpec:
 
     def game_coalitions(self, num_players: int) -> int:
         """Return the coalitions of the run's games alone; an upper bound as `coalitions` is."""
-        if self.hierarchical is not None:
-            return _hierarchical_coalitions(self.hierarchical, num_players)
-        return flat_coalitions(self.explainer_type, self.budget, num_players)
+        if (spec := self.hierarchical) is None:
+            return flat_coalitions(self.explainer_type, self.budget, num_players)
+        return _hierarchical_coalitions(spec, spec.first_layer_type, spec.first_layer_budget, num_players)
 
     def is_hopeless(self, num_players: int) -> bool:
         """Whether a game of the run plans more coalitions than the limit."""
@@ -279,8 +290,10 @@ def asked_coalitions(budget: Budget, num_players: int) -> int:
     return int(table * Fraction(budget.fraction)) if asked is None else min(asked, table)
 
 
-def _hierarchical_coalitions(spec: HierarchicalSpec, num_players: int) -> int:
-    """Return the coalitions of a full hierarchy over one message: every group is opened at full budget.
+def _hierarchical_coalitions(
+    spec: HierarchicalSpec, kind: ShapleyType, budget: Budget, num_players: int
+) -> int:
+    """Return the coalitions of a game and of those below it, of one message: every group is opened.
 
     The groups are those of the hierarchical explainer: a game has at most k players, each a group of the
     smallest power of k that allows it. Each coalition counts once; the games share their grand coalitions,
@@ -288,31 +301,20 @@ def _hierarchical_coalitions(spec: HierarchicalSpec, num_players: int) -> int:
     """
     if num_players == 0:
         return 1
-    return _tree_coalitions(spec, spec.first_layer_type, spec.first_layer_budget, num_players)
-
-
-def _tree_coalitions(
-    spec: HierarchicalSpec, explainer_type: ShapleyType, budget: Budget, num_players: int
-) -> int:
-    size = _group_size(num_players, spec.k)
-    groups = -(-num_players // size)
-    total = flat_coalitions(explainer_type, budget, groups)
+    size = 1
+    while -(-num_players // size) > spec.k:
+        size *= spec.k
+    full, rest = divmod(num_players, size)
+    groups = full + bool(rest)
+    total = flat_coalitions(kind, budget, groups)
     # A lower game knows its grand coalition; also its empty one, if the game above evaluated all but its
     # group.
-    known = 1 + has_complements(explainer_type, total, groups)
-    full, rest = divmod(num_players, size)
+    known = 1 + has_complements(kind, total, groups)
     for members, count in ((size, full), (rest, 1)):
         if members > 1:
-            below = _tree_coalitions(spec, spec.inner_type, spec.inner_budget, members)
+            below = _hierarchical_coalitions(spec, spec.inner_type, spec.inner_budget, members)
             total += count * (below - known)
     return total
-
-
-def _group_size(num_players: int, k: int) -> int:
-    size = 1
-    while -(-num_players // size) > k:
-        size *= k
-    return size
 
 
 def blocks_in_words(**blocks: Block | None) -> dict[str, Any]:

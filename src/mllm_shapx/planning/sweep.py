@@ -28,9 +28,11 @@ MOST_RUNS = 10_000
 
 _LABELS = {"num_samples": "ns", "fraction": "frac", "linear": "lin"}
 """Kind of a budget -> its word in a run's name."""
-
-type _Given[Number] = Sequence[Number | None]
-type _Grid = tuple[Sequence[int], Sequence[float], _Given[int], _Given[float], _Given[int], _Given[float]]
+_GRID = (
+    "ks", "importance_min_fractions", "shap_num_samples", "shap_fractions", "first_layer_num_samples",
+    "first_layer_fractions",
+)  # fmt: skip
+"""Lists of a `hierarchical` block: each combination of their values is a run."""
 
 
 @dataclass(frozen=True)
@@ -235,34 +237,25 @@ def _budgets(variant: Variant) -> Iterator[_Entry]:
             yield _Entry(f"{prefix}{kind}{label}", budget, {budget.kind: budget.value})
 
 
-def _grid(block: HierarchicalConfig) -> _Grid:
+def _grid(block: HierarchicalConfig) -> list[Sequence[Any]]:
     """Return the lists whose product is the block's runs; None for a budget that is not given."""
-    unset = (None,)
-    return (
-        block.ks,
-        block.importance_min_fractions,
-        block.shap_num_samples or unset,
-        block.shap_fractions or unset,
-        block.first_layer_num_samples or unset,
-        block.first_layer_fractions or unset,
-    )
+    return [getattr(block, key) or (None,) for key in _GRID]
 
 
 def _hierarchical_entries(prefix: str, block: HierarchicalConfig) -> Iterator[_Entry]:
     inner: ShapleyType = canonical_type(block.shap_type)
     first_layer: ShapleyType = canonical_type(block.first_layer_type or inner)
     first_label = f"_fl{block.first_layer_type}" if block.first_layer_type else ""
-    for k, least, count, fraction, first_count, first_fraction in product(*_grid(block)):
-        budget = _given_budget(inner, count, fraction)
-        first_budget = _given_budget(first_layer, first_count, first_fraction)
+    for point in product(*_grid(block)):
+        k, least, count, fraction, first_count, first_fraction = point
+        inner_budget = _game_budget(inner, count, fraction)
+        lower = None if inner == "exact" else inner_budget
         spec = HierarchicalSpec(
             k=k,
             inner_type=inner,
-            inner_budget=budget or _default_budget(inner),
+            inner_budget=inner_budget,
             first_layer_type=first_layer,
-            first_layer_budget=first_budget
-            or (budget if first_layer != "exact" else None)
-            or _default_budget(first_layer),
+            first_layer_budget=_game_budget(first_layer, first_count, first_fraction, lower),
             use_importance_sampling=block.use_importance_sampling,
             importance_min_fraction=least,
         )
@@ -272,31 +265,22 @@ def _hierarchical_entries(prefix: str, block: HierarchicalConfig) -> Iterator[_E
             f"{_label('flns', first_count)}{_label('flfrac', first_fraction)}"
         )
         of_this_run = {
-            "ks": (k,),
-            "importance_min_fractions": (least,),
-            "shap_num_samples": _one(count),
-            "shap_fractions": _one(fraction),
-            "first_layer_num_samples": _one(first_count),
-            "first_layer_fractions": _one(first_fraction),
+            key: () if value is None else (value,) for key, value in zip(_GRID, point, strict=True)
         }
         written = block.model_copy(update=of_this_run).model_dump(mode="json")
         yield _Entry(name, spec.first_layer_budget, {"hierarchical": written}, spec)
 
 
-def _one[Number: float](value: Number | None) -> tuple[Number, ...]:
-    return () if value is None else (value,)
-
-
-def _given_budget(kind: str, count: int | None, fraction: float | None) -> Budget | None:
+def _game_budget(
+    kind: ShapleyType, count: int | None, fraction: float | None, default: Budget | None = None
+) -> Budget:
     if kind == "exact":
-        return None
+        return Budget("all")
     if count is not None:
         return Budget("num_samples", count)
-    return None if fraction is None else Budget("fraction", fraction)
-
-
-def _default_budget(kind: str) -> Budget:
-    return Budget("all") if kind == "exact" else Budget("num_samples", -1)
+    if fraction is not None:
+        return Budget("fraction", fraction)
+    return default or Budget("num_samples", -1)
 
 
 def _label(word: str, value: float | None) -> str:
