@@ -64,8 +64,7 @@ class ServerEngine:
         limits: How long the engine waits for answers, and how many requests and tokens it may use.
     """
 
-    def __init__(self, model: ServerModel, limits: ServerLimits | None = None) -> None:
-        limits = limits or ServerLimits()
+    def __init__(self, model: ServerModel, limits: ServerLimits) -> None:
         self.model = model
         self.most_rows = model.service.max_concurrency
         """Each of the requests in flight may be of another row."""
