@@ -202,7 +202,7 @@ class ServerEngine:
             if self._is_sure:
                 return
             try:
-                served = await look(self._client, self.model.settings)
+                served = await look(self._client)
             except ModelError as error:
                 self._changed(str(error))
             before = self._served
