@@ -6,6 +6,7 @@ import torch
 from transformers import GenerationConfig, LogitsProcessorList
 from transformers.generation import logits_process as steps
 
+from mllm_shapx.models.base import Decoding
 from mllm_shapx.models.sampling import ALMOST_ONE, Sampler, draws_for
 
 CPU = torch.device("cpu")
@@ -27,7 +28,8 @@ def test_tokens_come_as_often_as_transformers_warped_softmax_says(
 ) -> None:
     """An even grid of draws gives each token its share, and tokens warped away never."""
     grid = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
-    drawn = Sampler.of(GenerationConfig(**settings))(LOGITS.expand(len(grid), -1), grid)
+    decoding = Decoding(max_new_tokens=1, text_temperature=settings.get("temperature", 1.0))
+    drawn = Sampler.of(GenerationConfig(**settings), decoding)(LOGITS.expand(len(grid), -1), grid)
     expected = LogitsProcessorList(warpers)(torch.zeros((1, 0)), LOGITS.clone()).softmax(-1)[0]
     counts = torch.bincount(drawn, minlength=8) / len(grid)
     np.testing.assert_allclose(counts, expected, atol=2e-4)
@@ -47,5 +49,6 @@ def test_draws_hang_on_the_seed_alone_and_are_uniform() -> None:
 def test_extreme_draws_give_a_possible_token(draw: float) -> None:
     """The first and the last number of the interval never point at a token that was warped away."""
     logits = torch.tensor([[float("-inf"), 0.0, 1.0, float("-inf")]])
-    drawn = Sampler.of(GenerationConfig())(logits, torch.tensor([draw], dtype=torch.float64))
+    decoding = Decoding(max_new_tokens=1, text_temperature=1.0)
+    drawn = Sampler.of(GenerationConfig(), decoding)(logits, torch.tensor([draw], dtype=torch.float64))
     assert int(drawn[0]) in {1, 2}

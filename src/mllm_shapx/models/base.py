@@ -156,7 +156,7 @@ class ReadsLikelihoods(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Forcing:
-    """Prompts, and the tokens that are given behind each."""
+    """Prompts, and the tokens that are given after each."""
 
     snapshots: Sequence[ConversationSnapshot]
     continuations: Sequence[Sequence[int]]
@@ -237,7 +237,7 @@ class PromptEngine(Protocol):
     async def likelihoods(
         self, forcing: Forcing, on_likelihood: Callable[[int, Likelihood], None] | None = None
     ) -> list[Likelihood]:
-        """Return how likely each continuation is behind its prompt, in the order of `forcing`.
+        """Return how likely each continuation is after its prompt, in the order of `forcing`.
 
         `on_likelihood(i, likelihood)` is called in the caller's loop as they come in.
 

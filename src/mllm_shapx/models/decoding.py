@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
 
 from mllm_shapx.models.base import Decoding
-from mllm_shapx.models.generation_settings import GenerationSettings, LogitsRules, sampling_settings
+from mllm_shapx.models.generation_settings import GenerationSettings, LogitsRules
 from mllm_shapx.models.plain_generate import Generated, PromptBatch, in_groups, token_logprobs
 from mllm_shapx.models.prefix_tree import Piece, PrefixTree, build_tree
 from mllm_shapx.models.sampling import Sampler, draws_for, not_finite
@@ -244,7 +244,7 @@ class _Chooser:
         self._rules = _RulesOfRows(settings, batch, device) if settings.honoured else None
         self._draws: torch.Tensor | None = None
         if batch.decoding.text_temperature > 0:
-            self._sample = Sampler.of(sampling_settings(settings.config, batch.decoding))
+            self._sample = Sampler.of(settings.config, batch.decoding)
             self._draws = draws_for(batch.seeds, batch.decoding.max_new_tokens, device)
 
     def __call__(self, logits: torch.Tensor, step: int) -> torch.Tensor:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 FEWEST_ROWS = 2
 """While one row is scored, another one keeps the device busy."""
 MOST_ROWS = 32
-"""Behind a server: as many as it may get requests at once."""
+"""Most rows at once on a device. A server may get as many rows as requests (`PromptEngine.most_rows`)."""
 BATCHES_AT_HAND = 2
 """One batch on the device, and one ready to follow."""
 

@@ -10,12 +10,9 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mllm_shapx.errors import ModelError
-
-if TYPE_CHECKING:
-    from mllm_shapx.models.base import Decoding
 
 GENERATION_FILE = "generation_config.json"
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "top_h", "epsilon_cutoff", "eta_cutoff")
@@ -205,20 +202,6 @@ def refuse_impossible(asked: dict[str, Any]) -> None:
 def is_neutral(key: str, value: Any) -> bool:
     """Return whether a setting with this value has no effect."""
     return value is None or value is False or value in _NEUTRAL.get(key, ()) or value in ([], {})
-
-
-def sampling_settings(settings: Any, decoding: "Decoding") -> Any:
-    """Return a generation config with the temperature and top-k of `decoding`.
-
-    Without a top-k in either, transformers' default of 50 applies, as in `generate`.
-    """
-    settings = copy.deepcopy(settings)
-    settings.temperature = decoding.text_temperature
-    if decoding.text_top_k is not None:
-        settings.top_k = decoding.text_top_k
-    elif settings.top_k is None:
-        settings.top_k = 50
-    return settings
 
 
 class LogitsRules:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from mllm_shapx.models.base import Decoding
-from mllm_shapx.models.generation_settings import GenerationSettings, sampling_settings
+from mllm_shapx.models.generation_settings import GenerationSettings
 from mllm_shapx.models.sampling import FiniteLogits, Sampler, draws_for
 
 IMPOSSIBLE = float("-inf")
@@ -130,7 +130,7 @@ class _Draw:
     """
 
     def __init__(self, settings: GenerationSettings, batch: PromptBatch, device: Any) -> None:
-        self._sample = Sampler.of(sampling_settings(settings.config, batch.decoding))
+        self._sample = Sampler.of(settings.config, batch.decoding)
         self._draws = draws_for(batch.seeds, batch.decoding.max_new_tokens, device)
         self._step = 0
 

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from mllm_shapx.errors import RowError
+from mllm_shapx.models.base import Decoding
 
 ALMOST_ONE = 1.0 - 2.0**-40
 """Largest draw, so that rounding never gives an index after the last token."""
@@ -94,16 +95,19 @@ class Sampler:
         self._after = after
 
     @classmethod
-    def of(cls, settings: Any) -> "Sampler":
-        """Return the sampler of a generation config of transformers."""
+    def of(cls, config: Any, decoding: Decoding) -> "Sampler":
+        """Return the sampler of text with a generation config of transformers.
+
+        Without a top-k in either, transformers' default of 50 applies, as in `generate`.
+        """
         from transformers.generation import logits_process as steps
 
-        before = [] if settings.top_h is None else [steps.TopHLogitsWarper(settings.top_h)]
+        top_k = config.top_k if decoding.text_top_k is None else decoding.text_top_k
         return cls(
-            1.0 if settings.temperature is None else float(settings.temperature),
-            settings.top_k,
-            before=before,
-            after=_after_top_k(settings),
+            decoding.text_temperature,
+            50 if top_k is None else top_k,
+            before=[] if config.top_h is None else [steps.TopHLogitsWarper(config.top_h)],
+            after=_after_top_k(config),
         )
 
     def __call__(self, logits: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:

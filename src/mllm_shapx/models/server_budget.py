@@ -8,7 +8,7 @@ from mllm_shapx.errors import BudgetError
 
 PATIENCE_S = 600.0
 TEMPLATE_TOKENS = 64
-"""Tokens that a chat template adds to a prompt, taken for granted until the server has counted a prompt."""
+"""Tokens that a chat template is assumed to add, until the server has counted a prompt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +40,10 @@ class ServerLimits:
 class Budget:
     """Counts requests and tokens and refuses a request that could go beyond a limit. For one event loop.
 
-    A request reserves the tokens that it can cost: those of its prompt and `max_new_tokens`. A prompt is
-    taken to cost one token per byte and those of the template. Once the server has counted prompts, it is as
-    many per byte as in the prompt with the most, and for the template as many as the shortest prompt has in
-    all: no prompt that was counted costs more. An answer without a count costs what was reserved.
+    A request reserves the tokens that it can cost: those of its prompt and `max_new_tokens`. At first, each
+    byte of a prompt counts as one token, and the template as `TEMPLATE_TOKENS`. Once the server has counted
+    prompts, the largest number of tokens per byte counts, and for the template all tokens of the shortest
+    prompt: no counted prompt costs more. An answer without a count costs what was reserved.
     """
 
     def __init__(self, limits: ServerLimits) -> None:

@@ -67,15 +67,11 @@ class Reply:
 class Service:
     """A server's address, its model and the request settings. Its repr shows no secrets."""
 
+    settings: ModelSettings
     base_url: str
     model: str
-    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    headers: Mapping[str, str] = field(repr=False)
     """HTTP headers, secrets among them."""
-    key_variable: str | None = None
-    max_concurrency: int = MAX_CONCURRENCY
-    timeout_s: float = TIMEOUT_S
-    extra_body: Mapping[str, Any] = field(default_factory=dict)
-    strip_reasoning: bool = False
 
     @classmethod
     def of(cls, settings: ModelSettings, base_url: str | None = None, model: str | None = None) -> "Service":
@@ -93,16 +89,17 @@ class Service:
         }
         if kwargs.api_key_env is not None:
             headers["Authorization"] = f"Bearer {_secret('api_key_env', kwargs.api_key_env)}"
-        return cls(
-            base_url=base_url or kwargs.base_url or "",
-            model=model or settings.model_id,
-            headers=headers,
-            key_variable=kwargs.api_key_env,
-            max_concurrency=kwargs.max_concurrency or MAX_CONCURRENCY,
-            timeout_s=kwargs.timeout_s or TIMEOUT_S,
-            extra_body=kwargs.extra_body or {},
-            strip_reasoning=kwargs.strip_reasoning,
-        )
+        return cls(settings, base_url or kwargs.base_url or "", model or settings.model_id, headers)
+
+    @property
+    def max_concurrency(self) -> int:
+        """Return the most requests in flight."""
+        return self.settings.kwargs.max_concurrency or MAX_CONCURRENCY
+
+    @property
+    def timeout_s(self) -> float:
+        """Return the seconds that one answer may take."""
+        return self.settings.kwargs.timeout_s or TIMEOUT_S
 
     @property
     def root(self) -> str:
@@ -211,7 +208,7 @@ class ServerClient:
         if status in _REFUSED:
             raise RowError("prompt_refused", f"the server refused the prompt ({said})")
         if status in {401, 403}:
-            variable = self.service.key_variable
+            variable = self.service.settings.kwargs.api_key_env
             fix = f"look at the key in {variable}" if variable else "name its variable in api_key_env"
             self._stop(f"it does not let this key in ({said}); {fix}")
         self._stop(f"it does not answer there ({said}); look at base_url and model_id")
@@ -227,7 +224,7 @@ class ServerClient:
             words = self.service.without_secrets(_words_of(data["error"]))
             raise Setback(f"it failed (HTTP 200 with the error: {words})")
         try:
-            return parse_reply(data, strip_reasoning=self.service.strip_reasoning)
+            return parse_reply(data, strip_reasoning=self.service.settings.kwargs.strip_reasoning)
         except (KeyError, IndexError, TypeError, ValueError):
             raise Setback("its answer is no chat completion") from None
 
@@ -240,7 +237,7 @@ def request_body(
     `limit_key` is the name of the limit of new tokens: some services take `max_completion_tokens` only.
     """
     body: dict[str, Any] = {
-        **service.extra_body,
+        **(service.settings.kwargs.extra_body or {}),
         "model": service.model,
         "messages": list(messages),
         "temperature": decoding.text_temperature,

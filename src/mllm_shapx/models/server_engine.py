@@ -64,8 +64,7 @@ class ServerEngine:
         limits: How long the engine waits for answers, and how many requests and tokens it may use.
     """
 
-    def __init__(self, model: ServerModel, limits: ServerLimits | None = None) -> None:
-        limits = limits or ServerLimits()
+    def __init__(self, model: ServerModel, limits: ServerLimits) -> None:
         self.model = model
         self.most_rows = model.service.max_concurrency
         """Each of the requests in flight may be of another row."""
@@ -203,7 +202,7 @@ class ServerEngine:
             if self._is_sure:
                 return
             try:
-                served = await look(self._client, self.model.settings)
+                served = await look(self._client)
             except ModelError as error:
                 self._changed(str(error))
             before = self._served

@@ -19,6 +19,7 @@ RETRY_S = 0.1
 _SAYS_WHICH = ("id", "owned_by", "root", "parent", "meta", "quantization", "arch")
 """Fields of an entry of /models that only change with the model."""
 _LISTED = 8
+_HELLO = {"role": "user", "content": "Hello"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,16 +69,16 @@ def served_model(settings: ModelSettings) -> ServedModel:
     Raises:
         ModelError: When it cannot be reached, does not have the model or does not take the study's requests.
     """
-    return asyncio.run(_served_model(settings, Service.of(settings)))
+    return asyncio.run(_served_model(Service.of(settings)))
 
 
-async def _served_model(settings: ModelSettings, service: Service) -> ServedModel:
+async def _served_model(service: Service) -> ServedModel:
     attempt = 0
     async with ServerClient(service) as client:
         while True:
             attempt += 1
             try:
-                return await look(client, settings)
+                return await look(client)
             except ServerError as error:
                 raise ModelError(str(error)) from error
             except Setback as setback:
@@ -90,7 +91,7 @@ async def _served_model(settings: ModelSettings, service: Service) -> ServedMode
                 await asyncio.sleep(setback.wait_s or PAUSE_S * attempt / 2)
 
 
-async def look(client: ServerClient, settings: ModelSettings) -> ServedModel:
+async def look(client: ServerClient) -> ServedModel:
     """Return which model the server has.
 
     Raises:
@@ -101,7 +102,7 @@ async def look(client: ServerClient, settings: ModelSettings) -> ServedModel:
     service = client.service
     entries = await _entries(client)
     try:
-        reply = await _first_reply(client, settings)
+        reply = await _first_reply(client)
     except RowError as error:
         message = f"the server at {service.base_url} does not take the study's requests: {error}"
         raise ModelError(message) from None
@@ -115,27 +116,31 @@ async def look(client: ServerClient, settings: ModelSettings) -> ServedModel:
     return ServedModel(reply.model, reply.fingerprint, await _version(client), entry, gives_logprobs)
 
 
-async def _first_reply(client: ServerClient, settings: ModelSettings) -> Reply:
+async def _first_reply(client: ServerClient) -> Reply:
     """Ask for one token, with its log-probability where the server takes such a request.
 
     Raises:
         Setback, RowError, ServerError: As `ServerClient.ask`.
     """
+    settings = client.service.settings
+    system = settings.chat.system_prompt
+    opening: Messages = ({"role": "system", "content": system},) if system else ()
+    question = (*opening, _HELLO)
     decoding = Decoding(1, settings.generation.text_temperature)
     try:
-        return await client.ask(_question(settings), replace(decoding, logprobs=True), 0)
+        return await client.ask(question, replace(decoding, logprobs=True), 0)
     except (RowError, ServerError):
         pass
     except Setback as setback:
         await _wait_after(setback)
-    return await client.ask(_question(settings), decoding, 0)
+    return await client.ask(question, decoding, 0)
 
 
 async def with_listed_name(service: Service) -> Service:
     """Return the service with the name that a server gives its one model, where it does not know ours."""
     async with ServerClient(service) as client:
         try:
-            await client.ask(({"role": "user", "content": "Hello"},), Decoding(1), 0)
+            await client.ask((_HELLO,), Decoding(1), 0)
         except (Setback, RowError):
             return service
         except ServerError:
@@ -160,12 +165,6 @@ def check_name(service: Service, reply: Reply, listed: list[str]) -> None:
             f"connector_kwargs.model_id: the server at {service.base_url} was asked for {service.model!r} "
             f"and answers as {reply.model!r}; {_not_there(service, listed) if listed else 'name that'}"
         )
-
-
-def _question(settings: ModelSettings) -> Messages:
-    system = settings.chat.system_prompt
-    opening: Messages = ({"role": "system", "content": system},) if system else ()
-    return (*opening, {"role": "user", "content": "Hello"})
 
 
 def _not_there(service: Service, names: list[str]) -> str:

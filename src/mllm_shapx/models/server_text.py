@@ -41,8 +41,7 @@ class ServerModel:
     """A model behind a server. `server_engine.ServerEngine` sends its prompts.
 
     Args:
-        settings: Says where the server is, which model is asked for and how.
-        service: The same with the secrets of this process.
+        service: The server and how it is asked, with the secrets of this process.
         commit: What `server_identity.ServedModel.commit` was when the study began.
         server: The server, where this process started it; the model ends it.
     """
@@ -50,13 +49,11 @@ class ServerModel:
     max_batch_size = 1
     """Every prompt is a request."""
 
-    def __init__(
-        self, settings: ModelSettings, service: Service, commit: str, server: OwnServer | None = None
-    ) -> None:
-        self.settings = settings
+    def __init__(self, service: Service, commit: str, server: OwnServer | None = None) -> None:
         self.server = server
         self.service = service
-        self.identity = ModelIdentity(CONNECTOR, settings.model_id, commit, dtype=SERVER, device=SERVER)
+        name = service.settings.model_id
+        self.identity = ModelIdentity(CONNECTOR, name, commit, dtype=SERVER, device=SERVER)
         self._notes: dict[str, None] = {}
         self._name: str | None = None
         self._fingerprint: str | None = None
@@ -151,12 +148,12 @@ def load(settings: ModelSettings, model_path: Path | None, revision: str | None)
     """Return the model of a study (see `registry.LOADERS`); start its server where the config says so."""
     own = settings.kwargs.server
     if own is None:
-        return ServerModel(settings, Service.of(settings), revision or "")
+        return ServerModel(Service.of(settings), revision or "")
     name = settings.model_id if model_path is None else str(model_path)
     server = OwnServer(own.command, name, own.start_s or START_S)
     try:
         service = Service.of(settings, server.base_url, name)
-        return ServerModel(settings, asyncio.run(with_listed_name(service)), revision or "", server)
+        return ServerModel(asyncio.run(with_listed_name(service)), revision or "", server)
     except BaseException:
         server.close()
         raise
