@@ -21,12 +21,6 @@ class ListedFailure:
     path: str
     """The file with traceback and log lines, in full."""
 
-    @property
-    def first_line(self) -> str:
-        """The message's first line."""
-        lines = self.record.message.strip().splitlines()
-        return lines[0] if lines else ""
-
     def to_json(self) -> dict[str, Any]:
         """Return what the list shows and the whole message; traceback and log stay in the file."""
         return {**{key: getattr(self.record, key) for key in _SHOWN}, "path": self.path}
@@ -77,8 +71,8 @@ class FailureList:
         counts = ", ".join(f"{count} {reason}" for reason, count in self.by_reason().items())
         text = [f"{self.directory}: {len(self.failures)} given up ({counts})", "", header]
         for line, failure in zip(lines, self.failures, strict=True):
-            message = [cut(f"     {failure.first_line}", width)] if failure.first_line else []
-            text += [line, *message, f"     {failure.path}"]
+            message = failure.record.message.strip().splitlines()[:1]
+            text += [line, *(cut(f"     {first}", width) for first in message), f"     {failure.path}"]
         only = f" --only {self.reasons[0]}" if len(self.reasons) == 1 else ""
         text += ["", f"to try them again: mllm-shapx retry {self.directory}{only}"]
         return "\n".join(text) + "\n"
