@@ -22,7 +22,7 @@ class ListedFailure:
     """The file with traceback and log lines, in full."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return what the list shows and the whole message; traceback and log stay in the file."""
+        """Return JSON data with the whole message. Traceback and log are only in the file."""
         return {**{key: getattr(self.record, key) for key in _SHOWN}, "path": self.path}
 
 
@@ -34,7 +34,7 @@ class FailureList:
     failures: tuple[ListedFailure, ...]
     """By run and row."""
     reasons: tuple[str, ...] = ()
-    """The reasons that the list was narrowed to, empty for all."""
+    """The reasons of the listed failures; empty for all reasons."""
 
     def by_reason(self) -> dict[str, int]:
         """Return how many there are of each reason, the most frequent first."""
@@ -93,7 +93,7 @@ def failures(directory: str, *, reasons: Collection[str] = ()) -> FailureList:
     for run in study.runs:
         done = frozenset(run.sample_rows)
         for record in run.records.read_failures():
-            # A row that was explained since, or is still being tried, is not given up.
+            # A row that has a sample by now, or still has attempts left, is not given up.
             is_given_up = record.quarantined and record.row_index not in done
             if is_given_up and (not reasons or record.reason in reasons):
                 path = study.locate(run.records.layout.failure(record.row_index))

@@ -67,7 +67,7 @@ class Recordings:
             if digest in self._places:
                 return self._places[digest]
             if len(data) > self._left:
-                # What the page holds is the sound of the first rows.
+                # The page has the recordings of the first rows.
                 self._left, self._without = 0, self._without + 1
                 return None
             entry = _entry(data)

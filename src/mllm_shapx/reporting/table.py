@@ -113,7 +113,7 @@ def _prompt_lines(pieces: Sequence[Piece], width: int) -> list[Text]:
 
 
 def _strongest(pieces: Sequence[Piece]) -> list[Piece]:
-    """Return the pieces in their order, of a long prompt only the ones with the largest values."""
+    """Return the pieces in their order; of a long prompt only those with the largest values."""
     order = sorted(range(len(pieces)), key=lambda position: -abs(pieces[position].value or 0.0))
     kept = set(order[:_MOST_PLAYERS])
     return [piece for position, piece in enumerate(pieces) if position in kept]
@@ -132,7 +132,7 @@ def _cell(piece: Piece, largest: float) -> tuple[Text, Text]:
 
 
 def format_value(value: float, largest: float) -> str:
-    """Return a value with its sign, with as many decimals as the row's largest value calls for."""
+    """Return a value with its sign; a small largest value of the row gives more decimals."""
     if 0.0 < largest < 0.00995:  # noqa: PLR2004 -- three decimals would show one digit of it
         return f"{value:+.0e}"
     decimals = 3 if 0.0 < largest < 0.0995 else 2  # noqa: PLR2004 -- as above
@@ -141,7 +141,7 @@ def format_value(value: float, largest: float) -> str:
 
 def _figure_lines(figures: Sequence[RunFigures], width: int) -> list[Text]:
     rows = [[_cell_of(read(run), form) for _, _, read, form in _FIGURES] for run in figures]
-    # A column that says nothing in any row is left out.
+    # A column without a figure in any row is left out.
     kept = [n for n in range(len(_FIGURES)) if any(row[n] not in {"-", "0"} for row in rows)]
     columns = [*names("run"), *numbers(*(_FIGURES[n][0] for n in kept))]
     cells = [[run.name, *(row[n] for n in kept)] for run, row in zip(figures, rows, strict=True)]
@@ -193,4 +193,4 @@ _FIGURES: tuple[tuple[str, str, Callable[[RunFigures], float | None], str], ...]
     ),
     ("random", "both areas for players in a random order", lambda run: run.random_area, ".3f"),
 )
-"""Title, meaning where the title does not say it, figure and its format; `count` has a decimal below 100."""
+"""Title, explanation, figure and its format; `count` has a decimal below 100."""

@@ -1,4 +1,4 @@
-"""A tracker that talks to its library from a thread of its own, so that no sample waits for it."""
+"""A tracker that calls its library from a thread of its own: no sample waits for it."""
 
 import contextlib
 import logging
@@ -22,7 +22,7 @@ FLUSH_S = 1.0
 """Seconds that a sample may wait for others that are sent together with it."""
 
 _MAX_WAITING = 100_000
-"""Calls that may wait for a tracker before it is given up: one that hangs must not fill the memory."""
+"""Most waiting calls before a tracker is switched off: one that hangs must not fill the memory."""
 
 _CLOSE_S_PER_RUN = 10.0
 
@@ -30,9 +30,9 @@ _CLOSE_S_PER_RUN = 10.0
 class BackgroundTracker:
     """Sends what happens to a backend. No method waits for a server or raises because of it, except `close`.
 
-    What goes wrong is said once through `warn`. Every sample on disk is logged once, whatever was killed
-    before: at the start and at the end of a run the samples that its history lacks are read from their files.
-    A row that was explained again with other values is logged again.
+    The first error becomes a warning. Every sample on disk is logged once, whatever was killed before: at the
+    start and at the end of a run, samples that its history lacks are read from their files. A row that was
+    explained again with other values is logged again.
 
     Args:
         backend: The tracker's library.
@@ -142,11 +142,11 @@ class _OpenRun:
     run: TrackedRun
     records: RunRecords
     is_behind: bool = False
-    """Whether the tracker did not take a sample: the rest is logged at the end of the run."""
+    """Whether a sample could not be sent: the rest is logged at the end of the run."""
 
 
 class _Session:
-    """The side that talks to the backend, one call after the other, in the tracker's thread."""
+    """Calls the backend, from the tracker's thread."""
 
     def __init__(self, backend: Backend, warn: Callable[[str], None]) -> None:
         self.backend = backend
@@ -190,7 +190,7 @@ class _Session:
         self._attempt(run_name, lambda: opened.run.log(line))
 
     def flush(self) -> None:
-        """Hand over what waits to be sent together."""
+        """Send the samples that wait."""
         for run_name, opened in list(self._runs.items()):
             if not opened.is_behind:
                 self._attempt(run_name, opened.run.flush)
@@ -237,7 +237,7 @@ class _Session:
 
     @contextlib.contextmanager
     def _warning(self, what: str) -> Iterator[None]:
-        """Make a warning of an error; `what` says which effect it has."""
+        """Turn an error into a warning; `what` is its effect."""
         try:
             yield
         except Exception as error:  # noqa: BLE001 -- as above

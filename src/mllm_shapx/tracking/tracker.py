@@ -33,20 +33,20 @@ class TrackedRun(Protocol):
     """One open run of a backend. Every method may raise whatever the tracker's library raises."""
 
     history: History
-    """What the run holds; the caller adds each line to it."""
+    """The samples that the run has; the caller adds each line."""
 
     @property
     def recovers(self) -> bool:
-        """Whether `reload` can tell after an error what arrived."""
+        """Whether `reload` finds after an error which samples arrived."""
 
     def reload(self) -> None:
-        """Ask the tracker again what the run holds."""
+        """Read the run's history again."""
 
     def log(self, line: Line) -> None:
         """Add one sample; it may wait for `flush`."""
 
     def flush(self) -> None:
-        """Hand over what waits."""
+        """Send the samples that wait."""
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Add the summary and the run's files."""
