@@ -21,7 +21,7 @@ TRACK_TWO_RUNS = """
     from mllm_shapx.records.runs import RunRecords
     from mllm_shapx.records.storage import open_storage
     from mllm_shapx.tracking.background import BackgroundTracker
-    from mllm_shapx.tracking.trackers import placed_trackers
+    from mllm_shapx.tracking.tracker import placed_trackers
     study = {{"experiment_set_id": "study", "experiments": [{{"explainer_type": "exact"}}], **{blocks}}}
     for backend in placed_trackers(ExperimentSet.model_validate(study), {folder!r}):
         tracker = BackgroundTracker(backend, "study", warn=lambda text: print("WARNED", text))

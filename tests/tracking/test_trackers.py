@@ -14,7 +14,7 @@ from wandb_files import whole_history
 import mllm_shapx.tracking
 from mllm_shapx.config.models import ExperimentSet, TrackingBlock, WandbConfig
 from mllm_shapx.tracking.background import BackgroundTracker
-from mllm_shapx.tracking.trackers import placed_trackers
+from mllm_shapx.tracking.tracker import placed_trackers
 from mllm_shapx.tracking.wandb import place
 
 JSON_LINES = """

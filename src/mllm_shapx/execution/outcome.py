@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mllm_shapx.execution.messages import Study
-from mllm_shapx.tracking.trackers import hints
+from mllm_shapx.tracking.tracker import hints
 
 INTERRUPTED_FROM = 128
 """Exit codes above it encode the signal that ended the work."""

@@ -44,7 +44,7 @@ from mllm_shapx.records.shards import found_shards
 from mllm_shapx.records.storage import Storage, join_uri, open_storage, write_json
 from mllm_shapx.records.store import CoalitionStore, PruneResult
 from mllm_shapx.reporting.reading import open_study
-from mllm_shapx.tracking.trackers import placed_trackers
+from mllm_shapx.tracking.tracker import placed_trackers
 
 CONFIG = "config.json"
 """Copy of the config, bases merged in, next to the runs' folders. `retry` reads it."""

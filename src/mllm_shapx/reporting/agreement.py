@@ -1,4 +1,4 @@
-"""How far two runs agree, on a row and over all: errors, correlations, the most important players, signs."""
+"""The agreement of two runs, on a row and over all: errors, correlations, most important players, signs."""
 
 import math
 import statistics

@@ -9,7 +9,7 @@ from mllm_shapx.records.results import SampleResult
 from mllm_shapx.records.spec import result_settings, stop_at
 
 TOLERANCE = 1e-6
-"""How far values may be off an axiom, absolutely and relative to the numbers compared."""
+"""Allowed deviation from an axiom, absolute and relative to the compared numbers."""
 
 _EFFICIENT = frozenset({"k-SII", "STII"})
 """Indices of interactions that sum to v(N) - v(empty) over all sets up to the order."""
@@ -18,7 +18,7 @@ type ValueCheck = Callable[[SampleResult], Iterator[str]]
 
 
 def value_checks(spec: dict[str, Any]) -> list[ValueCheck]:
-    """Return what a run's samples must satisfy, as far as its spec tells."""
+    """Return the checks for a run's samples that follow from its spec."""
     settings = result_settings(spec) or {}
     checks: list[ValueCheck] = [_counts, _attribution, _raw_values, _faithfulness, _interactions]
     if settings.get("explainer_type") == "exact":
@@ -65,7 +65,7 @@ def _raw_values(sample: SampleResult) -> Iterator[str]:
 
 
 def _stopped(standard_error: float | None, sample: SampleResult) -> Iterator[str]:
-    """With `stop_when`, `stopped` says whether every standard error is at most so much; else it is absent."""
+    """`stopped` is `standard_error` if no standard error is above that of `stop_when`, else `budget`."""
     if standard_error is None:
         if sample.stopped is not None:
             yield f"stopped is {sample.stopped}, though the run has no stop_when"

@@ -1,4 +1,4 @@
-"""What became of several configs: one line each."""
+"""The outcomes of several configs as a table, one line each."""
 
 import sys
 from collections.abc import Sequence
@@ -12,15 +12,15 @@ _OUTCOMES = {0: "done", 1: "stopped", 2: "refused", 3: "done, with quarantined s
 
 @dataclass(frozen=True, slots=True)
 class BatchItem:
-    """What became of one config."""
+    """The outcome of one config."""
 
     config: str
     exit_code: int | None
     """None for a config that was not reached."""
     done: int = 0
-    """Samples that are there."""
+    """Samples that exist."""
     total: int = 0
-    """Samples that belong to the study; 0 where that was not found out."""
+    """Samples of the study; 0 where their number is not known."""
     tries: int = 0
     seconds: float = 0.0
     error: str = ""

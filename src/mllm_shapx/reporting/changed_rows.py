@@ -1,4 +1,4 @@
-"""Samples against the dataset as it is now, and against each other: what was each made from?"""
+"""Finds samples whose rows differ from today's dataset, or from the rows of other runs."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -19,18 +19,18 @@ type MadeFrom = Mapping[int, str]
 
 
 def same_content(one: SampleResult, other: SampleResult) -> bool:
-    """Return whether two samples of a row were made from the same content, as far as they tell."""
+    """Return whether two samples of a row were made from the same content."""
     if one.row_digest is not None and other.row_digest is not None:
         return one.row_digest == other.row_digest
     return one.prompt_texts == other.prompt_texts
 
 
 def mixed_rows(runs: Mapping[str, MadeFrom]) -> tuple[int, ...]:
-    """Return the rows that some runs explained from other content than others, ascending."""
+    """Return the rows that do not have the same content in all runs, ascending."""
     found: dict[tuple[int, bool], set[str]] = {}
     for made_from in runs.values():
         for row, digest in made_from.items():
-            # Digests of texts alone are compared among themselves.
+            # A digest of texts alone is only compared with others of its kind.
             found.setdefault((row, digest.startswith("texts:")), set()).add(digest)
     return tuple(sorted({row for (row, _), digests in found.items() if len(digests) > 1}))
 
@@ -38,9 +38,9 @@ def mixed_rows(runs: Mapping[str, MadeFrom]) -> tuple[int, ...]:
 def compare_with_dataset(
     runs: Sequence[tuple[RunFiles, MadeFrom]],
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return how samples differ from the dataset as it is now, in words, and what could not be compared.
+    """Return the differences between samples and today's dataset, and which samples were not compared.
 
-    A dataset of the hub is read at a commit, which does not change; nothing is read of it.
+    Both are sentences. A dataset of the hub is not read: its commit does not change.
     """
     found: list[str] = []
     notes: list[str] = []
@@ -65,7 +65,7 @@ def compare_with_dataset(
 
 
 def _settings(run: RunFiles) -> dict[str, Any] | None:
-    """Return what names a run's dataset and its columns; None where it cannot change or is not known."""
+    """Return a run's settings of the dataset; None where the dataset cannot change or is not known."""
     settings = run.spec.get(RESULT_SETTINGS)
     dataset = settings.get("dataset") if isinstance(settings, dict) else None
     if not isinstance(settings, dict) or not isinstance(dataset, dict) or settings.get("dataset_commit"):

@@ -17,14 +17,14 @@ type Spec = dict[str, Any]
 INSTALL = "pip install 'mllm-shapx[plots]'"
 
 _VERSION = "6.1"
-"""Of Vega-Lite; vl-convert brings several."""
+"""Version of Vega-Lite; vl-convert has several."""
 _TIP: Spec = {"description": {"field": "tip"}}
 _BAR: Spec = {"type": "bar", "height": 11}
 
 
 @dataclass(frozen=True, slots=True)
 class Theme:
-    """Colours and font of a plot; any that SVG takes."""
+    """Colours and font of a plot, as SVG takes them."""
 
     ink: str
     soft: str
@@ -41,10 +41,10 @@ PAGE = Theme(
     "var(--line)",
     "system-ui, sans-serif",
     tuple(f"var(--c{n})" for n in range(1, 9)),
-    # More than the stylesheet says: the reader's font may be wider than the one that is measured here.
+    # Larger than in the stylesheet: the reader's font may be wider than the font that is measured here.
     size=13,
 )
-"""For the report: its stylesheet says what the colours are in light and in dark."""
+"""For the report, whose stylesheet defines the colours for light and dark displays."""
 
 PAPER = Theme(
     "#000000",
@@ -53,7 +53,7 @@ PAPER = Theme(
     "Helvetica, Arial, Liberation Sans, sans-serif",
     ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a5195", "#666666"),
 )
-"""For papers: colours that are told apart with any colour vision (Okabe and Ito)."""
+"""For papers: colours for people with any colour vision (Okabe and Ito)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class Chart:
     """One plot."""
 
     name: str
-    """Short name, that of its file."""
+    """Name of its file, without the suffix."""
     title: str
     caption: str
     """What is shown, in a sentence or two."""

@@ -1,4 +1,4 @@
-"""Runs against each other on the rows that they share, of one set or of several (`compare`)."""
+"""Compares runs of one set or of several on the rows that they share (`compare`)."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -35,13 +35,13 @@ class RunCosts:
 
 @dataclass(frozen=True, slots=True)
 class PairFigures:
-    """Two runs, and how far they agree."""
+    """The agreement of two runs."""
 
     first: str
     second: str
     found: AgreementSummary
     settings: tuple[str, ...]
-    """Settings that differ, beside those of the estimator, as dotted keys."""
+    """Settings that differ, other than those of the estimator, as dotted keys."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the pair as JSON data."""
@@ -61,7 +61,7 @@ class PairFigures:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The first of some runs against each other one."""
+    """The first of some runs, compared with each of the others."""
 
     study: StudyFiles
     """The runs, as if they were of one set."""

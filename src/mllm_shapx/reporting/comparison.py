@@ -1,4 +1,4 @@
-"""What each run cost and how close its values are to the exact ones."""
+"""The cost of each run, and its agreement with the exact run."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -30,7 +30,7 @@ class Events:
         """Write one event, whole and at once.
 
         Raises:
-            OSError: When nobody reads the stream any more.
+            OSError: When the stream is closed at its other end.
         """
         data = {"event": kind, "at": round(self._now(), 3), **content}
         text = printable_json(redacted(json.dumps(data, ensure_ascii=False, allow_nan=False)))

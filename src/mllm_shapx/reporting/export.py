@@ -45,7 +45,7 @@ type _Line = tuple[str, int, int, str, str, float, float, str, int, int, float, 
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """What an export wrote."""
+    """The outcome of an export."""
 
     path: Path
     samples: int
@@ -54,7 +54,7 @@ class Exported:
     """Samples that cannot be read."""
 
     def to_text(self) -> str:
-        """Return what was written in one line, and what was left out in another."""
+        """Return a line on the file, and one on the samples that were left out."""
         text = f"{self.path}: {self.lines:,} line(s), one for each player of {self.samples:,} sample(s)"
         if self.left_out:
             text += f"\n{self.left_out:,} sample(s) cannot be read and are left out; `verify` names them"

@@ -21,14 +21,8 @@ class ListedFailure:
     path: str
     """The file with traceback and log lines, in full."""
 
-    @property
-    def first_line(self) -> str:
-        """The message's first line."""
-        lines = self.record.message.strip().splitlines()
-        return lines[0] if lines else ""
-
     def to_json(self) -> dict[str, Any]:
-        """Return what the list shows and the whole message; traceback and log stay in the file."""
+        """Return JSON data with the whole message. Traceback and log are only in the file."""
         return {**{key: getattr(self.record, key) for key in _SHOWN}, "path": self.path}
 
 
@@ -40,7 +34,7 @@ class FailureList:
     failures: tuple[ListedFailure, ...]
     """By run and row."""
     reasons: tuple[str, ...] = ()
-    """The reasons that the list was narrowed to, empty for all."""
+    """The reasons of the listed failures; empty for all reasons."""
 
     def by_reason(self) -> dict[str, int]:
         """Return how many there are of each reason, the most frequent first."""
@@ -77,8 +71,8 @@ class FailureList:
         counts = ", ".join(f"{count} {reason}" for reason, count in self.by_reason().items())
         text = [f"{self.directory}: {len(self.failures)} given up ({counts})", "", header]
         for line, failure in zip(lines, self.failures, strict=True):
-            message = [cut(f"     {failure.first_line}", width)] if failure.first_line else []
-            text += [line, *message, f"     {failure.path}"]
+            message = failure.record.message.strip().splitlines()[:1]
+            text += [line, *(cut(f"     {first}", width) for first in message), f"     {failure.path}"]
         only = f" --only {self.reasons[0]}" if len(self.reasons) == 1 else ""
         text += ["", f"to try them again: mllm-shapx retry {self.directory}{only}"]
         return "\n".join(text) + "\n"
@@ -99,7 +93,7 @@ def failures(directory: str, *, reasons: Collection[str] = ()) -> FailureList:
     for run in study.runs:
         done = frozenset(run.sample_rows)
         for record in run.records.read_failures():
-            # A row that was explained since, or is still being tried, is not given up.
+            # A row that has a sample by now, or still has attempts left, is not given up.
             is_given_up = record.quarantined and record.row_index not in done
             if is_given_up and (not reasons or record.reason in reasons):
                 path = study.locate(run.records.layout.failure(record.row_index))

@@ -24,18 +24,18 @@ from mllm_shapx.reporting.reading import RunFiles, StudyFiles, open_study
 from mllm_shapx.reporting.study_figures import RunSeries, StudyFigures, StudyRows
 
 MOST_ROWS = 5000
-"""Rows in one page; of more, as many evenly spread ones are taken, and the page says so."""
+"""Most rows in one page. Of a larger study the page has evenly spread rows, and says so."""
 
 MOST_DATA = 20_000_000
-"""Bytes of prompts, values and answers in one page, about; where rows are long, fewer are taken."""
+"""About the most bytes of prompts, values and answers in one page: of long rows it has fewer."""
 
 _PROBED = 32
-"""Rows from which the size of all is estimated."""
+"""Number of rows from which the size of all rows is estimated."""
 
 
 @dataclass(frozen=True, slots=True)
 class PageSettings:
-    """What a page holds."""
+    """The content of a page."""
 
     most_rows: int = MOST_ROWS
     most_sound: int = MOST_SOUND
@@ -45,13 +45,13 @@ class PageSettings:
     subtitle: str | None = None
     """The directory when None."""
     names: Sequence[str] | None = None
-    """What the runs are called; their own names when None."""
+    """Names that the page gives to the runs; their own names when None."""
     pairs: Sequence[Mapping[str, Any]] = ()
     """Rows of a table of compared runs (`compare`)."""
     top_k: int = TOP_K
-    """What that table's share of most important players is of."""
+    """Number of most important players in that table."""
     notes: Sequence[str] = ()
-    """Sentences to begin with."""
+    """Sentences at the beginning."""
     side_by_side: bool = False
     """Whether all runs of a row are shown at first."""
 
@@ -69,11 +69,11 @@ def report(
         directory: An experiment set's directory or one run's.
         output: The file to write; `report.html` in the directory when None, in the working directory when
             the results are not on this machine.
-        settings: What the page holds.
-        accept_changed_rows: Show samples of rows that were changed in the dataset since.
+        settings: The content of the page.
+        accept_changed_rows: Show samples of rows that have changed in the dataset.
 
     Raises:
-        UsageError: When the directory is neither, `output` would replace another of its files, or rows were
+        UsageError: When the directory is neither, `output` would replace another of its files, or rows have
             changed and that is not accepted.
         StorageError: When the file cannot be written.
     """
@@ -90,10 +90,10 @@ def report(
 
 
 def refuse_changed_rows(study: StudyFiles) -> None:
-    """Refuse samples of rows that were changed in the dataset since.
+    """Refuse samples of rows that have changed in the dataset.
 
     Raises:
-        UsageError: When there are some; the message names them.
+        UsageError: When there are such samples; the message names them.
     """
     changes, _ = compare_with_dataset([(run, run.records.read_made_from()) for run in study.runs])
     if changes:
@@ -161,7 +161,7 @@ def _content(study: StudyFiles, settings: PageSettings) -> tuple[dict[str, Any],
 
 
 def _rows_that_fit(study: StudyFiles) -> int:
-    """Return how many rows a page takes, from the size of some."""
+    """Return the number of rows that a page has room for, estimated from some rows."""
     probe, samples_of = PageRows(study.runs, Recordings(0)), StudyRows(study)
     probed = evenly(study.rows, _PROBED)
     found = [probe.row(index, samples_of.read(index)) for index in probed]

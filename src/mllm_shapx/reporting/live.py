@@ -31,7 +31,7 @@ _MOST_WORKERS = 8
 _MOST_ROWS = 4
 _GIB = 1 << 30
 _FRAME_LINES = 6
-"""Lines that are no run's: bar, counts, rest, workers, and the shell's own."""
+"""Other lines than those of runs: bar, counts, rest, workers, and the line of the shell."""
 
 
 class LiveView:
@@ -42,7 +42,7 @@ class LiveView:
         self._live = Live(
             console=self._console,
             refresh_per_second=REDRAWS_PER_SECOND,
-            # A pipe stays a pipe: only what would land on the terminal is moved.
+            # Only output to the terminal is redirected, not output to a pipe.
             redirect_stdout=_is_terminal(sys.stdout),
             redirect_stderr=_is_terminal(sys.stderr),
         )
@@ -50,7 +50,7 @@ class LiveView:
         self._standard = (sys.stdout, sys.stderr)
 
     def show(self, progress: StudyProgress, rate: float | None) -> None:
-        """Replace the picture; it is drawn at the next of the regular redraws."""
+        """Replace the picture. It is drawn at the next regular redraw."""
         self._live.update(render(progress, rate, self._console.height))
         if not self._live.is_started:
             before = (sys.stdout, sys.stderr)
@@ -64,10 +64,10 @@ class LiveView:
         self._console.print(Text(text), soft_wrap=True)
 
     def close(self) -> None:
-        """Draw once more and leave the picture where it is."""
+        """Draw a last time and leave the picture on the terminal."""
         out, err = sys.stdout, sys.stderr
         self._open.close()
-        # rich puts back the streams that it found at its start. Whoever has changed them since is right.
+        # rich restores the streams of its start. A later change by others is kept.
         if out is not self._standard[0]:
             sys.stdout = out
         if err is not self._standard[1]:
@@ -173,7 +173,7 @@ def _is_terminal(stream: TextIO | None) -> bool:
 
 @contextlib.contextmanager
 def _handlers_moved(before: tuple[TextIO, TextIO]) -> Iterator[None]:
-    """Let the log handlers that hold the standard streams of `before` use today's, which know the display."""
+    """Let log handlers of the streams `before` write to today's standard streams, which know the display."""
     moved: list[tuple[logging.StreamHandler[Any], Any]] = []
     loggers = [logging.root, *logging.root.manager.loggerDict.values()]
     for handler in {item for log in loggers if isinstance(log, logging.Logger) for item in log.handlers}:

@@ -25,7 +25,7 @@ class Outlook:
         uri: The experiment set's directory, for the pace that was measured there.
         runs: The sweep.
         rows: Row indices in selection order.
-        players: Players per row; nothing is said where they are not known.
+        players: Players per row; no warnings where they are not known.
     """
 
     def __init__(

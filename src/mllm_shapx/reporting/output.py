@@ -106,7 +106,7 @@ def refuse_special(output: Path) -> None:
     try:
         mode = output.lstat().st_mode
     except OSError:
-        return  # not there; what else may be wrong is found by writing
+        return  # it does not exist, or writing finds the problem
     if stat.S_ISREG(mode):
         return
     what = "a link" if stat.S_ISLNK(mode) else "a folder" if stat.S_ISDIR(mode) else "no ordinary file"
@@ -121,7 +121,7 @@ def refuse_inside(storage: Storage, output: Path, *, is_page: bool = False) -> N
     Args:
         storage: The experiment set's storage.
         output: A file or folder to write.
-        is_page: Whether a report is written, which may stand as `report.html` beside the runs or in one.
+        is_page: Whether a report is written, which may be `report.html` beside the runs or in one.
 
     Raises:
         UsageError: When `output` is in a study.
@@ -151,5 +151,5 @@ def _study_around(path: Path) -> Path | None:
 
 
 def _is_run(folder: Path) -> bool:
-    """Whether a folder has what every run's has; a folder `samples` alone may be anybody's."""
+    """Whether a folder looks like a run's; many folders are called `samples`."""
     return (folder / "spec.json").is_file() and (folder / "samples").is_dir()

@@ -1,4 +1,4 @@
-"""The recordings that a page holds: each once, with the outline of its waveform, up to a limit of bytes."""
+"""The recordings of a page: each once, with the outline of its waveform, up to a limit of bytes."""
 
 import base64
 import hashlib
@@ -24,9 +24,10 @@ class Recordings:
     def __init__(self, most_bytes: int = MOST_SOUND) -> None:
         self.entries: list[dict[str, Any]] = []
         """`d` seconds, `k` outline (0 to 99 for each column), `u` base64 of the WAV file."""
-        self._left = most_bytes
         self._most = most_bytes
+        self._left = most_bytes
         self._places: dict[bytes, int] = {}
+        """Digest of a recording's content -> its position."""
         self._seen: dict[tuple[str, str], int | None] = {}
         self._without = 0
         self._unreadable = 0
@@ -44,7 +45,7 @@ class Recordings:
         return self._seen[seen]
 
     def notes(self) -> list[str]:
-        """Return what there is to say about recordings that are not in the page."""
+        """Return notes on the recordings that are not in the page."""
         notes = []
         if self._without:
             notes.append(
@@ -66,7 +67,7 @@ class Recordings:
             if digest in self._places:
                 return self._places[digest]
             if len(data) > self._left:
-                # What the page holds is the sound of the first rows.
+                # The page has the recordings of the first rows.
                 self._left, self._without = 0, self._without + 1
                 return None
             entry = _entry(data)

@@ -16,11 +16,11 @@ _ROUNDING = 1e-9
 """Interactions smaller than this share of the largest one are 0."""
 
 _BYTES_PER_SAMPLE = 2
-"""Of `num_bytes` of a piece of sound."""
+"""One sample of sound in `num_bytes`."""
 
 
 class PageRows:
-    """Turns one row after the other into the page's data; report.js says what each letter means."""
+    """Makes the page's data of one row after another; report.js explains each letter."""
 
     def __init__(self, runs: Sequence[RunFiles], recordings: Recordings) -> None:
         self.answers: dict[str, int] = {}
@@ -117,8 +117,8 @@ class PageRows:
 def _pairs(found: Interactions, players: int) -> dict[str, Any]:
     """Return `i`, the index, `o`, the order, and `m`, a row for each player: its values with each player.
 
-    With itself it is the player's own; a set of three players and more is in no row. What only the rounding
-    of sums left over is 0, or it would be drawn as if it meant something.
+    The value of a player with itself is its own. Sets of three and more players are left out. Values of the
+    size of rounding errors become 0: the page would draw them like real interactions.
     """
     least = _ROUNDING * max((abs(value) for value in found.values if math.isfinite(value)), default=0.0)
     matrix: list[list[float | None]] = [[None] * players for _ in range(players)]
@@ -130,7 +130,7 @@ def _pairs(found: Interactions, players: int) -> dict[str, Any]:
 
 
 def _artifacts(sample: SampleResult, key: str) -> list[dict[str, Any]]:
-    """Return what a sample says of its recordings (`inputs`) or its spoken answer (`answer`)."""
+    """Return a sample's entries on its recordings (`inputs`) or its spoken answer (`answer`)."""
     artifacts = sample.audio_artifacts or {}
     found = artifacts.get(key)
     entries = found if isinstance(found, list) else [found]
@@ -138,12 +138,12 @@ def _artifacts(sample: SampleResult, key: str) -> list[dict[str, Any]]:
 
 
 def _place(piece: Piece) -> tuple[int, int | None]:
-    """Return a piece's message, and the recording in it that the piece is of, None for text."""
+    """Return the numbers of a piece's message and of its recording there, None for text."""
     return piece.turn, None if piece.num_bytes is None else piece.entry
 
 
 def _seconds(num_bytes: int, rate: Any) -> float:
-    """Return a piece's length; where the rate is not known, in samples, which have the same proportions."""
+    """Return a piece's seconds; its number of samples where the sample rate is not known."""
     samples = num_bytes / _BYTES_PER_SAMPLE
     return round(samples / rate, 4) if isinstance(rate, int) and rate > 0 else samples
 

@@ -1,4 +1,4 @@
-"""A sample's prompt as a reader sees it: pieces of text and sound, each with its value."""
+"""The prompt of a sample: pieces of text and sound, each with its value."""
 
 import string
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ class Piece:
     """One piece of the user's messages."""
 
     text: str
-    """As written, blanks included; for sound the word that it speaks, empty where that is not known."""
+    """The text with its blanks; for sound the spoken word, empty where that is not known."""
     num_bytes: int | None
     """Length of a piece of sound, None for text."""
     value: float | None
@@ -19,7 +19,7 @@ class Piece:
     turn: int
     """The turn of the conversation that it belongs to, from 0."""
     entry: int
-    """Its turn's entry, from 0: a recording, or the text beside it."""
+    """Its entry in the turn, from 0: a recording, or the text beside it."""
 
     @property
     def label(self) -> str:
@@ -50,7 +50,7 @@ def prompt_pieces(sample: SampleResult) -> list[Piece]:
 
 
 def rank_of(word: str, pieces: list[Piece]) -> tuple[int, int] | None:
-    """Return the rank of a word's value among all players' and their number, None when it is no player.
+    """Return the rank of a word among the players and their number; None when it is no player.
 
     Rank 1 is the largest value; equal values share the better rank. Case and punctuation around a word do
     not matter; of several pieces that match, the best counts. A mark of several words matches any of them.

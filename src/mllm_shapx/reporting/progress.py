@@ -128,7 +128,7 @@ class _PacedView:
     def show(self, progress: StudyProgress, rate: float | None) -> None:
         self._latest = (progress, rate)
         waited = self._clock() - self._written_at
-        # What comes after the last sample may take a while.
+        # The end is shown at once: the work after the last sample may take some time.
         is_due = waited >= self._every_s or progress.is_finished
         if self._written is None or waited >= _HEARTBEAT_S or (is_due and self._is_news(progress)):
             self._write(progress, rate)
@@ -136,7 +136,7 @@ class _PacedView:
     def close(self) -> None:
         if self._latest is None or self._latest[0] == self._written:
             return
-        # The end is written already, unless more than time and rates has changed since.
+        # The line of the end is not written again for new times and rates alone.
         if not self._latest[0].is_finished or self._is_news(self._latest[0]):
             self._write(*self._latest)
 

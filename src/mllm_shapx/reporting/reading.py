@@ -23,7 +23,7 @@ from mllm_shapx.records.summary import AREAS
 _ESTIMATOR_KEYS = frozenset(
     {"explainer_type", "budget", "hierarchical", "seed", "faithfulness", "interactions", "stop_when"}
 )
-"""Settings in which an approximation may differ from the exact run that it is compared with."""
+"""Settings of the estimator, in which a run may differ from the exact run it is compared with."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class RunFiles:
 
     @property
     def is_of_older_runner(self) -> bool:
-        """Whether the older runner wrote it: less is known of it, and it cannot be resumed."""
+        """Whether the older runner wrote it. Such a run has fewer figures and cannot be resumed."""
         return is_of_older_runner(self.spec)
 
     @cached_property
@@ -111,12 +111,12 @@ class RunFiles:
 
     @property
     def compared_settings(self) -> Mapping[str, Any]:
-        """What must be equal in two runs for one to estimate the other's values."""
+        """The settings that must be equal for one run to estimate the values of another."""
         settings = result_settings(self.spec) or {}
         return {key: value for key, value in settings.items() if key not in _ESTIMATOR_KEYS}
 
     def approximates(self, exact: "RunFiles") -> bool:
-        """Return whether the run's values estimate those of `exact`: all but the estimator is the same."""
+        """Return whether the run's values estimate those of `exact`: only the estimator may differ."""
         return (
             exact.is_exact
             and self.estimand == exact.estimand
@@ -156,7 +156,7 @@ def open_study(directory: str) -> StudyFiles:
     """Return the files of an experiment set's directory or of one run's.
 
     Raises:
-        UsageError: When there is neither; the message says what was looked for.
+        UsageError: When the directory is neither; the message names the files of a run.
     """
     try:
         storage, names = find_runs(directory)
@@ -172,7 +172,7 @@ def open_study(directory: str) -> StudyFiles:
 
 
 def _numbers(content: Mapping[str, Any]) -> dict[str, float]:
-    """Return the entries that are numbers which can be counted with."""
+    """Return the entries that are numbers of a sensible size."""
     return {
         key: value
         for key, value in content.items()

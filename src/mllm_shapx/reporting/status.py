@@ -219,7 +219,7 @@ def _state(total: int | None, done: int, failed: int, *, is_held: bool) -> State
 
 
 def _calls(run: RunFiles, note: ProgressNote | None) -> tuple[int | None, int | None]:
-    """Return coalitions and answers of the done samples, from the file that counts more of them."""
+    """Return coalitions and answers of the done samples, from the file that counts more samples."""
     summary = run.summary
     summed = int(summary.get("n_samples", 0)) if "n_calls_total" in summary else None
     pace = None if note is None else note.runs.get(run.name)
@@ -243,7 +243,7 @@ def _pace_in_words(note: ProgressNote, now: float) -> str:
 
 
 def _activities(run: RunFiles) -> Iterator[float]:
-    """Yield when the run's files changed, without opening samples."""
+    """Yield times at which the run's files changed, without opening samples."""
     try:
         checkpoint = run.records.read_checkpoint()
     except ValueError:

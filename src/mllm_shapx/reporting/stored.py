@@ -1,4 +1,4 @@
-"""What answers a study keeps in its coalition store (`store info`)."""
+"""The answers in a study's coalition store, counted (`store info`)."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass

@@ -14,7 +14,7 @@ from mllm_shapx.reporting.agreement import most_important
 from mllm_shapx.reporting.reading import RunFiles
 
 _DTYPES: tuple[str, ...] = get_args(ConnectorKwargs.model_fields["dtype"].annotation)
-"""What a config may say; a stored answer's settings name the dtype that it became."""
+"""Words of a config. A stored answer's settings have the resulting dtype."""
 
 
 class StoredAnswersOfRuns:
@@ -66,7 +66,7 @@ def _keys(store: CoalitionStore) -> dict[str, list[str]]:
     for key, row in first.items():
         settings = store.settings(row, key)
         if settings is not None:
-            # A run's generation key covers no commit, and the dtype as the config says it.
+            # A run's generation key is made without the commit, and with the config's word for the dtype.
             asked = {name: value for name, value in settings.items() if name != "model_commit"}
             for dtype in _DTYPES:
                 keys[settings_digest({**asked, "dtype": dtype})].append(key)

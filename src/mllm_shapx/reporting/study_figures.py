@@ -24,7 +24,7 @@ BINS = 10
 """Bins of the relative position of the largest value."""
 
 MOST_VALUES = 200_000
-"""Values per run that the distribution is computed from: those of the first rows."""
+"""Most values per run for the distribution: those of the first rows."""
 
 
 @dataclass
@@ -44,22 +44,22 @@ class Costs:
 
 @dataclass(kw_only=True)
 class RunSeries(Costs):
-    """What the plots need of one run."""
+    """The data of one run for the plots."""
 
     name: str
     group: str
     """The run's name without its seed."""
     estimator: str
-    """What runs of other budgets and seeds have in common with it."""
+    """The name that it shares with runs of other budgets and seeds."""
     tally: AgreementTally
     """The comparison with the exact run."""
     text: list[float] = field(default_factory=list)
-    """Share of the absolute values that is on text, of each sample in which values are not all 0."""
+    """Share of the absolute values that text has, for each sample with a value other than 0."""
     audio: list[float] = field(default_factory=list)
     values: list[float] = field(default_factory=list)
     positions: list[float] = field(default_factory=lambda: [0.0] * BINS)
-    """Samples whose value of largest size is in each tenth of the prompt; a player that is in several tenths
-    counts in each by its share of it."""
+    """Number of samples whose value of largest size is in each tenth of the prompt. A player in several
+    tenths counts partly in each."""
 
     def add(self, sample: SampleResult) -> None:
         """Add one sample."""
@@ -96,10 +96,10 @@ class ErrorRow:
 
 
 class StudyFigures:
-    """The series of all runs, fed with one row after the other."""
+    """The series of all runs, to which rows are added one by one."""
 
     def __init__(self, study: StudyFiles, names: Sequence[str] | None = None) -> None:
-        """Begin without rows; `names` are what the runs are called, their own names when None."""
+        """Begin without rows; `names` are names for the runs, their own when None."""
         called = names or [run.name for run in study.runs]
         self._against = AgainstExact(study)
         self.runs = []
@@ -164,7 +164,7 @@ def study_figures(study: StudyFiles) -> StudyFigures:
 
 
 def _tenths(position: int, players: int) -> Iterator[tuple[int, float]]:
-    """Yield the tenths of a prompt that a player is in, and which share of the player is in each."""
+    """Yield each tenth of a prompt that a player is in, with the share of the player there."""
     start, end = position / players * BINS, (position + 1) / players * BINS
     for place in range(int(start), min(BINS, math.ceil(end))):
         yield place, (min(end, place + 1) - max(start, place)) / (end - start)
@@ -186,9 +186,9 @@ def _error_row(group: str, runs: Sequence[RunSeries]) -> ErrorRow:
 
 
 def _group_and_estimator(run: RunFiles, called: str) -> tuple[str, str]:
-    """Return what a run is called without its seed, and without its budget too.
+    """Return a run's name without its seed, and without its budget as well.
 
-    Both are read from the spec. A run whose spec does not say what it is stands alone.
+    The spec says what to leave out. A run without these entries in its spec is a group of its own.
     """
     spec = run.spec
     variant, settings = spec.get("variant"), result_settings(spec) or {}
@@ -205,6 +205,6 @@ def _group_and_estimator(run: RunFiles, called: str) -> tuple[str, str]:
         if game.get("first_layer_type") != game.get("inner_type"):
             kind += f"_fl{game.get('first_layer_type')}"
     if run.stop_at is not None:
-        kind += ", stop_when"  # its budget is no point of the line of fixed budgets
-    # Runs of several sets are called by their place too.
+        kind += ", stop_when"  # it has no fixed budget, so it is not on the line of those
+    # Names of runs of several sets begin with their place.
     return group, f"{called.removesuffix(run.name)}{named}{kind}"

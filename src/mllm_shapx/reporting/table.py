@@ -113,7 +113,7 @@ def _prompt_lines(pieces: Sequence[Piece], width: int) -> list[Text]:
 
 
 def _strongest(pieces: Sequence[Piece]) -> list[Piece]:
-    """Return the pieces in their order, of a long prompt only the ones with the largest values."""
+    """Return the pieces in their order; of a long prompt only those with the largest values."""
     order = sorted(range(len(pieces)), key=lambda position: -abs(pieces[position].value or 0.0))
     kept = set(order[:_MOST_PLAYERS])
     return [piece for position, piece in enumerate(pieces) if position in kept]
@@ -132,7 +132,7 @@ def _cell(piece: Piece, largest: float) -> tuple[Text, Text]:
 
 
 def format_value(value: float, largest: float) -> str:
-    """Return a value with its sign, with as many decimals as the row's largest value calls for."""
+    """Return a value with its sign; a small largest value of the row gives more decimals."""
     if 0.0 < largest < 0.00995:  # noqa: PLR2004 -- three decimals would show one digit of it
         return f"{value:+.0e}"
     decimals = 3 if 0.0 < largest < 0.0995 else 2  # noqa: PLR2004 -- as above
@@ -140,8 +140,8 @@ def format_value(value: float, largest: float) -> str:
 
 
 def _figure_lines(figures: Sequence[RunFigures], width: int) -> list[Text]:
-    rows = [[read(run) for _, _, read in _FIGURES] for run in figures]
-    # A column that says nothing in any row is left out.
+    rows = [[_cell_of(read(run), form) for _, _, read, form in _FIGURES] for run in figures]
+    # A column without a figure in any row is left out.
     kept = [n for n in range(len(_FIGURES)) if any(row[n] not in {"-", "0"} for row in rows)]
     columns = [*names("run"), *numbers(*(_FIGURES[n][0] for n in kept))]
     cells = [[run.name, *(row[n] for n in kept)] for run, row in zip(figures, rows, strict=True)]
@@ -152,47 +152,45 @@ def _figure_lines(figures: Sequence[RunFigures], width: int) -> list[Text]:
     return [Text(header, "bold"), *map(Text, [*lines, *notes])]
 
 
-def _count(value: float | None) -> str:
+def _cell_of(value: float | None, form: str) -> str:
     if value is None:
         return "-"
-    return f"{value:,.0f}" if value >= 100.0 or value == int(value) else f"{value:.1f}"  # noqa: PLR2004
+    if form == "count":
+        form = ",.0f" if value >= 100.0 or value == int(value) else ".1f"  # noqa: PLR2004
+    return format(value, form)
 
 
-def _number(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
-
-
-_FIGURES: tuple[tuple[str, str, Callable[[RunFigures], str]], ...] = (
-    ("samples", "", lambda run: f"{run.samples:,}"),
-    ("failed", "", lambda run: f"{run.failed:,}"),
-    ("n_calls", "coalitions evaluated per sample", lambda run: _count(run.mean_n_calls)),
+_FIGURES: tuple[tuple[str, str, Callable[[RunFigures], float | None], str], ...] = (
+    ("samples", "", lambda run: run.samples, ","),
+    ("failed", "", lambda run: run.failed, ","),
+    ("n_calls", "coalitions evaluated per sample", lambda run: run.mean_n_calls, "count"),
     (
         "sure",
         "share of samples that reached the standard error of stop_when",
-        lambda run: _number(run.share_sure, ".0%"),
+        lambda run: run.share_sure,
+        ".0%",
     ),
-    ("generated", "answers that the model gave for this run in all", lambda run: _count(run.model_calls)),
-    ("s each", "seconds per sample", lambda run: _number(run.seconds_per_sample, ",.2f")),
+    ("generated", "answers that the model gave for this run in all", lambda run: run.model_calls, "count"),
+    ("s each", "seconds per sample", lambda run: run.seconds_per_sample, ",.2f"),
     (
         "r exact",
         "correlation with the values of the exact run, mean over rows",
-        lambda run: _number(run.agreement.pearson, ".3f"),
+        lambda run: run.agreement.pearson,
+        ".3f",
     ),
-    (
-        "first",
-        "share of rows whose marked word has the largest value",
-        lambda run: _number(run.marked_first, ".0%"),
-    ),
+    ("first", "share of rows whose marked word has the largest value", lambda run: run.marked_first, ".0%"),
     (
         "deleted",
         "area under the value as the highest values are deleted: small is good",
-        lambda run: _number(run.deletion_area, ".3f"),
+        lambda run: run.deletion_area,
+        ".3f",
     ),
     (
         "kept",
         "area under the value as the highest values are kept: large is good",
-        lambda run: _number(run.insertion_area, ".3f"),
+        lambda run: run.insertion_area,
+        ".3f",
     ),
-    ("random", "both areas for players in a random order", lambda run: _number(run.random_area, ".3f")),
+    ("random", "both areas for players in a random order", lambda run: run.random_area, ".3f"),
 )
-"""Title, meaning where the title does not say it, and how a run's cell reads."""
+"""Title, explanation, figure and its format; `count` has a decimal below 100."""

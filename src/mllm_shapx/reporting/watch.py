@@ -13,7 +13,7 @@ from mllm_shapx.reporting.status import StudyStatus
 
 _WATCH_S = 2.0
 _FRAME_LINES = 10
-"""Lines of a status that are not those of a run."""
+"""Lines of a status other than those of runs."""
 
 type _Show = Callable[[StudyStatus], None]
 

@@ -1,14 +1,14 @@
-"""A tracker that talks to its library from a thread of its own, so that no sample waits for it."""
+"""A tracker that calls its library from a thread of its own: no sample waits for it."""
 
+import contextlib
 import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mllm_shapx.errors import ShapxError
 from mllm_shapx.plaintext import redacted
 from mllm_shapx.records.results import SampleResult
 from mllm_shapx.records.runs import RunRecords
@@ -22,7 +22,7 @@ FLUSH_S = 1.0
 """Seconds that a sample may wait for others that are sent together with it."""
 
 _MAX_WAITING = 100_000
-"""Calls that may wait for a tracker before it is given up: one that hangs must not fill the memory."""
+"""Most waiting calls before a tracker is switched off: one that hangs must not fill the memory."""
 
 _CLOSE_S_PER_RUN = 10.0
 
@@ -30,9 +30,9 @@ _CLOSE_S_PER_RUN = 10.0
 class BackgroundTracker:
     """Sends what happens to a backend. No method waits for a server or raises because of it, except `close`.
 
-    What goes wrong is said once through `warn`. Every sample on disk is logged once, whatever was killed
-    before: at the start and at the end of a run the samples that its history lacks are read from their files.
-    A row that was explained again with other values is logged again.
+    The first error becomes a warning. Every sample on disk is logged once, whatever was killed before: at the
+    start and at the end of a run, samples that its history lacks are read from their files. A row that was
+    explained again with other values is logged again.
 
     Args:
         backend: The tracker's library.
@@ -142,11 +142,11 @@ class _OpenRun:
     run: TrackedRun
     records: RunRecords
     is_behind: bool = False
-    """Whether the tracker did not take a sample: the rest is logged at the end of the run."""
+    """Whether a sample could not be sent: the rest is logged at the end of the run."""
 
 
 class _Session:
-    """The side that talks to the backend, one call after the other, in the tracker's thread."""
+    """Calls the backend, from the tracker's thread."""
 
     def __init__(self, backend: Backend, warn: Callable[[str], None]) -> None:
         self.backend = backend
@@ -168,11 +168,13 @@ class _Session:
             return
         try:
             self._runs[run.name] = _OpenRun(self.backend.open(run), run.records)
-        except ImportError as error:
+        except Exception as error:  # noqa: BLE001 -- an error of the library is a warning and costs no sample
+            # No further runs are opened: after one that took its whole timeout, thirty more would too.
+            self._takes_runs = False
+            self.is_off = not self._runs
             extra = self.backend.extra
-            self._refuse_runs(f"{error}; install the extra `{extra}` or set {extra}.enabled to false")
-        except Exception as error:  # noqa: BLE001 -- whatever the library raises is said and costs no sample
-            self._refuse_runs(_describe(error))
+            fix = f"{error}; install the extra `{extra}` or set {extra}.enabled to false"
+            self.warn_once(fix if isinstance(error, ImportError) else _describe(error))
         else:
             self._catch_up(run.name)
 
@@ -188,38 +190,37 @@ class _Session:
         self._attempt(run_name, lambda: opened.run.log(line))
 
     def flush(self) -> None:
-        """Hand over what waits to be sent together."""
+        """Send the samples that wait."""
         for run_name, opened in list(self._runs.items()):
             if not opened.is_behind:
                 self._attempt(run_name, opened.run.flush)
 
     def finish(self, run_name: str, summary: dict[str, Any]) -> None:
         opened = self._runs.get(run_name)
-        if opened is not None and opened.is_behind and not self._is_up_again(run_name, opened):
+        if opened is None:
+            return
+        if opened.is_behind:
+            with self._warning(f"run {run_name} may lack samples"):
+                opened.run.reload()
+                opened.is_behind = False
+        if opened.is_behind:
             self._end(run_name, failed=True)
             return
         self._catch_up(run_name)
-        opened = self._runs.get(run_name)
-        if opened is None:
-            return
-        self._attempt(run_name, opened.run.flush)
-        if run_name not in self._runs:
-            return
-        try:
-            opened.run.finish(summary)
-        except Exception as error:  # noqa: BLE001 -- as above; what was logged before is still sent
-            self.warn_once(f"run {run_name} lacks its summary or some files: {_describe(error)}")
-        self._end(run_name, failed=opened.is_behind)
+        if run_name in self._runs:
+            self._attempt(run_name, opened.run.flush)
+        if run_name in self._runs:
+            with self._warning(f"run {run_name} lacks its summary or some files"):
+                opened.run.finish(summary)
+            self._end(run_name, failed=opened.is_behind)
 
     def stop(self) -> None:
         """Close what `finish` was not called for, and let the backend write everything."""
         self.flush()
         for run_name in list(self._runs):
             self._end(run_name, failed=True)
-        try:
+        with self._warning("it did not end properly"):
             self.backend.close()
-        except Exception as error:  # noqa: BLE001 -- as above
-            self.warn_once(f"it did not end properly: {_describe(error)}")
 
     def switch_off(self, reason: str) -> None:
         """Take no further calls."""
@@ -234,26 +235,21 @@ class _Session:
             self._warned = True
         self._warn(f"{self.backend.name}: {redacted(reason)}. The results on disk are not affected")
 
+    @contextlib.contextmanager
+    def _warning(self, what: str) -> Iterator[None]:
+        """Turn an error into a warning; `what` is its effect."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 -- as above
+            self.warn_once(f"{what}: {_describe(error)}")
+
     def _catch_up(self, run_name: str) -> None:
         """Log the samples on disk that the history lacks."""
-        opened = self._runs.get(run_name)
-        if opened is None:
-            return
-        try:
+        opened = self._runs[run_name]
+        with self._warning(f"run {run_name} may lack samples"):
             rows = opened.run.history.rows
             for row in [row for row in opened.records.sample_rows() if row not in rows]:
                 self.log(run_name, sample_metrics(opened.records.read_sample(row)))
-        except (OSError, ValueError, ShapxError) as error:
-            self.warn_once(f"run {run_name} may lack samples: {_describe(error)}")
-
-    def _is_up_again(self, run_name: str, opened: _OpenRun) -> bool:
-        try:
-            opened.run.reload()
-        except Exception as error:  # noqa: BLE001 -- as above
-            self.warn_once(f"run {run_name} may lack samples: {_describe(error)}")
-            return False
-        opened.is_behind = False
-        return True
 
     def _attempt(self, run_name: str, call: Callable[[], None]) -> None:
         try:
@@ -271,20 +267,13 @@ class _Session:
         opened = self._runs.pop(run_name, None)
         if opened is None:
             return
-        try:
-            opened.run.close(failed=failed)
-        except TimeoutError as error:
-            # The server is gone: waiting as long for every other run would hold up the end of the job.
-            self._runs.clear()
-            self.switch_off(f"run {run_name} could not be sent: {error}; {self.backend.after_timeout}")
-        except Exception as error:  # noqa: BLE001 -- as above
-            self.warn_once(f"run {run_name} may be incomplete: {_describe(error)}")
-
-    def _refuse_runs(self, reason: str) -> None:
-        """Open no further runs: after one that took its whole timeout, thirty more would too."""
-        self._takes_runs = False
-        self.is_off = not self._runs
-        self.warn_once(reason)
+        with self._warning(f"run {run_name} may be incomplete"):
+            try:
+                opened.run.close(failed=failed)
+            except TimeoutError as error:
+                # The server is gone: waiting as long for every other run would hold up the end of the job.
+                self._runs.clear()
+                self.switch_off(f"run {run_name} could not be sent: {error}; {self.backend.after_timeout}")
 
 
 def _describe(error: Exception) -> str:

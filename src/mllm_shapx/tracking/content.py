@@ -1,4 +1,4 @@
-"""What a tracker gets to see of a run: its id, its settings without secrets, a sample as metrics."""
+"""What a tracker gets of a run: its id, its settings without secrets, a sample as metrics."""
 
 import hashlib
 import math
@@ -28,7 +28,7 @@ NUMBERS = (
     "values_max_abs",
     "row_index",
 )
-"""The numbers that are logged for a sample, as far as they are known."""
+"""The numbers that are logged for a sample; unknown ones are left out."""
 
 
 def run_id(experiment_set_id: str, run_name: str, salt: str = "") -> str:

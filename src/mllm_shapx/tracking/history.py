@@ -1,4 +1,4 @@
-"""What the history of a run holds already; for W&B, from its local logs and its server."""
+"""The samples that a run's history has; for W&B, from its local logs and its server."""
 
 import json
 import logging
@@ -12,12 +12,12 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 COUNTER = "sample"
-"""The metric that every other one is drawn over: samples of the run so far, so that it only grows."""
+"""The x axis of all other metrics: the number of the run's samples so far, which only grows."""
 
 ROW = "row_index"
 
 _COSTS = frozenset({COUNTER, "runtime_sec", "n_calls", "model_calls"})
-"""Metrics that may differ between two tries of one row that give the same values."""
+"""Metrics that may differ between two attempts with the same values."""
 _BLOCK = 32768
 _FILE_HEADER = 7
 _CHUNK_HEADER = 7
@@ -26,7 +26,7 @@ _WHOLE, _LAST = 1, 4
 
 @dataclass
 class History:
-    """The samples that a history holds."""
+    """The samples that a history has."""
 
     rows: dict[int, int] = field(default_factory=dict)
     """Row -> fingerprint of its latest metrics."""
@@ -34,7 +34,7 @@ class History:
     """The highest value of the counter."""
 
     def holds(self, metrics: Mapping[str, Any]) -> bool:
-        """Return whether this sample is there with these values."""
+        """Return whether the history has this sample with these values."""
         return self.rows.get(int(metrics[ROW])) == fingerprint(metrics)
 
     def add(self, metrics: Mapping[str, Any]) -> None:
@@ -45,10 +45,10 @@ class History:
 
 
 def fingerprint(metrics: Mapping[str, Any]) -> int:
-    """Return a number that stays the same when a row is computed again with the same values.
+    """Return a number that is the same for each attempt at a row with the same values.
 
-    Texts are left out, which not every tracker keeps, and keys that begin with an underscore, which are W&B's
-    own.
+    Texts do not count, since not every tracker keeps them, nor do W&B's own keys, which begin with an
+    underscore.
     """
     kept = {
         key: float(f"{value:.9g}")
@@ -108,7 +108,7 @@ def _history_lines(path: Path) -> Iterator[dict[str, Any]]:
 def _payloads(path: Path) -> Iterator[bytes]:
     """Yield the whole records of a `.wandb` file: LevelDB's log format after a header of 7 bytes.
 
-    A record that was cut short by the end of its writer is left out.
+    A record that is cut short is left out: its writer was killed.
     """
     parts = b""
     with path.open("rb") as file:

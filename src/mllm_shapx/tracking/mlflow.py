@@ -38,10 +38,10 @@ _NOT_IN_A_NAME = re.compile(r"[^\w\-. /]")
 
 _SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
-    # Its handlers would write into the progress display.
+    # Its log handlers would write into the progress display.
     "MLFLOW_CONFIGURE_LOGGING": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    # A file store is in maintenance mode: it is refused unless one says that one knows.
+    # MLflow refuses a file store, which is in maintenance mode, without this.
     "MLFLOW_ALLOW_FILE_STORE": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
 }
@@ -208,7 +208,7 @@ class _MlflowRun:
         self.history = History()
         for step in sorted(lines):
             self.history.add(lines[step])
-            # A step that was cut short has no row, and is not used again.
+            # The number of an incomplete step, which has no row, is not used again.
             self.history.counter = max(self.history.counter, step)
 
     def describe(self) -> None:
@@ -239,7 +239,7 @@ class _MlflowRun:
         metrics = [
             Metric(key, value, at, int(line[COUNTER]))
             for line in self._waiting
-            # The row comes last: with it a step is whole, also in a store that writes one by one.
+            # The row comes last: it completes a step, also in a store that writes metrics one by one.
             for key, value in sorted(line.items(), key=lambda item: item[0] == ROW)
             if key != COUNTER and isinstance(value, int | float)
         ]

@@ -1,13 +1,15 @@
-"""What the module of a tracker has: a function `place`, which returns a `Backend` with its `TrackedRun`s.
+"""The trackers of a study. Each has a module with a function `place`, which returns a `Backend`.
 
 `place(block, experiment_set_id, output_uri)` is called in the process of the command. It gets the config's
 block, the name of the set and its directory. It returns None where nothing is to be tracked.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any, Protocol
 
+from mllm_shapx.config.models import ExperimentSet
 from mllm_shapx.records.runs import RunRecords
 from mllm_shapx.tracking.history import History
 
@@ -31,20 +33,20 @@ class TrackedRun(Protocol):
     """One open run of a backend. Every method may raise whatever the tracker's library raises."""
 
     history: History
-    """What the run holds; the caller adds each line to it."""
+    """The samples that the run has; the caller adds each line."""
 
     @property
     def recovers(self) -> bool:
-        """Whether `reload` can tell after an error what arrived."""
+        """Whether `reload` finds after an error which samples arrived."""
 
     def reload(self) -> None:
-        """Ask the tracker again what the run holds."""
+        """Read the run's history again."""
 
     def log(self, line: Line) -> None:
         """Add one sample; it may wait for `flush`."""
 
     def flush(self) -> None:
-        """Hand over what waits."""
+        """Send the samples that wait."""
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Add the summary and the run's files."""
@@ -80,3 +82,25 @@ class Backend(Protocol):
 
     def hint(self) -> str | None:
         """Return how to see or upload what it has left on this machine, in words; None for nothing."""
+
+
+def placed_trackers(experiment_set: ExperimentSet, output_uri: str) -> tuple[Backend, ...]:
+    """Return the trackers that a config names. Call it in the process of the command.
+
+    A tracker is the module of this room that is named like its block.
+
+    Args:
+        experiment_set: The config.
+        output_uri: The experiment set's directory.
+    """
+    placed = [
+        import_module(f"mllm_shapx.tracking.{key}").place(block, experiment_set.experiment_set_id, output_uri)
+        for key, block in experiment_set.trackers.items()
+        if block.enabled
+    ]
+    return tuple(backend for backend in placed if backend is not None)
+
+
+def hints(trackers: Sequence[Backend]) -> tuple[str, ...]:
+    """Return how to see or upload what trackers have left on this machine, in words."""
+    return tuple(hint for each in trackers if (hint := each.hint()) is not None)

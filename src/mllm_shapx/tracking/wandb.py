@@ -93,7 +93,7 @@ class Wandb:
     def close(self) -> None:
         """See `Backend.close`."""
         if self._wandb is not None:
-            # Left to the end of ours, it would not happen in a Ray actor, which ends without a farewell.
+            # wandb would do it at the end of the process, but a Ray actor is killed at its end.
             self._wandb.teardown(exit_code=0)
 
     def hint(self) -> str | None:
@@ -105,7 +105,7 @@ class Wandb:
 
     def _init(self, start: RunStart) -> Any:
         wandb = self._import()
-        # wandb takes a temporary folder instead of one that it cannot write to, without a word.
+        # wandb silently takes a temporary folder where it cannot write to this one.
         self._folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=self._folder).close()
         self._await_own_second(start.identity)
@@ -119,28 +119,28 @@ class Wandb:
             dir=str(self._directory),
             config=dict(start.config),
             mode=self._mode,
-            # Offline it is a word for `wandb sync`, which would else write each start over the one before.
+            # Offline it is for `wandb sync`, which would otherwise replace each start by the next one.
             resume="allow",
             reinit="create_new",
             settings=self._settings(wandb),
         )
         for handler in logging.getLogger("wandb").handlers:
-            # Its log cannot be written on a full disk, and each line of it would print a traceback.
+            # On a full disk each line of its log would print a traceback.
             handler.handleError = _say_nothing  # type: ignore[method-assign,assignment]
         return run
 
     def _await_own_second(self, identity: str) -> None:
-        """Wait while an earlier start has the folder that wandb would take: it is named by the second."""
+        """Wait while an earlier start has the same folder: wandb names it after the second."""
         while next(self._folder.glob(f"*run-{time.strftime('%Y%m%d_%H%M%S')}-{identity}"), None) is not None:
             time.sleep(_SECOND_S)
 
     def _import(self) -> Any:
         if self._wandb is None:
-            # Its own usage reports hold up the end of the process where the server does not answer.
+            # Its usage reports delay the end of the process where their server does not answer.
             os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
             import wandb
 
-            # Silent for the whole process: it neither writes into the progress display nor asks for a key.
+            # wandb is silent in the whole process: it must not write into the display or ask for a key.
             wandb.setup(settings=self._settings(wandb))
             logging.getLogger("wandb").propagate = False
             self._wandb = wandb
@@ -153,10 +153,10 @@ class Wandb:
             init_timeout=self._timeout_s,
             finish_timeout=self._timeout_s,
             finish_timeout_raises=True,
-            # A remote's address may hold a password, and the source is no part of a study's record.
+            # The address of a Git remote may have a password. The source is not part of the results.
             disable_git=True,
             disable_code=True,
-            # One process holds all runs: each would sample the same machine.
+            # All runs are in one process: each would measure the same machine.
             x_disable_stats=True,
             **({_FLUSH_SETTING: _FLUSH_S} if _FLUSH_SETTING in wandb.Settings.model_fields else {}),
         )
@@ -166,7 +166,7 @@ class _WandbRun:
     """The `TrackedRun` of W&B."""
 
     recovers = False
-    """What raised in `log` says nothing of what wandb's own process has taken."""
+    """An error of `log` does not say which samples wandb's own process has."""
 
     def __init__(
         self, wandb: Any, run: Any, history: History, records: RunRecords, config: WandbConfig
@@ -184,7 +184,7 @@ class _WandbRun:
         self._run.log(dict(line))
 
     def flush(self) -> None:
-        """Do nothing: wandb hands over by itself."""
+        """Do nothing: wandb sends by itself."""
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         self._run.summary.update(dict(summary))
@@ -261,4 +261,4 @@ def _staged_in(folder: Path) -> Iterator[None]:
 
 
 def _say_nothing(_record: logging.LogRecord) -> None:
-    """Take no notice of a line that a log handler could not write."""
+    """Ignore a line that a log handler could not write."""
