@@ -6,7 +6,7 @@ from typing import Any, Literal
 from mllm_shapx.errors import StorageError
 from mllm_shapx.records.checkpoint import Checkpoint
 from mllm_shapx.records.failures import FailureRecord
-from mllm_shapx.records.inspection import Fault, FaultKind, Notes, RunInspection
+from mllm_shapx.records.inspection import Fault, FaultKind, RunInspection, notes_of
 from mllm_shapx.records.layout import GENERATIONS, RunLayout, row_of_failure, row_of_sample
 from mllm_shapx.records.local_storage import TEMP_PREFIX, unreadable
 from mllm_shapx.records.results import SampleFile, SampleResult, parse_sample
@@ -92,18 +92,20 @@ class RunReader:
         completed = frozenset(made_from)
         failures = self._readable_failures(completed, faults)
         self._derived(self.layout.summary, self.read_summary, faults)
-        notes = Notes(self.run_name)
-        notes.add_rows(_UNSELECTED, completed - set(rows_in_order))
         known = frozenset(checkpoint.completed_indices if checkpoint else ())
-        notes.add_rows(_UNLISTED, completed - known)
-        notes.add_rows(_VANISHED, known - completed - damaged)
         failed_before = frozenset(checkpoint.failed_indices if checkpoint else ())
-        notes.add_rows(_UNEXPLAINED, failed_before - failures.keys() - completed)
+        differences = {
+            _UNSELECTED: completed - set(rows_in_order),
+            _UNLISTED: completed - known,
+            _VANISHED: known - completed - damaged,
+            _UNEXPLAINED: failed_before - failures.keys() - completed,
+        }
+        findings = [(kind, f"row {row}") for kind, rows in differences.items() for row in sorted(rows)]
         return RunInspection(
             completed=completed,
             failed=frozenset(row for row, failure in failures.items() if failure.quarantined),
             attempts={row: failure.attempts for row, failure in failures.items()},
-            notes=notes.texts(),
+            notes=notes_of(self.run_name, findings),
             created_at=None if checkpoint is None else checkpoint.created_at,
             made_from=made_from,
             calls=calls,
