@@ -58,11 +58,7 @@ def open_csv(files: Sequence[Path], *, name: str) -> ArrowTable:
 
 
 def _read_checked(path: Path) -> pa.Table:
-    """Return a file's table with the types that Arrow finds.
-
-    Raises:
-        DatasetError: When it is missing, unreadable or not CSV.
-    """
+    """Return a file's table with the types that Arrow finds."""
     table = _read(path, {})
     refuse_repeated(path, table.column_names)
     if any(pa.types.is_binary(kind) for kind in table.schema.types):
@@ -106,11 +102,7 @@ def _content(path: Path) -> bytes:
 
 
 def _refuse_open_quote(path: Path, content: bytes) -> None:
-    """Refuse a file with an odd number of quotes: the last one is never closed.
-
-    Raises:
-        DatasetError: With the first line of the unclosed record.
-    """
+    """Refuse a file with an odd number of quotes: the last one is never closed."""
     if content.count(b'"') % 2 == 0:
         return
     data = np.frombuffer(content, dtype=np.uint8)

@@ -24,7 +24,10 @@ _UNSELECTED = "{} sample(s) of rows that are not selected now are kept"
 
 
 class RunReader:
-    """The files of one run below an experiment set's directory, for reading."""
+    """The files of one run below an experiment set's directory, for reading.
+
+    Methods that return the content of one file raise ValueError when it is damaged, with the reason.
+    """
 
     def __init__(self, storage: Storage, run_name: str) -> None:
         self.storage = storage
@@ -120,30 +123,18 @@ class RunReader:
         return summary.to_json()
 
     def read_summary(self) -> dict[str, Any] | None:
-        """Return the written aggregate metrics, None when there are none.
-
-        Raises:
-            ValueError: When the file is damaged.
-        """
+        """Return the written aggregate metrics, None when there are none."""
         content = self._read_object(self.layout.summary)
         if content is not None and "n_samples" not in content:
             raise ValueError("it holds no n_samples")
         return content
 
     def read_spec(self) -> dict[str, Any] | None:
-        """Return the resolved config, None when there is none.
-
-        Raises:
-            ValueError: When the file is damaged.
-        """
+        """Return the resolved config, None when there is none."""
         return self._read_object(self.layout.spec)
 
     def read_usable_spec(self) -> dict[str, Any] | None:
-        """Return the resolved config with its result settings, None when there is none.
-
-        Raises:
-            ValueError: When the file is damaged, or has no result settings.
-        """
+        """Return the resolved config, None when there is none; without result settings, it is damaged."""
         spec = self.read_spec()
         if spec is not None and result_settings(spec) is None:
             raise ValueError(f"it holds no {RESULT_SETTINGS}")
@@ -157,20 +148,11 @@ class RunReader:
             return False
 
     def read_sample(self, row_index: int) -> SampleResult:
-        """Return a sample.
-
-        Raises:
-            FileNotFoundError: When there is none.
-            ValueError: When the file is damaged or contains another row.
-        """
+        """Return a sample; FileNotFoundError when there is none."""
         return self.decode_sample(row_index, self.storage.read_bytes(self.layout.sample(row_index)))
 
     def decode_sample(self, row_index: int, data: bytes) -> SampleResult:
-        """Return the sample in a file's bytes.
-
-        Raises:
-            ValueError: When they are damaged or contain another row.
-        """
+        """Return the sample in a file's bytes; that of another row is damage."""
         sample = SampleResult.from_bytes(self.run_name, data)
         _check_row(sample.row_index, row_index)
         return sample
@@ -215,11 +197,7 @@ class RunReader:
         return {failure.row_index for failure in self.read_failures() if failure.quarantined}
 
     def read_checkpoint(self) -> Checkpoint | None:
-        """Return the checkpoint, None when there is none.
-
-        Raises:
-            ValueError: When the file is damaged.
-        """
+        """Return the checkpoint, None when there is none."""
         try:
             return Checkpoint.from_bytes(self.storage.read_bytes(self.layout.checkpoint))
         except FileNotFoundError:
@@ -268,11 +246,7 @@ class RunReader:
         return failures
 
     def _is_fault(self, path: str, kind: FaultKind, error: ValueError | OSError, faults: list[Fault]) -> bool:
-        """Return whether a file is damaged, not missing; add a fault if damaged.
-
-        Raises:
-            StorageError: When the directory cannot be read.
-        """
+        """Return whether a file is damaged, not missing; add a fault if damaged."""
         if isinstance(error, FileNotFoundError):
             return False
         if isinstance(error, OSError) and not isinstance(error, IsADirectoryError):
