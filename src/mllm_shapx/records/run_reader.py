@@ -8,10 +8,10 @@ from mllm_shapx.records.checkpoint import Checkpoint
 from mllm_shapx.records.failures import FailureRecord
 from mllm_shapx.records.inspection import Fault, FaultKind, RunInspection, notes_of
 from mllm_shapx.records.layout import GENERATIONS, RunLayout, row_of_failure, row_of_sample
-from mllm_shapx.records.local_storage import TEMP_PREFIX, unreadable
+from mllm_shapx.records.local_storage import unreadable
 from mllm_shapx.records.results import SampleFile, SampleResult, parse_sample
 from mllm_shapx.records.spec import RESULT_SETTINGS, is_of_older_runner, result_settings
-from mllm_shapx.records.storage import Storage, decode_json, open_storage, read_json
+from mllm_shapx.records.storage import Storage, decode_json, open_storage, read_json, unfinished
 from mllm_shapx.records.summary import RunSummary
 
 RunState = Literal["empty", "started", "abandoned"]
@@ -52,18 +52,15 @@ class RunReader:
         """Return path -> row of every sample file."""
         return _rows_in(self.storage, self.layout.samples, row_of_sample)
 
-    def temp_files(self) -> Iterator[str]:
-        """Yield the paths of temporary files of interrupted writes in the run's folders."""
+    def temp_files(self) -> list[str]:
+        """Return the paths of temporary files of interrupted writes in the run's folders."""
         folders = [self.run_name, self.layout.samples, self.layout.failures, self.layout.summary_folder]
         if rows := self.storage.list(self.layout.audio):
             # A row's recordings are written before its sample.
             done = {self.layout.audio_folder(row) for row in self.sample_rows()}
             paths = (f"{self.layout.audio}/{name}" for name in rows if name.startswith("sample_"))
             folders += [path for path in paths if path not in done]
-        for folder in folders:
-            for name in self.storage.list(folder):
-                if name.startswith(TEMP_PREFIX):
-                    yield f"{folder}/{name}"
+        return unfinished(self.storage, folders)
 
     def inspect(
         self,
@@ -84,14 +81,18 @@ class RunReader:
         """
         faults = [Fault("leftover", path) for path in self.temp_files()]
         checkpoint = self._derived(self.layout.checkpoint, self.read_checkpoint, faults)
+        made_from: dict[int, str] = {}
         calls: dict[int, tuple[int, int]] = {}
-
-        def take(sample: SampleFile) -> None:
-            calls[sample.row_index] = (sample.n_calls, sample.model_calls)
+        damaged = set()
+        for path, row, sample in self.sample_files():
+            if isinstance(sample, Exception):
+                if self._is_fault(path, "damaged sample", sample, faults):
+                    damaged.add(row)
+                continue
+            made_from[row] = sample.made_from
+            calls[row] = (sample.n_calls, sample.model_calls)
             if on_sample is not None:
                 on_sample(sample)
-
-        made_from, damaged = self._readable_samples(faults, take)
         completed = frozenset(made_from)
         failures = self._readable_failures(completed, faults)
         self._derived(self.layout.summary, self.read_summary, faults)
@@ -219,20 +220,6 @@ class RunReader:
         except ValueError as error:
             faults.append(Fault("damaged derived", path, str(error)))
             return None
-
-    def _readable_samples(
-        self, faults: list[Fault], on_sample: Callable[[SampleFile], None]
-    ) -> tuple[dict[int, str], frozenset[int]]:
-        """Return the finished rows with `made_from`, and the rows with a damaged sample."""
-        made_from: dict[int, str] = {}
-        damaged = set()
-        for path, row, sample in self.sample_files():
-            if not isinstance(sample, Exception):
-                made_from[row] = sample.made_from
-                on_sample(sample)
-            elif self._is_fault(path, "damaged sample", sample, faults):
-                damaged.add(row)
-        return made_from, frozenset(damaged)
 
     def _readable_failures(self, completed: frozenset[int], faults: list[Fault]) -> dict[int, FailureRecord]:
         failures = {}
