@@ -53,11 +53,7 @@ def decode(data: bytes, *, allow_empty: bool = False) -> tuple[NDArray[np.float3
 
 
 def _refuse_long(frames: int, rate: int, channels: int) -> None:
-    """Refuse by the header, before decoding: a constant tone compresses 1000 times.
-
-    Raises:
-        RowError: `long_audio`, or `bad_audio` for an impossible rate or number of channels.
-    """
+    """Refuse by the header, before decoding: a constant tone compresses 1000 times."""
     if not 0 < rate <= MOST_RATE or not 0 < channels <= MOST_CHANNELS:
         raise RowError(
             "bad_audio", f"the recording says that it has {channels} channel(s) of {rate} samples per second"

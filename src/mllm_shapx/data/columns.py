@@ -36,16 +36,16 @@ def resolve_columns(table: Table, dataset: DatasetConfig, modality: ModalityConf
     """
     mapping = dataset.column_mapping
     return Columns(
-        text=text_column(table, mapping.text, required=not modality.input_modality.startswith("audio__")),
+        text=_text_column(table, mapping.text, modality),
         audio=_audio_column(table, mapping.audio, modality) if modality.has_audio_input else None,
         language=optional_column(table, mapping.language, "language"),
         original_language=optional_column(table, mapping.original_language, "original_language"),
     )
 
 
-def text_column(table: Table, mapped: str | None, *, required: bool = True) -> str | None:
-    """Return the text column; None when it is missing and not `required`."""
-    if mapped is None and not required and not set(TEXT_COLUMNS) & set(table.columns):
+def _text_column(table: Table, mapped: str | None, modality: ModalityConfig) -> str | None:
+    is_spoken = modality.input_modality.startswith("audio__")
+    if mapped is None and is_spoken and not set(TEXT_COLUMNS) & set(table.columns):
         return None
     return _find(table, "text", mapped, TEXT_COLUMNS)
 

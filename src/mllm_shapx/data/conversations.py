@@ -42,14 +42,6 @@ class Row:
     original_language: str
 
 
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    """A sentence and its recording, before the modality selects one."""
-
-    text: str
-    recording: Any
-
-
 def sentences(value: Any) -> list[str]:
     """Return the texts of a text column's value, one per user message; blank ones are left out."""
     return [text for text in _texts(value) if text.strip()]
@@ -142,44 +134,41 @@ def is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
-def _written(text: Any) -> list[_Piece]:
-    pieces = [_Piece(sentence, None) for sentence in sentences(text)]
+def _written(text: Any) -> list[tuple[str, None]]:
+    pieces = [(sentence, None) for sentence in sentences(text)]
     if not pieces:
         raise RowError("no_text", "there is no text: the value is empty or NaN")
     return pieces
 
 
-def _pieces(text: Any, recordings: Any, modality: ModalityConfig) -> list[_Piece]:
+def _pieces(text: Any, recordings: Any, modality: ModalityConfig) -> list[tuple[str, Any]]:
     """Pair sentences and recordings; a blank sentence is dropped with its recording."""
     spoken = recordings if isinstance(recordings, list) else [recordings]
     written = _texts(text)
-    if not any(sentence.strip() for sentence in written):
-        if modality.input_modality.startswith("audio__"):
-            found = [_Piece("", recording) for recording in spoken if recording is not None]
-            if not found:
-                raise RowError("no_audio", "there is no recording")
-            return found
+    if any(sentence.strip() for sentence in written):
+        if len(written) != len(spoken):
+            raise RowError(
+                "audio_text_mismatch",
+                f"there are {len(written)} sentence(s) but {len(spoken)} recording(s)",
+            )
+        return [pair for pair in zip(written, spoken, strict=True) if pair[0].strip()]
+    if not modality.input_modality.startswith("audio__"):
         raise RowError("no_text", "there is no text")
-    if len(written) != len(spoken):
-        raise RowError(
-            "audio_text_mismatch", f"there are {len(written)} sentence(s) but {len(spoken)} recording(s)"
-        )
-    return [
-        _Piece(sentence, recording)
-        for sentence, recording in zip(written, spoken, strict=True)
-        if sentence.strip()
-    ]
+    found = [("", recording) for recording in spoken if recording is not None]
+    if not found:
+        raise RowError("no_audio", "there is no recording")
+    return found
 
 
-def _said(pieces: Sequence[_Piece], modality: ModalityConfig, table: Table) -> list[tuple[str, bytes | None]]:
-    """Return text and recording of each piece, written or spoken according to the modality."""
+def _said(
+    pieces: Sequence[tuple[str, Any]], modality: ModalityConfig, table: Table
+) -> list[tuple[str, bytes | None]]:
+    """Return text and recording of each piece; the modality tells which are spoken."""
     said: list[tuple[str, bytes | None]] = []
-    for number, piece in enumerate(pieces):
-        if not _is_spoken(number, modality):
-            said.append((piece.text, None))
-            continue
+    for number, (text, recording) in enumerate(pieces):
         with _of_recording(number, len(pieces)):
-            said.append((piece.text, _bytes(piece.recording, table.folder)))
+            is_spoken = _is_spoken(number, modality)
+            said.append((text, _bytes(recording, table.folder) if is_spoken else None))
     return said
 
 

@@ -58,11 +58,7 @@ def open_csv(files: Sequence[Path], *, name: str) -> ArrowTable:
 
 
 def _read_checked(path: Path) -> pa.Table:
-    """Return a file's table with the types that Arrow finds.
-
-    Raises:
-        DatasetError: When it is missing, unreadable or not CSV.
-    """
+    """Return a file's table with the types that Arrow finds."""
     table = _read(path, {})
     refuse_repeated(path, table.column_names)
     if any(pa.types.is_binary(kind) for kind in table.schema.types):
@@ -106,11 +102,7 @@ def _content(path: Path) -> bytes:
 
 
 def _refuse_open_quote(path: Path, content: bytes) -> None:
-    """Refuse a file with an odd number of quotes: the last one is never closed.
-
-    Raises:
-        DatasetError: With the first line of the unclosed record.
-    """
+    """Refuse a file with an odd number of quotes: the last one is never closed."""
     if content.count(b'"') % 2 == 0:
         return
     data = np.frombuffer(content, dtype=np.uint8)
@@ -146,19 +138,21 @@ def _with_lists(table: pa.Table) -> pa.Table:
     """Return the table with list columns where every cell is a list."""
     for place, name in enumerate(table.column_names):
         column = table.column(name)
-        if not pa.types.is_string(column.type) or column.null_count == len(column):
-            continue
-        lists: list[list[str | None] | None] = []
-        for chunk in column.chunks:
-            for cell in chunk:
-                text = cell.as_py()
-                found = None if text is None else _as_list(text)
-                if text is not None and found is None:
-                    break  # the first cell that is not a list ends the search
-                lists.append(found)
-        if len(lists) == len(column):
-            table = table.set_column(place, name, pa.array(lists, pa.list_(pa.string())))
+        if pa.types.is_string(column.type) and column.null_count < len(column):
+            lists = _lists(column)
+            if lists is not None:
+                table = table.set_column(place, name, pa.array(lists, pa.list_(pa.string())))
     return table
+
+
+def _lists(column: pa.ChunkedArray) -> list[list[str | None] | None] | None:
+    lists: list[list[str | None] | None] = []
+    for cell in column:
+        text = cell.as_py()
+        lists.append(None if text is None else _as_list(text))
+        if text is not None and lists[-1] is None:
+            return None
+    return lists
 
 
 def _as_list(cell: str) -> list[str | None] | None:

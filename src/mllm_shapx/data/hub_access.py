@@ -194,15 +194,14 @@ def quiet(*, downloads: bool = False) -> Iterator[None]:
     if os.environ.get("LOG_LEVEL", "").upper() == "DEBUG":
         yield
         return
-    loggers = [logging.getLogger(name) for name in _LIBRARIES]
-    levels = [each.level for each in loggers]
-    for each in loggers:
+    levels = {each: each.level for each in map(logging.getLogger, _LIBRARIES)}
+    for each in levels:
         each.setLevel(logging.CRITICAL)
     try:
         with contextlib.nullcontext() if downloads and sys.stderr.isatty() else _without_bars():
             yield
     finally:
-        for each, level in zip(loggers, levels, strict=True):
+        for each, level in levels.items():
             each.setLevel(level)
 
 

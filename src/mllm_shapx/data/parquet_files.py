@@ -150,11 +150,6 @@ def _footer(path: Path) -> pq.FileMetaData:
 
 
 def _columns(path: Path, footer: pq.FileMetaData) -> tuple[str, ...]:
-    """Return the names of a file's columns.
-
-    Raises:
-        DatasetError: When the schema is unreadable, or a name occurs twice.
-    """
     try:
         names = tuple(footer.schema.to_arrow_schema().names)
     except UNREADABLE as error:

@@ -32,14 +32,6 @@ _UNKNOWN = -1
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """One step of the selection and the remaining rows."""
-
-    name: str
-    kept: int
-
-
-@dataclass(frozen=True, slots=True)
 class Selection:
     """The rows to explain."""
 
@@ -48,8 +40,6 @@ class Selection:
     players: PlayerCounts | None
     """Players of each selected row; None for audio input, whose players are unknown before a row is read."""
     warnings: tuple[str, ...] = ()
-    steps: tuple[Step, ...] = ()
-    """Remaining rows after each step; the source's row count comes first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +83,9 @@ def select_rows(
     text = None if modality.has_audio_input else columns.text
     others = [each for each in dict.fromkeys(other_rules) if each != rule]
     scan = _scan(table, dataset, selection, text, (rule, *others))
-    steps = [Step("source", table.num_rows)]
+    steps = [("source", table.num_rows)]
     steps += [
-        Step(f"filters[{number}] ({describe(row_filter)})", kept)
+        (f"filters[{number}] ({describe(row_filter)})", kept)
         for number, (row_filter, kept) in enumerate(zip(selection.filters, scan.kept_by_filter, strict=True))
     ]
     players = None if scan.players is None else scan.players[0]
@@ -105,20 +95,20 @@ def select_rows(
         warnings.append(f"selection.{bounds[0]}: bounds on players hold for text input only; not applied")
     elif bounds and players is not None:
         mask = mask & _within(players, selection)
-        steps.append(Step(" and ".join(bounds), int(mask.sum())))
+        steps.append((" and ".join(bounds), int(mask.sum())))
     order = _order(table.num_rows, selection.shuffle_seed)
     rows = order[mask[order]]
     counts = players if scan.token_counts is None else scan.token_counts
     if selection.balanced_token_counts is not None and counts is not None:
         rows, short = _balance(rows, counts, selection, table.name)
         warnings += short
-        steps.append(Step("balanced_token_counts", len(rows)))
+        steps.append(("balanced_token_counts", len(rows)))
     rows = rows[selection.start_index :]
     if selection.start_index:
-        steps.append(Step("start_index", len(rows)))
+        steps.append(("start_index", len(rows)))
     if selection.max_samples is not None:
         rows = rows[: selection.max_samples]
-        steps.append(Step("max_samples", len(rows)))
+        steps.append(("max_samples", len(rows)))
     if len(rows) == 0:
         raise DatasetError(_nothing_left(table.name, steps))
     unspaced = int(scan.unspaced[rows].sum())
@@ -128,7 +118,6 @@ def select_rows(
         rows=tuple(rows.tolist()),
         players=None if scan.players is None else _player_counts(scan.players, rows, others),
         warnings=tuple(warnings),
-        steps=tuple(steps),
     )
 
 
@@ -299,9 +288,10 @@ def _unspaced(number: int, rows: int) -> str:
     )
 
 
-def _nothing_left(where: str, steps: Sequence[Step]) -> str:
-    if steps[0].kept == 0:
+def _nothing_left(where: str, steps: Sequence[tuple[str, int]]) -> str:
+    """Return the error; `steps` are the steps of the selection with the rows that each left."""
+    if steps[0][1] == 0:
         return f"{where}: holds no rows; correct dataset.path, dataset.subset or dataset.split"
-    told = [f"{steps[0].kept} rows"]
-    told += [f"{after.name} removed {before.kept - after.kept}" for before, after in pairwise(steps)]
+    told = [f"{steps[0][1]} rows"]
+    told += [f"{name} removed {before - after}" for (_, before), (name, after) in pairwise(steps)]
     return f"{where}: the selection leaves no row ({', '.join(told)}); loosen the selection block"

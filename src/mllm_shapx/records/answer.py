@@ -3,7 +3,7 @@
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 Ending = Literal["refusal", "content_filter", "empty"]
 """Unusual reason why a server ended an answer."""
@@ -38,8 +38,3 @@ class Answer:
         """Return 16 bytes, equal for answers of equal content; the key of its embeddings."""
         content = json.dumps([self.text, self.token_ids, self.audio_frames]).encode()
         return hashlib.blake2b(content, digest_size=16).digest()
-
-
-def ending_of(written: str | None) -> Ending | None:
-    """Return the ending with this name, None for any other text."""
-    return next((ending for ending in get_args(Ending) if ending == written), None)

@@ -53,28 +53,19 @@ class RunInspection:
         )
 
 
-class Notes:
-    """Collects findings about a run; findings of one kind make one note."""
+def notes_of(run_name: str, findings: Iterable[tuple[str, str]]) -> tuple[str, ...]:
+    """Return one note about a run for each kind of findings.
 
-    def __init__(self, run_name: str) -> None:
-        self._run_name = run_name
-        self._by_kind: dict[str, list[str]] = {}
-
-    def add(self, kind: str, what: str) -> None:
-        """Add a finding; `kind` is a sentence with `{}` for the number."""
-        self._by_kind.setdefault(kind, []).append(what)
-
-    def add_rows(self, kind: str, rows: Iterable[int]) -> None:
-        """Add one finding per row."""
-        for row in sorted(rows):
-            self.add(kind, f"row {row}")
-
-    def texts(self) -> tuple[str, ...]:
-        """Return one note per kind."""
-        return tuple(self._text(kind, found) for kind, found in self._by_kind.items())
-
-    def _text(self, kind: str, found: list[str]) -> str:
-        shown = ", ".join(found[:_SHOWN_IN_A_NOTE])
+    Args:
+        run_name: The run.
+        findings: Pairs of a kind, which is a sentence with `{}` for the number, and what was found.
+    """
+    by_kind: dict[str, list[str]] = {}
+    for kind, what in findings:
+        by_kind.setdefault(kind, []).append(what)
+    notes = []
+    for kind, found in by_kind.items():
         rest = len(found) - _SHOWN_IN_A_NOTE
         more = f" and {rest} more" if rest > 0 else ""
-        return f"{self._run_name}: {kind.format(len(found))}: {shown}{more}"
+        notes.append(f"{run_name}: {kind.format(len(found))}: {', '.join(found[:_SHOWN_IN_A_NOTE])}{more}")
+    return tuple(notes)

@@ -1,7 +1,6 @@
 """Every path of an experiment set's directory (docs/formats.md, The output), relative to it."""
 
 import re
-from collections.abc import Callable
 
 GENERATIONS = "generations"
 LOCK = ".lock"
@@ -27,8 +26,9 @@ RESERVED = {
 _LONGEST_NAME = 200
 """Most characters of a run's name: file systems allow 255 bytes, and other tools add a prefix or a suffix."""
 
-_SAMPLE = re.compile(r"sample_(\d{5,})_result\.json")
-_FAILURE = re.compile(r"sample_(\d{5,})\.json")
+# At least five digits; sample_000001 would be a second name of row 1.
+_SAMPLE = re.compile(r"sample_([0-9]{5}|[1-9][0-9]{5,})_result\.json")
+_FAILURE = re.compile(r"sample_([0-9]{5}|[1-9][0-9]{5,})\.json")
 _GENERATION = re.compile(
     r"(\d{5,})-([0-9A-Za-z_]+)(\.parquet|\.embeddings\.parquet|\.likelihoods\.parquet|\.parts)"
 )
@@ -60,21 +60,14 @@ def failure_name(row_index: int) -> str:
 
 def row_of_sample(name: str) -> int | None:
     """Return the row in a sample's file name, None for any other name."""
-    return _row(_SAMPLE, name, sample_name)
+    match = _SAMPLE.fullmatch(name)
+    return int(match[1]) if match else None
 
 
 def row_of_failure(name: str) -> int | None:
     """Return the row in a failure's file name, None for any other name."""
-    return _row(_FAILURE, name, failure_name)
-
-
-def _row(pattern: re.Pattern[str], name: str, canonical: Callable[[int], str]) -> int | None:
-    match = pattern.fullmatch(name)
-    if match is None:
-        return None
-    row = int(match[1])
-    # sample_000001 would be a second name of row 1.
-    return row if canonical(row) == name else None
+    match = _FAILURE.fullmatch(name)
+    return int(match[1]) if match else None
 
 
 class RunLayout:

@@ -65,12 +65,8 @@ class LocalStorage:
         target = self.locate(path)
         folder = os.path.dirname(target)  # noqa: PTH120 -- hot path
         with translated("write", target):
-            temp = _write_temp(folder, data)
-            try:
+            with _temporary(folder, data) as temp:
                 os.replace(temp, target)  # noqa: PTH105 -- hot path
-            except OSError:
-                _discard(temp)
-                raise
             _sync_folder(folder)
 
     def create_exclusive(self, path: str, data: bytes) -> bool:
@@ -78,11 +74,8 @@ class LocalStorage:
         target = self.locate(path)
         folder = os.path.dirname(target)  # noqa: PTH120
         with translated("create", target):
-            temp = _write_temp(folder, data)
-            try:
+            with _temporary(folder, data) as temp:
                 created = _link_exclusive(temp, target, data)
-            finally:
-                _discard(temp)
             _sync_folder(folder)
         return created
 
@@ -206,10 +199,9 @@ def translated(action: str, place: str, kinds: type[Exception] = OSError) -> Ite
 
 
 def _reason(error: Exception) -> str:
-    number = error.errno if isinstance(error, OSError) else None
-    text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
-    remedy = _REMEDIES.get(number, "check the storage") if number is not None else "check the storage"
-    return f"{text}: {remedy}"
+    number, text = (error.errno, error.strerror) if isinstance(error, OSError) else (None, None)
+    remedy = _REMEDIES.get(number or 0, "check the storage")
+    return f"{text or str(error) or type(error).__name__}: {remedy}"
 
 
 def _read(path: str) -> bytes:
@@ -234,31 +226,31 @@ def _read(path: str) -> bytes:
         os.close(handle)
 
 
-def _write_temp(folder: str, data: bytes) -> str:
-    """Write `data` to a new temporary file in `folder`; return its path. Removes it on failure."""
+@contextlib.contextmanager
+def _temporary(folder: str, data: bytes) -> Iterator[str]:
+    """Write `data` to a temporary file in `folder`, yield its path, and remove it if it is still there."""
     temp = os.path.join(folder, f"{TEMP_PREFIX}{secrets.token_hex(8)}")  # noqa: PTH118
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    try:
-        handle = os.open(temp, flags, 0o666)
-    except FileNotFoundError:
-        _make_folder(folder)
-        handle = os.open(temp, flags, 0o666)
     try:
         try:
-            _write_all(handle, data)
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-    except OSError:
-        _discard(temp)
-        raise
-    return temp
+            _write_new(temp, data)
+        except FileNotFoundError:
+            _make_folder(folder)
+            _write_new(temp, data)
+        yield temp
+    finally:
+        with contextlib.suppress(OSError):  # report the original failure
+            os.unlink(temp)  # noqa: PTH108
 
 
-def _write_all(handle: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(handle, view) :]
+def _write_new(path: str, data: bytes) -> None:
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(handle, view) :]
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _link_exclusive(temp: str, target: str, data: bytes) -> bool:
@@ -270,21 +262,13 @@ def _link_exclusive(temp: str, target: str, data: bytes) -> bool:
     except OSError as error:
         if error.errno not in _NO_HARD_LINKS:
             raise
-        return _create_plain(target, data)
-    return True
-
-
-def _create_plain(target: str, data: bytes) -> bool:
-    """Create exclusively without hard links; a reader may briefly see an empty file."""
+    else:
+        return True
+    # Without hard links; a reader may briefly see an empty file.
     try:
-        handle = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        _write_new(target, data)
     except FileExistsError:
         return False
-    try:
-        _write_all(handle, data)
-        os.fsync(handle)
-    finally:
-        os.close(handle)
     return True
 
 
@@ -309,8 +293,3 @@ def _sync_folder(folder: str) -> None:
             raise
     finally:
         os.close(handle)
-
-
-def _discard(temp: str) -> None:
-    with contextlib.suppress(OSError):  # report the original failure
-        os.unlink(temp)  # noqa: PTH108

@@ -8,7 +8,7 @@ import secrets
 import socket
 import threading
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Self
 
 from pydantic import Field, TypeAdapter, ValidationError
@@ -119,7 +119,6 @@ class OutputLock:
         self._storage = storage
         self._heartbeat_s = heartbeat_s
         self._watch_s = watch_s
-        self._beats = 0
         self._holder: LockHolder | None = None
         self._lost_to: str | None = None
         self._stop = threading.Event()
@@ -150,7 +149,7 @@ class OutputLock:
             f"{self._storage.uri}: other drivers keep taking the lock; wait until they are done and run again"
         )
 
-    def refresh(self, now: float | None = None) -> None:
+    def refresh(self) -> None:
         """Renew the heartbeat; a thread calls this while the lock is held."""
         holder = self._holder
         if holder is None:
@@ -161,13 +160,8 @@ class OutputLock:
         if current is not None and current.token != holder.token:
             self._lost_to = str(current)
             return
-        self._beats += 1
-        fresh = {
-            **asdict(holder),
-            "heartbeat": time.time() if now is None else now,
-            "beats": self._beats,
-        }
-        self._storage.write_bytes(LOCK, encode_json(fresh))
+        self._holder = replace(holder, heartbeat=time.time(), beats=holder.beats + 1)
+        self._storage.write_bytes(LOCK, encode_json(asdict(self._holder)))
 
     def check(self) -> None:
         """Check that this process still holds the lock.

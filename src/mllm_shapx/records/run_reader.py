@@ -6,12 +6,12 @@ from typing import Any, Literal
 from mllm_shapx.errors import StorageError
 from mllm_shapx.records.checkpoint import Checkpoint
 from mllm_shapx.records.failures import FailureRecord
-from mllm_shapx.records.inspection import Fault, FaultKind, Notes, RunInspection
+from mllm_shapx.records.inspection import Fault, FaultKind, RunInspection, notes_of
 from mllm_shapx.records.layout import GENERATIONS, RunLayout, row_of_failure, row_of_sample
-from mllm_shapx.records.local_storage import TEMP_PREFIX, unreadable
+from mllm_shapx.records.local_storage import unreadable
 from mllm_shapx.records.results import SampleFile, SampleResult, parse_sample
 from mllm_shapx.records.spec import RESULT_SETTINGS, is_of_older_runner, result_settings
-from mllm_shapx.records.storage import Storage, decode_json, open_storage, read_json
+from mllm_shapx.records.storage import Storage, decode_json, open_storage, read_json, unfinished
 from mllm_shapx.records.summary import RunSummary
 
 RunState = Literal["empty", "started", "abandoned"]
@@ -24,7 +24,10 @@ _UNSELECTED = "{} sample(s) of rows that are not selected now are kept"
 
 
 class RunReader:
-    """The files of one run below an experiment set's directory, for reading."""
+    """The files of one run below an experiment set's directory, for reading.
+
+    Methods that return the content of one file raise ValueError when it is damaged, with the reason.
+    """
 
     def __init__(self, storage: Storage, run_name: str) -> None:
         self.storage = storage
@@ -49,18 +52,15 @@ class RunReader:
         """Return path -> row of every sample file."""
         return _rows_in(self.storage, self.layout.samples, row_of_sample)
 
-    def temp_files(self) -> Iterator[str]:
-        """Yield the paths of temporary files of interrupted writes in the run's folders."""
+    def temp_files(self) -> list[str]:
+        """Return the paths of temporary files of interrupted writes in the run's folders."""
         folders = [self.run_name, self.layout.samples, self.layout.failures, self.layout.summary_folder]
         if rows := self.storage.list(self.layout.audio):
             # A row's recordings are written before its sample.
             done = {self.layout.audio_folder(row) for row in self.sample_rows()}
             paths = (f"{self.layout.audio}/{name}" for name in rows if name.startswith("sample_"))
             folders += [path for path in paths if path not in done]
-        for folder in folders:
-            for name in self.storage.list(folder):
-                if name.startswith(TEMP_PREFIX):
-                    yield f"{folder}/{name}"
+        return unfinished(self.storage, folders)
 
     def inspect(
         self,
@@ -81,29 +81,35 @@ class RunReader:
         """
         faults = [Fault("leftover", path) for path in self.temp_files()]
         checkpoint = self._derived(self.layout.checkpoint, self.read_checkpoint, faults)
+        made_from: dict[int, str] = {}
         calls: dict[int, tuple[int, int]] = {}
-
-        def take(sample: SampleFile) -> None:
-            calls[sample.row_index] = (sample.n_calls, sample.model_calls)
+        damaged = set()
+        for path, row, sample in self.sample_files():
+            if isinstance(sample, Exception):
+                if self._is_fault(path, "damaged sample", sample, faults):
+                    damaged.add(row)
+                continue
+            made_from[row] = sample.made_from
+            calls[row] = (sample.n_calls, sample.model_calls)
             if on_sample is not None:
                 on_sample(sample)
-
-        made_from, damaged = self._readable_samples(faults, take)
         completed = frozenset(made_from)
         failures = self._readable_failures(completed, faults)
         self._derived(self.layout.summary, self.read_summary, faults)
-        notes = Notes(self.run_name)
-        notes.add_rows(_UNSELECTED, completed - set(rows_in_order))
         known = frozenset(checkpoint.completed_indices if checkpoint else ())
-        notes.add_rows(_UNLISTED, completed - known)
-        notes.add_rows(_VANISHED, known - completed - damaged)
         failed_before = frozenset(checkpoint.failed_indices if checkpoint else ())
-        notes.add_rows(_UNEXPLAINED, failed_before - failures.keys() - completed)
+        differences = {
+            _UNSELECTED: completed - set(rows_in_order),
+            _UNLISTED: completed - known,
+            _VANISHED: known - completed - damaged,
+            _UNEXPLAINED: failed_before - failures.keys() - completed,
+        }
+        findings = [(kind, f"row {row}") for kind, rows in differences.items() for row in sorted(rows)]
         return RunInspection(
             completed=completed,
             failed=frozenset(row for row, failure in failures.items() if failure.quarantined),
             attempts={row: failure.attempts for row, failure in failures.items()},
-            notes=notes.texts(),
+            notes=notes_of(self.run_name, findings),
             created_at=None if checkpoint is None else checkpoint.created_at,
             made_from=made_from,
             calls=calls,
@@ -118,30 +124,18 @@ class RunReader:
         return summary.to_json()
 
     def read_summary(self) -> dict[str, Any] | None:
-        """Return the written aggregate metrics, None when there are none.
-
-        Raises:
-            ValueError: When the file is damaged.
-        """
+        """Return the written aggregate metrics, None when there are none."""
         content = self._read_object(self.layout.summary)
         if content is not None and "n_samples" not in content:
             raise ValueError("it holds no n_samples")
         return content
 
     def read_spec(self) -> dict[str, Any] | None:
-        """Return the resolved config, None when there is none.
-
-        Raises:
-            ValueError: When the file is damaged.
-        """
+        """Return the resolved config, None when there is none."""
         return self._read_object(self.layout.spec)
 
     def read_usable_spec(self) -> dict[str, Any] | None:
-        """Return the resolved config with its result settings, None when there is none.
-
-        Raises:
-            ValueError: When the file is damaged, or has no result settings.
-        """
+        """Return the resolved config, None when there is none; without result settings, it is damaged."""
         spec = self.read_spec()
         if spec is not None and result_settings(spec) is None:
             raise ValueError(f"it holds no {RESULT_SETTINGS}")
@@ -155,20 +149,11 @@ class RunReader:
             return False
 
     def read_sample(self, row_index: int) -> SampleResult:
-        """Return a sample.
-
-        Raises:
-            FileNotFoundError: When there is none.
-            ValueError: When the file is damaged or contains another row.
-        """
+        """Return a sample; FileNotFoundError when there is none."""
         return self.decode_sample(row_index, self.storage.read_bytes(self.layout.sample(row_index)))
 
     def decode_sample(self, row_index: int, data: bytes) -> SampleResult:
-        """Return the sample in a file's bytes.
-
-        Raises:
-            ValueError: When they are damaged or contain another row.
-        """
+        """Return the sample in a file's bytes; that of another row is damage."""
         sample = SampleResult.from_bytes(self.run_name, data)
         _check_row(sample.row_index, row_index)
         return sample
@@ -213,11 +198,7 @@ class RunReader:
         return {failure.row_index for failure in self.read_failures() if failure.quarantined}
 
     def read_checkpoint(self) -> Checkpoint | None:
-        """Return the checkpoint, None when there is none.
-
-        Raises:
-            ValueError: When the file is damaged.
-        """
+        """Return the checkpoint, None when there is none."""
         try:
             return Checkpoint.from_bytes(self.storage.read_bytes(self.layout.checkpoint))
         except FileNotFoundError:
@@ -240,20 +221,6 @@ class RunReader:
             faults.append(Fault("damaged derived", path, str(error)))
             return None
 
-    def _readable_samples(
-        self, faults: list[Fault], on_sample: Callable[[SampleFile], None]
-    ) -> tuple[dict[int, str], frozenset[int]]:
-        """Return the finished rows with `made_from`, and the rows with a damaged sample."""
-        made_from: dict[int, str] = {}
-        damaged = set()
-        for path, row, sample in self.sample_files():
-            if not isinstance(sample, Exception):
-                made_from[row] = sample.made_from
-                on_sample(sample)
-            elif self._is_fault(path, "damaged sample", sample, faults):
-                damaged.add(row)
-        return made_from, frozenset(damaged)
-
     def _readable_failures(self, completed: frozenset[int], faults: list[Fault]) -> dict[int, FailureRecord]:
         failures = {}
         for path, row, failure in self.failure_files():
@@ -266,11 +233,7 @@ class RunReader:
         return failures
 
     def _is_fault(self, path: str, kind: FaultKind, error: ValueError | OSError, faults: list[Fault]) -> bool:
-        """Return whether a file is damaged, not missing; add a fault if damaged.
-
-        Raises:
-            StorageError: When the directory cannot be read.
-        """
+        """Return whether a file is damaged, not missing; add a fault if damaged."""
         if isinstance(error, FileNotFoundError):
             return False
         if isinstance(error, OSError) and not isinstance(error, IsADirectoryError):

@@ -2,12 +2,12 @@
 
 import datetime as dt
 import itertools
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from mllm_shapx.records.checkpoint import CheckpointWriter
 from mllm_shapx.records.failures import FailureRecord
-from mllm_shapx.records.inspection import FaultKind, Notes, RunInspection
+from mllm_shapx.records.inspection import FaultKind, RunInspection, notes_of
 from mllm_shapx.records.results import SampleResult
 from mllm_shapx.records.run_reader import RunReader, find_runs
 from mllm_shapx.records.storage import numbered, write_json
@@ -35,15 +35,15 @@ class RunRecords(RunReader):
         Raises:
             StorageError: When a file cannot be moved or removed.
         """
-        notes = Notes(self.run_name)
+        findings = []
         for fault in inspection.faults:
             what = fault.path.rpartition("/")[2]
             if fault.kind in {"leftover", "outdated failure"}:
                 self.storage.remove(fault.path)
             else:
                 what = f"{self.move_aside(fault.path).rpartition('/')[2]} ({fault.reason})"
-            notes.add(_HEALED[fault.kind], what)
-        return notes.texts()
+            findings.append((_HEALED[fault.kind], what))
+        return notes_of(self.run_name, findings)
 
     def checkpoint_writer(
         self, rows_in_order: Sequence[int], inspection: RunInspection | None = None
@@ -95,8 +95,8 @@ class RunRecords(RunReader):
 
     def set_aside(self) -> str:
         """Move all of the run's old results to a dated folder; return its name, relative to the run."""
-        taken = set(self.storage.list(self.run_name))
-        name = self._free_name(taken)
+        taken = self.storage.list(self.run_name)
+        name = self._free_name()
         # Move samples after the files that depend on them: if interrupted, the next run repeats this.
         for part in ("failures", "summary", "audio", "samples", "checkpoint.json", "spec.json"):
             if part in taken:
@@ -105,7 +105,7 @@ class RunRecords(RunReader):
 
     def set_rows_aside(self, rows: Iterable[int]) -> str:
         """Move the samples and recordings of `rows` to a dated folder; return its name."""
-        name = self._free_name(set(self.storage.list(self.run_name)))
+        name = self._free_name()
         for row in sorted(rows):
             sample, audio = self.layout.sample(row), self.layout.audio_folder(row)
             # Move the sample last: if interrupted, the next run repeats this.
@@ -116,11 +116,10 @@ class RunRecords(RunReader):
                     )
         return name
 
-    def _free_name(self, taken: Collection[str]) -> str:
-        stamp = dt.datetime.now(dt.UTC).strftime("%Y%m%dT%H%M%SZ")
-        names = itertools.chain(
-            [f"set_aside_{stamp}"], (f"set_aside_{stamp}_{number}" for number in itertools.count(2))
-        )
+    def _free_name(self) -> str:
+        taken = self.storage.list(self.run_name)
+        stamp = f"set_aside_{dt.datetime.now(dt.UTC):%Y%m%dT%H%M%SZ}"
+        names = itertools.chain([stamp], (f"{stamp}_{number}" for number in itertools.count(2)))
         return next(name for name in names if name not in taken)
 
     def move_aside(self, path: str) -> str:

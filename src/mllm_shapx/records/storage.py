@@ -2,10 +2,11 @@
 
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 from mllm_shapx.records.fsspec_storage import FsspecStorage as FsspecStorage  # noqa: PLC0414 -- part of this module
+from mllm_shapx.records.local_storage import TEMP_PREFIX
 from mllm_shapx.records.local_storage import LocalStorage as LocalStorage  # noqa: PLC0414
 
 _DEEPEST = 64
@@ -81,6 +82,16 @@ def join_uri(root: str, *parts: str) -> str:
     """Return the path or URI of `parts` below `root`."""
     base = root if root.endswith("://") else root.rstrip("/") + "/"
     return base + "/".join(parts)
+
+
+def unfinished(storage: Storage, folders: Iterable[str]) -> list[str]:
+    """Return the temporary files in some folders; interrupted writes leave them."""
+    return [
+        f"{folder}/{name}"
+        for folder in folders
+        for name in storage.list(folder)
+        if name.startswith(TEMP_PREFIX)
+    ]
 
 
 def numbered(storage: Storage, path: str) -> str:

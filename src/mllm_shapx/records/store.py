@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 from mllm_shapx.records.answer import Answer
 from mllm_shapx.records.layout import GENERATIONS, GenerationLayout, row_and_key
 from mllm_shapx.records.likelihood import Likelihood, LikelihoodKey
-from mllm_shapx.records.local_storage import TEMP_PREFIX
-from mllm_shapx.records.storage import Storage, numbered
+from mllm_shapx.records.storage import Storage, numbered, unfinished
 from mllm_shapx.records.store_codec import (
     StoreHeader,
     check_bytes,
@@ -248,13 +247,8 @@ class CoalitionStore:
     def remove_leftovers(self) -> int:
         """Remove files left by interrupted writes; return their number."""
         names = self._storage.list(GENERATIONS)
-        folders = [GENERATIONS, *(f"{GENERATIONS}/{name}" for name in names if name.endswith(".parts"))]
-        leftovers = [
-            f"{folder}/{name}"
-            for folder in folders
-            for name in self._storage.list(folder)
-            if name.startswith(TEMP_PREFIX)
-        ]
+        parts = [f"{GENERATIONS}/{name}" for name in names if name.endswith(".parts")]
+        leftovers = unfinished(self._storage, [GENERATIONS, *parts])
         for path in leftovers:
             self._storage.remove(path)
         return len(leftovers)

@@ -4,9 +4,9 @@ import hashlib
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, get_args
 
-from mllm_shapx.records.answer import Answer, ending_of
+from mllm_shapx.records.answer import Answer, Ending
 from mllm_shapx.records.likelihood import Likelihood, LikelihoodKey
 
 if TYPE_CHECKING:
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 
+_COLUMNS = ("mask", "text", "token_ids", "logprobs", "audio_frames", "asked_by")
+"""Columns of every file of answers; those of servers' answers are there where they hold something."""
 _HEADER = b"mllm_shapx"
 _CHECKSUM = "mllm_shapx_checksum"
 _SEAL = b"mllm_shapx_checksum_is:"
@@ -80,26 +82,26 @@ def decode_answers(table: "pa.Table") -> Iterator[tuple[int, Answer]]:
     Raises:
         ValueError: When a column is missing.
     """
-    columns = (_tuples(_column(table, name)) for name in ("token_ids", "logprobs", "audio_frames"))
-    masks = _column(table, "mask").to_pylist()
-    texts, askers = _column(table, "text").to_pylist(), _column(table, "asked_by").to_pylist()
-    of_servers = (_optional(table, name) for name in ("ending", "reasoning", "tokens_in", "tokens_out"))
-    rows = zip(masks, texts, *columns, askers, *of_servers, strict=True)
-    for mask, text, token_ids, logprobs, frames, asker, ending, reasoning, tokens_in, tokens_out in rows:
-        yield (
-            int.from_bytes(mask, "little"),
-            Answer(
-                text,
-                token_ids or (),
-                logprobs,
-                frames or (),
-                ending_of(ending) if ending else None,
-                reasoning or "",
-                tokens_in,
-                tokens_out,
-                asker,
-            ),
+    columns = (_column(table, name).to_pylist() for name in _COLUMNS)
+    of_servers = (
+        _column(table, name).to_pylist() if name in table.column_names else [None] * table.num_rows
+        for name in ("ending", "reasoning", "tokens_in", "tokens_out")
+    )
+    for mask, text, token_ids, logprobs, frames, asker, ending, reasoning, tokens_in, tokens_out in zip(
+        *columns, *of_servers, strict=True
+    ):
+        answer = Answer(
+            text,
+            tuple(token_ids or ()),
+            None if logprobs is None else tuple(logprobs),
+            tuple(map(tuple, frames or ())),
+            ending if ending in get_args(Ending) else None,
+            reasoning or "",
+            tokens_in,
+            tokens_out,
+            asker,
         )
+        yield int.from_bytes(mask, "little"), answer
 
 
 def decode_texts(data: bytes, masks: Collection[int]) -> tuple[dict[int, str], StoreHeader]:
@@ -273,36 +275,12 @@ def _column(table: "pa.Table", name: str) -> "pa.Array":
     return table.column(name).combine_chunks()
 
 
-def _optional(table: "pa.Table", name: str) -> list[Any]:
-    """Return an optional column of a file."""
-    if name not in table.column_names:
-        return [None] * table.num_rows
-    found: list[Any] = _column(table, name).to_pylist()
-    return found
-
-
 def _numbers(array: "pa.Array") -> "list[NDArray[Any]]":
     """Return lists of numbers as arrays, without nulls."""
     import numpy as np
 
     values, ends = array.flatten().to_numpy(), array.value_lengths().to_numpy().cumsum()
     return np.split(values, ends[:-1]) if len(ends) else []
-
-
-def _tuples(array: "pa.Array") -> list[Any]:
-    """Return lists as nested tuples, and nulls as None; `to_pylist` is several times slower."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    inner = array.flatten()
-    values = _tuples(inner) if pa.types.is_list(inner.type) else inner.to_numpy(zero_copy_only=False).tolist()
-    lengths = pc.list_value_length(array).to_pylist()
-    found: list[Any] = []
-    start = 0
-    for length in lengths:
-        found.append(None if length is None else tuple(values[start : start + length]))
-        start += length or 0
-    return found
 
 
 def _canonical(value: Any) -> str:
