@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench_engine import SHAPES, Speed, build, coalitions, measure
+from made_up import SHAPES, Speed, build, coalitions, measure
 from mllm_shap import ConversationSnapshot
 
 from mllm_shapx.models.base import Decoding, Forcing
