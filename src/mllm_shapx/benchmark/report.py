@@ -76,9 +76,9 @@ class BenchReport:
             "largest_value_difference": contest.largest_difference,
             "rows_compared": contest.rows_compared,
             "rounds": {
-                "ours": _rounds(contest.ours),
-                "library": _rounds(contest.library),
-                "raw": _rounds(contest.raw),
+                "ours": contest.ours.to_json(),
+                "library": contest.library.to_json(),
+                "raw": contest.raw.to_json(),
             },
             "raw_search": {} if plain is None else plain.rates,
             "probes": [
@@ -138,13 +138,6 @@ class BenchReport:
     def _over(self, other: Tally) -> float | None:
         rate = other.median_rate
         return None if rate is None else self.rate / rate
-
-
-def _rounds(tally: Tally) -> list[dict[str, float]]:
-    return [
-        {"coalitions": coalitions, "seconds": seconds, "coalitions_per_second": coalitions / seconds}
-        for coalitions, seconds in tally.rounds
-    ]
 
 
 def _rates(tally: Tally) -> tuple[str, str]:
