@@ -94,7 +94,7 @@ class BenchReport:
         where = f"{model.device} ({_hardware(model.device)}), {_threads()} thread(s)"
         lines = [
             f"{model.model_id}, {model.dtype}, {where}, load average {self.load_average:.1f}",
-            f"{self.rows} row(s), the same for all, in turns; medians of {rounds} round(s)",
+            f"{self.rows} row(s) in turns, a part of them by the library; medians of {rounds} round(s)",
             "",
             *self._table(),
             "",
