@@ -9,8 +9,8 @@ from another terminal. Then the study runs again and is stopped after a tenth, a
 the remaining time, and the study is resumed.
 """
 
-import json
 import os
+import random
 import signal
 import tempfile
 import time
@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from bench_engine import build
-from bench_grid import SYLLABLES
+from made_up import build, write_study
 
 from mllm_shapx.config.loading import LoadedConfig, load_config
 from mllm_shapx.data.selection import select_rows
@@ -36,6 +35,11 @@ from mllm_shapx.reporting.study_progress import StudyProgress
 
 TENTH = 0.1
 PLAYERS = (4, 11)
+EXPERIMENTS: list[dict[str, Any]] = [
+    {"explainer_type": "exact"},
+    {"explainer_type": "limited_mc", "fractions": [0.2, 0.5]},
+    {"explainer_type": "standard_cc", "linear": [2.0], "generation_override": {"max_new_tokens": 24}},
+]
 EVERY_S = 1.0
 """Seconds between two calls of `plan`."""
 
@@ -111,43 +115,11 @@ class Listener(ProgressReporter):
         """Keep everything."""
 
 
-def write_study(folder: Path, model: Path, rows: int) -> Path:
+def write(folder: Path, model: Path, rows: int) -> Path:
     """Write rows and config of a study of several explainers with two generation settings."""
-    import random
-
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     rng = random.Random(rows)
-    words = sorted({"".join(rng.choices(SYLLABLES, k=rng.randint(1, 3))) for _ in range(400)})
-    prompts = [" ".join(rng.sample(words, rng.randint(*PLAYERS))) for _ in range(rows)]
-    pq.write_table(pa.table({"prompt": prompts}), folder / "rows.parquet")
-    experiments: list[dict[str, Any]] = [
-        {"explainer_type": "exact"},
-        {"explainer_type": "limited_mc", "fractions": [0.2, 0.5]},
-        {
-            "explainer_type": "standard_cc",
-            "linear": [2.0],
-            "generation_override": {"max_new_tokens": 24},
-        },
-    ]
-    path = folder / "study.json"
-    path.write_text(
-        json.dumps(
-            {
-                "experiment_set_id": "study",
-                "output_root": str(folder / "out"),
-                "connector": "hf_text",
-                "connector_kwargs": {"model_id": str(model), "dtype": "float32"},
-                "device": "cpu",
-                "dataset": {"source": "local_parquet", "path": str(folder / "rows.parquet")},
-                "generation": {"max_new_tokens": 8, "text_temperature": 0.0},
-                "wandb": {"enabled": False},
-                "experiments": experiments,
-            }
-        )
-    )
-    return path
+    lengths = [rng.randint(*PLAYERS) for _ in range(rows)]
+    return write_study(folder, model, lengths, EXPERIMENTS, new_tokens=8)
 
 
 def run(loaded: LoadedConfig, workers: int, stop_at: float | None, *, resume: bool) -> tuple[Listener, float]:
@@ -186,7 +158,7 @@ def show(name: str, ratios: list[tuple[float, float]]) -> None:
 def measure(folder: Path, model: Path, rows: int, workers: int) -> None:
     """Run one study twice and print the accuracy of the estimates."""
     folder.mkdir()
-    loaded = load_config(write_study(folder, model, rows))
+    loaded = load_config(write(folder, model, rows))
     listener, ended = run(loaded, workers, None, resume=False)
     seconds = ended - next(each.at for each in listener.said if each.share > 0)
     where = "one process" if not workers else f"{workers} workers"
@@ -194,7 +166,7 @@ def measure(folder: Path, model: Path, rows: int, workers: int) -> None:
     show("  progress line / truth", over_truth(listener.said, ended, "line"))
     show("  plan, under way / truth", over_truth(listener.said, ended, "plan"))
     (folder / "again").mkdir()
-    again = load_config(write_study(folder / "again", model, rows))
+    again = load_config(write(folder / "again", model, rows))
     stopped = run(again, workers, TENTH, resume=False)[0].said[-1].share
     promised = Plan(again).seconds_left()
     began = time.monotonic()

@@ -8,16 +8,13 @@ turns through coordinator, worker and files, as in `run --inline`, on a random m
 
 import argparse
 import json
-import random
 import statistics
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-from bench_engine import build
+from made_up import build, write_study
 
 from mllm_shapx.config.loading import load_config
 from mllm_shapx.execution.options import RunOptions
@@ -31,40 +28,6 @@ FRACTIONS = [0.05, 0.1, 0.2, 0.4, 0.8]
 SAMPLERS = ("limited_mc", "standard_mc", "limited_cc", "standard_cc", "limited_neyman", "standard_neyman")
 EXACT: list[dict[str, Any]] = [{"explainer_type": "exact"}]
 GRID = EXACT + [{"explainer_type": kind, "fractions": FRACTIONS} for kind in SAMPLERS]
-SYLLABLES = ("ba", "ko", "mi", "tu", "re", "sol", "fen", "dar", "lim", "voy", "gas", "pel")
-
-
-def write_rows(path: Path, rows: int, players: int) -> None:
-    """Write prompts of `players` distinct words each."""
-    rng = random.Random(0)
-    words = sorted({"".join(rng.choices(SYLLABLES, k=rng.randint(1, 3))) for _ in range(400)})
-    prompts = [" ".join(rng.sample(words, players)) for _ in range(rows)]
-    pq.write_table(pa.table({"prompt": prompts}), path)
-
-
-def write_config(
-    folder: Path, name: str, model: Path, experiments: list[dict[str, Any]], tokens: int
-) -> Path:
-    """Write a study's config, with its results in `folder`."""
-    path = folder / f"{name}.json"
-    path.write_text(
-        json.dumps(
-            {
-                "experiment_set_id": name,
-                "output_root": str(folder / "out"),
-                "connector": "hf_text",
-                "connector_kwargs": {"model_id": str(model), "dtype": "float32"},
-                "device": "cpu",
-                "dataset": {"source": "local_parquet", "path": str(folder / "rows.parquet")},
-                "selection": {"shuffle_seed": None},
-                "generation": {"max_new_tokens": tokens, "text_temperature": 0.0},
-                "wandb": {"enabled": False},
-                "runtime": {"progress_bar": False},
-                "experiments": experiments,
-            }
-        )
-    )
-    return path
 
 
 def explain(config: Path, model: Model) -> tuple[float, int]:
@@ -97,11 +60,10 @@ def main() -> None:
         for number in range(options.rounds):
             folder = base / str(number)
             folder.mkdir()
-            write_rows(folder / "rows.parquet", options.rows, options.players)
-            studies = {"exact": EXACT, "grid": GRID}
+            lengths = [options.players] * options.rows
             configs = {
-                name: write_config(folder, name, model, experiments, options.tokens)
-                for name, experiments in studies.items()
+                name: write_study(folder, model, lengths, runs, new_tokens=options.tokens, name=name)
+                for name, runs in (("exact", EXACT), ("grid", GRID))
             }
             if ready is None:
                 run = expand(load_config(configs["exact"]).experiment_set).runs[0]

@@ -16,11 +16,14 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench_engine import SHAPES, Speed, build, coalitions, load_on_cpu, measure
+from made_up import SHAPES, Speed, build, coalitions, measure
 from mllm_shap import ConversationSnapshot
 
+from mllm_shapx.config.model_settings import ModelSettings
+from mllm_shapx.config.models import ConnectorKwargs
 from mllm_shapx.models.base import Decoding, Forcing
 from mllm_shapx.models.engine import Engine
+from mllm_shapx.models.hf_text import load
 
 
 class Bench:
@@ -35,7 +38,9 @@ class Bench:
         self.given = answer.token_ids
 
     async def _start(self, directory: Path) -> Engine:
-        return Engine(load_on_cpu(directory))
+        kwargs = ConnectorKwargs(dtype="float32")
+        settings = ModelSettings("hf_text", str(directory), kwargs=kwargs, device="cpu")
+        return Engine(load(settings, directory, None))
 
     def generate(self) -> Speed:
         """Answer every coalition."""

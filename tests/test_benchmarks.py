@@ -10,10 +10,7 @@ import pytest
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SMALLEST = {
     "bench_coordinator.py": ("--units 40", r"^ +40 +\d+"),
-    "bench_engine.py": (
-        "--players 3 --new-tokens 2 --rounds 1 --library-sample 2 --raw-prompts 8",
-        r'"ratio": \d',
-    ),
+    "bench_engine.py": ("--players 3 --new-tokens 2 --seconds 1", r"own runner +[\d,.]+ .* \d+\.\d+x"),
     "bench_grid.py": ("--rows 2 --players 3 --tokens 2 --rounds 1", r'"grid_over_exact": \d'),
     "bench_hierarchical.py": ("--games 1", r"hierarchical needs \d"),
     "bench_likelihood.py": ("--players 3 --tokens 2 --rounds 1", r"tf_logprob: .* times generate"),
@@ -31,7 +28,11 @@ SMALLEST = {
     "house.py": ("", r"lines in \d+ modules"),
 }
 """Script -> options of a small run, and what it prints."""
-ELSEWHERE = {"bench_report.py": "tests/reporting/test_bench_report.py", "bench_estimates.py": "takes minutes"}
+ELSEWHERE = {
+    "made_up.py": "imported by others",
+    "bench_report.py": "tests/reporting/test_bench_report.py",
+    "bench_estimates.py": "takes minutes",
+}
 """Script -> where it is tested, or why it is not."""
 
 

@@ -23,7 +23,7 @@ WORDS = ["red", "fox", "jumps", "over", "lazy", "dogs", "near", "old", "stone", 
 
 
 def answer_text(snapshot: ConversationSnapshot) -> str:
-    """Answer with a few words that hang on which words the prompt has, in their order."""
+    """Answer with a few words that depend on the words of the prompt and their order."""
     user = " ".join(message.text for message in snapshot.messages() if message.role.value == "user")
     words = user.split()
     said = [word for word in words if len(word) % 2 == 0] or ["nothing"]

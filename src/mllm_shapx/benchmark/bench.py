@@ -1,6 +1,7 @@
 """The benchmark of a config: warm up, hold the contest, try batch sizes, report."""
 
 import asyncio
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -77,16 +78,17 @@ async def _bench(subject: Subject, options: BenchOptions, say: Say) -> BenchRepo
             say("looking for the best batch size of plain generate")
             contest.generate = PlainGenerate(model, decoding(subject.run))
             await asyncio.to_thread(contest.generate.find_batch_size, warm.prompts, seconds)
-        games = _choose(rows, int(warm.rate * seconds), options)
+        in_time = int(warm.rate * seconds)
+        # A game that is too long is cut to the time. Without a number of rows, one turn takes half of it.
+        most = max(FIRST_COALITIONS, in_time // min(options.rows or 1, MOST_LONG_ROWS))
+        games = take(rows, in_time / 2 if options.rows is None else math.inf, most)
         await contest.play(games, seconds, say)
         if contest.runner is not None:
             await contest.runner.aclose()  # its memory may be needed for larger batches
         batch_size = ours.engine.stats.batch_size
         # The contest may have one long row; a study should still use several.
         rows_in_flight = ours.flight.fixed or max(FEWEST_ROWS, ours.flight.most)
-        trials = await try_batch_sizes(
-            ours, games, int(TRIAL_SHARE * seconds * warm.rate), rows_in_flight, say
-        )
+        trials = await try_batch_sizes(ours, games, int(TRIAL_SHARE * in_time), rows_in_flight, say)
     finally:
         await ours.engine.aclose()
     players = {game.row.row_index: game.num_players for game in games}
@@ -139,17 +141,6 @@ async def _warm_up_library(
     contest.runner, contest.runner_rate = runner, output.metrics.requested / (time.perf_counter() - started)
     if runner.makes_other_prompts:
         notes.append(OTHER_PROMPTS)
-
-
-def _choose(rows: Sequence[Game], in_time: int, options: BenchOptions) -> list[Game]:
-    """Return games for the contest: the number of the options, or as many as fill half of our time.
-
-    A game that is too long is cut to the time, in which we evaluate `in_time` coalitions.
-    """
-    most = max(FIRST_COALITIONS, in_time // min(options.rows or 1, MOST_LONG_ROWS))
-    if options.rows is not None:
-        return [game.limited_to(most) for game in rows]
-    return take(rows, in_time / 2, most)
 
 
 async def try_batch_sizes(

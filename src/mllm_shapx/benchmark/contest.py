@@ -41,6 +41,13 @@ class Tally:
         """Return the coalitions and the seconds of all rounds."""
         return sum(coalitions for coalitions, _ in self.rounds), sum(seconds for _, seconds in self.rounds)
 
+    def to_json(self) -> list[dict[str, float]]:
+        """Return one object for each round."""
+        return [
+            {"coalitions": coalitions, "seconds": seconds, "coalitions_per_second": coalitions / seconds}
+            for coalitions, seconds in self.rounds
+        ]
+
 
 def cut_into_rounds(games: Sequence[Game], fewest: int) -> list[Sequence[Game]]:
     """Cut the games into at most `MOST_ROUNDS` equal rounds of neighbours, of at least `fewest` games."""

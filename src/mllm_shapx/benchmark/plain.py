@@ -10,6 +10,7 @@ from mllm_shap import ConversationSnapshot
 
 from mllm_shapx.models.base import Decoding
 from mllm_shapx.models.hf_text import HfTextModel
+from mllm_shapx.models.plain_generate import left_padded
 
 BATCH_SIZES = (8, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 ALWAYS_TRIED = 64
@@ -86,17 +87,13 @@ class PlainGenerate:
     def _answer(self, prompts: Sequence[tuple[int, ...]]) -> None:
         import torch
 
-        longest = len(max(prompts, key=len))
-        padding = [longest - len(prompt) for prompt in prompts]
-        pad, device = self._settings.pad, self._network.device
-        ids = [[pad] * fill + list(prompt) for fill, prompt in zip(padding, prompts, strict=True)]
-        mask = [[0] * fill + [1] * (longest - fill) for fill in padding]
+        ids, mask = left_padded(prompts, self._settings.pad, self._network.device)
         with torch.inference_mode():
             output = self._network.generate(
-                input_ids=torch.tensor(ids, device=device),
-                attention_mask=torch.tensor(mask, device=device),
+                input_ids=ids,
+                attention_mask=mask,
                 max_new_tokens=self._decoding.max_new_tokens,
-                pad_token_id=pad,
+                pad_token_id=self._settings.pad,
                 eos_token_id=list(self._settings.eos) or None,
                 **self._sampling(),
             )

@@ -76,9 +76,9 @@ class BenchReport:
             "largest_value_difference": contest.largest_difference,
             "rows_compared": contest.rows_compared,
             "rounds": {
-                "ours": _rounds(contest.ours),
-                "library": _rounds(contest.library),
-                "raw": _rounds(contest.raw),
+                "ours": contest.ours.to_json(),
+                "library": contest.library.to_json(),
+                "raw": contest.raw.to_json(),
             },
             "raw_search": {} if plain is None else plain.rates,
             "probes": [
@@ -94,7 +94,7 @@ class BenchReport:
         where = f"{model.device} ({_hardware(model.device)}), {_threads()} thread(s)"
         lines = [
             f"{model.model_id}, {model.dtype}, {where}, load average {self.load_average:.1f}",
-            f"{self.rows} row(s), the same for all, in turns; medians of {rounds} round(s)",
+            f"{self.rows} row(s) in turns, a part of them by the library; medians of {rounds} round(s)",
             "",
             *self._table(),
             "",
@@ -137,13 +137,6 @@ class BenchReport:
     def _over(self, other: Tally) -> float | None:
         rate = other.median_rate
         return None if rate is None else self.rate / rate
-
-
-def _rounds(tally: Tally) -> list[dict[str, float]]:
-    return [
-        {"coalitions": coalitions, "seconds": seconds, "coalitions_per_second": coalitions / seconds}
-        for coalitions, seconds in tally.rounds
-    ]
 
 
 def _rates(tally: Tally) -> tuple[str, str]:

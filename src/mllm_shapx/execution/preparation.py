@@ -35,6 +35,7 @@ from mllm_shapx.explaining.value_models import value_model
 from mllm_shapx.models.identity import MODEL_ID, Version, encoder_version
 from mllm_shapx.models.registry import model_version
 from mllm_shapx.models.server_budget import ServerLimits
+from mllm_shapx.planning.runs import RunSpec
 from mllm_shapx.planning.sweep import expand
 from mllm_shapx.records.environments import ENVIRONMENTS, MODEL, history
 from mllm_shapx.records.layout import GENERATIONS, SHARDS

@@ -9,14 +9,13 @@ from mllm_shap import ConversationSnapshot, PlayerSet, PluginGroup
 
 from mllm_shapx.data.conversations import Row, to_snapshot
 from mllm_shapx.explaining.absence import absence_policy
-from mllm_shapx.explaining.audio_records import AudioRecords, DecodeAudio, answer_entry, audio_records
+from mllm_shapx.explaining.audio_records import DecodeAudio, answer_entry, audio_records
 from mllm_shapx.explaining.coalitions import Generate, RowCoalitions
 from mllm_shapx.explaining.conversation import attribution_summary, conversation_entries
-from mllm_shapx.explaining.faithfulness import measure_faithfulness
 from mllm_shapx.explaining.forcing import OwnLogprobs
 from mllm_shapx.explaining.games import Game, GameResult
 from mllm_shapx.explaining.hierarchical import HierarchicalExplainer
-from mllm_shapx.explaining.interactions import interactions_of
+from mllm_shapx.explaining.measures import interactions_of, measure_faithfulness
 from mllm_shapx.explaining.players import text_player_set
 from mllm_shapx.explaining.settings import GameSettings, flat_config, resolve
 from mllm_shapx.explaining.similarity import Embedder
@@ -134,12 +133,10 @@ def _sample(
     answered = [mask for mask in game.masks if mask in coalitions.stored]
     response = coalitions.stored[everyone]
     conversation = conversation_entries(coalitions.snapshot, players, values, response.text)
-    sound = AudioRecords({}, None)
-    if run.modality.has_audio_input or run.modality.output_modality == "audio":
-        sound = audio_records(row.row_index, coalitions.snapshot, response, decode_audio)
-        spoken = answer_entry(sound.artifacts)
-        if spoken is not None:
-            conversation = (*conversation[:-1], (*conversation[-1], spoken))
+    sound = audio_records(row.row_index, coalitions.snapshot, response, decode_audio)
+    spoken = answer_entry(sound.artifacts)
+    if spoken is not None:
+        conversation = (*conversation[:-1], (*conversation[-1], spoken))
     tokens_in, tokens_out = coalitions.tokens(game.masks, run.name)
     return SampleResult(
         run_name=run.name,

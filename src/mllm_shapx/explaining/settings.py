@@ -70,11 +70,11 @@ def explain_config(run: RunSpec, game: GameSettings, num_players: int) -> Explai
     facts = EXPLAINERS[game.explainer_type]
     evaluations = game.budget.evaluations(num_players)
     budget = {"fraction": game.budget.fraction} if evaluations is None else {"evaluations": evaluations}
-    if (
-        not facts.takes_budget and facts.estimator != "exact"
-    ):  # the library refuses a share if all 2^n coalitions are too many
+    if not facts.takes_budget and facts.estimator != "exact":
+        # The library refuses a share if all 2^n coalitions are too many.
         budget = {"evaluations": facts.least(num_players)}
-    dtype = run.connector_kwargs.dtype
+    dtype, shap = run.connector_kwargs.dtype, run.shap
+    value_fn = shap.value_function or SIMILARITIES[shap.similarity].library_name
     return ExplainConfig.model_validate(
         {
             "backend": {
@@ -91,24 +91,18 @@ def explain_config(run: RunSpec, game: GameSettings, num_players: int) -> Explai
                 "estimator": facts.estimator,
                 "estimand": facts.estimand,
                 **facts.settings,
-                "value_fn": value_function_name(run),
-                "normalizer": _NORMALIZERS[run.shap.normalizer],
-                "players": _PARTITIONS[run.shap.players],
-                "absence_policy": run.shap.absence,
+                "value_fn": value_fn or "embedding_cosine",
+                "normalizer": _NORMALIZERS[shap.normalizer],
+                "players": _PARTITIONS[shap.players],
+                "absence_policy": shap.absence,
                 "budget": budget,
-                "embedding_mode": run.shap.mode.lower(),
+                "embedding_mode": shap.mode.lower(),
                 "seed": game.seed,
                 "archive": {"path": ""},
                 "plugin_options": _plugin_options(run),
             },
         }
     )
-
-
-def value_function_name(run: RunSpec) -> str:
-    """Return the library's name of the run's value function, `embedding_cosine` for what it does not have."""
-    name = run.shap.value_function or SIMILARITIES[run.shap.similarity].library_name
-    return name or "embedding_cosine"
 
 
 def _plugin_options(run: RunSpec) -> dict[str, dict[str, object]]:
