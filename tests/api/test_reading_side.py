@@ -193,7 +193,6 @@ ELSEWHERE = {
     "execution/cluster.py": "the token of a Ray instance, in a private folder",
     "execution/driver.py": "what actors are started with, in the same folder",
     "execution/scratch.py": "that private folder",
-    "models/server_process.py": "the log of a worker's own server, a temporary file without a name",
 }
 """Modules that write files of other places."""
 
