@@ -76,17 +76,14 @@ def _table(errors: list[ErrorRow]) -> "pd.DataFrame":
 def _latex(table: "pd.DataFrame") -> str:
     """Return a table for the package booktabs."""
     titles = {name: title for name, title in _COLUMNS.items() if title is not None}
-    text: str = (
-        table[list(titles)]
-        .rename(columns=titles)
-        .to_latex(
-            index=False,
-            escape=True,
-            na_rep="--",
-            float_format="%.3f",
-            caption=_CAPTION,
-            label="tab:errors",
-            column_format="l" + "r" * (len(titles) - 1),
-        )
+    shown = table[list(titles)].set_axis(list(titles.values()), axis="columns")
+    text: str = shown.to_latex(
+        index=False,
+        escape=True,
+        na_rep="--",
+        float_format="%.3f",
+        caption=_CAPTION,
+        label="tab:errors",
+        column_format="l" + "r" * (len(titles) - 1),
     )
     return f"% \\usepackage{{booktabs}}\n{text}"
