@@ -190,6 +190,15 @@ def test_a_summary_says_how_faithful_the_values_are_where_that_was_measured() ->
     assert "n_curves" not in RunSummary().to_json()
 
 
+def test_sure_samples_are_counted_from_the_first_one_on() -> None:
+    summary = RunSummary()
+    assert "n_sure" not in summary.to_json()
+    summary.add(make_sample(1, stopped="budget"))
+    assert json.dumps(summary.to_json()["n_sure"]) == "0"
+    summary.add(make_sample(2, stopped="standard_error"))
+    assert json.dumps(summary.to_json()["n_sure"]) == "1"
+
+
 def test_a_summary_takes_less_than_50_bytes_for_each_sample() -> None:
     import tracemalloc
 

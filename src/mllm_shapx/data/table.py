@@ -99,9 +99,12 @@ class ArrowTable(Table):
 
     def some_rows(self, indices: Sequence[int], columns: Sequence[str]) -> Iterator[tuple[int, Values]]:
         """Yield the values of `columns` in the rows `indices`."""
-        data = self.data.select(list(columns))
-        batches = data.to_batches(max_chunksize=rows_at_once(self.num_rows, data.nbytes))
-        yield from pick_rows(batches, indices, self.name)
+        if not indices:
+            return
+        first = indices[0]
+        data = self.data.select(list(columns)).slice(first, indices[-1] - first + 1)
+        batches = data.to_batches(max_chunksize=rows_at_once(data.num_rows, data.nbytes))
+        yield from pick_rows(batches, indices, self.name, first)
 
     def content(self, columns: Sequence[str]) -> str | None:  # noqa: ARG002 -- the files hold all of them
         """Return a hash of the files' bytes, None without files."""

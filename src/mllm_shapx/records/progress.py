@@ -2,9 +2,8 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from mllm_shapx.records.layout import PROGRESS
 from mllm_shapx.records.storage import Storage, read_json, write_json
@@ -50,7 +49,6 @@ def write_progress(storage: Storage, note: ProgressNote) -> None:
 def read_progress(storage: Storage) -> ProgressNote | None:
     """Return a driver's last note; None if the file is missing or unreadable."""
     try:
-        data: Any = read_json(storage, PROGRESS)
-        return _NOTE.validate_python(data)
-    except (OSError, ValueError, ValidationError):
+        return _NOTE.validate_python(read_json(storage, PROGRESS))
+    except (OSError, ValueError):
         return None

@@ -32,7 +32,7 @@ class _Group:
             "model_calls": sample.model_calls,
             "tokens_in": sample.tokens_in,
             "tokens_out": sample.tokens_out,
-            "sure": None if sample.stopped is None else sample.stopped == "standard_error",
+            "sure": None if sample.stopped is None else int(sample.stopped == "standard_error"),
         }
         numbers = {
             "runtime": sample.runtime_sec,

@@ -12,7 +12,7 @@ from mllm_shapx.reporting.grid import grid, names, numbers
 from mllm_shapx.reporting.html import PageSettings, page
 from mllm_shapx.reporting.page_audio import MOST_SOUND
 from mllm_shapx.reporting.reading import RunFiles, StudyFiles, open_study
-from mllm_shapx.reporting.study_figures import Costs, StudyRows
+from mllm_shapx.reporting.study_figures import Costs, StudyRows, unreadable_notes
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +83,8 @@ class Comparison:
         lines += [f"  top {self.top_k}: share of the most important players that both runs have"]
         for pair in self.pairs:
             lines += [f"{pair.second}: {said}" for said in pair.notes]
-        lines += [
-            f"{run.name}: {run.unreadable:,} sample(s) cannot be read and are left out; `verify` names them"
-            for run in self.runs
-            if run.unreadable
-        ]
+        counts = {run.name: run.unreadable for run in self.runs}
+        lines += unreadable_notes(counts)
         return "\n".join(lines) + "\n"
 
     def to_html(self, most_sound: int = MOST_SOUND) -> str:

@@ -21,7 +21,7 @@ from mllm_shapx.reporting.output import PAGE, refuse_inside, refuse_special, wri
 from mllm_shapx.reporting.page_audio import MOST_SOUND, Recordings
 from mllm_shapx.reporting.page_rows import PageRows
 from mllm_shapx.reporting.reading import RunFiles, StudyFiles, open_study
-from mllm_shapx.reporting.study_figures import RunSeries, StudyFigures, StudyRows
+from mllm_shapx.reporting.study_figures import RunSeries, StudyFigures, StudyRows, unreadable_notes
 
 MOST_ROWS = 5000
 """Most rows in one page. Of a larger study the page has evenly spread rows, and says so."""
@@ -144,7 +144,8 @@ def _content(study: StudyFiles, settings: PageSettings) -> tuple[dict[str, Any],
         figures.add(samples)
         if index in wanted and (row := rows.row(index, samples)) is not None:
             made.append(row)
-    notes = [*settings.notes, *_notes(study, len(shown), figures), *samples_of.notes(names)]
+    unreadable = unreadable_notes(dict(zip(names, samples_of.unreadable, strict=True)))
+    notes = [*settings.notes, *_notes(study, len(shown), figures), *(f"{note}." for note in unreadable)]
     place = settings.subtitle or study.storage.uri
     return {
         "title": settings.title or str(study.runs[0].spec.get("experiment_set_id") or study.folder),

@@ -1,6 +1,6 @@
 """A study read from its files. Nothing here writes, or needs the study to be running."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -40,18 +40,12 @@ class RunFiles:
     @cached_property
     def spec(self) -> Mapping[str, Any]:
         """The content of `spec.json`, empty where it is missing or damaged."""
-        try:
-            return self.records.read_spec() or {}
-        except ValueError:
-            return {}
+        return _unless_damaged(self.records.read_spec) or {}
 
     @cached_property
     def planned(self) -> frozenset[int] | None:
         """The rows that the run is to explain, None when its files do not say."""
-        try:
-            return planned_rows(dict(self.spec))
-        except ValueError:
-            return None
+        return _unless_damaged(lambda: planned_rows(dict(self.spec)))
 
     @cached_property
     def sample_rows(self) -> tuple[int, ...]:
@@ -97,10 +91,7 @@ class RunFiles:
     @cached_property
     def summary(self) -> Mapping[str, float]:
         """The numbers of `aggregate_metrics.json`; those that are missing or damaged are left out."""
-        try:
-            return _numbers(self.records.read_summary() or {})
-        except ValueError:
-            return {}
+        return _numbers(_unless_damaged(self.records.read_summary) or {})
 
     def sample(self, row_index: int) -> SampleResult | None:
         """Return a row's sample, None where it is missing or damaged."""
@@ -169,6 +160,13 @@ def open_study(directory: str) -> StudyFiles:
             "of one of its runs"
         )
     return StudyFiles(storage, tuple(RunFiles(RunReader(storage, name)) for name in _exact_first(names)))
+
+
+def _unless_damaged[T](read: Callable[[], T | None]) -> T | None:
+    try:
+        return read()
+    except ValueError:
+        return None
 
 
 def _numbers(content: Mapping[str, Any]) -> dict[str, float]:

@@ -3,7 +3,7 @@
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -146,13 +146,14 @@ class StudyRows:
             self.unreadable[position] += row in rows and samples[-1] is None
         return samples
 
-    def notes(self, names: Sequence[str]) -> list[str]:
-        """Return a sentence for each run of which samples cannot be read."""
-        return [
-            f"{name}: {count:,} sample(s) cannot be read and are left out; `verify` names them."
-            for name, count in zip(names, self.unreadable, strict=True)
-            if count
-        ]
+
+def unreadable_notes(counts: Mapping[str, int]) -> list[str]:
+    """Return a line for each run with samples that cannot be read; `counts` has their numbers."""
+    return [
+        f"{name}: {count:,} sample(s) cannot be read and are left out; `verify` names them"
+        for name, count in counts.items()
+        if count
+    ]
 
 
 def study_figures(study: StudyFiles) -> StudyFigures:

@@ -9,6 +9,7 @@ from rich.text import Text
 from mllm_shapx.plaintext import shown
 from mllm_shapx.records.layout import RunLayout
 from mllm_shapx.records.results import SampleResult
+from mllm_shapx.reporting.agreement import most_important
 from mllm_shapx.reporting.comparison import Mark, RunFigures, compare_runs, evenly, left_out_notes
 from mllm_shapx.reporting.grid import cut, grid, names, numbers, text_console
 from mllm_shapx.reporting.pieces import Piece, prompt_pieces, rank_of
@@ -94,7 +95,9 @@ def _rank_line(mark: Mark, found: Sequence[tuple[RunFiles, SampleResult]]) -> st
 def _prompt_lines(pieces: Sequence[Piece], width: int) -> list[Text]:
     """Return the prompt with each player's value under it, in as many pairs of lines as it takes."""
     largest = max((abs(piece.value) for piece in pieces if piece.value is not None), default=0.0)
-    strongest = _strongest(pieces)
+    # Of a long prompt only the pieces with the largest values are shown.
+    kept = sorted(most_important([piece.value or 0.0 for piece in pieces], _MOST_PLAYERS))
+    strongest = [pieces[position] for position in kept]
     pairs = [(Text(_INDENT), Text(_INDENT))]
     for piece in strongest:
         cell = _cell(piece, largest)
@@ -110,13 +113,6 @@ def _prompt_lines(pieces: Sequence[Piece], width: int) -> list[Text]:
     if len(strongest) < len(pieces):
         lines.append(Text(f"{_INDENT}(the {len(strongest)} strongest of {len(pieces)} pieces)"))
     return lines
-
-
-def _strongest(pieces: Sequence[Piece]) -> list[Piece]:
-    """Return the pieces in their order; of a long prompt only those with the largest values."""
-    order = sorted(range(len(pieces)), key=lambda position: -abs(pieces[position].value or 0.0))
-    kept = set(order[:_MOST_PLAYERS])
-    return [piece for position, piece in enumerate(pieces) if position in kept]
 
 
 def _cell(piece: Piece, largest: float) -> tuple[Text, Text]:
