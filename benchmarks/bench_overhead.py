@@ -15,7 +15,7 @@ from mllm_shap.value.generation_records import generation_record_from_text
 from numpy.typing import NDArray
 
 from mllm_shapx.benchmark.ours import Explainer
-from mllm_shapx.benchmark.subject import Game
+from mllm_shapx.benchmark.subject import RowRun
 from mllm_shapx.config.models import ExperimentSet
 from mllm_shapx.data.conversations import Row
 from mllm_shapx.explaining.coalitions import Keep
@@ -122,7 +122,7 @@ async def measure_overhead(num_players: int) -> Overhead:
     )
 
 
-def instant_game(num_players: int) -> Game:
+def instant_game(num_players: int) -> RowRun:
     """Return an exact game on a row of `num_players` words."""
     text = " ".join(f"word{place}" for place in range(num_players))
     row = Row(
@@ -133,7 +133,7 @@ def instant_game(num_players: int) -> Game:
         language="en",
         original_language="en",
     )
-    return Game(row, _exact_run(), num_players)
+    return RowRun(row, _exact_run(), num_players)
 
 
 def _exact_run() -> RunSpec:

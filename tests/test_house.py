@@ -2,6 +2,7 @@
 
 import ast
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -120,6 +121,16 @@ def test_no_module_has_more_than_four_hundred_lines() -> None:
     names = {path.relative_to(SOURCE).as_posix(): path for path in files()}
     over = {name for name, path in names.items() if len(path.read_text().splitlines()) > 400}
     assert not over
+
+
+def test_no_two_public_classes_have_the_same_name() -> None:
+    classes = Counter(
+        node.name
+        for path in files()
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+    )
+    assert [name for name, count in classes.items() if count > 1] == []
 
 
 def test_the_version_is_written_in_one_place() -> None:

@@ -6,7 +6,7 @@ import pytest
 from bench_overhead import instant_game
 
 from mllm_shapx.benchmark.contest import Tally, cut_into_rounds
-from mllm_shapx.benchmark.subject import Game
+from mllm_shapx.benchmark.subject import RowRun
 from mllm_shapx.config.variants import Variant
 
 
@@ -48,7 +48,7 @@ def test_what_a_variant_measures_or_stops_at_is_no_part_of_the_game() -> None:
         {"stop_when": {"standard_error": 1.0}, "faithfulness": {}, "interactions": {}}
     )
     measured = {key: getattr(variant, key) for key in ("stop_when", "faithfulness", "interactions")}
-    asked = Game(game.row, replace(game.run, **measured), 9)
+    asked = RowRun(game.row, replace(game.run, **measured), 9)
     for cut in (asked.limited_to(1 << 9), asked.limited_to(30), asked.smallest()):
         assert [getattr(cut.run, key) for key in measured] == [None, None, None]
     assert asked.limited_to(30).coalitions == 30

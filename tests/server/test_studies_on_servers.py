@@ -26,7 +26,7 @@ from mllm_shapx.execution.options import RunOptions
 from mllm_shapx.execution.worker import BEAT_S
 from mllm_shapx.models import server_engine, server_throttle
 from mllm_shapx.models.flight import MOST_ROWS
-from mllm_shapx.models.server_budget import TEMPLATE_TOKENS, Budget, ServerLimits
+from mllm_shapx.models.server_budget import TEMPLATE_TOKENS, CallBudget, ServerLimits
 from mllm_shapx.models.server_identity import served_model
 from mllm_shapx.planning.sweep import expand
 
@@ -775,7 +775,7 @@ def test_what_is_reserved_is_never_below_what_was_counted() -> None:
     rng = random.Random(5)
 
     async def play() -> None:
-        budget, template, share = Budget(ServerLimits()), rng.randrange(300), rng.random()
+        budget, template, share = CallBudget(ServerLimits()), rng.randrange(300), rng.random()
         seen: list[tuple[int, int]] = []
         for _ in range(20):
             size = rng.randrange(2000)

@@ -13,7 +13,7 @@ from mllm_shapx.benchmark.library import OTHER_PROMPTS, LibraryError, LibraryRun
 from mllm_shapx.benchmark.ours import Explainer, Turn
 from mllm_shapx.benchmark.plain import PlainGenerate
 from mllm_shapx.benchmark.report import BenchReport
-from mllm_shapx.benchmark.subject import Game, Subject, take
+from mllm_shapx.benchmark.subject import RowRun, Subject, take
 from mllm_shapx.config.loading import LoadedConfig
 from mllm_shapx.explaining.settings import decoding
 from mllm_shapx.models.flight import FEWEST_ROWS
@@ -105,7 +105,7 @@ async def _bench(subject: Subject, options: BenchOptions, say: Say) -> BenchRepo
     )
 
 
-async def _warm_up(ours: Explainer, rows: Sequence[Game], patience: float) -> Turn:
+async def _warm_up(ours: Explainer, rows: Sequence[RowRun], patience: float) -> Turn:
     """Play ever larger games until the batch size is stable or a turn takes `patience` seconds.
 
     Returns:
@@ -123,7 +123,7 @@ async def _warm_up(ours: Explainer, rows: Sequence[Game], patience: float) -> Tu
 
 
 async def _warm_up_library(
-    contest: Contest, subject: Subject, game: Game, notes: list[str], say: Say
+    contest: Contest, subject: Subject, game: RowRun, notes: list[str], say: Say
 ) -> None:
     """Add the library's runner to the contest, or a note if it cannot run."""
     if subject.run.connector != "hf_text":
@@ -144,7 +144,7 @@ async def _warm_up_library(
 
 
 async def try_batch_sizes(
-    ours: Explainer, games: Sequence[Game], coalitions: int, rows_in_flight: int, say: Say
+    ours: Explainer, games: Sequence[RowRun], coalitions: int, rows_in_flight: int, say: Say
 ) -> dict[int, float]:
     """Return coalitions per second with the batch size found, its half and its double.
 
@@ -168,7 +168,7 @@ async def try_batch_sizes(
     return rates
 
 
-def _remarks(contest: Contest, games: Sequence[Game], *, tried: bool) -> list[str]:
+def _remarks(contest: Contest, games: Sequence[RowRun], *, tried: bool) -> list[str]:
     """Return notes on the origin of the figures."""
     notes = []
     if any(game.run.explainer_type != "exact" for game in games):

@@ -10,7 +10,7 @@ from itertools import pairwise
 from mllm_shapx.benchmark.library import LibraryRunner
 from mllm_shapx.benchmark.ours import Explainer
 from mllm_shapx.benchmark.plain import PlainGenerate
-from mllm_shapx.benchmark.subject import Game, take
+from mllm_shapx.benchmark.subject import RowRun, take
 from mllm_shapx.models.flight import FEWEST_ROWS
 
 MOST_ROUNDS = 5
@@ -49,7 +49,7 @@ class Tally:
         ]
 
 
-def cut_into_rounds(games: Sequence[Game], fewest: int) -> list[Sequence[Game]]:
+def cut_into_rounds(games: Sequence[RowRun], fewest: int) -> list[Sequence[RowRun]]:
     """Cut the games into at most `MOST_ROUNDS` equal rounds of neighbours, of at least `fewest` games."""
     count = max(1, min(MOST_ROUNDS, len(games) // fewest))
     edges = [round(place * len(games) / count) for place in range(count + 1)]
@@ -76,7 +76,7 @@ class Contest:
     largest_difference: float | None = None
     """Maximum difference between our values and the library's."""
 
-    async def play(self, games: Sequence[Game], seconds: float, say: Callable[[str], None]) -> None:
+    async def play(self, games: Sequence[RowRun], seconds: float, say: Callable[[str], None]) -> None:
         """Play all rounds in about `seconds` for each contestant, three times as many for the library.
 
         In each round, the library plays in the middle and the others before and after it, so that other load
@@ -96,7 +96,7 @@ class Contest:
             if raw.rounds:
                 self.raw.add(*raw.total)
 
-    async def _our_turns(self, games: Sequence[Game], seconds: float, ours: Tally, raw: Tally) -> None:
+    async def _our_turns(self, games: Sequence[RowRun], seconds: float, ours: Tally, raw: Tally) -> None:
         """Let us and plain generate take turns until ours took `seconds`."""
         ends = ours.total[1] + seconds
         while True:
@@ -109,7 +109,7 @@ class Contest:
             if ours.total[1] >= ends:
                 return
 
-    async def _library_turn(self, runner: LibraryRunner, games: Sequence[Game], seconds: float) -> None:
+    async def _library_turn(self, runner: LibraryRunner, games: Sequence[RowRun], seconds: float) -> None:
         most = max(1, int(self.runner_rate * LIBRARY_SHARE * seconds))
         games = take(games, most, most)
         started = time.perf_counter()

@@ -14,7 +14,7 @@ from mllm_shap import (
     TransformersTextBackend,
 )
 
-from mllm_shapx.benchmark.subject import Game
+from mllm_shapx.benchmark.subject import RowRun
 from mllm_shapx.config.vocabulary import SIMILARITIES
 from mllm_shapx.errors import ShapxError
 from mllm_shapx.explaining.sample import open_row
@@ -54,7 +54,7 @@ class LibraryRunner(TransformersTextBackend):
         self.makes_other_prompts = False
         """Whether the library's own prompt differed for the first conversation so far."""
 
-    async def explain(self, game: Game) -> ExplainRunOutput:
+    async def explain(self, game: RowRun) -> ExplainRunOutput:
         """Explain the game's row with the run's settings and seed.
 
         Raises:

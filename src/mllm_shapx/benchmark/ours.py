@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from mllm_shap import ConversationSnapshot
 
-from mllm_shapx.benchmark.subject import Game
+from mllm_shapx.benchmark.subject import RowRun
 from mllm_shapx.explaining.coalitions import Keep
 from mllm_shapx.explaining.unit import ModelAnswers, RowExplainer
 from mllm_shapx.models.base import Model
@@ -54,7 +54,7 @@ class Explainer:
         self.flight = Flight(rows_in_flight, lambda: self.engine.stats.batch_size)
         self._answers = ModelAnswers(self.engine, {})
 
-    async def play(self, games: Sequence[Game]) -> Turn:
+    async def play(self, games: Sequence[RowRun]) -> Turn:
         """Explain the games' rows, without shared answers."""
         prompts: list[ConversationSnapshot] = []
         tasks: list[asyncio.Task[SampleResult]] = []
@@ -71,7 +71,7 @@ class Explainer:
         samples = [task.result() for task in tasks]
         return Turn(samples, prompts, seconds, self.engine.stats.busy_seconds - busy)
 
-    async def _explain(self, number: str, game: Game, prompts: list[ConversationSnapshot]) -> SampleResult:
+    async def _explain(self, number: str, game: RowRun, prompts: list[ConversationSnapshot]) -> SampleResult:
         async def generate(asked: Mapping[int, ConversationSnapshot], keep: Keep) -> None:
             prompts.extend(asked.values())
             await self._answers.answer(game.run, game.row.row_index, asked, keep)

@@ -19,7 +19,7 @@ from mllm_shapx.planning.sweep import expand, player_rule
 
 
 @dataclass(frozen=True, slots=True)
-class Game:
+class RowRun:
     """One row explained by one run."""
 
     row: Row
@@ -31,21 +31,21 @@ class Game:
         """Return the number of coalitions of the run."""
         return self.run.coalitions(self.num_players)
 
-    def limited_to(self, coalitions: int) -> "Game":
+    def limited_to(self, coalitions: int) -> "RowRun":
         """Return the game with at most about `coalitions` coalitions; exact if these suffice."""
         if 1 << self.num_players <= coalitions:
             return replace(self, run=_as(self.run, "exact", Budget("all")))
         budget = Budget("num_samples", max(coalitions, 1))
         return replace(self, run=_as(self.run, "limited_mc", budget))
 
-    def smallest(self) -> "Game":
+    def smallest(self) -> "RowRun":
         """Return a game of two coalitions on the same row."""
         return replace(self, run=_as(self.run, "standard_mc", Budget("num_samples", 2)))
 
 
-def take(games: Sequence[Game], coalitions: float, most: int) -> list[Game]:
+def take(games: Sequence[RowRun], coalitions: float, most: int) -> list[RowRun]:
     """Return games until they have `coalitions` together, or all; each has at most about `most`."""
-    taken: list[Game] = []
+    taken: list[RowRun] = []
     for game in games:
         taken.append(game.limited_to(most))
         coalitions -= taken[-1].coalitions
@@ -95,7 +95,7 @@ class Subject:
         """
         return load_model(self.run.model_settings, self.model_path, self._revision, self._config_path)
 
-    def games(self, model: Model) -> Iterator[Game]:
+    def games(self, model: Model) -> Iterator[RowRun]:
         """Yield the exact game of each row that `model` can answer, in selection order.
 
         Raises:
@@ -112,7 +112,7 @@ class Subject:
                 refused = error
                 continue
             found = True
-            yield Game(row, self.run, opened.players.num_players)
+            yield RowRun(row, self.run, opened.players.num_players)
         if not found:
             raise UsageError(f"none of the {len(self._rows)} selected row(s) can be explained: {refused}")
 

@@ -18,7 +18,7 @@ from mllm_shapx.config.variants import Variant
 from mllm_shapx.config.vocabulary import DEFAULT_MODELS, FilterOp, InputModality, OutputModality
 
 
-class OwnServer(Block):
+class OwnServerConfig(Block):
     """A server that each worker starts for itself."""
 
     command: Annotated[ListOf[str], AfterValidator(servers.command)]
@@ -66,7 +66,7 @@ class ConnectorKwargs(Block):
     """Seconds that the server may take for one answer; 300 when null."""
     extra_body: Annotated[dict[str, JsonValue], AfterValidator(servers.extra_body)] | None = None
     """Further keys of each request."""
-    server: OwnServer | None = None
+    server: OwnServerConfig | None = None
     """A server that each worker starts for itself, instead of `base_url`."""
 
     also_accepted: ClassVar[tuple[str, ...]] = servers.OLD_KEYS

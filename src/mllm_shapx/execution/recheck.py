@@ -47,7 +47,7 @@ class Difference:
 
 
 @dataclass(frozen=True, slots=True)
-class Agreement:
+class KeyAgreement:
     """The comparison for one generation key."""
 
     runs: tuple[str, ...]
@@ -96,7 +96,7 @@ class Recheck:
     """The comparison for one directory."""
 
     directory: str
-    agreements: tuple[Agreement, ...]
+    agreements: tuple[KeyAgreement, ...]
     changed: int
     """Drawn answers that were not compared, because their row has changed."""
 
@@ -155,7 +155,7 @@ def recheck(directory: str, number: int, seed: int, say: Callable[[str], None]) 
     wanted = sum(len(each.numbers) for each in drawn)
     asker = _Asker(study, store, table, wanted, say)
     drawn.sort(key=lambda each: (_dtype(each), each.run.generation_key, each.entry.row_index))
-    agreements: list[Agreement] = []
+    agreements: list[KeyAgreement] = []
     for dtype, of_dtype in groupby(drawn, key=_dtype):
         agreements += asker.compare(dtype, list(of_dtype), runs)
     return Recheck(directory, tuple(agreements), asker.changed)
@@ -219,7 +219,7 @@ class _Asker:
         self._say = say
         self._said = time.monotonic()
 
-    def compare(self, dtype: str, drawn: Sequence[_Drawn], runs: Sequence[RunSpec]) -> Iterator[Agreement]:
+    def compare(self, dtype: str, drawn: Sequence[_Drawn], runs: Sequence[RunSpec]) -> Iterator[KeyAgreement]:
         """Yield the comparison of each generation key, with the model loaded in `dtype`."""
         kwargs = drawn[0].run.connector_kwargs.model_copy(update={"dtype": dtype})
         loaded = replace(drawn[0].run, connector_kwargs=kwargs)
@@ -230,7 +230,7 @@ class _Asker:
                 if found:
                     names = tuple(run.name for run in runs if run.generation_key == key)
                     differences = tuple(each for each in found if each is not None)
-                    yield Agreement(names, dtype, model.identity.device, len(found), differences)
+                    yield KeyAgreement(names, dtype, model.identity.device, len(found), differences)
         finally:
             model.close()
 

@@ -16,7 +16,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
 from mllm_shapx.models.base import Decoding
 from mllm_shapx.models.generation_settings import GenerationSettings, LogitsRules
 from mllm_shapx.models.plain_generate import Generated, PromptBatch, in_groups, token_logprobs
-from mllm_shapx.models.prefix_tree import Piece, PrefixTree, build_tree
+from mllm_shapx.models.prefix_tree import PrefixTree, TreePart, build_tree
 from mllm_shapx.models.sampling import Sampler, draws_for, not_finite
 
 PIECE_NODES = {"cpu": 512, "cuda": 2048, "mps": 1024}
@@ -140,11 +140,11 @@ class OwnLoop:
         if not tree.trunk:
             return []
         chain = np.arange(len(tree.trunk))
-        piece = Piece(np.array(tree.trunk), chain, np.tri(len(chain), dtype=np.bool_), chain[-1:])
+        piece = TreePart(np.array(tree.trunk), chain, np.tri(len(chain), dtype=np.bool_), chain[-1:])
         return self._run_piece(piece, [], 0)[1]
 
     def _run_piece(
-        self, piece: Piece, trunk: list[DynamicLayer], behind: int
+        self, piece: TreePart, trunk: list[DynamicLayer], behind: int
     ) -> tuple[torch.Tensor, list[DynamicLayer]]:
         cache = Cache(layer_class_to_replicate=DynamicLayer)
         for depth, layer in enumerate(trunk):

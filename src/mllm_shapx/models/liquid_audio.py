@@ -32,7 +32,7 @@ from mllm_shapx.models.liquid_decoding import (
     IM_END,
     TEXT_END,
     BatchDecoder,
-    Generation,
+    LiquidSequence,
     read_batch,
 )
 from mllm_shapx.models.liquid_encoding import PromptEmbedder
@@ -99,7 +99,7 @@ class LiquidAudioModel:
 
     def generate(
         self, prompts: Sequence[LiquidPrompt], decoding: Decoding, seeds: Sequence[int]
-    ) -> list[Generation]:
+    ) -> list[LiquidSequence]:
         """Return tokens and frames of the answers, in the order of generation.
 
         Raises:
@@ -136,7 +136,7 @@ class LiquidAudioModel:
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _answer(self, generation: Generation, logprobs: bool) -> Answer:
+    def _answer(self, generation: LiquidSequence, logprobs: bool) -> Answer:
         tokens = [step for step in generation.steps if isinstance(step, int)]
         frames = [step for step in generation.steps if isinstance(step, tuple)]
         return Answer(

@@ -22,7 +22,7 @@ COMPACT_SHARE = 0.125
 
 
 @dataclass(slots=True)
-class Generation:
+class LiquidSequence:
     """One unfinished answer: its tokens and frames so far, and the modality of the next step.
 
     The rules are those of the package's `generate_sequential` and `generate_interleaved`.
@@ -104,7 +104,7 @@ class BatchDecoder:
         self._model = model
         self._codebooks = int(model.codebooks)
 
-    def decode(self, batch: PrefillBatch, decoding: Decoding, seeds: Sequence[int]) -> list[Generation]:
+    def decode(self, batch: PrefillBatch, decoding: Decoding, seeds: Sequence[int]) -> list[LiquidSequence]:
         """Generate until every sequence has ended or holds `max_new_tokens` steps.
 
         Raises:
@@ -113,7 +113,8 @@ class BatchDecoder:
         conf = self._model.conf
         interleaved = decoding.output_modality == "audio"
         everyone = [
-            Generation(interleaved, conf.interleaved_n_text, conf.interleaved_n_audio) for _ in batch.lengths
+            LiquidSequence(interleaved, conf.interleaved_n_text, conf.interleaved_n_audio)
+            for _ in batch.lengths
         ]
         state = _BatchState(everyone, batch)
         sampling = _Sampling(decoding)
@@ -145,7 +146,7 @@ class BatchDecoder:
 
     def _advance(
         self,
-        sequences: Sequence[Generation],
+        sequences: Sequence[LiquidSequence],
         hidden: torch.Tensor,
         sampling: _Sampling,
         draws: torch.Tensor | None,
@@ -194,7 +195,7 @@ class BatchDecoder:
 class _BatchState:
     """Cache, mask and positions of the sequences in the batch."""
 
-    def __init__(self, sequences: list[Generation], batch: PrefillBatch) -> None:
+    def __init__(self, sequences: list[LiquidSequence], batch: PrefillBatch) -> None:
         device = batch.embeddings.device
         self.sequences = list(sequences)
         self.rows = torch.arange(len(sequences), device=device)

@@ -16,7 +16,7 @@ Ids = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class TreePart:
     """Tokens of the tree that go through the model together, after the trunk."""
 
     tokens: NDArray[np.int64]
@@ -35,7 +35,7 @@ class PrefixTree:
 
     trunk: Ids
     """The common prefix of all prompts; empty when there is only one piece."""
-    pieces: tuple[Piece, ...]
+    pieces: tuple[TreePart, ...]
     order: NDArray[np.int64]
     """Prompts in the order of the pieces' `ends`, (prompts,)."""
     paths: tuple[NDArray[np.int64], ...]
@@ -94,7 +94,7 @@ def _groups(ordered: Sequence[Ids], shared: Sequence[int], most: int, trunk: int
 
 def _piece(
     ordered: Sequence[Ids], shared: Sequence[int], trunk: int
-) -> tuple[Piece, list[NDArray[np.int64]]]:
+) -> tuple[TreePart, list[NDArray[np.int64]]]:
     """Return the tree of sorted prompts after the trunk, and each prompt's nodes in it."""
     tokens: list[int] = []
     positions: list[int] = []
@@ -110,7 +110,7 @@ def _piece(
         spans.append((start, path))
         paths.append(path)
         before = path
-    piece = Piece(
+    piece = TreePart(
         tokens=np.array(tokens),
         positions=np.array(positions),
         ancestors=_ancestors(len(tokens), spans),

@@ -37,7 +37,7 @@ class ServerLimits:
         return self.max_requests is not None or self.max_tokens is not None
 
 
-class Budget:
+class CallBudget:
     """Counts requests and tokens and refuses a request that could go beyond a limit. For one event loop.
 
     A request reserves the tokens that it can cost: those of its prompt and `max_new_tokens`. At first, each

@@ -28,7 +28,7 @@ from mllm_shapx.models.base import (
     ServerDiedError,
     Vector,
 )
-from mllm_shapx.models.server_budget import Budget, ServerLimits
+from mllm_shapx.models.server_budget import CallBudget, ServerLimits
 from mllm_shapx.models.server_client import Reply, ServerClient, Setback
 from mllm_shapx.models.server_identity import ServedModel, look
 from mllm_shapx.models.server_text import ServerModel, ServerPrompt
@@ -70,7 +70,7 @@ class ServerEngine:
         """Each of the requests in flight may be of another row."""
         model.begin()
         self._patience_s = limits.patience_s
-        self._budget = Budget(limits)
+        self._budget = CallBudget(limits)
         self._client = ServerClient(model.service)
         self._throttle = Throttle(model.service.max_concurrency)
         self._looking = asyncio.Lock()
