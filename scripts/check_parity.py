@@ -19,7 +19,7 @@ from pathlib import Path
 from mllm_shap import ExplainResult
 
 from mllm_shapx.benchmark.library import OTHER_PROMPTS, LibraryRunner
-from mllm_shapx.benchmark.subject import Game
+from mllm_shapx.benchmark.subject import RowRun
 from mllm_shapx.config.loading import LoadedConfig, load_config
 from mllm_shapx.data.conversations import load_row
 from mllm_shapx.data.selection import select_rows
@@ -109,7 +109,7 @@ def largest_difference(sample: SampleResult, result: ExplainResult) -> float:
 
 def _samples(
     loaded: LoadedConfig, runs: tuple[RunSpec, ...], directory: str, count: int | None
-) -> Iterator[tuple[Game, SampleResult]]:
+) -> Iterator[tuple[RowRun, SampleResult]]:
     """Yield every sample with its game, row by row."""
     settings = loaded.experiment_set
     table = open_table(settings.dataset, loaded.path)
@@ -131,7 +131,7 @@ def _samples(
                 sample = SampleResult.from_bytes(run.name, storage.read_bytes(path))
             except ValueError as error:
                 raise UsageError(f"{directory}/{path} is damaged: {error}") from error
-            yield Game(row, run, players), sample
+            yield RowRun(row, run, players), sample
 
 
 def _refuse_incomparable(runs: tuple[RunSpec, ...]) -> None:
