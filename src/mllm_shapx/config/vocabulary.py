@@ -156,7 +156,7 @@ VALUE_FUNCTIONS: dict[ValueFunctionName, ValueFunctionFacts] = {
     "reference_wer": ValueFunctionFacts(),
     "judge_grade": ValueFunctionFacts(),
 }
-"""Value functions besides the three similarities."""
+"""Value functions besides the similarities."""
 
 
 @dataclass(frozen=True, slots=True)
