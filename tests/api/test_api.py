@@ -101,6 +101,8 @@ def test_options_that_contradict_each_other_are_refused() -> None:
         mllm_shapx.run(config, accept_changed_rows=True)
     with pytest.raises(mllm_shapx.UsageError, match="num_gpus='some' is neither a number nor 'all'"):
         mllm_shapx.run(config, num_gpus="some")  # type: ignore[arg-type]
+    with pytest.raises(mllm_shapx.UsageError, match="max_failures='x' is neither a number nor a percentage"):
+        mllm_shapx.run(config, max_failures="x")
 
 
 def test_run_takes_every_option_of_the_command() -> None:

@@ -213,11 +213,21 @@ def test_deep_nesting_is_refused(tmp_path: Path, depth: int) -> None:
             load_config(written(tmp_path, text))
 
 
-def test_half_of_a_surrogate_pair_is_refused_with_its_place(tmp_path: Path) -> None:
-    data = {**USUAL, "experiments": [{"explainer_type": "exact"}], "chat": {"system_prompt": "a \ud800 b"}}
+@pytest.mark.parametrize(
+    ("block", "place"),
+    [
+        ({"chat": {"system_prompt": "a \ud800 b"}}, "chat.system_prompt"),
+        ({"chat": {"chat_template_kwargs": {"\ud800": 1}}}, "chat.chat_template_kwargs.\ud800"),
+        ({"zz\ud800": 1}, "zz\ud800"),
+    ],
+)
+def test_half_of_a_surrogate_pair_is_refused_with_its_place(
+    tmp_path: Path, block: dict[str, Any], place: str
+) -> None:
+    data = {**USUAL, "experiments": [{"explainer_type": "exact"}], **block}
     with pytest.raises(ConfigError) as caught:
         load_config(written(tmp_path, data))
-    assert [problem.path for problem in caught.value.problems] == ["chat.system_prompt"]
+    assert [problem.path for problem in caught.value.problems] == [place]
     assert "surrogate" in str(caught.value)
 
 

@@ -143,6 +143,19 @@ def test_samples_whose_answers_are_stored_are_computed_without_a_model(
     assert results(study.output) == results(undisturbed.output)
 
 
+@pytest.mark.slow
+def test_trackers_follow_a_study_from_stored_answers_to_the_model(tmp_path: Path) -> None:
+    """The first row's sample comes from the store; then workers start, and the trackers open again."""
+    study = Study(tmp_path, rows=4, settings={**ONE_RUN, "wandb": {"enabled": True, "mode": "offline"}})
+    assert study.run("--inline", "--max-samples", "2").code == 0
+    for path in [*study.output.glob("generations/00001-*"), *study.output.glob(f"{RUN}/samples/*")]:
+        path.unlink()
+    end = study.run("--resume", "--max-samples", "2")
+    assert end.code == 0, end.out
+    assert len(list(study.output.glob("wandb/offline-run-*"))) == 3, "one for each opening"
+    assert study.call(verb="verify").code == 0
+
+
 def test_what_is_stored_in_part_goes_to_the_model(study: Study, tmp_path: Path) -> None:
     """One row's answers are enough for the added run and the other's are not."""
     for path in sorted(study.output.glob("generations/00001-*.parquet")):

@@ -61,7 +61,7 @@ class _Usurper(ProgressReporter):
         self._file = file
 
     def update(self, progress: StudyProgress) -> None:
-        if progress.runs[0].done and not self.has_taken:
+        while progress.runs[0].done and not self.has_taken:  # a heartbeat of the holder may replace it
             other = dataclasses.replace(LockHolder.of_this_process(), pid=os.getppid(), host="elsewhere")
             self._file.write_bytes(encode_json(dataclasses.asdict(other)))
             time.sleep(0.3)  # the holder's heartbeats see it

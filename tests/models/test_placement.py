@@ -1,11 +1,14 @@
 """Where a model's weights go: one device, or all GPUs that a worker was given. No GPU is needed."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from model_kit import build_config
 
 from mllm_shapx.models.base import OutOfMemory
-from mllm_shapx.models.devices import Placement, devices_of, place_model
+from mllm_shapx.models.devices import Placement, devices_of, memory_errors, place_model
 
 GIB = 2**30
 
@@ -63,3 +66,21 @@ def test_a_model_is_cut_between_layers_or_refused_when_the_gpus_are_too_small(
     else:
         with pytest.raises(OutOfMemory, match="larger than the free memory of cuda:0, cuda:1"):
             placement.check(model)
+
+
+def test_full_memory_frees_what_the_failed_pass_holds() -> None:
+    """The smaller batch that follows needs the memory; the collector may come much later."""
+    held: list[weakref.ref[torch.Tensor]] = []
+
+    def forward() -> None:
+        tensor = torch.zeros(4)
+        held.append(weakref.ref(tensor))
+        raise MemoryError("the memory is full")
+
+    gc.disable()
+    try:
+        with pytest.raises(OutOfMemory, match="the memory is full"), memory_errors(torch.device("cpu")):
+            forward()
+        assert held[0]() is None
+    finally:
+        gc.enable()

@@ -28,5 +28,5 @@ def test_wide_signs_count_as_two_cells() -> None:
 
 def test_cells_are_text_and_nothing_else() -> None:
     """What looks like markup or like a terminal's escapes is shown as it is, in one line."""
-    (_, line) = grid(words("a", "b"), [["[red]x[/red]", "1\x1b[2J\n2"]], 80)
-    assert line == "[red]x[/red]  1\\x1b[2J 2"
+    (_, line) = grid(words("a", "b"), [["[red]x[/red]", "1\x1b[2J\n2\u20283"]], 80)
+    assert line == "[red]x[/red]  1\\x1b[2J 2 3"

@@ -199,7 +199,7 @@ def _parse(path: Path, text: str) -> dict[str, Any]:
         raise _refused(path, "must be one JSON object {...}")
     if any(len(place) > DEEPEST for place, _ in walk(data)):
         raise _refused(path, _TOO_DEEP)
-    broken = [place for place, value in walk(data) if _is_broken(value) or _is_broken((*place, "")[-1])]
+    broken = [place for place, value in walk(data) if _is_broken(value) or _is_broken(("", *place)[-1])]
     twice = [(*place, key) for place, value in walk(data) for found, key in repeated if found is value]
     for places, message, fix in (
         (broken, "holds half of a surrogate pair, which is no character", "remove it"),

@@ -53,7 +53,7 @@ class Table(ABC):
 
     @abstractmethod
     def some_rows(self, indices: Sequence[int], columns: Sequence[str]) -> Iterator[tuple[int, Values]]:
-        """Yield the values of `columns` in the rows `indices`, which ascend; each part is read once.
+        """Yield the values of `columns` in the rows `indices`, which ascend, each once. A part is read once.
 
         A row that cannot be read, for example in a damaged part of the file, is yielded as a `RowError`
         `unreadable_row`.

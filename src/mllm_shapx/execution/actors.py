@@ -6,7 +6,7 @@ import os
 import pickle
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Concatenate, Self
 
@@ -50,7 +50,7 @@ class Shared:
     study: Study
     inspections: dict[str, RunInspection]
     specs: dict[str, dict[str, Any]]
-    secrets: dict[str, str]
+    secrets: dict[str, str] = field(repr=False)
     """The driver's environment variables that hold secrets, for the trackers."""
 
     @classmethod

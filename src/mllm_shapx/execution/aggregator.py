@@ -1,5 +1,6 @@
 """The aggregator: writes the summary of each run and gives samples to the trackers."""
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,8 +25,9 @@ class Aggregator:
         self._study = study
         self._storage = open_storage(study.output_uri)
         self._warnings: list[str] = []
+        # Copies: the study keeps its backends unopened, because another crew may pickle them.
         self._trackers = [
-            BackgroundTracker(backend, study.experiment_set_id, warn=self._warnings.append)
+            BackgroundTracker(copy.deepcopy(backend), study.experiment_set_id, warn=self._warnings.append)
             for backend in study.trackers
         ]
         for name, spec in specs.items():

@@ -57,7 +57,7 @@ def _request(bundles: list[dict[str, float]]) -> None:
     try:
         request_resources(bundles=bundles)
     except (RayError, RuntimeError, OSError) as error:
-        logger.warning("the autoscaler refused a request for %d nodes: %s", len(bundles), error)
+        logger.warning("the autoscaler refused a request for %d worker(s): %s", len(bundles), error)
 
 
 def _node_types() -> dict[str, str]:

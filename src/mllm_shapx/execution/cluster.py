@@ -9,6 +9,7 @@ import re
 import secrets
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -141,6 +142,8 @@ def _own_handlers(request: StopRequest) -> Iterator[None]:
 
 
 def _leave() -> None:
+    if "ray" not in sys.modules:  # a signal came during its import, which cannot be repeated
+        return
     import ray
 
     with logged_output():

@@ -129,7 +129,7 @@ def pinned(dataset: DatasetConfig, output_uri: str, runs: Sequence[RunSpec]) -> 
 
 
 def recorded_commit(output_uri: str, runs: Sequence[RunSpec], key: str) -> str | None:
-    """Return the value of `key` in the specs of a directory; None if there is none, or more than one."""
+    """Return the one value of `key` in the specs of a directory that have it; None without one."""
     storage = open_storage(output_uri)
     found = set()
     for run in runs:

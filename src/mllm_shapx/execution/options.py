@@ -57,10 +57,15 @@ class RunOptions:
         """Refuse options that contradict each other.
 
         Raises:
-            UsageError: If two of them do, or `num_gpus` is a word other than "all".
+            UsageError: If two of them do, or if `num_gpus` or `max_failures` is another word.
         """
         if isinstance(self.num_gpus, str) and self.num_gpus != "all":
             raise UsageError(f"num_gpus={self.num_gpus!r} is neither a number nor 'all'")
+        try:
+            self.failures_allowed(1)
+        except ValueError:
+            message = f"max_failures={self.max_failures!r} is neither a number nor a percentage such as '5%'"
+            raise UsageError(message) from None
         if self.resume and self.overwrite:
             raise UsageError("resume and overwrite exclude each other; give one of them")
         if self.accept_changed_rows and not self.resume:

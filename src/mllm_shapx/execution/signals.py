@@ -166,8 +166,10 @@ def stop_requests(request: StopRequest) -> Iterator[StopRequest]:
     watcher = threading.Thread(target=_watch, args=(request, receiver), name="signals", daemon=True)
     watcher.start()
     fd = signal.set_wakeup_fd(sender, warn_on_full_buffer=False)
-    before = {number: signal.signal(number, request.handle) for number in watched}
+    before = {number: signal.getsignal(number) for number in watched}
     try:
+        for number in watched:
+            signal.signal(number, request.handle)
         yield request
     finally:
         for number, handler in before.items():

@@ -9,7 +9,7 @@ from mllm_shap import ConversationSnapshot, PlayerSet, PluginGroup
 
 from mllm_shapx.data.conversations import Row, to_snapshot
 from mllm_shapx.explaining.absence import absence_policy
-from mllm_shapx.explaining.audio_records import DecodeAudio, answer_entry, audio_records
+from mllm_shapx.explaining.audio_records import AudioRecords, DecodeAudio, answer_entry, audio_records
 from mllm_shapx.explaining.coalitions import Generate, RowCoalitions
 from mllm_shapx.explaining.conversation import attribution_summary, conversation_entries
 from mllm_shapx.explaining.forcing import OwnLogprobs
@@ -133,10 +133,12 @@ def _sample(
     answered = [mask for mask in game.masks if mask in coalitions.stored]
     response = coalitions.stored[everyone]
     conversation = conversation_entries(coalitions.snapshot, players, values, response.text)
-    sound = audio_records(row.row_index, coalitions.snapshot, response, decode_audio)
-    spoken = answer_entry(sound.artifacts)
-    if spoken is not None:
-        conversation = (*conversation[:-1], (*conversation[-1], spoken))
+    sound = AudioRecords({}, None)
+    if run.modality.has_audio_input or run.modality.output_modality == "audio":
+        sound = audio_records(row.row_index, coalitions.snapshot, response, decode_audio)
+        spoken = answer_entry(sound.artifacts)
+        if spoken is not None:
+            conversation = (*conversation[:-1], (*conversation[-1], spoken))
     tokens_in, tokens_out = coalitions.tokens(game.masks, run.name)
     return SampleResult(
         run_name=run.name,

@@ -1,6 +1,7 @@
 """Chooses device and dtype of a model, and recognizes errors of full memory."""
 
 import os
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -157,6 +158,7 @@ def memory_errors(device: torch.device) -> Iterator[None]:
         full = error
     else:
         return
+    traceback.clear_frames(full.__traceback__)  # they hold the tensors of the failed pass
     if device.type == "cuda":
         torch.cuda.empty_cache()
     raise OutOfMemory(str(full)) from None

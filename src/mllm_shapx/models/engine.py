@@ -284,30 +284,28 @@ class Engine:
 
     def _answer(self, batch: Batch) -> None:
         items = batch.items
-        failure: Exception | None = None
-        answers: Sequence[Answer] = ()
         started = time.perf_counter()
         try:
             answers = self.model.answer(
                 [item.prompt for item in items], batch.decoding, [item.seed for item in items]
             )
         except Exception as error:  # noqa: BLE001 -- the batch's callers get the error
-            failure = error
+            self._busy_seconds += time.perf_counter() - started
+            if isinstance(error, OutOfMemory | MemoryError):
+                self._shrink(batch, error)
+            else:
+                self._blame(batch, error)
+            return
         seconds = time.perf_counter() - started
         self._busy_seconds += seconds
-        if isinstance(failure, OutOfMemory | MemoryError):
-            self._shrink(batch, failure)
-        elif failure is not None:
-            self._blame(batch, failure)
-        else:
-            new_tokens = sum(len(answer.token_ids) + len(answer.audio_frames) for answer in answers)
-            positions = sum(item.prompt.length for item in items)
-            self._sizer.observe(batch.decoding, len(items), positions + new_tokens, seconds)
-            found: dict[Request, list[tuple[int, Answer]]] = {}
-            for item, answer in zip(items, answers, strict=True):
-                found.setdefault(item.request, []).append((item.index, answer))
-            for request, delivery in found.items():
-                request.deliver(delivery)
+        new_tokens = sum(len(answer.token_ids) + len(answer.audio_frames) for answer in answers)
+        positions = sum(item.prompt.length for item in items)
+        self._sizer.observe(batch.decoding, len(items), positions + new_tokens, seconds)
+        found: dict[Request, list[tuple[int, Answer]]] = {}
+        for item, answer in zip(items, answers, strict=True):
+            found.setdefault(item.request, []).append((item.index, answer))
+        for request, delivery in found.items():
+            request.deliver(delivery)
 
     def _blame(self, batch: Batch, error: Exception) -> None:
         """Fail the request of a failed batch; if several requests share the batch, repeat each alone."""

@@ -29,6 +29,10 @@ def load_checkpoint(folder: Path, *, dtype: Any, device: Any, attn_implementatio
         model = _build_model(folder, config, dtype, device)
         model.lfm.set_attn_implementation(attn_implementation)
         processor = _build_processor(folder, config)
+    except ImportError as error:
+        raise ModelError(
+            f"connector 'liquid_audio' needs the audio extra: pip install 'mllm-shapx[audio]' ({error})"
+        ) from error
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
         if type(error).__name__ == "OutOfMemoryError":
             raise ModelError(f"{folder}: the model does not fit into the memory of {device}") from error

@@ -72,4 +72,6 @@ def in_words(error: ValidationError) -> str:
         return f"it is not JSON ({first['msg'].removeprefix('Invalid JSON: ')})"
     if first["type"] == "missing":
         return f"it lacks the field {where}"
+    if first["type"] == "dataclass_type" and not where:
+        return "it is not a JSON object"
     return f"{where or 'it'}: {first['msg']}"

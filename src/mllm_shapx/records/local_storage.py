@@ -76,6 +76,7 @@ class LocalStorage:
         with translated("create", target):
             with _temporary(folder, data) as temp:
                 created = _link_exclusive(temp, target, data)
+                os.unlink(temp)  # noqa: PTH108
             _sync_folder(folder)
         return created
 
@@ -228,7 +229,7 @@ def _read(path: str) -> bytes:
 
 @contextlib.contextmanager
 def _temporary(folder: str, data: bytes) -> Iterator[str]:
-    """Write `data` to a temporary file in `folder`, yield its path, and remove it if it is still there."""
+    """Write `data` to a temporary file in `folder` and yield its path; after an error, remove it."""
     temp = os.path.join(folder, f"{TEMP_PREFIX}{secrets.token_hex(8)}")  # noqa: PTH118
     try:
         try:
@@ -237,9 +238,10 @@ def _temporary(folder: str, data: bytes) -> Iterator[str]:
             _make_folder(folder)
             _write_new(temp, data)
         yield temp
-    finally:
+    except BaseException:
         with contextlib.suppress(OSError):  # report the original failure
             os.unlink(temp)  # noqa: PTH108
+        raise
 
 
 def _write_new(path: str, data: bytes) -> None:

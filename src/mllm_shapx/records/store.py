@@ -1,5 +1,6 @@
 """The coalition store's files: all answers of a study, by row and generation key (`generations/`)."""
 
+import contextlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -128,8 +129,11 @@ class CoalitionStore:
 
     def settings(self, row_index: int, key: str) -> Mapping[str, Any] | None:
         """Return the settings of a row's stored answers, None without a readable file."""
-        found, header = self._consistent(row_index, key, decode_table)
-        return header.settings if found else None
+        place = GenerationLayout(row_index, key)
+        for path in (place.answers, *self._parts(place)):
+            with contextlib.suppress(FileNotFoundError, ValueError):
+                return decode_table(self._storage.read_bytes(path))[1].settings
+        return None
 
     def _consistent[T](
         self, row_index: int, key: str, decode: Callable[[bytes], tuple[T, StoreHeader]]
@@ -285,8 +289,9 @@ class CoalitionStore:
 
     def _entries(self) -> Iterator[tuple[int, str, list[str]]]:
         """Yield every row and key with the paths of its files."""
-        names = {f"{GENERATIONS}/{name}" for name in self._storage.list(GENERATIONS)}
-        for row, key in sorted(self.places()):
+        listed = self._storage.list(GENERATIONS)  # once: a running driver adds files
+        names = {f"{GENERATIONS}/{name}" for name in listed}
+        for row, key in sorted({found for name in listed if (found := row_and_key(name)) is not None}):
             place = GenerationLayout(row, key)
             files = [path for path in place.files if path in names]
             yield row, key, files + (self._parts(place) if place.parts in names else [])

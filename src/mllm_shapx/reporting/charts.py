@@ -3,7 +3,6 @@
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from statistics import fmean
 from typing import Any
 
@@ -89,7 +88,11 @@ class Chart:
 
 def can_draw() -> bool:
     """Return whether vl-convert is installed, which draws without a browser or a network."""
-    return find_spec("vl_convert") is not None
+    try:
+        _library()
+    except UsageError:
+        return False
+    return True
 
 
 def _library() -> Any:

@@ -1,6 +1,7 @@
 """Tables of plain text that fit a width, laid out by rich; for terminals and pipes alike."""
 
 import io
+import re
 from collections.abc import Iterable, Sequence
 
 from rich.cells import cell_len
@@ -12,6 +13,7 @@ from mllm_shapx.plaintext import shown
 
 _GAP = 2
 """Blanks between two columns."""
+_BREAKS = re.compile("[\n\t\u2028\u2029]")
 _LEAST = 8
 """Cells that a column of names keeps."""
 
@@ -52,7 +54,7 @@ def grid(columns: Iterable[Column], rows: Iterable[Sequence[str]], width: int) -
 def cut(text: str, width: int) -> str:
     """Return the text in one line of at most `width` cells, with an ellipsis where something was cut off."""
     line = _line(text)
-    line.truncate(width, overflow="ellipsis")
+    line.truncate(max(1, width), overflow="ellipsis")
     return line.plain.rstrip()
 
 
@@ -70,4 +72,4 @@ def text_console(width: int, *, color: bool = False) -> Console:
 
 
 def _line(text: str) -> Text:
-    return Text(shown(text.replace("\n", " ").replace("\t", " ")), no_wrap=True, overflow="ellipsis")
+    return Text(shown(_BREAKS.sub(" ", text)), no_wrap=True, overflow="ellipsis")

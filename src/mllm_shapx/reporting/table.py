@@ -107,7 +107,7 @@ def _prompt_lines(pieces: Sequence[Piece], width: int) -> list[Text]:
             pairs.append((Text(_INDENT), Text(_INDENT)))
         for line, text in zip(pairs[-1], cell, strict=True):
             line.append_text(text).append(" " * (cells + 1 - text.cell_len))
-    lines = [line for pair in pairs for line in pair]
+    lines = [line for pair in pairs for line in pair] if pieces else []
     for line in lines:
         line.rstrip()
     if len(strongest) < len(pieces):
