@@ -145,14 +145,19 @@ def test_samples_whose_answers_are_stored_are_computed_without_a_model(
 
 @pytest.mark.slow
 def test_trackers_follow_a_study_from_stored_answers_to_the_model(tmp_path: Path) -> None:
-    """The first row's sample comes from the store; then workers start, and the trackers open again."""
-    study = Study(tmp_path, rows=4, settings={**ONE_RUN, "wandb": {"enabled": True, "mode": "offline"}})
-    assert study.run("--inline", "--max-samples", "2").code == 0
-    for path in [*study.output.glob("generations/00001-*"), *study.output.glob(f"{RUN}/samples/*")]:
+    """The first row's samples come from the store; then workers start, and the trackers open again."""
+    exact, sampling = {"explainer_type": "exact"}, ONE_RUN["experiments"][0]
+    study = Study(tmp_path, rows=4, settings={"wandb": {"enabled": True, "mode": "offline"}})
+    study.write_config(experiments=[exact])
+    assert study.run("--inline", "--max-samples", "1").code == 0
+    study.write_config(experiments=[sampling])
+    assert study.run("--inline", "--resume", "--max-samples", "2").code == 0
+    for path in study.output.glob("*/samples/*"):
         path.unlink()
+    study.write_config(experiments=[exact, sampling])
     end = study.run("--resume", "--max-samples", "2")
     assert end.code == 0, end.out
-    assert len(list(study.output.glob("wandb/offline-run-*"))) == 3, "one for each opening"
+    assert len(list(study.output.glob("wandb/offline-run-*-study-exact-*"))) == 3, "one for each opening"
     assert study.call(verb="verify").code == 0
 
 
