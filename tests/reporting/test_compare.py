@@ -233,7 +233,7 @@ def test_the_page_shows_runs_side_by_side_with_their_agreement(tmp_path: Path) -
         assert cells[:3] == ["phi/exact ↔ smol/limited_mc_ns10", "4", f"{found[1]['spearman']:.3f}"]
         assert cells[-1] == "1"
         names = ["phi/exact", "smol/exact", "smol/limited_mc_ns10"]
-        assert view.locator("article[data-row='0'] .panel .head b").all_inner_texts() == names
+        assert view.locator("article[data-row='0'] .panel .head b").all_text_contents() == names
         assert view.locator("article[data-row='4'] .panel").count() == 2
         assert "1 row(s) are in this run alone" in view.locator("#notes").inner_text()
         view.get_by_role("button", name="rank correlation").first.click()

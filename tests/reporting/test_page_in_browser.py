@@ -111,7 +111,7 @@ def test_the_text_demo_shows_what_its_files_say(browser: "Browser", tmp_path: Pa
         for row in sorted({row for _, row in files}):
             article = page.locator(f"article[data-row='{row}']")
             article.scroll_into_view_if_needed()
-            assert article.locator(".panel .head b").all_inner_texts() == runs
+            assert article.locator(".panel .head b").all_text_contents() == runs
             for run, panel in zip(runs, article.locator(".panel").all(), strict=True):
                 sample = files[run, row]
                 assert shown_values(panel) == pytest.approx(values_of(sample), abs=5e-4, rel=1e-2)
@@ -308,7 +308,7 @@ def test_one_row_shows_all_its_runs(browser: "Browser", study: Path) -> None:
     with opened(browser, study / "report.html", width=400, scheme="dark") as page:
         article = page.locator("article[data-row='3']")
         article.get_by_role("button", name="all runs").click()
-        assert article.locator(".panel .head b").all_inner_texts() == list(NOISE)
+        assert article.locator(".panel .head b").all_text_contents() == list(NOISE)
         for panel, (run, noise) in zip(article.locator(".panel").all(), NOISE.items(), strict=True):
             expected = make_sample(run, 3, noise=noise).player_values()
             assert shown_values(panel) == pytest.approx(expected, abs=5e-4)
