@@ -30,7 +30,7 @@ def test_rows_that_all_fail_alike_stop_the_study(tmp_path: Path, monkeypatch: py
     assert result.exit_code == 1
     assert "the first 10 rows all failed with ArithmeticError: the weights are full of NaN" in result.stderr
     failed = list((tmp_path / "hopeless/limited_mc_ns-1/failures").iterdir())
-    assert 10 <= len(failed) <= 12, "of 24 rows"
+    assert 10 <= len(failed) < 24, "rows in flight may fail too"
 
 
 def test_an_error_of_the_dataset_names_the_config_too(
