@@ -76,7 +76,8 @@ class LocalStorage:
         with translated("create", target):
             with _temporary(folder, data) as temp:
                 created = _link_exclusive(temp, target, data)
-                os.unlink(temp)  # noqa: PTH108
+                with contextlib.suppress(OSError):  # the file is there, whatever becomes of this one
+                    os.unlink(temp)  # noqa: PTH108
             _sync_folder(folder)
         return created
 
